@@ -1,0 +1,1 @@
+"""The machine and the ledger: what exists and what is promised. Knows no network."""

@@ -1,0 +1,191 @@
+"""What a job asks for, and by how much it falls short.
+
+A demand decodes from the DMS's resource maps: `cpu{cores, architecture, clock_speed}`, `ram{size}`, `disk{size}`,
+`gpus[{vram, vendor, model, uuid, exclusive}]`. Each GPU asked for is one device; the order of the list means nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from .components import GPU, Amount, GPUVendor, Port
+from .units import Cores, format_size
+
+__all__ = [
+    "CPUDemand",
+    "CPUShortage",
+    "Demand",
+    "DiskDemand",
+    "DiskShortage",
+    "GPUDemand",
+    "GPUShortage",
+    "PortDemand",
+    "PortShortage",
+    "RAMDemand",
+    "RAMShortage",
+    "Shortage",
+    "describe_shortage",
+]
+
+_ANY_VENDOR = (GPUVendor.UNKNOWN, GPUVendor.NONE)
+
+
+class CPUDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Cores asked for; optionally of one architecture ("x86_64", "arm64") and at least `clock_speed` hertz."""
+
+    cores: Cores = Cores(0)
+    architecture: str = ""
+    clock_speed: Amount = 0
+
+
+class RAMDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Main memory asked for, in bytes."""
+
+    size: Amount = 0
+
+
+class DiskDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Disk space asked for, in bytes."""
+
+    size: Amount = 0
+
+
+class GPUDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One GPU with at least `vram` bytes free on it; optionally of a vendor, of a model, or a certain device.
+
+    `model` asks for its words, in any order and case: "A100" is met by "NVIDIA A100-SXM4-80GB", "T4" is not met by
+    "T400". `exclusive` asks for a device that nobody else uses.
+    """
+
+    vram: Amount = 0
+    vendor: GPUVendor = GPUVendor.UNKNOWN
+    model: str = ""
+    uuid: str = ""
+    exclusive: bool = False
+
+    def accepts(self, device: GPU) -> bool:
+        """Whether this device is one that is asked for, whatever is free on it."""
+        return (
+            (self.vendor in _ANY_VENDOR or self.vendor is device.vendor)
+            and (not self.uuid or self.uuid == device.uuid)
+            and (not self.model or _words(self.model) <= _words(device.model))
+        )
+
+
+@lru_cache(maxsize=1024)
+def _words(model: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", model.casefold()))
+
+
+class Demand(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All that one job asks for."""
+
+    cpu: CPUDemand = CPUDemand()
+    ram: RAMDemand = RAMDemand()
+    disk: DiskDemand = DiskDemand()
+    gpus: tuple[GPUDemand, ...] = ()
+
+    def describe(self) -> str:
+        """One line for people: "2 cores, 4 GiB RAM, 10 GiB disk, 1 GPU with 8 GiB"."""
+        parts = [
+            f"{self.cpu.cores} cores",
+            f"{format_size(self.ram.size)} RAM",
+            f"{format_size(self.disk.size)} disk",
+        ]
+        parts += [f"1 GPU with {format_size(gpu.vram)}" for gpu in self.gpus]
+        return ", ".join(parts)
+
+
+class PortDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Public ports asked for: the numbers in `static`, and any `dynamic` more."""
+
+    static: tuple[Port, ...] = ()
+    dynamic: Amount = 0
+
+
+class CPUShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="cpu"):
+    """Too few cores are free, or the CPU is not of the architecture or clock asked for."""
+
+    asked: CPUDemand
+    free: CPUDemand
+    total: CPUDemand
+
+
+class RAMShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="ram"):
+    """Too little main memory is free; bytes."""
+
+    asked: Amount
+    free: Amount
+    total: Amount
+
+
+class DiskShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="disk"):
+    """Too little disk space is free; bytes."""
+
+    asked: Amount
+    free: Amount
+    total: Amount
+
+
+class GPUShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="gpus"):
+    """No set of free devices matches the GPUs asked for.
+
+    `free` and `total` name devices with their free and offered bytes: asking for `free` would be granted.
+    """
+
+    asked: tuple[GPUDemand, ...]
+    free: tuple[GPUDemand, ...]
+    total: tuple[GPUDemand, ...]
+
+
+class PortShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="ports"):
+    """Ports asked for are taken or outside the range: asking for `free` would be granted."""
+
+    asked: PortDemand
+    free: PortDemand
+    total: PortDemand
+
+
+Shortage: TypeAlias = CPUShortage | RAMShortage | DiskShortage | GPUShortage | PortShortage
+
+
+def describe_shortage(shortage: Shortage) -> str:
+    """One clause for people: "ram: 8 GiB asked, 2 GiB free of 4 GiB"."""
+    match shortage:
+        case CPUShortage(asked=asked, free=free, total=total):
+            return f"cpu: {_cpu(asked)} asked, {_cpu(free)} free of {_cpu(total)}"
+        case RAMShortage() | DiskShortage():
+            name = "ram" if isinstance(shortage, RAMShortage) else "disk"
+            sizes = [format_size(size) for size in (shortage.asked, shortage.free, shortage.total)]
+            return f"{name}: {sizes[0]} asked, {sizes[1]} free of {sizes[2]}"
+        case GPUShortage(asked=asked_gpus, free=free_gpus, total=total_gpus):
+            return f"gpus: {_gpus(asked_gpus)} asked, {_gpus(free_gpus)} free of {_gpus(total_gpus)}"
+        case PortShortage(asked=ports, free=free_ports, total=all_ports):
+            return f"ports: {_ports(ports)} asked, {_ports(free_ports)} free of {all_ports.dynamic}"
+
+
+def _cpu(cpu: CPUDemand) -> str:
+    words = [f"{cpu.cores} cores"]
+    if cpu.architecture:
+        words.append(cpu.architecture)
+    if cpu.clock_speed:
+        words.append(f"{cpu.clock_speed / 1e9:g} GHz")
+    return " ".join(words)
+
+
+def _gpus(gpus: tuple[GPUDemand, ...]) -> str:
+    if not gpus:
+        return "none"
+    return " + ".join(
+        format_size(gpu.vram) + (f" {gpu.model}" if gpu.model else "") + (" exclusive" if gpu.exclusive else "")
+        for gpu in gpus
+    )
+
+
+def _ports(ports: PortDemand) -> str:
+    static = [str(port) for port in ports.static]
+    return " ".join([*static, *([f"any {ports.dynamic}"] if ports.dynamic else [])]) or "none"

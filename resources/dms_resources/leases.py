@@ -1,0 +1,90 @@
+"""What is promised: commitments, holds and allocations, each a lease with one holder and a fencing number."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from msgspec import Struct
+
+from .components import Amount, Port, Resources
+from .demands import Demand, PortDemand
+
+__all__ = ["EndReason", "EndedLease", "Lease", "LeaseRequest", "LeaseState", "ResourceAllocation"]
+
+
+class LeaseState(Enum):
+    """`HELD` for a bid (seconds), `COMMITTED` until a deadline, `ALLOCATED` to a running job."""
+
+    HELD = "held"
+    COMMITTED = "committed"
+    ALLOCATED = "allocated"
+
+
+class LeaseRequest(Struct, frozen=True, kw_only=True):
+    """One commitment to make: who asks (`holder`, a peer id or a local name), for what, for `ttl` seconds."""
+
+    lease_id: str
+    holder: str
+    demand: Demand
+    ports: PortDemand = PortDemand()
+    ttl: float
+
+
+class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Capacity promised to one holder.
+
+    `demand` and `asked_ports` are what was asked, `resources` and `ports` what was granted: GPUs are named devices with
+    the bytes taken on each. `deadline` is Unix time in seconds, None for an allocation. `fence` is greater than that of
+    every earlier lease of this ledger. `group` is shared by leases that were committed together.
+    """
+
+    lease_id: str
+    holder: str
+    state: LeaseState
+    demand: Demand
+    asked_ports: PortDemand = PortDemand()
+    resources: Resources
+    ports: tuple[Port, ...] = ()
+    fence: Amount
+    created: float
+    ttl: float = 0.0
+    deadline: float | None = None
+    group: str = ""
+    processes: tuple[tuple[int, float], ...] = ()
+
+
+class EndReason(Enum):
+    """Why a lease ended: given back by its holder, past its deadline, or mended by an audit."""
+
+    RELEASED = "released"
+    EXPIRED = "expired"
+    REPAIRED = "repaired"
+
+
+class EndedLease(Struct, frozen=True, kw_only=True):
+    """What is remembered of a lease that ended, so that a repeated release answers the same.
+
+    `ended` is Unix time in seconds; `state` is what the lease was in when it ended.
+    """
+
+    lease_id: str
+    holder: str
+    state: LeaseState
+    fence: Amount
+    reason: EndReason
+    ended: float
+
+
+class ResourceAllocation(Struct, frozen=True, kw_only=True):
+    """An allocation to make (the seed's type).
+
+    Where a commitment of this id stands, the allocation takes its place; `resources` may then be None. Where none
+    stands, `resources` and `ports` are allocated directly. `processes` are ids of the job's processes where known.
+    """
+
+    lease_id: str
+    holder: str
+    resources: Demand | None = None
+    ports: PortDemand = PortDemand()
+    fence: Amount | None = None
+    processes: tuple[int, ...] = ()

@@ -1,0 +1,191 @@
+"""Amounts as people and the wire write them, held as exact integers.
+
+Cores are integer millicores, sizes are integer bytes, clocks are integer hertz: no float is ever summed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+import msgspec
+
+from .errors import AmountError
+
+__all__ = [
+    "GIB",
+    "KIB",
+    "MIB",
+    "TIB",
+    "Cores",
+    "decode_value",
+    "encode_value",
+    "format_duration",
+    "format_size",
+    "parse_duration",
+    "parse_size",
+]
+
+KIB: Final = 2**10
+MIB: Final = 2**20
+GIB: Final = 2**30
+TIB: Final = 2**40
+
+# Both scales are kept apart for ever: the Go DMS reads GB as 10^9 in one place and 2^30 in another.
+_SIZE_UNITS: Final = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "PB": 10**15,
+    "KiB": KIB,
+    "MiB": MIB,
+    "GiB": GIB,
+    "TiB": TIB,
+    "PiB": 2**50,
+}
+_FOLDED_UNITS: Final = {name.casefold(): size for name, size in _SIZE_UNITS.items()}
+_DURATION_UNITS: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_QUANTITY: Final = re.compile(r"\s*(\d{1,20}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", re.ASCII)
+
+# An amount must fit a signed 64-bit integer: SQLite's and Go's.
+_MAX_AMOUNT: Final = 2**63 - 1
+
+
+@functools.total_ordering
+class Cores:
+    """A number of CPU cores, exact to 0.001 and held as integer millicores.
+
+    On the wire it is the DMS's `cores`: a number such as 2 or 0.5.
+    """
+
+    __slots__ = ("millicores",)
+    millicores: int
+
+    def __init__(self, millicores: int) -> None:
+        """Takes millicores. Raises `AmountError` when negative or beyond 64 bits."""
+        if not 0 <= millicores <= _MAX_AMOUNT:
+            raise AmountError(f"{millicores} millicores are out of range", value=str(millicores))
+        object.__setattr__(self, "millicores", millicores)
+
+    @classmethod
+    def of(cls, cores: int | float | str | Decimal) -> Cores:
+        """Reads a number of cores such as 2, 0.5 or "1.25".
+
+        Raises `AmountError` for what is negative, not finite, finer than 0.001 or no number.
+        """
+        if isinstance(cores, bool):
+            raise AmountError("a number of cores is expected, not true or false", value=str(cores))
+        try:
+            millicores = Decimal(str(cores)) * 1000
+        except InvalidOperation:
+            raise AmountError(f"{cores!r} is no number of cores (write 2 or 0.5)", value=str(cores)) from None
+        if not millicores.is_finite() or millicores != millicores.to_integral_value():
+            raise AmountError(f"{cores} cores are not a multiple of 0.001", value=str(cores))
+        return cls(int(millicores))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("Cores are immutable")
+
+    def __add__(self, other: Cores) -> Cores:
+        return Cores(self.millicores + other.millicores)
+
+    def __sub__(self, other: Cores) -> Cores:
+        return Cores(self.millicores - other.millicores)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cores) and self.millicores == other.millicores
+
+    def __lt__(self, other: Cores) -> bool:
+        return self.millicores < other.millicores
+
+    def __hash__(self) -> int:
+        return hash(self.millicores)
+
+    def __bool__(self) -> bool:
+        return self.millicores != 0
+
+    def __repr__(self) -> str:
+        return f"Cores({self.millicores})"
+
+    def __str__(self) -> str:
+        return f"{Decimal(self.millicores) / 1000:f}"
+
+    def to_number(self) -> int | float:
+        """The DMS's `cores`: an integer where it is one, else the nearest float (read back exactly)."""
+        whole, rest = divmod(self.millicores, 1000)
+        return self.millicores / 1000 if rest else whole
+
+
+def encode_value(value: Any) -> Any:
+    """The `enc_hook` of msgspec for the value types of this package."""
+    if isinstance(value, Cores):
+        return value.to_number()
+    raise NotImplementedError(f"{type(value).__name__} has no place in a message")
+
+
+def decode_value(kind: type, value: Any) -> Any:
+    """The `dec_hook` of msgspec for the value types of this package. Raises `msgspec.ValidationError`."""
+    if kind is not Cores:
+        raise NotImplementedError(f"{kind.__name__} has no place in a message")
+    if isinstance(value, Cores):
+        return value
+    if not isinstance(value, int | float):
+        raise msgspec.ValidationError("Expected a number of cores")
+    try:
+        return Cores.of(value)
+    except AmountError as error:
+        raise msgspec.ValidationError(str(error)) from None
+
+
+def parse_size(text: str) -> int:
+    """Reads a size such as "4GiB", "500 MB" or "1.5TiB" as bytes; a bare number is bytes.
+
+    GiB is 2^30 and GB is 10^9. Raises `AmountError` for anything else, and for a fraction of a byte.
+    """
+    found = _QUANTITY.fullmatch(text)
+    unit = _FOLDED_UNITS.get(found[2].casefold()) if found else None
+    if found is None or unit is None:
+        raise AmountError(f"{text!r} is no size (write 4GiB, 512MiB, 10GB or a number of bytes)", value=text)
+    size = Decimal(found[1]) * unit
+    if size != size.to_integral_value():
+        raise AmountError(f"{text!r} is not a whole number of bytes", value=text)
+    if size > _MAX_AMOUNT:
+        raise AmountError(f"{text!r} is larger than any machine", value=text)
+    return int(size)
+
+
+def format_size(size: int) -> str:
+    """Shows bytes in binary units with at most two decimals: "4 GiB", "1.5 MiB", "17 B"."""
+    for name, unit in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size >= unit:
+            return f"{size / unit:.2f}".rstrip("0").rstrip(".") + f" {name}"
+    return f"{size} B"
+
+
+def parse_duration(text: str) -> float:
+    """Reads a duration such as "90", "90s", "5m" or "2h" as seconds. Raises `AmountError`."""
+    found = _QUANTITY.fullmatch(text)
+    unit = _DURATION_UNITS.get(found[2].casefold()) if found else None
+    if found is None or unit is None:
+        raise AmountError(f"{text!r} is no duration (write 90s, 5m or 2h)", value=text)
+    return float(Decimal(found[1]) * unit)
+
+
+def format_duration(seconds: float) -> str:
+    """Shows seconds as a person reads them: "45 s", "3 min 20 s", "2 h 5 min"."""
+    whole = max(0, round(seconds))
+    for unit, name, below, below_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= unit:
+            rest = whole % unit // below
+            return f"{whole // unit} {name}" + (f" {rest} {below_name}" if rest else "")
+    return f"{whole} s"
