@@ -16,6 +16,7 @@ from .components import GPU, Amount, GPUVendor, Port
 from .units import Cores, format_size
 
 __all__ = [
+    "NO_PORTS",
     "CPUDemand",
     "CPUShortage",
     "Demand",
@@ -105,6 +106,9 @@ class PortDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     static: tuple[Port, ...] = ()
     dynamic: Amount = 0
+
+
+NO_PORTS = PortDemand()
 
 
 class CPUShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="cpu"):

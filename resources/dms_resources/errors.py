@@ -3,6 +3,7 @@
     ResourcesError
     ├── AmountError            "bad_amount"      an amount that is none
     ├── MachineFileError       "bad_machine"     a machine description that cannot be read
+    ├── UsageUnknownError      "usage_unknown"   the machine's use has not been sampled yet
     ├── RequestError           the request cannot be granted; asking again unchanged may help later
     │   ├── InsufficientError  "insufficient"    with every dimension that falls short
     │   ├── DrainingError      "draining"        no new commitments while the machine drains
@@ -59,6 +60,7 @@ __all__ = [
     "StaleFenceError",
     "StillPromisedError",
     "StorageError",
+    "UsageUnknownError",
     "WindowError",
 ]
 
@@ -88,6 +90,12 @@ class MachineFileError(ResourcesError):
     """A machine description that cannot be read or makes no sense."""
 
     code = "bad_machine"
+
+
+class UsageUnknownError(ResourcesError):
+    """The machine's use was asked for before its first sample."""
+
+    code = "usage_unknown"
 
 
 class RequestError(ResourcesError):

@@ -1,0 +1,223 @@
+"""Which GPUs serve which demands: a complete matching, best fit first.
+
+Rules:
+1. Two GPUs asked for are two devices; several leases may share a device as long as the bytes suffice.
+2. A device that is asked for exclusively must be unused, and is then taken whole.
+3. If a placement exists, it is found.
+4. Among the possible placements the one is taken that uses the devices with the least free VRAM, so that large cards
+   stay whole.
+5. The answer depends neither on the order of the demands nor on that of the devices.
+
+The sets of devices that can be matched form a transversal matroid, so taking devices in order of free VRAM, each kept
+when the matching can still be augmented (Kuhn's algorithm), finds the lightest set; nothing has to be searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from .components import GPU
+from .demands import GPUDemand
+
+__all__ = ["DeviceState", "Placement", "place", "place_together"]
+
+
+class DeviceState(Struct, frozen=True, kw_only=True):
+    """One offered device at one instant: `total` bytes offered, `used` of them by `users` leases."""
+
+    device: GPU
+    total: int
+    used: int = 0
+    users: int = 0
+    exclusive: bool = False
+    missing: bool = False
+
+    @property
+    def free(self) -> int:
+        """Bytes that could be taken now."""
+        return 0 if self.exclusive or self.missing else max(0, self.total - self.used)
+
+    def fits(self, demand: GPUDemand) -> bool:
+        """Whether this demand could be placed on this device alone."""
+        if self.exclusive or self.missing or not demand.accepts(self.device):
+            return False
+        return self.users == 0 and self.total >= demand.vram if demand.exclusive else self.free >= demand.vram
+
+    def take(self, demand: GPUDemand) -> DeviceState:
+        """The device with this demand on it; the caller has asked `fits`."""
+        return DeviceState(
+            device=self.device,
+            total=self.total,
+            used=self.used + self.bytes_for(demand),
+            users=self.users + 1,
+            exclusive=demand.exclusive,
+        )
+
+    def bytes_for(self, demand: GPUDemand) -> int:
+        """Bytes that this demand takes here: the whole device when exclusive."""
+        return self.total if demand.exclusive else demand.vram
+
+
+class Placement(Struct, frozen=True, kw_only=True):
+    """One demand on one device, with the bytes it takes there."""
+
+    uuid: str
+    vram: int
+    exclusive: bool = False
+
+
+def place(demands: Sequence[GPUDemand], devices: Iterable[DeviceState]) -> tuple[Placement, ...] | None:
+    """Finds a device for each demand of one job; None when no placement exists.
+
+    The placements come in the order of the demands.
+    """
+    if not demands:
+        return ()
+    order = sorted(range(len(demands)), key=lambda index: _demand_key(demands[index]))
+    ranked = [demands[index] for index in order]
+    chosen = _lightest_devices(ranked, sorted(devices, key=_device_key))
+    if chosen is None:
+        return None
+    # Again over the chosen devices alone: the largest demand first, each on the smallest device that leaves a matching.
+    assigned = _pair_up(ranked, chosen)
+    placements = [
+        (index, Placement(uuid=state.device.uuid, vram=state.bytes_for(demand), exclusive=demand.exclusive))
+        for index, demand, state in zip(order, ranked, assigned, strict=True)
+    ]
+    return tuple(placement for _, placement in sorted(placements, key=lambda pair: pair[0]))
+
+
+def place_together(
+    jobs: Sequence[Sequence[GPUDemand]], devices: Iterable[DeviceState], *, steps: int = 20_000
+) -> list[tuple[Placement, ...]] | None:
+    """Places several jobs at once; None when no placement exists, or none was found within `steps`.
+
+    Jobs may share a device, so this is bin packing: the greedy placement is tried first (largest job first), then a
+    search over all of them, bounded by `steps` because its worst case is exponential.
+    """
+    states = {state.device.uuid: state for state in devices}
+    order = sorted(range(len(jobs)), key=lambda index: _job_key(jobs[index]))
+    result: list[tuple[Placement, ...]] = [() for _ in jobs]
+    for index in order:
+        placed = place(jobs[index], states.values())
+        if placed is None:
+            break
+        result[index] = placed
+        _take_all(states, jobs[index], placed)
+    else:
+        return result
+    return _search(jobs, order, {state.device.uuid: state for state in devices}, _Budget(steps))
+
+
+class _Budget:
+    """Counts down the steps of a search."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def spend(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+def _search(
+    jobs: Sequence[Sequence[GPUDemand]],
+    order: Sequence[int],
+    states: dict[str, DeviceState],
+    budget: _Budget,
+) -> list[tuple[Placement, ...]] | None:
+    slots = [
+        (index, number, demand)
+        for index in order
+        for number, demand in sorted(enumerate(jobs[index]), key=lambda pair: _demand_key(pair[1]))
+    ]
+    taken: dict[tuple[int, int], Placement] = {}
+
+    def descend(depth: int) -> bool:
+        if depth == len(slots):
+            return True
+        index, number, demand = slots[depth]
+        own = {placement.uuid for (job, _), placement in taken.items() if job == index}
+        tried: set[object] = set()
+        for state in sorted(states.values(), key=_device_key):
+            # Two devices in the same condition lead to the same outcome: one of them is enough.
+            alike = (state.total, state.used, state.users, state.device.vendor, state.device.model)
+            pinned = any(wish.uuid for job in jobs for wish in job)
+            if state.device.uuid in own or not state.fits(demand) or (not pinned and not own and alike in tried):
+                continue
+            tried.add(alike)
+            if not budget.spend():
+                return False
+            uuid = state.device.uuid
+            taken[index, number] = Placement(uuid=uuid, vram=state.bytes_for(demand), exclusive=demand.exclusive)
+            states[uuid] = state.take(demand)
+            if descend(depth + 1):
+                return True
+            states[uuid] = state
+            del taken[index, number]
+        return False
+
+    if not descend(0):
+        return None
+    return [tuple(taken[index, number] for number in range(len(job))) for index, job in enumerate(jobs)]
+
+
+def _take_all(states: dict[str, DeviceState], demands: Sequence[GPUDemand], placed: Sequence[Placement]) -> None:
+    for demand, placement in zip(demands, placed, strict=True):
+        states[placement.uuid] = states[placement.uuid].take(demand)
+
+
+def _device_key(state: DeviceState) -> tuple[int, int, str]:
+    return (state.free, state.total, state.device.uuid)
+
+
+def _demand_key(demand: GPUDemand) -> tuple[bool, int, str, str, str]:
+    return (not demand.exclusive, -demand.vram, demand.uuid, demand.model, demand.vendor.value)
+
+
+def _job_key(demands: Sequence[GPUDemand]) -> tuple[int, list[tuple[bool, int, str, str, str]]]:
+    return (-sum(demand.vram for demand in demands), sorted(_demand_key(demand) for demand in demands))
+
+
+def _lightest_devices(demands: Sequence[GPUDemand], devices: Sequence[DeviceState]) -> list[DeviceState] | None:
+    matching: dict[int, int] = {}  # demand -> device
+    chosen: list[int] = []
+    for number in range(len(devices)):
+        if len(chosen) == len(demands):
+            break
+        if _augment(number, demands, devices, matching, set()):
+            chosen.append(number)
+    return [devices[number] for number in chosen] if len(chosen) == len(demands) else None
+
+
+def _augment(
+    device: int,
+    demands: Sequence[GPUDemand],
+    devices: Sequence[DeviceState],
+    matching: dict[int, int],
+    seen: set[int],
+) -> bool:
+    for number, demand in enumerate(demands):
+        if number in seen or not devices[device].fits(demand):
+            continue
+        seen.add(number)
+        other = matching.get(number)
+        if other is None or _augment(other, demands, devices, matching, seen):
+            matching[number] = device
+            return True
+    return False
+
+
+def _pair_up(demands: Sequence[GPUDemand], devices: Sequence[DeviceState]) -> list[DeviceState]:
+    left = list(devices)
+    pairs: list[DeviceState] = []
+    for position, demand in enumerate(demands):
+        for state in left:
+            rest = [other for other in left if other is not state]
+            if state.fits(demand) and _lightest_devices(demands[position + 1 :], rest) is not None:
+                pairs.append(state)
+                left = rest
+                break
+    return pairs
