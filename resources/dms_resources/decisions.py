@@ -10,13 +10,13 @@ Rules, in the order in which they are asked:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from .book import NOTHING_OFFERED, Book, Change, HistoryEntry, Offer, Record
-from .demands import Demand, PortDemand, describe_shortage
+from .demands import Demand, PortDemand, Shortage, describe_shortage
 from .errors import (
     AmountError,
     ConflictError,
@@ -31,6 +31,7 @@ from .errors import (
     NotHolderError,
     NotOnboardedError,
     OnboardingError,
+    PhysicalError,
     RequestError,
     StaleFenceError,
     StillPromisedError,
@@ -51,11 +52,15 @@ _LONGEST_ID = 256
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The instant of a decision: both clocks in seconds, and what the owner's windows say."""
+    """The instant of a decision: both clocks in seconds, and what the owner's windows say.
+
+    `physical` tells where a demand is more than the machine itself has free now; None when nobody looks.
+    """
 
     wall: float
     steady: float
     opening: Opening = ALWAYS_OPEN
+    physical: Callable[[Demand], tuple[Shortage, ...]] | None = None
 
 
 def commit(book: Book, requests: Sequence[LeaseRequest], now: Moment, *, group: str = "") -> tuple[Change, list[Lease]]:
@@ -271,8 +276,7 @@ def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dic
             given = room.grant(request.demand, request.ports)
         else:
             # Where each job's GPUs go was decided for all of them together.
-            without_gpus = replace(request.demand, gpus=())
-            _check_room(book, room, without_gpus, request.ports, now, index)
+            _check_room(book, room, request.demand, request.ports, now, index, placed=True)
             given = room.grant(request.demand, request.ports, placements[index])
         granted[request.lease_id] = given
         room = room.less(request.demand, given)
@@ -299,9 +303,15 @@ def _check_window(now: Moment, ttl: float) -> None:
         )
 
 
-def _check_room(book: Book, room: Room, demand: Demand, ports: PortDemand, now: Moment, index: int = 0) -> None:
-    if room.shortages(demand, ports):
+def _check_room(
+    book: Book, room: Room, demand: Demand, ports: PortDemand, now: Moment, index: int = 0, *, placed: bool = False
+) -> None:
+    if room.shortages(replace(demand, gpus=()) if placed else demand, ports):
         raise _insufficient(book, room, demand, ports, now, index)
+    shortages = now.physical(demand) if now.physical else ()
+    if shortages:
+        sentence = "the machine itself is short of it now: " + "; ".join(map(describe_shortage, shortages))
+        raise PhysicalError(sentence, shortages=shortages, index=index)
 
 
 def _insufficient(

@@ -6,11 +6,11 @@
     ├── UsageUnknownError      "usage_unknown"   the machine's use has not been sampled yet
     ├── RequestError           the request cannot be granted; asking again unchanged may help later
     │   ├── InsufficientError  "insufficient"    with every dimension that falls short
+    │   │   └── PhysicalError  "physical"        the ledger has it, the machine is short of it now
     │   ├── DrainingError      "draining"        no new commitments while the machine drains
     │   ├── NotOnboardedError  "not_onboarded"   the owner offers nothing
     │   ├── WindowError        "window"          it would outlive what the owner's windows allow
-    │   ├── HoldLimitError     "hold_limit"      more held than the owner allows for bids
-    │   └── PhysicalError      "physical"        the ledger has it, the machine is short of it now
+    │   └── HoldLimitError     "hold_limit"      more held than the owner allows for bids
     ├── LeaseError             the id, its holder or its state are not what the caller thinks
     │   ├── ConflictError      "conflict"        the same id with other contents
     │   ├── NotCommittedError  "not_committed"   no commitment of that id
@@ -133,6 +133,12 @@ class InsufficientError(RequestError):
         self.index = index
 
 
+class PhysicalError(InsufficientError):
+    """The ledger has room but the machine itself is short of it at this time."""
+
+    code = "physical"
+
+
 class DrainingError(RequestError):
     """The owner drains this machine: what runs goes on, nothing new is taken."""
 
@@ -155,12 +161,6 @@ class HoldLimitError(RequestError):
     """Holds are not allowed here, or this holder or all together hold as much as the owner allows."""
 
     code = "hold_limit"
-
-
-class PhysicalError(RequestError):
-    """The ledger has room but the machine itself is short of it at this time."""
-
-    code = "physical"
 
 
 class LeaseError(ResourcesError):

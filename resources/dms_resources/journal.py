@@ -68,6 +68,11 @@ class Journal:
         """How many changes wait for the disk."""
         return len(self._open.changes)
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything is on the disk."""
+        return not self._open.changes and self._writing is None
+
     def submit(self, book: Book, change: Change) -> Batch:
         """Applies a change and queues it; an empty change waits for all that went before it."""
         if change.empty:

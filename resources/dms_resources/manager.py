@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import msgspec
 import psutil
@@ -19,6 +19,7 @@ import trio
 from . import decisions
 from .audit import AuditSnapshot, Finding, audit_snapshot
 from .book import Book, Change, HistoryEntry, Record
+from .changes import Missing, describe_missing, missing_resources
 from .clock import Clock, SystemClock, due_after_restart
 from .components import (
     CPU,
@@ -31,8 +32,9 @@ from .components import (
     Resources,
 )
 from .decisions import Moment
-from .demands import NO_PORTS, Demand, PortDemand
+from .demands import NO_PORTS, Demand, PortDemand, Shortage, describe_shortage
 from .errors import RequestError, StorageError
+from .guard import physical_shortages
 from .journal import Journal, Worker
 from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .room import Granted
@@ -43,7 +45,10 @@ from .windows import ALWAYS_OPEN, Opening, Window, opening_at
 if TYPE_CHECKING:
     from .usage import UsageMonitor
 
-__all__ = ["ResourceManager", "open_manager"]
+__all__ = ["Guard", "ResourceManager", "open_manager"]
+
+# What to do with a commitment that the ledger has room for and the machine itself is short of now.
+Guard: TypeAlias = Literal["off", "warn", "enforce"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -55,6 +60,8 @@ _LONGEST_NAP = 30.0
 _FLUSH_SECONDS = 10.0
 _RETRY_SECONDS = 1.0
 _PRUNE_SECONDS = 3600.0
+_AUDIT_SECONDS = 600.0
+_FOLLOW_SECONDS = 5.0
 _HISTORY_SECONDS = 90 * 86400.0
 # Longer than any bid is valid, so that a bid whose lease was released cannot be taken again.
 _ENDED_SECONDS = 3600.0
@@ -70,21 +77,28 @@ async def open_manager(
     *,
     clock: Clock | None = None,
     usage_monitor: UsageMonitor | None = None,
+    guard: Guard = "off",
     worker: Worker = trio.to_thread.run_sync,
 ) -> AsyncIterator[ResourceManager]:
-    """Opens the ledger at `path` and keeps it: writes what changes, and ends what passes its deadline.
+    """Opens the ledger at `path` and keeps it: writes what changes, ends what passes its deadline, audits it.
 
-    `worker` runs blocking calls of the disk. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or
+    A `usage_monitor` is run meanwhile, and its surveys of the machine are followed; by `guard` a commitment that the
+    machine itself is short of now is taken, taken with a warning in the log, or refused. `worker` runs blocking calls
+    of the disk. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or
     `StorageError` when it cannot be opened. On exit all that waits for the disk is written, for 10 seconds at most.
     """
     clock = clock or SystemClock()
     with SQLiteStorage(path, boot_id=clock.boot_id) as storage:
-        manager = ResourceManager(storage, storage.load(), machine, clock, usage_monitor, worker)
+        manager = ResourceManager(storage, storage.load(), machine, clock, usage_monitor, guard, worker)
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(manager._keep_journal)
             nursery.start_soon(manager._sweep)
             nursery.start_soon(manager._prune)
+            nursery.start_soon(manager._audit_at_intervals)
+            if usage_monitor is not None:
+                await nursery.start(usage_monitor.run)
+                nursery.start_soon(manager._follow_machine, usage_monitor)
             try:
                 yield manager
             except BaseException as error:
@@ -107,11 +121,14 @@ class ResourceManager:
         machine: MachineResources,
         clock: Clock,
         usage_monitor: UsageMonitor | None,
+        guard: Guard,
         worker: Worker,
     ) -> None:
         self._storage = storage
         self._clock = clock
         self._usage_monitor = usage_monitor
+        self._guard = guard
+        self._audited: tuple[float, tuple[Finding, ...]] | None = None
         self._worker = worker
         self._disk = trio.Lock()
         self._book = self._book_of(contents, machine)
@@ -143,6 +160,17 @@ class ResourceManager:
     def storage_error(self) -> StorageError | None:
         """The last failure of the disk, None when it works."""
         return self._journal.failed
+
+    @property
+    def last_audit(self) -> tuple[float, tuple[Finding, ...]] | None:
+        """When the ledger was last audited (Unix seconds) and what was found; None before the first time."""
+        return self._audited
+
+    @property
+    def missing_resources(self) -> tuple[Missing, ...]:
+        """What is onboarded and is no longer there; new commitments against it are refused."""
+        onboarded = self._book.offer.onboarded
+        return missing_resources(onboarded, self._book.machine) if onboarded else ()
 
     @property
     def usage_monitor(self) -> UsageMonitor:
@@ -320,7 +348,8 @@ class ResourceManager:
         stored: list[Contents] = []
         await self._run_on_disk(lambda: stored.append(self._storage.load()))
         # Changes on their way to the disk would look like differences.
-        found = await self._observe(stored[0] if not self._journal.waiting else None)
+        found = await self._observe(stored[0] if self._journal.idle else None)
+        self._audited = (self._clock.wall(), tuple(found))
         if repair:
             for finding in found:
                 await self._repair(finding)
@@ -416,7 +445,16 @@ class ResourceManager:
 
     def _now(self) -> Moment:
         wall = self._clock.wall()
-        return Moment(wall=wall, steady=self._clock.steady(), opening=self._opening_at(wall))
+        physical = None if self._guard == "off" or self._usage_monitor is None else self._physical_shortages
+        return Moment(wall=wall, steady=self._clock.steady(), opening=self._opening_at(wall), physical=physical)
+
+    def _physical_shortages(self, demand: Demand) -> tuple[Shortage, ...]:
+        sample = self._usage_monitor.sample if self._usage_monitor else None
+        shortages = physical_shortages(demand, sample, self._book.machine) if sample else ()
+        if shortages and self._guard == "warn":
+            _log.warning("promised beyond what is free now: %s", "; ".join(map(describe_shortage, shortages)))
+            return ()
+        return shortages
 
     def _opening_at(self, wall: float) -> Opening:
         onboarded = self._book.offer.onboarded
@@ -490,6 +528,23 @@ class ResourceManager:
                 _log.warning("deadlines wait for the disk: %s", error)
                 await trio.sleep(_RETRY_SECONDS)
             await trio.lowlevel.checkpoint()
+
+    async def _follow_machine(self, monitor: UsageMonitor) -> None:
+        while True:
+            await trio.sleep(_FOLLOW_SECONDS)
+            if monitor.machine is not self._book.machine:
+                self.update_machine(monitor.machine)
+                for missing in self.missing_resources:
+                    _log.warning("onboarded but no longer there: %s", describe_missing(missing))
+
+    async def _audit_at_intervals(self) -> None:
+        while True:
+            await trio.sleep(_AUDIT_SECONDS)
+            try:
+                for finding in await self.audit():
+                    _log.warning("audit: %s: %s", finding.code, finding.message)
+            except StorageError as error:
+                _log.warning("the audit waits for the disk: %s", error)
 
     async def _prune(self) -> None:
         while True:
