@@ -97,7 +97,8 @@ async def open_manager(
             nursery.start_soon(manager._prune)
             nursery.start_soon(manager._audit_at_intervals)
             if usage_monitor is not None:
-                await nursery.start(usage_monitor.run)
+                # The outdated stubs that libp2p brings (trio-typing) know no task status that fits.
+                await nursery.start(usage_monitor.run)  # type: ignore[arg-type]
                 nursery.start_soon(manager._follow_machine, usage_monitor)
             try:
                 yield manager
