@@ -4,6 +4,11 @@
 `dms_resources.hardware` measures the machine, `dms_resources.usage` watches what it uses.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .components import (
     CPU,
     GPU,
@@ -23,9 +28,11 @@ from .components import (
 from .demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand, Shortage
 from .errors import ResourcesError
 from .leases import EndedLease, Lease, LeaseRequest, LeaseState, ResourceAllocation
-from .manager import ResourceManager, open_manager
 from .units import Cores
-from .usage import UsageMonitor
+
+if TYPE_CHECKING:
+    from .manager import ResourceManager, open_manager
+    from .usage import UsageMonitor
 
 __all__ = [
     "CPU",
@@ -60,3 +67,12 @@ __all__ = [
     "UsageMonitor",
     "open_manager",
 ]
+
+# Imported when asked for: trio and psutil would cost every short command a tenth of a second.
+_LATER = {"ResourceManager": ".manager", "open_manager": ".manager", "UsageMonitor": ".usage"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name], __name__), name)
