@@ -1,0 +1,1 @@
+"""The wire: frames, messages, services and clients on any byte stream. Knows no libp2p."""

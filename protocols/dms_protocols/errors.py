@@ -1,0 +1,144 @@
+"""What can go wrong on the wire, each with the stable code that the other side sees.
+
+::
+
+    ProtocolError                    code
+    ├── FrameError                   bad_frame, frame_too_large    the stream cannot be used any more
+    ├── CBORError                    bad_cbor                      the frame holds no acceptable CBOR map
+    ├── MessageError                 bad_message                   a field is missing, or of a wrong type or value
+    ├── UnknownOperationError        unknown_operation
+    ├── BusyError                    busy                          a retry helps, after `retry_after` seconds
+    ├── DeadlineExceededError        deadline_exceeded             a retry may help
+    ├── ConnectionLostError          connection_lost               a retry on another stream may help
+    ├── AnswerTooLargeError          answer_too_large              ask for less
+    ├── EnvelopeError                bad_envelope, bad_signature
+    ├── BidError                     not_your_bid, not_my_bid, bid_expired, bad_bid
+    ├── InternalError                internal                      a fault of the side that answers
+    └── RemoteError                  whatever code the other side sent
+
+The errors of the ledger keep their own hierarchy in `dms_resources`; `dms_protocols.error_bodies` is the one place
+where both become the body of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+__all__ = [
+    "AnswerTooLargeError",
+    "BidError",
+    "BusyError",
+    "CBORError",
+    "ConnectionLostError",
+    "DeadlineExceededError",
+    "EnvelopeError",
+    "FrameError",
+    "InternalError",
+    "MessageError",
+    "ProtocolError",
+    "RemoteError",
+    "UnknownOperationError",
+]
+
+
+class ProtocolError(Exception):
+    """The root of everything that a protocol raises on purpose; `code` is stable, the message is for people."""
+
+    default_code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+
+
+class FrameError(ProtocolError):
+    """The byte stream holds no further frames that can be told apart; it has to be closed."""
+
+    default_code = "bad_frame"
+
+
+class CBORError(ProtocolError):
+    """The bytes are not one map of the CBOR that this wire allows."""
+
+    default_code = "bad_cbor"
+
+
+class MessageError(ProtocolError):
+    """A message of the right form has a field that is missing or wrong; `path` names the field where it is known."""
+
+    default_code = "bad_message"
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class UnknownOperationError(ProtocolError):
+    """The operation is not one of this protocol's."""
+
+    default_code = "unknown_operation"
+
+
+class BusyError(ProtocolError):
+    """Too much runs already; trying again after `retry_after` seconds may succeed."""
+
+    default_code = "busy"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceededError(ProtocolError):
+    """No answer came in time; whether the operation took place is unknown."""
+
+    default_code = "deadline_exceeded"
+
+
+class ConnectionLostError(ProtocolError):
+    """The stream ended before the answer; whether the operation took place is unknown."""
+
+    default_code = "connection_lost"
+
+
+class AnswerTooLargeError(ProtocolError):
+    """The answer would not fit into a frame."""
+
+    default_code = "answer_too_large"
+
+
+class EnvelopeError(ProtocolError):
+    """A signed envelope cannot be read (`bad_envelope`) or its signature does not hold (`bad_signature`)."""
+
+    default_code = "bad_envelope"
+
+
+class BidError(ProtocolError):
+    """A bid is genuine but not good for this: `not_your_bid`, `not_my_bid`, `bid_expired` or `bad_bid`."""
+
+    default_code = "bad_bid"
+
+
+class InternalError(ProtocolError):
+    """The side that answers has a fault; its log has the details."""
+
+    default_code = "internal"
+
+
+class RemoteError(ProtocolError):
+    """The other side answered with an error; `details` is the whole error map as it came."""
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any]) -> None:
+        super().__init__(message, code=code)
+        self.details = details
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds after which a retry may succeed, where the other side said so."""
+        value = self.details.get("retry_after")
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"

@@ -1,0 +1,71 @@
+"""What waits to be written to one stream, and the one task that writes it.
+
+Frames that are put while a write is under way go out together with the next. Nobody but the writer touches the stream,
+so that cancelling whoever made a frame never cuts it.
+"""
+
+from __future__ import annotations
+
+import trio
+
+__all__ = ["Outbox"]
+
+
+class Outbox:
+    """Frames on their way out; `run` writes them until it is cancelled or the stream fails.
+
+    `high_water` (bytes) is where `room` begins to wait; `write_deadline` (seconds) is how long one write may stall.
+    """
+
+    def __init__(self, stream: trio.abc.SendStream, *, high_water: int, write_deadline: float) -> None:
+        self._stream = stream
+        self._high_water = high_water
+        self._write_deadline = write_deadline
+        self._frames: list[bytes] = []
+        self._size = 0
+        self._filled = trio.lowlevel.ParkingLot()
+        self._written = trio.lowlevel.ParkingLot()
+
+    @property
+    def size(self) -> int:
+        """Bytes that are not written yet."""
+        return self._size
+
+    @property
+    def full(self) -> bool:
+        """Whether whoever makes frames should wait for `room`."""
+        return self._size >= self._high_water
+
+    def put(self, frame: bytes) -> None:
+        """Add a whole frame; never waits. Callers that make many frames wait for `room` first."""
+        if not self._frames:
+            self._filled.unpark()
+        self._frames.append(frame)
+        self._size += len(frame)
+
+    async def room(self) -> None:
+        """Wait until less than the high water mark waits. May be cancelled; has no deadline but the write's."""
+        while self._size >= self._high_water:
+            await self._written.park()
+
+    async def flushed(self) -> None:
+        """Wait until the stream has taken everything. May be cancelled; has no deadline but the write's."""
+        while self._size:
+            await self._written.park()
+
+    async def run(self) -> str:
+        """Write until the stream fails or a write stalls past its deadline; returns what happened."""
+        while True:
+            while not self._frames:
+                await self._filled.park()
+            data = b"".join(self._frames)
+            self._frames.clear()
+            with trio.move_on_after(self._write_deadline) as scope:
+                try:
+                    await self._stream.send_all(data)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    return "the stream is broken"
+            if scope.cancelled_caught:
+                return f"the peer took nothing for {self._write_deadline:g} s"
+            self._size -= len(data)
+            self._written.unpark_all()

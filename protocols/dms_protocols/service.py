@@ -1,0 +1,267 @@
+"""Answers pipelined requests on one byte stream.
+
+Rules:
+
+1. All frames that have arrived are taken together; quick operations are answered in place, and what is answered in one
+   go is written in one go.
+2. Slow operations and watches run beside. One more than the limit allows is answered with `busy` and a time to try
+   again: a stream that merely stopped reading could not be told from a fault of the network, and would hold up the
+   quick requests behind it.
+3. A peer that does not take its answers is not read from; a write that stalls past its deadline drops the stream.
+4. At the end of the input, watches end, slow operations finish, their answers are sent, and the stream is closed.
+5. Nothing raises out of here but cancellation: refusals become errors with a code, everything unexpected becomes
+   `internal` and one line in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any
+
+import msgspec
+import trio
+
+from dms_resources.errors import ResourcesError
+
+from .cbor import decode_map
+from .conversion import from_map
+from .error_bodies import encode_error_body
+from .errors import (
+    AnswerTooLargeError,
+    BusyError,
+    DeadlineExceededError,
+    FrameError,
+    InternalError,
+    MessageError,
+    ProtocolError,
+    UnknownOperationError,
+)
+from .frames import FrameReader, Oversize
+from .limits import ServiceLimits
+from .logs import LimitedLog
+from .operations import Answer, Caller, Operation, Operations, encode_answer
+from .outbox import Outbox
+from .wire import Encoded, RequestID, encode_error, encode_event, encode_ok, read_id
+
+__all__ = ["CancelAnswer", "CancelRequest", "serve_stream"]
+
+_log = LimitedLog(logging.getLogger(__name__))
+_DONE: Encoded = b"\xa0"
+
+
+class CancelRequest(msgspec.Struct, frozen=True, tag_field="op", tag="cancel"):
+    """Ends the watch that began with the request `target`."""
+
+    target: RequestID
+
+
+class CancelAnswer(msgspec.Struct, frozen=True):
+    """Whether there was such a watch; its own last answer comes before or after this one."""
+
+    cancelled: bool
+
+
+async def serve_stream(
+    stream: trio.abc.HalfCloseableStream,
+    operations: Operations,
+    caller: Caller,
+    limits: ServiceLimits | None = None,
+) -> None:
+    """Answer requests until the peer ends its side, goes silent or cannot be understood; then close the stream.
+
+    Raises nothing but cancellation, upon which whatever runs is cancelled and the stream is closed at once.
+    """
+    await _Service(stream, operations, caller, limits or ServiceLimits()).run()
+
+
+class _Service:
+    def __init__(
+        self, stream: trio.abc.HalfCloseableStream, operations: Operations, caller: Caller, limits: ServiceLimits
+    ) -> None:
+        self._stream = stream
+        self._operations = operations
+        self._caller = caller
+        self._limits = limits
+        self._frames = FrameReader(limits.frame_bytes, limits.skip_bytes)
+        self._outbox = Outbox(stream, high_water=limits.outgoing_bytes, write_deadline=limits.write_deadline)
+        self._handlers: trio.Nursery
+        self._slow = 0
+        self._watches: dict[int, trio.CancelScope] = {}
+        self._idle = trio.CancelScope()
+        self._active_at = trio.current_time()
+
+    async def run(self) -> None:
+        try:
+            async with trio.open_nursery() as writing:
+                writing.start_soon(self._write, writing.cancel_scope)
+                async with trio.open_nursery() as self._handlers:
+                    await self._read()
+                    self._end_watches()
+                await self._outbox.flushed()
+                with trio.move_on_after(self._limits.close_deadline):
+                    await self._stream.aclose()
+                writing.cancel_scope.cancel()
+        finally:
+            # Costs nothing where the stream is closed already.
+            await trio.aclose_forcefully(self._stream)
+
+    async def _write(self, everything: trio.CancelScope) -> None:
+        await self._outbox.run()
+        everything.cancel()
+
+    # Reading
+
+    async def _read(self) -> None:
+        while True:
+            data = await self._receive()
+            if not data:
+                return
+            self._frames.feed(data)
+            try:
+                await self._take_frames()
+            except FrameError as error:
+                self._outbox.put(encode_error(None, encode_error_body(error)))
+                return
+
+    async def _receive(self) -> bytes:
+        """The next bytes; none at the end, when the stream breaks, or when it was idle for too long."""
+        with trio.CancelScope() as self._idle:
+            self._watch_idleness()
+            try:
+                return bytes(await self._stream.receive_some(self._limits.read_bytes))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._handlers.cancel_scope.cancel()
+        return b""
+
+    def _watch_idleness(self) -> None:
+        busy = self._slow or self._watches
+        self._idle.deadline = float("inf") if busy else self._active_at + self._limits.idle_deadline
+
+    async def _take_frames(self) -> None:
+        taken = 0
+        for frame in self._frames:
+            taken += 1
+            self._take(frame)
+            if self._outbox.full:
+                await self._outbox.room()
+            if taken % self._limits.batch_frames == 0:
+                await trio.lowlevel.checkpoint()
+        if taken:
+            # Only whole requests count as activity: one byte a second does not keep a stream.
+            self._active_at = trio.current_time()
+
+    def _take(self, frame: bytes | Oversize) -> None:
+        request_id: int | None = None
+        try:
+            if isinstance(frame, Oversize):
+                raise FrameError(
+                    f"a frame of {frame.length} bytes, {self._limits.frame_bytes} are allowed", code="frame_too_large"
+                )
+            message = decode_map(frame, max_depth=self._limits.depth, max_items=self._limits.items)
+            request_id = read_id(message)
+            self._begin(request_id, message)
+        except Exception as error:
+            self._refuse(request_id, error)
+
+    # Answering
+
+    def _begin(self, request_id: int, message: dict[str, Any]) -> None:
+        name = message.get("op")
+        operation = self._operations.get(name) if type(name) is str else None
+        if operation is None:
+            return self._begin_other(request_id, name, message)
+        request = from_map(message, operation.request_type)
+        if operation.kind == "quick":
+            self._put_answer(request_id, operation.handler(request, self._caller))
+        elif operation.kind == "slow":
+            self._begin_slow(request_id, operation, request)
+        else:
+            self._begin_watch(request_id, operation, request)
+        return None
+
+    def _begin_other(self, request_id: int, name: object, message: dict[str, Any]) -> None:
+        if type(name) is not str:
+            raise MessageError("op: the name of an operation is expected", path="op")
+        if name != "cancel":
+            raise UnknownOperationError(f"no operation {name[:64]!r} here")
+        scope = self._watches.get(from_map(message, CancelRequest).target)
+        if scope is not None:
+            scope.cancel()
+        self._put_answer(request_id, CancelAnswer(scope is not None))
+
+    def _begin_slow(self, request_id: int, operation: Operation, request: msgspec.Struct) -> None:
+        if self._slow >= self._limits.operations_in_flight:
+            raise BusyError(f"{self._slow} operations run already", retry_after=self._limits.busy_retry_after)
+        self._slow += 1
+        self._handlers.start_soon(self._run_slow, request_id, operation, request)
+
+    def _begin_watch(self, request_id: int, operation: Operation, request: msgspec.Struct) -> None:
+        if request_id in self._watches:
+            raise MessageError(f"id: a watch with id {request_id} runs already", path="id")
+        if len(self._watches) >= self._limits.watches:
+            raise BusyError(f"{len(self._watches)} watches run already", retry_after=self._limits.busy_retry_after)
+        scope = self._watches[request_id] = trio.CancelScope()
+        self._handlers.start_soon(self._run_watch, request_id, operation, request, scope)
+
+    async def _run_slow(self, request_id: int, operation: Operation, request: msgspec.Struct) -> None:
+        try:
+            with trio.move_on_after(self._limits.operation_deadline) as scope:
+                answer = await operation.handler(request, self._caller)
+            if scope.cancelled_caught:
+                raise DeadlineExceededError(f"{operation.name} took longer than {self._limits.operation_deadline:g} s")
+            await self._outbox.room()
+            self._put_answer(request_id, answer)
+        except Exception as error:
+            await self._outbox.room()
+            self._refuse(request_id, error, operation.name)
+        finally:
+            self._slow -= 1
+            self._rest()
+
+    async def _run_watch(
+        self, request_id: int, operation: Operation, request: msgspec.Struct, scope: trio.CancelScope
+    ) -> None:
+        try:
+            with scope:
+                async with operation.handler(request, self._caller) as events:
+                    async for event in events:
+                        self._put(request_id, encode_event(request_id, encode_answer(event)))
+                        # The next event is asked for when this one has left: a slow reader sees the newest state.
+                        await self._outbox.flushed()
+            self._put_answer(request_id, _DONE)
+        except Exception as error:
+            self._refuse(request_id, error, operation.name)
+        finally:
+            del self._watches[request_id]
+            self._rest()
+
+    def _end_watches(self) -> None:
+        for scope in self._watches.values():
+            scope.cancel()
+
+    def _rest(self) -> None:
+        self._active_at = trio.current_time()
+        self._watch_idleness()
+
+    def _put_answer(self, request_id: int, answer: Answer) -> None:
+        self._put(request_id, encode_ok(request_id, encode_answer(answer)))
+
+    def _put(self, request_id: int, frame: bytes) -> None:
+        if len(frame) > self._limits.answer_bytes:
+            raise AnswerTooLargeError(f"the answer has {len(frame)} bytes, {self._limits.answer_bytes} are allowed")
+        self._outbox.put(frame)
+
+    def _refuse(self, request_id: int | None, error: Exception, operation: str = "") -> None:
+        if not isinstance(error, ProtocolError | ResourcesError):
+            self._report(request_id, error, operation)
+            error = InternalError("the service failed at this request; its log says more")
+        self._outbox.put(encode_error(request_id, encode_error_body(error)))
+
+    def _report(self, request_id: int | None, error: Exception, operation: str) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown"
+        _log.error(
+            "request failed: peer=%s id=%s op=%s at=%s error=%.300r",
+            self._caller.peer_id, request_id, operation, place, error,
+        )  # fmt: skip
