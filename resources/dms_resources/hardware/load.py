@@ -1,0 +1,161 @@
+"""How busy the machine is now: CPU time, memory and disk that somebody has, within what this process may use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from .cgroups import Cgroup, group_directories, read_cgroups
+from .cpu import allowed_cpus, parse_affinity
+from .disk import existing_directory, read_space
+from .ram import parse_meminfo
+from .roots import Roots, parse_amount, read_text
+
+__all__ = [
+    "CPUTimes",
+    "CgroupUsage",
+    "Domain",
+    "cgroup_usage",
+    "cores_in_use",
+    "free_disk",
+    "free_ram",
+    "parse_stat",
+    "quota_left",
+    "read_domain",
+    "read_times",
+]
+
+_STAT_LINE = re.compile(r"^cpu([0-9]{1,5}) ([0-9 ]+)$", re.MULTILINE)
+
+
+class CgroupUsage(NamedTuple):
+    """What a group has used: CPU time in microseconds since it was made, and bytes of RAM that it holds now."""
+
+    cpu_time: int = 0
+    ram: int = 0
+
+
+class Domain(NamedTuple):
+    """What bounds this process: the CPUs it may run on, and the groups that set a quota or a memory limit.
+
+    `folders` are each group's folders by its name.
+    """
+
+    cpus: frozenset[int]
+    groups: tuple[Cgroup, ...]
+    folders: Mapping[str, tuple[Path, ...]]
+
+
+class CPUTimes(NamedTuple):
+    """Counters at one instant: ticks of all and of busy time of the allowed CPUs, microseconds of each group."""
+
+    total: int = 0
+    busy: int = 0
+    groups: Mapping[str, int] = {}
+    taken_at: float = 0.0
+
+
+def cgroup_usage(name: str, roots: Roots) -> CgroupUsage | None:
+    """What the group of this name (as in `/proc/PID/cgroup`) has used; None where nothing can be read of it."""
+    return _read_usage(group_directories(name, roots))
+
+
+def _read_usage(folders: tuple[Path, ...]) -> CgroupUsage | None:
+    cpu_time = next((time for folder in folders if (time := _read_cpu_time(folder)) is not None), None)
+    ram = next((size for folder in folders if (size := _read_ram(folder)) is not None), None)
+    if cpu_time is None and ram is None:
+        return None
+    return CgroupUsage(cpu_time or 0, ram or 0)
+
+
+def _read_cpu_time(folder: Path) -> int | None:
+    nanoseconds = parse_amount(read_text(folder / "cpuacct.usage"))
+    if nanoseconds is not None:
+        return nanoseconds // 1000
+    return _field(read_text(folder / "cpu.stat"), "usage_usec")
+
+
+def _read_ram(folder: Path) -> int | None:
+    """The bytes that cannot be had back at once: the page cache that nobody uses does not count."""
+    used = parse_amount(read_text(folder / "memory.current") or read_text(folder / "memory.usage_in_bytes"))
+    if used is None:
+        return None
+    statistics = read_text(folder / "memory.stat")
+    idle = _field(statistics, "total_inactive_file")
+    return max(0, used - (_field(statistics, "inactive_file") or 0 if idle is None else idle))
+
+
+def _field(text: str | None, name: str) -> int | None:
+    found = re.search(rf"^{name} ([0-9]{{1,20}})$", text or "", re.MULTILINE)
+    return parse_amount(found[1]) if found else None
+
+
+def read_domain(roots: Roots) -> Domain:
+    """Reads what bounds this process, once for many readings of the load."""
+    groups = tuple(g for g in read_cgroups(roots).value if g.cpu_quota is not None or g.memory is not None)
+    status = read_text(roots.proc / "self" / "status") or ""
+    online = frozenset(parse_stat(read_text(roots.proc / "stat") or ""))
+    cpus, _ = allowed_cpus(online, parse_affinity(status), read_cgroups(roots).value)
+    return Domain(cpus, groups, {group.name: group_directories(group.name, roots) for group in groups})
+
+
+def read_times(roots: Roots, domain: Domain, now: float) -> CPUTimes:
+    """Reads the counters of CPU time; `now` is in seconds of a clock that never jumps."""
+    times = [time for cpu, time in parse_stat(read_text(roots.proc / "stat") or "").items() if cpu in domain.cpus]
+    groups = {
+        group.name: usage.cpu_time
+        for group in domain.groups
+        if group.cpu_quota is not None and (usage := _read_usage(domain.folders[group.name])) is not None
+    }
+    return CPUTimes(sum(total for total, _ in times), sum(busy for _, busy in times), groups, now)
+
+
+def parse_stat(text: str) -> dict[int, tuple[int, int]]:
+    """All and busy ticks of each CPU in `/proc/stat`; a guest's time is part of its host's."""
+    found: dict[int, tuple[int, int]] = {}
+    for line in _STAT_LINE.finditer(text):
+        ticks = [parse_amount(field) or 0 for field in line[2].split()][:8]
+        if len(ticks) >= 4:
+            found[int(line[1])] = (sum(ticks), sum(ticks) - sum(ticks[3:5]))
+    return found
+
+
+def cores_in_use(before: CPUTimes, after: CPUTimes, cpus: int) -> int:
+    """The millicores that were busy between two readings, of `cpus` allowed CPUs; 0 where no time passed."""
+    total = after.total - before.total
+    busy = min(max(0, after.busy - before.busy), max(0, total))
+    return busy * cpus * 1000 // total if total > 0 else 0
+
+
+def quota_left(before: CPUTimes, after: CPUTimes, domain: Domain) -> int | None:
+    """The millicores that the tightest quota left over between two readings; None where there is no quota."""
+    seconds = after.taken_at - before.taken_at
+    left = [
+        max(0, group.cpu_quota - round(max(0, after.groups[group.name] - before.groups[group.name]) / seconds / 1000))
+        for group in domain.groups
+        if group.cpu_quota is not None and group.name in before.groups and group.name in after.groups and seconds > 0
+    ]
+    return min(left, default=None)
+
+
+def free_ram(roots: Roots, domain: Domain) -> int | None:
+    """The bytes of RAM that could be had now, on the machine and in every group; None where nothing tells."""
+    meminfo = parse_meminfo(read_text(roots.proc / "meminfo") or "")
+    # Kernels before 3.14 have no estimate of their own.
+    rough = sum(meminfo.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
+    left = [meminfo.get("MemAvailable", rough)] if meminfo else []
+    for group in domain.groups:
+        usage = _read_usage(domain.folders[group.name]) if group.memory is not None else None
+        if group.memory is not None and usage is not None:
+            left.append(max(0, group.memory - usage.ram))
+    return min(left, default=None)
+
+
+def free_disk(work_dir: Path) -> int | None:
+    """The bytes free to this user on the file system of `work_dir`; None where it cannot be asked."""
+    try:
+        return read_space(existing_directory(work_dir)).free
+    except OSError:
+        return None

@@ -1,0 +1,125 @@
+"""Where the machine is read from, and how one file of it is read.
+
+The roots are arguments of every reader, so that a recorded machine is a folder. What cannot be read is None: telling
+"nothing here" from "it failed" is the caller's part.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+__all__ = [
+    "HOST",
+    "Reading",
+    "Roots",
+    "largest",
+    "list_names",
+    "parse_amount",
+    "parse_cpu_list",
+    "parse_hex",
+    "read_text",
+]
+
+# /proc/stat and /proc/cpuinfo of the largest machines stay below this.
+_LARGEST_FILE = 4 * 2**20
+_MOST_CPUS = 65536
+_LARGEST_AMOUNT = 2**63 - 1
+_NUMBER = re.compile(r"[0-9]{1,20}")
+_HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Roots:
+    """The folders that stand for `/proc` and `/sys`."""
+
+    proc: Path = Path("/proc")
+    sys: Path = Path("/sys")
+
+    @property
+    def is_host(self) -> bool:
+        """Whether this is the running machine, so that it may also be asked by system calls."""
+        return self == HOST
+
+    def locate(self, path: str) -> Path | None:
+        """The file that stands for an absolute `path` of the machine; None where it is not part of the roots."""
+        for name, root in (("/sys", self.sys), ("/proc", self.proc)):
+            if path == name or path.startswith(name + "/"):
+                return root / path[len(name) + 1 :]
+        return Path(path) if self.is_host else None
+
+
+HOST = Roots()
+
+
+class Reading(NamedTuple, Generic[Value]):
+    """A part of the machine, with what limits it and what could not be read, in sentences."""
+
+    value: Value
+    limits: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def read_text(path: Path | None) -> str | None:
+    """The text of a small file without the spaces around it; None where it is not there or cannot be read."""
+    if path is None:
+        return None
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            return file.read(_LARGEST_FILE).decode("utf-8", "replace").strip(" \t\r\n\0")
+    except (OSError, ValueError):
+        return None
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # A pipe in the place of a file would make open() wait for a writer.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def list_names(path: Path | None) -> list[str]:
+    """The names in a folder, sorted as people count (`cpu2` before `cpu10`); none where it cannot be read."""
+    if path is None:
+        return []
+    try:
+        return sorted(os.listdir(path), key=_as_people_count)
+    except (OSError, ValueError):
+        return []
+
+
+def _as_people_count(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if _NUMBER.fullmatch(part) else (-1, part) for part in re.split(r"([0-9]{1,20})", name)]
+
+
+def parse_amount(text: str | None) -> int | None:
+    """A number that is not negative and fits an amount; None for anything else."""
+    if text is None or not _NUMBER.fullmatch(text.strip()):
+        return None
+    return min(int(text), _LARGEST_AMOUNT)
+
+
+def parse_hex(text: str | None) -> int | None:
+    """A hexadecimal number such as "0x10de"; None for anything else."""
+    return int(text, 16) if text is not None and _HEX.fullmatch(text) else None
+
+
+def parse_cpu_list(text: str | None) -> frozenset[int] | None:
+    """The CPUs of a kernel list such as "0-3,8"; None where it is no such list, or empty."""
+    cpus: set[int] = set()
+    for part in (text or "").split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = [parse_amount(first), parse_amount(last if dash else first)]
+        if ends[0] is None or ends[1] is None or not ends[0] <= ends[1] < _MOST_CPUS:
+            return None
+        cpus.update(range(ends[0], ends[1] + 1))
+    return frozenset(cpus)
+
+
+def largest(values: Iterable[int | None]) -> int:
+    """The largest of the known values; 0 where none is known."""
+    return max((value for value in values if value is not None), default=0)
