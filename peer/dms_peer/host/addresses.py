@@ -1,0 +1,74 @@
+"""Addresses: what a user may write, and what others may dial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from libp2p.abc import IHost
+from libp2p.peer.id import ID
+from libp2p.utils.address_validation import expand_wildcard_address
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
+
+from ..errors import AddressError
+
+__all__ = ["PeerAddress", "host_addresses", "parse_listen_address", "parse_peer_address"]
+
+EXAMPLE = "an address looks like /ip4/192.0.2.7/tcp/4001/p2p/12D3KooW..."
+LISTEN_EXAMPLE = "a listen address looks like /ip4/0.0.0.0/tcp/4001"
+# Each with the family of addresses that its names stand for.
+HOST_PROTOCOLS = ("ip4", "ip6", "dns", "dns4", "dns6")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a peer is (`kind` of HOST_PROTOCOLS, host, TCP port), who it must be, and the text it was written as."""
+
+    text: str
+    kind: str
+    host: str
+    port: int
+    peer_id: ID
+
+    @property
+    def transport(self) -> Multiaddr:
+        """The address without the peer id."""
+        return Multiaddr(f"/{self.kind}/{self.host}/tcp/{self.port}")
+
+
+def parse_peer_address(text: str) -> PeerAddress:
+    """Read a multiaddr of the form /ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT/p2p/PEER_ID. Raises AddressError."""
+    parts = _parts(text, EXAMPLE)
+    names = [name for name, _ in parts]
+    if len(names) >= 2 and "p2p" not in names:
+        raise AddressError(
+            "no_peer_id", text, f"{text} does not say which peer is there", "append /p2p/ and its peer id"
+        )
+    if len(parts) != 3 or names[0] not in HOST_PROTOCOLS or names[1:] != ["tcp", "p2p"]:
+        raise AddressError("unsupported_address", text, f"cannot dial {text}: only TCP is supported", EXAMPLE)
+    (kind, host), (_, port), (_, peer_id) = parts
+    return PeerAddress(text, kind, host, int(port), ID.from_string(peer_id))
+
+
+def parse_listen_address(text: str) -> Multiaddr:
+    """Read a multiaddr of the form /ip4|ip6/ADDRESS/tcp/PORT. Raises AddressError."""
+    names = [name for name, _ in _parts(text, LISTEN_EXAMPLE)]
+    if names not in (["ip4", "tcp"], ["ip6", "tcp"]):
+        raise AddressError(
+            "unsupported_address", text, f"cannot listen on {text}: only TCP is supported", LISTEN_EXAMPLE
+        )
+    return Multiaddr(text)
+
+
+def _parts(text: str, example: str) -> list[tuple[str, str]]:
+    try:
+        return [(protocol.name, str(value)) for protocol, value in Multiaddr(text).items()]
+    except Exception as error:
+        # Each of the library's codecs refuses text with an error of its own.
+        raise AddressError("bad_address", text, f"{text!r} is no multiaddr", example) from error
+
+
+def host_addresses(host: IHost) -> tuple[str, ...]:
+    """The addresses under which others may dial this host, with its peer id; wildcards become the machine's own."""
+    peer_id = host.get_id().to_base58()
+    found = (concrete for address in host.get_transport_addrs() for concrete in expand_wildcard_address(address))
+    return tuple(dict.fromkeys(f"{address}/p2p/{peer_id}" for address in found))

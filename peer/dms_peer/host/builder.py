@@ -1,0 +1,83 @@
+"""The one place where a host is built."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import trio
+from libp2p.host.basic_host import BasicHost
+from libp2p.peer.id import ID
+from libp2p.tools.anyio_service import background_trio_service
+from libp2p.tools.anyio_service.exceptions import LifecycleError
+
+from ..identity import Identity
+from .addresses import parse_listen_address
+from .cage import cage
+from .limits import HostLimits
+from .logs import route_library_logs
+from .multistream import BoundedClient, BoundedMultiselect
+from .swarm import HardenedSwarm
+
+__all__ = ["HardenedHost", "open_host"]
+
+logger = logging.getLogger(__name__)
+
+
+class HardenedHost(BasicHost):
+    """A libp2p host on a HardenedSwarm, whose negotiations are bounded and whose handlers are caged.
+
+    What breaks in `BasicHost`, beside what the parts say: identify runs as a trio system task, where an exception ends
+    the whole program, and whatever address a stranger claims to have seen us under is advertised.
+    """
+
+    def __init__(self, identity: Identity, limits: HostLimits) -> None:
+        self.swarm = HardenedSwarm(identity.key_pair(), limits)
+        super().__init__(self.swarm, disable_identify_address_discovery=True)
+        self.limits = limits
+        self.multiselect = BoundedMultiselect(self.multiselect.handlers, limits)
+        self.multiselect_client = BoundedClient(limits)
+        self.swarm.set_stream_handler(cage(self._swarm_stream_handler, limits.close_timeout))
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        known = peer_id in self._identify_inflight or self._has_cached_protocols(peer_id)
+        if known or not self._should_identify_peer(peer_id):
+            return
+        self._identify_inflight.add(peer_id)
+        # While the swarm is stopping nobody is left to identify.
+        with suppress(LifecycleError):
+            self.swarm.manager.run_task(self._identify_task_entry, peer_id, reason)
+
+    async def _identify_task_entry(self, peer_id: ID, reason: str) -> None:
+        try:
+            await super()._identify_task_entry(peer_id, reason)
+        except* Exception as group:
+            logger.debug("identify of %s failed: %r", peer_id, group.exceptions[0])
+
+
+@asynccontextmanager
+async def open_host(
+    identity_key: Identity, listen_addrs: Sequence[str] = (), limits: HostLimits | None = None
+) -> AsyncIterator[HardenedHost]:
+    """A started host with this identity, listening on `listen_addrs` (multiaddrs), closed when the block ends.
+
+    Raises AddressError or ListenError for an address that cannot be used. Closing takes HostLimits.close_timeout at
+    most, also when cancelled. An error raised in the block comes out as it is, not wrapped in a group.
+    """
+    route_library_logs()
+    addresses = [parse_listen_address(address) for address in listen_addrs]
+    host = HardenedHost(identity_key, limits or HostLimits())
+    failure: Exception | None = None
+    async with background_trio_service(host.swarm):
+        try:
+            await host.swarm.listen(*addresses)
+            yield host
+        except Exception as error:
+            failure = error
+        finally:
+            # The swarm bounds its own closing.
+            with trio.CancelScope(shield=True):
+                await host.close()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,58 @@
+"""Every bound of the host, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["STREAM_WINDOW", "HostLimits"]
+
+# Bytes. Yamux fixes the first window of a stream (hashicorp/yamux spec.md, "Flow Control"); ours never grow beyond it.
+STREAM_WINDOW = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimits:
+    """What one host holds for all peers and for each one, and how long it waits. Sizes in bytes, times in seconds."""
+
+    # Connections of all peers, both directions. A peer has one; a second one replaces nothing and is closed.
+    max_connections: int = 256
+    # Inbound connections, so that a host flooded from outside can still dial.
+    max_inbound_connections: int = 192
+    # Of these, how many may be shaking hands: strangers that have proved nothing yet.
+    max_inbound_handshakes: int = 64
+    # A handshake (security and multiplexer) that takes longer is given up.
+    handshake_timeout: float = 10.0
+
+    # Streams that a peer may have open to us on its connection; a further one is reset at once.
+    max_inbound_streams: int = 64
+    # Streams that we may have open to a peer; a further one fails at once.
+    max_outbound_streams: int = 256
+    # Agreeing on a stream's protocol, in either direction.
+    negotiation_timeout: float = 10.0
+    # One line of multistream-select, and the lines of one negotiation.
+    max_negotiation_line: int = 1024
+    max_negotiation_lines: int = 64
+
+    # Bytes received on one connection and not read yet, over all its streams.
+    max_unread_bytes: int = 4 * 1024 * 1024
+    # A frame that is not through within this time, out or in, ends its connection.
+    frame_timeout: float = 20.0
+    # A stream whose reader gives no room for more within this time is reset.
+    window_timeout: float = 30.0
+
+    # A connection on which nothing has arrived for ping_interval is pinged; ping_timeout later it is dropped.
+    ping_interval: float = 15.0
+    ping_timeout: float = 10.0
+
+    # Saying goodbye: closing a stream, a connection, the host. Whatever is not done by then is cut.
+    close_timeout: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a bound that would let nothing through."""
+        for name in self.__slots__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+        if self.max_inbound_connections > self.max_connections:
+            raise ValueError("max_inbound_connections must not exceed max_connections")
+        if self.max_unread_bytes < STREAM_WINDOW:
+            raise ValueError(f"max_unread_bytes must hold one stream's window, {STREAM_WINDOW} bytes")

@@ -1,0 +1,84 @@
+"""Logging that peers cannot flood, and the library's own reports reduced to one line each.
+
+What breaks: py-libp2p reports ordinary disconnects and failed negotiations as errors of several lines, some with a
+traceback; `SwarmConn` logs through the root logger's module functions, which install a handler on stderr as a side
+effect. A peer could fill a disk by connecting and leaving.
+Measure: `route_library_logs` hangs one handler on the logger `libp2p` that passes the first line of each report, rate
+limited, to `dms_peer.libp2p` at INFO or below. LIBP2P_DEBUG, the library's own switch, turns it off.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+__all__ = ["RateLimiter", "log_limited", "route_library_logs"]
+
+LIBRARY = "libp2p"
+MAX_LINE = 200
+# Lines: as many at once as the first number, and on average no more than the second per second.
+BURST = 20
+PER_SECOND = 1.0
+
+
+class RateLimiter:
+    """A token bucket for log lines; counts what it swallows so that the next line can say so."""
+
+    def __init__(self, burst: int = BURST, per_second: float = PER_SECOND) -> None:
+        self._burst = float(burst)
+        self._per_second = per_second
+        self._tokens = float(burst)
+        self._updated = time.monotonic()
+        self.swallowed = 0
+
+    def admit(self) -> bool:
+        """True when a line may be written now."""
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._per_second)
+        self._updated = now
+        if self._tokens < 1:
+            self.swallowed += 1
+            return False
+        self._tokens -= 1
+        return True
+
+
+def log_limited(logger: logging.Logger, limiter: RateLimiter, level: int, message: str, *args: object) -> None:
+    """Log one line unless the limiter is exhausted; a line after a pause says how many were left out."""
+    if not logger.isEnabledFor(level) or not limiter.admit():
+        return
+    if limiter.swallowed:
+        logger.log(level, "%d similar lines left out", limiter.swallowed)
+        limiter.swallowed = 0
+    logger.log(level, message, *args)
+
+
+class _FirstLines(logging.Handler):
+    """Passes the first line of each record on to our own logger, never above INFO and never with a traceback."""
+
+    def __init__(self, target: logging.Logger) -> None:
+        super().__init__()
+        self._target = target
+        self._limiter = RateLimiter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage().partition("\n")[0][:MAX_LINE]
+        # The library calls errors what a public peer sees every minute.
+        level = min(record.levelno, logging.INFO)
+        log_limited(self._target, self._limiter, level, "%s: %s", record.name, text)
+
+
+def route_library_logs(level: int = logging.WARNING) -> None:
+    """Send what libp2p logs at `level` and above to the logger `dms_peer.libp2p`. May be called again."""
+    root = logging.getLogger()
+    if not root.handlers:
+        # logging.debug() and its like, as the library calls them, would install one that prints to stderr.
+        root.addHandler(logging.NullHandler())
+    library = logging.getLogger(LIBRARY)
+    if os.environ.get("LIBP2P_DEBUG") or any(isinstance(handler, _FirstLines) for handler in library.handlers):
+        return
+    library.addHandler(_FirstLines(logging.getLogger("dms_peer.libp2p")))
+    library.setLevel(level)
+    library.propagate = False

@@ -1,0 +1,151 @@
+"""Attaching protocols to a host, ours or somebody else's, and taking them off again.
+
+What breaks: handlers registered after a connection was made are not announced to it; removing a handler leaves its
+running calls behind; on a plain host a handler that raises ends the host.
+Measure: `attach_protocols`.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+import trio
+import trio.abc
+from libp2p.abc import IHost, INetStream
+from libp2p.custom_types import TProtocol
+from libp2p.identity.identify_push.identify_push import push_identify_to_peers
+
+from ..errors import ProtocolError
+from ..shields import shielded
+from ..streams import PeerStream, reset_stream
+from .cage import cage
+from .limits import HostLimits
+from .logs import RateLimiter, log_limited
+
+__all__ = ["StreamHandler", "attach_protocols"]
+
+logger = logging.getLogger(__name__)
+limiter = RateLimiter()
+
+StreamHandler = Callable[[trio.abc.HalfCloseableStream, str], Awaitable[None]]
+
+# Seconds for telling peers that the protocols are gone: a courtesy.
+FAREWELL_TIMEOUT = 1.0
+
+
+@asynccontextmanager
+async def attach_protocols(
+    host: IHost, handlers: Mapping[str, StreamHandler], stop_timeout: float = 5.0
+) -> AsyncIterator[None]:
+    """Serve protocols on `host` while the block runs: `handlers` maps a protocol id to `handler(stream, peer_id)`.
+
+    A handler owns its stream until it returns; then the stream is closed, or reset when the handler raised. Leaving the
+    block unregisters the handlers, gives those that run `stop_timeout` seconds to finish and then cancels them.
+    Raises ProtocolError when a protocol is already served there.
+    """
+    attached = _Attached(host, handlers)
+    attached.register()
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_announce, host)
+            try:
+                yield
+            except Exception as error:
+                # Raised again outside, so that the caller's error does not come out wrapped in a group.
+                failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        attached.unregister()
+        await attached.stop(stop_timeout if failure is None else 0)
+        with shielded(FAREWELL_TIMEOUT):
+            await _announce(host)
+    if failure is not None:
+        raise failure
+
+
+async def _announce(host: IHost) -> None:
+    """Tell all connected peers which protocols this host serves now; the library bounds each attempt."""
+    if not host.get_connected_peers():
+        return
+    try:
+        await push_identify_to_peers(host)
+    except* Exception as group:
+        logger.debug("announcing the protocols failed: %r", group.exceptions[0])
+
+
+class _Attached:
+    """The handlers on one host, and their calls that run."""
+
+    def __init__(self, host: IHost, handlers: Mapping[str, StreamHandler]) -> None:
+        self._host = host
+        self._handlers = {TProtocol(protocol): handler for protocol, handler in handlers.items()}
+        self._limits: HostLimits = getattr(host, "limits", HostLimits())
+        self._calls: set[trio.CancelScope] = set()
+        self._calls_per_peer: Counter[str] = Counter()
+        self._idle = trio.Event()
+
+    def register(self) -> None:
+        served = self._host.get_mux().get_protocols()
+        for protocol in self._handlers:
+            if protocol in served:
+                raise ProtocolError(
+                    "protocol_taken", protocol, f"this host serves {protocol} already", "attach it once only"
+                )
+        for protocol, handler in self._handlers.items():
+            self._host.set_stream_handler(protocol, cage(self._call_of(handler), self._limits.close_timeout))
+
+    def unregister(self) -> None:
+        for protocol in self._handlers:
+            self._host.remove_stream_handler(protocol)
+
+    def _call_of(self, handler: StreamHandler) -> Callable[[INetStream], Awaitable[None]]:
+        async def call(net_stream: INetStream) -> None:
+            stream = PeerStream(net_stream, self._limits.close_timeout)
+            peer_id = stream.remote_peer_id
+            # Our own host bounds this per connection; on a foreign one nobody does.
+            if self._calls_per_peer[peer_id] >= self._limits.max_inbound_streams:
+                log_limited(logger, limiter, logging.INFO, "reset a stream of %s: it has too many", peer_id)
+                await reset_stream(net_stream, self._limits.close_timeout)
+                return
+            with self._counted(peer_id), trio.CancelScope() as scope:
+                self._calls.add(scope)
+                try:
+                    await handler(stream, peer_id)
+                finally:
+                    self._calls.discard(scope)
+            if scope.cancelled_caught:
+                await reset_stream(net_stream, self._limits.close_timeout)
+
+        return call
+
+    @contextmanager
+    def _counted(self, peer_id: str) -> Iterator[None]:
+        self._calls_per_peer[peer_id] += 1
+        try:
+            yield
+        finally:
+            self._calls_per_peer[peer_id] -= 1
+            # Zeros are kept by a Counter, one for each peer that ever came.
+            if not self._calls_per_peer[peer_id]:
+                del self._calls_per_peer[peer_id]
+            if not self._calls_per_peer:
+                self._idle.set()
+
+    async def stop(self, timeout: float) -> None:  # noqa: ASYNC109  # shielded
+        """Wait for the running calls, then cancel them and wait for that. Not cancellable, but bounded."""
+        with trio.CancelScope(shield=True):
+            await self._wait_idle(timeout)
+            for scope in self._calls:
+                scope.cancel()
+            await self._wait_idle(self._limits.close_timeout)
+
+    async def _wait_idle(self, timeout: float) -> None:  # noqa: ASYNC109  # not an error
+        if self._calls_per_peer:
+            self._idle = trio.Event()
+            with trio.move_on_after(timeout):
+                await self._idle.wait()

@@ -1,0 +1,228 @@
+"""The swarm that keeps accepting, and what it keeps of each peer.
+
+What breaks in py-libp2p's `Swarm`:
+- each inbound connection holds its slot and its task until the swarm ends: after 250 connections it accepts no more;
+- a peer may hold any number of connections, as long as they are young;
+- it remembers something of every peer that ever connected;
+- closing it closes one connection after the other, a fifth of a second each, and cancelled it closes none;
+- a listen address that is refused is only logged.
+Measure: this class.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+from libp2p.abc import INetConn
+from libp2p.crypto.keys import KeyPair
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.auto_connector import AutoConnector
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
+
+from ..errors import ListenError
+from ..shields import shielded
+from .limits import HostLimits
+from .logs import RateLimiter, log_limited
+from .tcp import ExclusiveTCP
+from .upgrade import hardened_upgrader
+
+if TYPE_CHECKING:
+    from .yamux import BoundedYamux
+
+__all__ = ["HardenedSwarm"]
+
+logger = logging.getLogger(__name__)
+limiter = RateLimiter()
+
+# Two peers that dial each other at the same moment end up with two; more is none of anybody's business.
+CONNECTIONS_PER_PEER = 2
+
+
+class _NoAutoConnector(AutoConnector):
+    """Dials nobody: the original dials whomever it has heard of until half of max_connections are in use."""
+
+    async def maybe_connect(self) -> None:
+        """Do nothing."""
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None:
+        """Start nothing."""
+
+
+class HardenedSwarm(Swarm):
+    """A swarm of TCP, Noise and Yamux within HostLimits."""
+
+    def __init__(self, key_pair: KeyPair, limits: HostLimits) -> None:
+        peer_id = ID.from_pubkey(key_pair.public_key)
+        # Its tables: addresses and protocols that peers tell of themselves.
+        peerstore = PeerStore(max_records=2 * limits.max_connections, max_peers=2 * limits.max_connections)
+        peerstore.add_key_pair(peer_id, key_pair)
+        super().__init__(
+            peer_id,
+            peerstore,
+            hardened_upgrader(key_pair, limits),
+            transports=[ExclusiveTCP()],
+            # Retries are the caller's, who knows what the time is worth.
+            retry_config=RetryConfig(max_retries=0),
+            connection_config=_connection_config(limits),
+        )
+        self.auto_connector = _NoAutoConnector(self)
+        self.limits = limits
+        self.inbound_connections = 0
+        self.inbound_handshakes = 0
+
+    # Listening
+
+    async def listen(self, *multiaddrs: Multiaddr) -> bool:
+        """Listen on every address. Raises ListenError for the first that is refused."""
+        await self.event_background_nursery_created.wait()
+        for address in multiaddrs:
+            await self._listen_on(address)
+        return True
+
+    async def _listen_on(self, address: Multiaddr) -> None:
+        async def handle(stream: ReadWriteCloser) -> None:
+            await self._handle_inbound_connection(stream, address)
+
+        listener = self.transport_manager.get_transports()[0].create_listener(handle)
+        listener.background_nursery = self.background_nursery  # type: ignore[attr-defined]  # as Swarm.listen does
+        try:
+            await listener.listen(address)
+        except OSError as error:
+            raise _refused(str(address), error) from error
+        self.listeners[str(address)] = listener
+        await self.notify_listen(address)
+
+    # Accepting
+
+    async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
+        """Hold a slot for as long as the connection lives; the listener closes the socket after."""
+        if self.inbound_connections >= self.limits.max_inbound_connections:
+            log_limited(
+                logger, limiter, logging.WARNING, "turned a connection away: %d are open", self.inbound_connections
+            )
+            return
+        self.inbound_connections += 1
+        try:
+            connection = await self._shake_hands(read_write_closer, maddr)
+            if connection is not None:
+                await connection.event_closed.wait()
+        finally:
+            self.inbound_connections -= 1
+
+    async def _shake_hands(self, stream: ReadWriteCloser, maddr: Multiaddr) -> BoundedYamux | None:
+        if self.inbound_handshakes >= self.limits.max_inbound_handshakes:
+            log_limited(logger, limiter, logging.WARNING, "turned a connection away: too many handshakes at once")
+            return None
+        self.inbound_handshakes += 1
+        try:
+            # The upgrade has a deadline of its own, inbound_upgrade_timeout.
+            connection: BoundedYamux = await self.upgrade_inbound_raw_conn(  # type: ignore[assignment]  # ours
+                RawConnection(stream, False), maddr
+            )
+            return connection
+        except Exception as error:
+            # A stranger can make each layer of the handshake fail in its own way, and all of them are its business.
+            logger.debug("an inbound handshake failed: %r", error)
+            return None
+        finally:
+            self.inbound_handshakes -= 1
+
+    # Keeping
+
+    def _trim_connections(self, peer_id: ID) -> None:
+        """Close the oldest connections of a peer that has too many; the newest is the one it believes in."""
+        connections = self.connections[peer_id]
+        excess, self.connections[peer_id] = (
+            connections[:-CONNECTIONS_PER_PEER],
+            connections[-CONNECTIONS_PER_PEER:],
+        )
+        for connection in excess:
+            self.manager.run_task(self._close_connection_async, connection)
+
+    async def notify_disconnected(self, conn: INetConn) -> None:
+        """Tell those who watch, and forget a peer that is gone."""
+        await self._notify("disconnected", conn)
+        peer_id = conn.muxed_conn.peer_id
+        if peer_id in self.connections:
+            return
+        tags = self.tag_store.get_tag_info(peer_id)
+        if tags is None or not tags.tags:
+            self.tag_store.clear_peer(peer_id)
+        if not self.peerstore.has_peer(peer_id) or not self._known_addresses(peer_id):
+            self.peerstore.clear_peerdata(peer_id)
+
+    def _known_addresses(self, peer_id: ID) -> Sequence[Multiaddr]:
+        try:
+            return self.peerstore.addrs(peer_id)
+        except Exception:
+            # "None" is an error of its own kind in each of the library's peer stores.
+            return ()
+
+    # Closing
+
+    async def close(self) -> None:
+        """Close everything, all connections at once, within close_timeout; then whatever is left is cut."""
+        if self._closing:
+            return
+        self._closing = True
+        with shielded(self.limits.close_timeout):
+            async with trio.open_nursery() as nursery:
+                for listener in self.listeners.values():
+                    nursery.start_soon(listener.close)
+                for connection in self.get_connections():
+                    nursery.start_soon(self._close_connection_async, connection)
+        self.listeners.clear()
+        with suppress(Exception):
+            await self.manager.stop()
+
+
+def _connection_config(limits: HostLimits) -> ConnectionConfig:
+    return ConnectionConfig(
+        max_connections=limits.max_connections,
+        high_watermark=limits.max_connections,
+        min_connections=0,
+        low_watermark=0,
+        # With more than one the library waits 250 ms before it believes that a dial has succeeded.
+        max_connections_per_peer=1,
+        inbound_upgrade_timeout=limits.handshake_timeout,
+        outbound_upgrade_timeout=limits.handshake_timeout,
+        # Read as whole seconds by the library; the exact value is BoundedMultiselect's.
+        outbound_stream_protocol_negotiation_timeout=max(1.0, limits.negotiation_timeout),
+        inbound_stream_protocol_negotiation_timeout=max(1.0, limits.negotiation_timeout),
+    )
+
+
+def _refused(address: str, error: OSError) -> ListenError:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return ListenError(
+                "address_in_use",
+                address,
+                f"cannot listen on {address}: another program does",
+                "stop it, or choose another port; port 0 takes any free one",
+            )
+        case errno.EACCES | errno.EPERM:
+            return ListenError(
+                "address_forbidden",
+                address,
+                f"cannot listen on {address}: permission denied",
+                "choose a port above 1023",
+            )
+        case _:
+            return ListenError(
+                "address_unavailable",
+                address,
+                f"cannot listen on {address}: {error.strerror or error}",
+                "choose an address that this machine has",
+            )

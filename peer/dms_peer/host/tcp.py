@@ -1,0 +1,80 @@
+"""TCP listening that is exclusive and keeps its tasks where somebody waits for them.
+
+What breaks: the library listens with SO_REUSEPORT, so that a second peer on the same port starts without complaint and
+the kernel deals connections out between the two; its accept loop is a trio system task, which nobody waits for and
+whose failure ends the program; a refused address is only logged.
+Measure: `ExclusiveTCP` listens without SO_REUSEPORT, in the swarm's nursery, and reports the operating system's error.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import trio
+from libp2p.abc import IListener
+from libp2p.custom_types import THandler
+from libp2p.io.trio import TrioTCPStream
+from libp2p.transport.tcp.tcp import TCP
+from libp2p.utils.multiaddr_utils import extract_ip_from_multiaddr, multiaddr_from_socket
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
+
+from .logs import RateLimiter, log_limited
+
+__all__ = ["ExclusiveTCP"]
+
+logger = logging.getLogger(__name__)
+limiter = RateLimiter()
+
+
+class _ExclusiveListener(IListener):
+    """Listens on one address and hands each connection to the swarm."""
+
+    # Set by the swarm before it listens.
+    background_nursery: trio.Nursery
+
+    def __init__(self, handler: THandler) -> None:
+        self._handler = handler
+        self._sockets: Sequence[trio.SocketListener] = ()
+        self._scope = trio.CancelScope()
+
+    async def listen(self, maddr: Multiaddr) -> None:
+        """Bind and accept. Raises OSError when the operating system refuses."""
+        port = int(maddr.value_for_protocol("tcp") or 0)
+        self._sockets = await trio.open_tcp_listeners(port, host=extract_ip_from_multiaddr(maddr))
+        self.background_nursery.start_soon(self._serve)
+
+    async def _serve(self) -> None:
+        with self._scope:
+            await trio.serve_listeners(self._handle, self._sockets)
+
+    async def _handle(self, stream: trio.SocketStream) -> None:
+        try:
+            await self._handler(TrioTCPStream(stream))
+        except* Exception as group:
+            log_limited(logger, limiter, logging.INFO, "an inbound connection failed: %r", group.exceptions[0])
+        finally:
+            # The socket is closed at once; what follows in aclose is only a checkpoint.
+            with trio.CancelScope(shield=True):
+                await stream.aclose()
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        """The addresses with the ports that were really bound."""
+        return tuple(multiaddr_from_socket(listener.socket) for listener in self._sockets)
+
+    async def close(self) -> None:
+        """Stop accepting and end the connections that were accepted here."""
+        self._scope.cancel()
+        for listener in self._sockets:
+            await listener.aclose()
+        self._sockets = ()
+
+
+class ExclusiveTCP(TCP):
+    """The TCP transport with our listener."""
+
+    # The declared type is the library's own listener, the interface is IListener.
+    def create_listener(self, handler_function: THandler) -> _ExclusiveListener:  # type: ignore[override]
+        """A listener that is bound to no address yet."""
+        return _ExclusiveListener(handler_function)

@@ -1,0 +1,60 @@
+"""What a raw connection must become: Noise and Yamux, and nothing else.
+
+What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer is whoever it says, and secio; Mplex, where one
+frame can end the host and one slow stream stops all others; and `MuxerMultistream.new_conn` builds the library's own
+Yamux whatever class is configured.
+Measure: `hardened_upgrader` offers Noise alone and BoundedYamux alone.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+from libp2p.abc import IMuxedConn, ISecureConn
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.security.security_multistream import SecurityMultistream
+from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.transport.upgrader import TransportUpgrader
+
+from .limits import HostLimits
+from .multistream import BoundedSelector
+from .yamux import BoundedYamux
+
+__all__ = ["hardened_upgrader"]
+
+
+class _NoiseOnly(SecurityMultistream):
+    """Chooses between one security protocol and none."""
+
+    def __init__(self, key_pair: KeyPair, limits: HostLimits) -> None:
+        super().__init__({})
+        self._selector = BoundedSelector(limits)
+        # Noise wants a key of its own, for Diffie-Hellman; it is signed with the peer's key in the handshake.
+        self.add_transport(NOISE, NoiseTransport(key_pair, create_noise_key_pair().private_key))
+
+
+class _YamuxOnly(MuxerMultistream):
+    """Chooses between one multiplexer and none, and builds ours."""
+
+    def __init__(self, limits: HostLimits) -> None:
+        super().__init__({})
+        self._limits = limits
+        self._selector = BoundedSelector(limits)
+        self.add_transport(YAMUX, BoundedYamux)  # type: ignore[arg-type]  # never called: new_conn builds it
+
+    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        """Agree on Yamux with the other side. Raises MultiselectError or MultiselectClientError."""
+        protocol, _ = await self._selector.select(conn, conn.is_initiator)
+        return self._annotate_connection(BoundedYamux(conn, peer_id, self._limits), conn, protocol)
+
+
+def hardened_upgrader(key_pair: KeyPair, limits: HostLimits) -> TransportUpgrader:
+    """An upgrader that secures with Noise and multiplexes with BoundedYamux, or fails."""
+    upgrader = TransportUpgrader({}, {})
+    upgrader.security_multistream = _NoiseOnly(key_pair, limits)
+    upgrader.muxer_multistream = _YamuxOnly(limits)
+    return upgrader

@@ -1,0 +1,183 @@
+"""Who this peer is: one Ed25519 key in a file that only its owner can read.
+
+The file holds the key in libp2p's protobuf form, as py-libp2p's own key store writes it. This module itself needs no
+libp2p, whose import takes more than a second, so that local commands can show the peer id at once.
+
+Rules:
+1. The file appears whole or not at all, with mode 0600, and an existing file is never overwritten.
+2. A file that others can read, that another user owns, or that does not hold an Ed25519 key is refused, not repaired:
+   whoever could read the key may already be us.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import IdentityError
+
+if TYPE_CHECKING:
+    from libp2p.crypto.keys import KeyPair
+
+__all__ = ["Identity", "load_identity", "load_or_create_identity", "new_identity"]
+
+SEED_SIZE = 32
+# Protobuf of libp2p's PrivateKey and PublicKey messages: field 1 (type) = 1 (Ed25519), field 2 (data), 32 bytes.
+KEY_PREFIX = b"\x08\x01\x12\x20"
+# A peer id of a short key is the key itself under the identity multihash: code 0, length 36.
+IDENTITY_MULTIHASH = b"\x00\x24"
+# No key of ours is longer; what is longer is no key.
+MAX_FILE_SIZE = 4096
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An Ed25519 key and the peer id that follows from it. The seed is kept out of `repr`."""
+
+    seed: bytes = field(repr=False)
+    peer_id: str
+
+    def key_pair(self) -> KeyPair:
+        """The same key as libp2p's key pair. Imports libp2p, which takes more than a second the first time."""
+        return _key_pair(self.seed)
+
+
+@lru_cache(maxsize=8)
+def _key_pair(seed: bytes) -> KeyPair:
+    # Kept, because deriving it costs as much as a signature and every signature asks for it.
+    # Imported here, not above: local commands need the peer id alone and must start fast.
+    from libp2p.crypto.ed25519 import create_new_key_pair
+
+    return create_new_key_pair(seed)
+
+
+def new_identity(seed: bytes | None = None) -> Identity:
+    """An identity that is in no file: random, or from a 32-byte seed. Raises ValueError for another length."""
+    # PyNaCl and base58 come with libp2p; together they import in 40 ms, only when an identity is asked for.
+    import base58
+    from nacl.signing import SigningKey
+
+    seed = secrets.token_bytes(SEED_SIZE) if seed is None else seed
+    if len(seed) != SEED_SIZE:
+        raise ValueError(f"an Ed25519 seed has {SEED_SIZE} bytes, not {len(seed)}")
+    public_key = bytes(SigningKey(seed).verify_key)
+    peer_id = base58.b58encode(IDENTITY_MULTIHASH + KEY_PREFIX + public_key).decode()
+    return Identity(seed, peer_id)
+
+
+def load_or_create_identity(path: Path) -> Identity:
+    """The identity in `path`, created there first if the file does not exist. Raises IdentityError. Blocks on disk.
+
+    Two processes that create at once end up with the same identity.
+    """
+    try:
+        return load_identity(path)
+    except IdentityError as error:
+        if error.code != "key_missing":
+            raise
+    try:
+        _create(path, KEY_PREFIX + new_identity().seed)
+    except FileExistsError:
+        pass  # Another process was first: its key is the one that counts.
+    except OSError as error:
+        raise IdentityError(
+            "key_unwritable",
+            str(path),
+            f"cannot create the key file {path}: {error.strerror}",
+            "choose another home directory, or give its owner write permission",
+        ) from error
+    return load_identity(path)
+
+
+def load_identity(path: Path) -> Identity:
+    """The identity in `path`. Raises IdentityError: missing, exposed, foreign, damaged… Blocks on disk."""
+    try:
+        # Without O_NONBLOCK a FIFO in the file's place would hang the peer at start.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise IdentityError(
+            "key_missing", str(path), f"there is no key file {path}", "start the peer once to create it"
+        ) from error
+    except OSError as error:
+        raise IdentityError(
+            "key_unreadable",
+            str(path),
+            f"cannot read the key file {path}: {error.strerror}",
+            "run the peer as the user who owns its home directory",
+        ) from error
+    with os.fdopen(descriptor, "rb") as file:
+        _check_owner(path, os.fstat(descriptor))
+        return _parse(path, file.read(MAX_FILE_SIZE + 1))
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    # Asked of the open file, not of the path: nobody can put another file there in between.
+    if not stat.S_ISREG(status.st_mode):
+        raise _damaged(path, "it is not a regular file")
+    if status.st_uid != os.geteuid():
+        raise IdentityError(
+            "key_foreign",
+            str(path),
+            f"the key file {path} belongs to user {status.st_uid}, not to {os.geteuid()} who runs this peer",
+            f"run the peer as its owner, or: chown {os.geteuid()} {path}",
+        )
+    if status.st_mode & OTHERS:
+        raise IdentityError(
+            "key_exposed",
+            str(path),
+            f"other users can access the key file {path} (mode {stat.S_IMODE(status.st_mode):04o})",
+            f"chmod 600 {path}; if somebody may have read it, delete it and start with a new identity",
+        )
+
+
+def _parse(path: Path, raw: bytes) -> Identity:
+    if not raw:
+        raise _damaged(path, "it is empty")
+    # In both cases the type comes first, so that a key of another type is named as such.
+    if raw[:1] == KEY_PREFIX[:1] and raw[1:2] != KEY_PREFIX[1:2] and len(raw) > len(KEY_PREFIX):
+        raise _damaged(path, "its key is not an Ed25519 key")
+    if not raw.startswith(KEY_PREFIX) or len(raw) != len(KEY_PREFIX) + SEED_SIZE:
+        raise _damaged(path, f"its {len(raw)} bytes are not an Ed25519 key")
+    return new_identity(raw[len(KEY_PREFIX) :])
+
+
+def _damaged(path: Path, why: str) -> IdentityError:
+    return IdentityError(
+        "key_damaged",
+        str(path),
+        f"the key file {path} is damaged: {why}",
+        "restore it from a backup, or delete it to start with a new identity",
+    )
+
+
+def _create(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            # The umask may have taken bits away that the owner needs.
+            os.fchmod(descriptor, 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        # A link, not a rename: it fails where the name is taken, so an existing key is never replaced.
+        os.link(draft, path)
+    finally:
+        os.unlink(draft)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    # Without it the name may be gone after a power cut, and with it the identity that others already know.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

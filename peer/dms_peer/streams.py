@@ -1,0 +1,250 @@
+"""A libp2p stream as a trio stream, and ways to end one that never hurt its connection.
+
+What stands above (`dms_protocols`) knows byte streams and trio's errors only. On our own host a cancelled read or write
+leaves stream and connection whole; the library's own streams lose bytes when a read is cancelled and break the whole
+connection when a write is (see `host/yamux.py`), so on somebody else's host a write is shielded, in pieces and with a
+deadline, and a cancelled read ends its stream rather than lose bytes in silence.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+import trio.abc
+from libp2p.network.stream.exceptions import StreamEOF
+
+from .shields import shielded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from libp2p.abc import INetStream
+
+__all__ = ["PeerStream", "close_stream", "reset_stream"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Bytes: how much is read at most when the caller does not say, and how much of a foreign write is one shielded piece.
+PIECE = 64 * 1024
+# Seconds that one shielded piece may take; then the peer takes no frames and loses its connection.
+PIECE_TIMEOUT = 20.0
+CLOSE_TIMEOUT = 2.0
+
+
+class PeerStream(trio.abc.HalfCloseableStream):
+    """One stream to one peer. One task may send and one may receive at a time, as with every trio stream.
+
+    Raises trio.BrokenResourceError once the stream or its connection is gone, trio.ClosedResourceError after `aclose`.
+    """
+
+    def __init__(self, stream: INetStream, close_timeout: float = CLOSE_TIMEOUT) -> None:
+        self._stream = stream
+        self._muxed = getattr(stream, "muxed_stream", None)
+        self._cancel_safe = bool(getattr(self._muxed, "cancel_safe", False))
+        self._close_timeout = close_timeout
+        self._closed = self._ended = self._broken = self._finished = False
+        self._sending = self._receiving = False
+        self._receive_scope: trio.CancelScope | None = None
+
+    @property
+    def remote_peer_id(self) -> str:
+        """The peer at the other end, as its connection's handshake proved."""
+        return self._stream.muxed_conn.peer_id.to_base58()
+
+    @property
+    def protocol(self) -> str:
+        """The protocol that was agreed on, or an empty string."""
+        return str(self._stream.get_protocol() or "")
+
+    # Sending
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`. Cancelled after a part of it was sent, it resets the stream."""
+        with self._busy("_sending", "another task is sending on this stream"):
+            self._raise_if_unsendable()
+            if not data:
+                await trio.lowlevel.checkpoint()
+            elif self._cancel_safe:
+                await self._send_safely(bytes(data))
+            else:
+                await self._send_in_pieces(bytes(data))
+
+    async def _send_safely(self, data: bytes) -> None:
+        try:
+            await self._translated(self._stream.write, data)
+        except trio.Cancelled:
+            if getattr(self._muxed, "torn", True):
+                await self._break()
+            raise
+
+    async def _send_in_pieces(self, data: bytes) -> None:
+        for start in range(0, len(data), PIECE):
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled:
+                if start:
+                    await self._break()
+                raise
+            with shielded(PIECE_TIMEOUT) as scope:
+                await self._translated(self._stream.write, data[start : start + PIECE])
+            if scope.cancelled_caught:
+                self._broken = True
+                await drop_connection(self._stream, self._close_timeout)
+                raise trio.BrokenResourceError("the peer takes nothing")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the peer has room for more. On a foreign host, where nobody can tell, return at once."""
+        with self._busy("_sending", "another task is sending on this stream"):
+            self._raise_if_unsendable()
+            await trio.lowlevel.checkpoint()
+            wait_writable = getattr(self._muxed, "wait_writable", None)
+            if wait_writable is not None:
+                await self._translated(wait_writable)
+
+    async def send_eof(self) -> None:
+        """Say that nothing more will be sent; receiving goes on. May be called twice."""
+        with self._busy("_sending", "another task is sending on this stream"):
+            if self._finished and not self._closed:
+                await trio.lowlevel.checkpoint()
+                return
+            self._raise_if_unsendable()
+            self._finished = True
+            with shielded(PIECE_TIMEOUT) as scope:
+                await self._translated(self._close_write)
+            if scope.cancelled_caught:
+                self._broken = True
+                await drop_connection(self._stream, self._close_timeout)
+                raise trio.BrokenResourceError("the peer takes nothing")
+            await trio.lowlevel.checkpoint()
+
+    async def _close_write(self) -> None:
+        # INetStream lacks it, both of the library's streams have it.
+        await self._stream.close_write()  # type: ignore[attr-defined]
+
+    def _raise_if_unsendable(self) -> None:
+        self._raise_if_closed()
+        if self._broken:
+            raise trio.BrokenResourceError("the stream was reset")
+        if self._finished:
+            raise trio.ClosedResourceError("send_eof was called")
+
+    # Receiving
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Some bytes, or b"" once the peer has said all. Cancelled on a foreign host, it resets the stream."""
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._busy("_receiving", "another task is receiving on this stream"):
+            self._raise_if_closed()
+            await trio.lowlevel.checkpoint()
+            if self._ended:
+                return b""
+            if self._broken:
+                raise trio.BrokenResourceError("the stream was reset")
+            return await self._receive(max_bytes or PIECE)
+
+    async def _receive(self, size: int) -> bytes:
+        # The library does not wake a reader whose stream is closed beside it: aclose cancels this scope.
+        with trio.CancelScope() as scope:
+            self._receive_scope = scope
+            try:
+                data = await self._translated(self._stream.read, size)
+            except StreamEOF:
+                data = b""
+            except trio.Cancelled:
+                if not self._cancel_safe:
+                    await self._break()
+                raise
+            self._ended = not data
+        self._receive_scope = None
+        if scope.cancelled_caught:
+            raise trio.ClosedResourceError("the stream was closed")
+        return data
+
+    # Ending
+
+    async def aclose(self) -> None:
+        """End the stream both ways. Cancelled or not, it is over afterwards; takes a few seconds at most."""
+        if not self._closed:
+            self._stop_receiving()
+            if self._broken:
+                await reset_stream(self._stream, self._close_timeout)
+            else:
+                await close_stream(self._stream, self._close_timeout)
+        await trio.lowlevel.checkpoint()
+
+    async def areset(self) -> None:
+        """End the stream at once, so that the peer sees that it was cut. Not cancellable."""
+        self._stop_receiving()
+        await self._break()
+
+    def _stop_receiving(self) -> None:
+        self._closed = True
+        if self._receive_scope is not None:
+            self._receive_scope.cancel()
+
+    async def _break(self) -> None:
+        self._broken = True
+        await reset_stream(self._stream, self._close_timeout)
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the stream was closed")
+
+    @contextmanager
+    def _busy(self, flag: str, message: str) -> Iterator[None]:
+        if getattr(self, flag):
+            raise trio.BusyResourceError(message)
+        setattr(self, flag, True)
+        try:
+            yield
+        finally:
+            setattr(self, flag, False)
+
+    async def _translated(self, call: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Call the library; whatever it raises becomes one of trio's two errors."""
+        try:
+            return await call(*args)
+        except StreamEOF:
+            raise
+        except Exception as error:
+            # Each transport and multiplexer of the library has its own errors; none of them leaves a usable stream.
+            self._raise_if_closed()
+            self._broken = True
+            raise trio.BrokenResourceError(f"the stream is gone: {type(error).__name__}") from error
+
+
+async def close_stream(stream: INetStream, timeout: float) -> None:  # noqa: ASYNC109  # shielded
+    """End a stream politely: say FIN, then read no more. Never raises; not cancellable, but bounded."""
+    with shielded(timeout):
+        try:
+            await stream.close()
+            # Our own streams can be told that nobody reads them any more.
+            stop_reading = getattr(getattr(stream, "muxed_stream", None), "stop_reading", None)
+            if stop_reading is not None:
+                stop_reading()
+            return
+        except Exception as error:
+            logger.debug("closing a stream failed: %r", error)
+    await reset_stream(stream, timeout)
+
+
+async def reset_stream(stream: INetStream, timeout: float) -> None:  # noqa: ASYNC109  # shielded
+    """End a stream at once. Never raises; not cancellable, but bounded: if need be its connection goes too."""
+    with shielded(timeout) as scope, suppress(Exception):
+        await stream.reset()
+    if scope.cancelled_caught:
+        await drop_connection(stream, timeout)
+
+
+async def drop_connection(stream: INetStream, timeout: float) -> None:  # noqa: ASYNC109  # shielded
+    """Close the socket below a stream whose writes stall: half a frame may be out, nothing may follow it."""
+    secured = getattr(stream.muxed_conn, "secured_conn", stream.muxed_conn)
+    with shielded(timeout), suppress(Exception):
+        await secured.close()
