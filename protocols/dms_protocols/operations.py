@@ -3,7 +3,8 @@
 Three kinds, by what a handler costs:
 
 - quick: a plain function that reads memory; answered in place, in the order of the requests;
-- slow: an async function (a durable write, a policy); runs beside the others, within a deadline;
+- slow: an async function (a durable write); runs beside the others, within a deadline. A plain function that returns
+  an answer or a coroutine decides itself which of the two it is this time;
 - watch: an async context manager that yields an async iterator of events; runs until its end or `cancel`.
 
 A handler gets the typed request and who asks, and returns a typed answer or one that is encoded already. It refuses by
@@ -12,7 +13,7 @@ raising a ProtocolError or one of the ledger's errors.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -37,7 +38,7 @@ class Caller:
 
 
 QuickHandler: TypeAlias = Callable[[Request, Caller], Answer]
-SlowHandler: TypeAlias = Callable[[Request, Caller], Awaitable[Answer]]
+SlowHandler: TypeAlias = Callable[[Request, Caller], Answer | Coroutine[Any, Any, Answer]]
 WatchHandler: TypeAlias = Callable[[Request, Caller], AbstractAsyncContextManager[AsyncIterator[Answer]]]
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -172,13 +173,12 @@ class _Service:
         if operation is None:
             return self._begin_other(request_id, name, message)
         request = from_map(message, operation.request_type)
-        if operation.kind == "quick":
-            self._put_answer(request_id, operation.handler(request, self._caller))
-        elif operation.kind == "slow":
-            self._begin_slow(request_id, operation, request)
-        else:
-            self._begin_watch(request_id, operation, request)
-        return None
+        if operation.kind == "watch":
+            return self._begin_watch(request_id, operation, request)
+        answer = operation.handler(request, self._caller)
+        if operation.kind == "slow" and isinstance(answer, Coroutine):
+            return self._begin_slow(request_id, operation, answer)
+        return self._put_answer(request_id, answer)
 
     def _begin_other(self, request_id: int, name: object, message: dict[str, Any]) -> None:
         if type(name) is not str:
@@ -190,11 +190,12 @@ class _Service:
             scope.cancel()
         self._put_answer(request_id, CancelAnswer(scope is not None))
 
-    def _begin_slow(self, request_id: int, operation: Operation, request: msgspec.Struct) -> None:
+    def _begin_slow(self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer]) -> None:
         if self._slow >= self._limits.operations_in_flight:
+            work.close()
             raise BusyError(f"{self._slow} operations run already", retry_after=self._limits.busy_retry_after)
         self._slow += 1
-        self._handlers.start_soon(self._run_slow, request_id, operation, request)
+        self._handlers.start_soon(self._run_slow, request_id, operation, work)
 
     def _begin_watch(self, request_id: int, operation: Operation, request: msgspec.Struct) -> None:
         if request_id in self._watches:
@@ -204,10 +205,10 @@ class _Service:
         scope = self._watches[request_id] = trio.CancelScope()
         self._handlers.start_soon(self._run_watch, request_id, operation, request, scope)
 
-    async def _run_slow(self, request_id: int, operation: Operation, request: msgspec.Struct) -> None:
+    async def _run_slow(self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer]) -> None:
         try:
             with trio.move_on_after(self._limits.operation_deadline) as scope:
-                answer = await operation.handler(request, self._caller)
+                answer = await work
             if scope.cancelled_caught:
                 raise DeadlineExceededError(f"{operation.name} took longer than {self._limits.operation_deadline:g} s")
             await self._outbox.room()

@@ -1,9 +1,10 @@
-"""Streams, a small service and a caller that speaks raw frames."""
+"""A small service, a caller that speaks raw frames, and a provider with a ledger."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -11,12 +12,35 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from dms_protocols.errors import BusyError
+from dms_protocols.allocations import allocation_operations
+from dms_protocols.bidding import BidTerms, bid_operations
+from dms_protocols.client import Client, open_client
+from dms_protocols.errors import BusyError, EnvelopeError
 from dms_protocols.frames import FrameReader, encode_frame
 from dms_protocols.limits import ServiceLimits
+from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.operations import Caller, Operations
+from dms_protocols.queries import resource_operations
+from dms_protocols.requesters import BidClient
 from dms_protocols.service import serve_stream
+from dms_resources.components import (
+    CPU,
+    GPU,
+    RAM,
+    Disk,
+    GPUVendor,
+    HoldLimits,
+    MachineResources,
+    NetworkInfo,
+    NetworkInterface,
+    OnboardedResources,
+)
+from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
+from dms_resources.manager import ResourceManager, open_manager
+from dms_resources.units import Cores
 
 
 class EchoRequest(msgspec.Struct, frozen=True, tag_field="op", tag="echo"):
@@ -201,3 +225,163 @@ def serving(market: Market) -> Any:
                 await trio.aclose_forcefully(ours)
 
     return open_service
+
+
+# The three protocols on a ledger
+
+
+class HandClock:
+    """Wall and steady time, moved by hand."""
+
+    boot_id = "boot"
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def steady(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+
+class Ed25519Signer:
+    """Envelopes of its own small form, signed as libp2p signs: domain, payload type and payload together."""
+
+    def __init__(self, seed: int) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
+        self.peer_id = self._key.public_key().public_bytes_raw().hex()
+
+    def sign(self, domain: str, payload_type: bytes, payload: bytes) -> bytes:
+        signed = cbor2.dumps([domain, payload_type, payload])
+        return cbor2.dumps([bytes.fromhex(self.peer_id), payload_type, payload, self._key.sign(signed)])
+
+
+class Ed25519Opener:
+    """Opens the envelopes of Ed25519Signer."""
+
+    def open(self, raw: bytes, domain: str, payload_type: bytes) -> tuple[str, bytes]:
+        try:
+            key, kind, payload, signature = cbor2.loads(raw)
+            public = Ed25519PublicKey.from_public_bytes(key)
+        except Exception:
+            raise EnvelopeError("unreadable") from None
+        if kind != payload_type:
+            raise EnvelopeError("holds something else")
+        try:
+            public.verify(signature, cbor2.dumps([domain, kind, payload]))
+        except InvalidSignature:
+            raise EnvelopeError("changed", code="bad_signature") from None
+        return key.hex(), payload
+
+
+class Provider:
+    """One peer's ledger and the operations on it; `connect` opens a client of any requester."""
+
+    def __init__(self, manager: ResourceManager, clock: HandClock, nursery: trio.Nursery) -> None:
+        self.manager = manager
+        self.clock = clock
+        self.signer = Ed25519Signer(1)
+        self.opener = Ed25519Opener()
+        self.terms = BidTerms()
+        self._nursery = nursery
+
+    @property
+    def operations(self) -> Operations:
+        bids = bid_operations(self.manager, self.signer, self.terms, clock=self.clock.wall)
+        allocations = allocation_operations(self.manager, self.signer.peer_id, self.opener, clock=self.clock.wall)
+        return resource_operations(self.manager) | bids | allocations
+
+    @asynccontextmanager
+    async def connect(self, peer_id: str = "local", *, local: bool = False) -> AsyncIterator[Client]:
+        ours, theirs = trio.testing.memory_stream_pair()
+        self._nursery.start_soon(serve_stream, theirs, self.operations, Caller(peer_id, local))
+        async with open_client(ours) as client:
+            yield client
+
+    def bidder(self, client: Client, requester: str) -> BidClient:
+        return BidClient(client, self.opener, requester=requester, provider=self.signer.peer_id, clock=self.clock.wall)
+
+
+GIB = 2**30
+
+
+def gpu(number: int, gib: int) -> GPU:
+    return GPU(uuid=f"GPU-{number}", index=number, vendor=GPUVendor.NVIDIA, model="NVIDIA A100", vram=gib * GIB)
+
+
+@pytest.fixture
+def machine() -> MachineResources:
+    """A machine with 8 cores, 32 GiB and two GPUs of 40 and 80 GiB."""
+    return MachineResources(
+        cpu=CPU(cores=Cores.of(8), architecture="x86_64", clock_speed=3_000_000_000),
+        ram=RAM(size=32 * GIB),
+        disk=Disk(size=100 * GIB),
+        gpus=(gpu(0, 40), gpu(1, 80)),
+        network=NetworkInfo(interfaces=(NetworkInterface(name="eth0", addresses=("10.1.2.3",)),)),
+    )
+
+
+@pytest.fixture
+async def provider(tmp_path: Path, machine: MachineResources, nursery: trio.Nursery) -> AsyncIterator[Provider]:
+    """A peer that has onboarded the whole machine and allows holds of a minute."""
+
+    async def in_place(call: Callable[[], None]) -> None:
+        # Virtual time would run on while a thread works.
+        call()
+        await trio.lowlevel.checkpoint()
+
+    clock = HandClock()
+    async with open_manager(tmp_path / "ledger.sqlite", machine, clock=clock, worker=in_place) as manager:
+        await manager.update_onboarded_resources(
+            OnboardedResources(
+                cpu=machine.cpu, ram=machine.ram, disk=machine.disk, gpus=machine.gpus,
+                holds=HoldLimits(max_seconds=60, share=1000),
+            )
+        )  # fmt: skip
+        yield Provider(manager, clock, nursery)
+
+
+@pytest.fixture
+def requester() -> Ed25519Signer:
+    """Who asks."""
+    return Ed25519Signer(2)
+
+
+@pytest.fixture
+def stranger() -> Ed25519Signer:
+    """Somebody else."""
+    return Ed25519Signer(3)
+
+
+@pytest.fixture
+def ask(provider: Provider) -> Callable[..., EnsembleRequest]:
+    """Makes an ensemble request of one or more nodes."""
+
+    def make(*nodes: NodeRequest, nonce: int = 1, deadline: float = 60, **fields: Any) -> EnsembleRequest:
+        return EnsembleRequest(
+            id="e1", nonce=nonce, deadline=provider.clock.now + deadline, request=nodes or (node(),), **fields
+        )
+
+    return make
+
+
+def node(
+    node_id: str = "n1", *, cores: float = 1, ram: int = 1, gpus: tuple[int, ...] = (), **fields: Any
+) -> NodeRequest:
+    return NodeRequest(
+        node_id=node_id,
+        resources=Demand(
+            cpu=CPUDemand(cores=Cores.of(cores)),
+            ram=RAMDemand(size=ram * GIB),
+            disk=DiskDemand(size=GIB),
+            gpus=tuple(GPUDemand(vram=gib * GIB) for gib in gpus),
+        ),
+        **fields,
+    )
+
+
+@pytest.fixture(name="node")
+def node_factory() -> Callable[..., NodeRequest]:
+    """Makes node requests; sizes in GiB."""
+    return node

@@ -1,0 +1,143 @@
+"""Answers `/dms/allocation/1.0.0`: takes bids and keeps the leases that come of them.
+
+Rules:
+
+1. A bid is taken by the peer it was made for, at the peer that made it, while it is valid. Each of these that is not so
+   has its own code.
+2. Several bids are taken together or not at all.
+3. The devices that a bid names are tried first, then others of the same vendor and model.
+4. A bid that was taken is answered with its lease, however late it comes again.
+5. A lease is seen and changed by its holder alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from dms_resources.demands import Demand, GPUDemand
+from dms_resources.errors import InsufficientError
+from dms_resources.leases import Lease, LeaseRequest, ResourceAllocation
+from dms_resources.manager import ResourceManager
+
+from .errors import BidError
+from .messages.allocation import (
+    AllocateRequest,
+    CommitAnswer,
+    CommitRequest,
+    LeaseAnswer,
+    ListAnswer,
+    ListRequest,
+    ReleaseAnswer,
+    ReleaseRequest,
+    RenewRequest,
+)
+from .messages.bid import Bid
+from .operations import Caller, Operations
+from .signing import EnvelopeOpener, open_bid
+
+__all__ = ["allocation_operations"]
+
+
+def allocation_operations(
+    manager: ResourceManager, peer_id: str, opener: EnvelopeOpener, *, clock: Callable[[], float] = time.time
+) -> Operations:
+    """The operations that take from this manager what `peer_id` bid; `clock` tells the Unix time in seconds."""
+    allocations = _Allocations(manager, peer_id, opener, clock)
+    operations = Operations()
+    operations.slow(CommitRequest, allocations.commit)
+    operations.slow(RenewRequest, allocations.renew)
+    operations.slow(AllocateRequest, allocations.allocate)
+    operations.slow(ReleaseRequest, allocations.release)
+    operations.quick(ListRequest, allocations.own_leases)
+    return operations
+
+
+class _Allocations:
+    def __init__(
+        self, manager: ResourceManager, peer_id: str, opener: EnvelopeOpener, clock: Callable[[], float]
+    ) -> None:
+        self._manager = manager
+        self._peer_id = peer_id
+        self._opener = opener
+        self._clock = clock
+
+    async def commit(self, request: CommitRequest, caller: Caller) -> CommitAnswer:
+        bids = [self._genuine(raw, caller) for raw in request.bids]
+        leases = await self._commit(bids, caller.peer_id, request.ttl)
+        return CommitAnswer(leases=tuple(leases))
+
+    async def renew(self, request: RenewRequest, caller: Caller) -> LeaseAnswer:
+        lease = await self._manager.renew_commitment(
+            request.lease_id, ttl=request.ttl, holder=caller.peer_id, fence=request.fence
+        )
+        return LeaseAnswer(lease=lease)
+
+    async def allocate(self, request: AllocateRequest, caller: Caller) -> LeaseAnswer:
+        allocation = ResourceAllocation(lease_id=request.lease_id, holder=caller.peer_id, fence=request.fence)
+        return LeaseAnswer(lease=await self._manager.allocate_resources(allocation))
+
+    async def release(self, request: ReleaseRequest, caller: Caller) -> ReleaseAnswer:
+        ended = await self._manager.release(request.lease_id, holder=caller.peer_id, fence=request.fence)
+        return ReleaseAnswer(lease=ended)
+
+    def own_leases(self, request: ListRequest, caller: Caller) -> ListAnswer:
+        leases = [lease for lease in self._manager.leases(caller.peer_id) if lease.lease_id > request.after]
+        leases.sort(key=lambda lease: lease.lease_id)
+        return ListAnswer(leases=tuple(leases[: request.limit]), more=len(leases) > request.limit)
+
+    # Taking bids
+
+    def _genuine(self, raw: bytes, caller: Caller) -> Bid:
+        bid = open_bid(raw, self._opener)
+        if bid.provider != self._peer_id:
+            raise BidError(f"the bid was made by {bid.provider}, not here", code="not_my_bid")
+        if bid.requester != caller.peer_id:
+            raise BidError("the bid was made for another peer", code="not_your_bid")
+        if bid.valid_until < self._clock() and self._own_lease(bid, caller.peer_id) is None:
+            raise BidError("the bid is no longer valid; ask for a new one", code="bid_expired")
+        return bid
+
+    def _own_lease(self, bid: Bid, holder: str) -> Lease | None:
+        lease = self._manager.lease(bid.lease_id)
+        return lease if lease is not None and lease.holder == holder else None
+
+    async def _commit(self, bids: Sequence[Bid], holder: str, ttl: float) -> list[Lease]:
+        named = [self._request(bid, holder, ttl, _named_devices(bid)) for bid in bids]
+        alike = [self._request(bid, holder, ttl, _alike_devices(bid)) for bid in bids]
+        try:
+            return await self._manager.commit_group(named)
+        except InsufficientError:
+            if alike == named:
+                raise
+        return await self._manager.commit_group(alike)
+
+    def _request(self, bid: Bid, holder: str, ttl: float, demand: Demand) -> LeaseRequest:
+        lease = self._own_lease(bid, holder)
+        if lease is not None:
+            # Held or taken already, perhaps with other devices: the same contents make it the same request.
+            demand = lease.demand
+        return LeaseRequest(lease_id=bid.lease_id, holder=holder, demand=demand, ports=bid.public_ports, ttl=ttl)
+
+
+def _named_devices(bid: Bid) -> Demand:
+    """The demand of a bid for exactly the devices that it names, which are in the order of its GPUs."""
+    return _narrowed(bid, lambda asked, index: replace(asked, uuid=bid.resources.gpus[index].uuid))
+
+
+def _alike_devices(bid: Bid) -> Demand:
+    """The demand of a bid for devices of the same vendor and model as those that it names."""
+
+    def narrow(asked: GPUDemand, index: int) -> GPUDemand:
+        device = bid.resources.gpus[index]
+        return replace(asked, vendor=device.vendor, model=device.model)
+
+    return _narrowed(bid, narrow)
+
+
+def _narrowed(bid: Bid, narrow: Callable[[GPUDemand, int], GPUDemand]) -> Demand:
+    if len(bid.resources.gpus) != len(bid.demand.gpus):
+        raise BidError("the bid does not name as many GPUs as were asked for")
+    return replace(bid.demand, gpus=tuple(narrow(asked, index) for index, asked in enumerate(bid.demand.gpus)))

@@ -1,0 +1,200 @@
+"""`/dms/bid/1.0.0`: would you take this, and on what terms?
+
+The request has the DMS's field names. A bid is the deterministic CBOR of `Bid` in a signed envelope.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Final, TypeAlias
+
+from msgspec import Meta, Struct
+
+from dms_resources.components import Amount, Resources
+from dms_resources.demands import Demand, PortDemand, Shortage
+
+from ..cbor import encode_deterministic
+
+__all__ = [
+    "BID_DOMAIN",
+    "BID_PAYLOAD_TYPE",
+    "MAX_GPUS",
+    "MAX_NODES",
+    "MAX_PORTS",
+    "Bid",
+    "BidAnswer",
+    "BidRequest",
+    "EnsembleRequest",
+    "GeneralRequirements",
+    "Location",
+    "NodeRequest",
+    "OfferAnswer",
+    "Place",
+    "Price",
+    "Refusal",
+    "bid_lease_id",
+    "request_digest",
+]
+
+BID_DOMAIN: Final = "dms-bid"
+"""Keeps a signature under a bid from counting for anything else."""
+
+BID_PAYLOAD_TYPE: Final = b"/dms/bid/1.0.0"
+
+MAX_NODES: Final = 64
+"""Node requests in one ensemble request."""
+
+MAX_GPUS: Final = 64
+"""GPUs that one node may ask for."""
+
+MAX_PORTS: Final = 1024
+"""Static ports that one node may ask for."""
+
+Name: TypeAlias = Annotated[str, Meta(max_length=128)]
+Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
+
+
+class Place(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A place on earth, as exactly as its fields say; in a request, an empty field means any."""
+
+    continent: Name = ""
+    country: Name = ""
+    city: Name = ""
+
+
+class Location(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a node may run (anywhere, when `accept` is empty) and where not."""
+
+    accept: Annotated[tuple[Place, ...], Meta(max_length=64)] = ()
+    reject: Annotated[tuple[Place, ...], Meta(max_length=64)] = ()
+
+
+class GeneralRequirements(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a node needs besides resources."""
+
+    privileged_docker: bool = False
+
+
+class NodeRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One node of an ensemble: what it needs of a machine. `executors` are all needed, such as "docker"."""
+
+    node_id: Annotated[str, Meta(min_length=1, max_length=128)]
+    executors: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
+    resources: Demand = Demand()
+    location: Location = Location()
+    public_ports: PortDemand = PortDemand()
+    general_requirements: GeneralRequirements = GeneralRequirements()
+
+    def __post_init__(self) -> None:
+        if len(self.resources.gpus) > MAX_GPUS:
+            raise ValueError(f"at most {MAX_GPUS} GPUs can be asked for")
+        if len(self.public_ports.static) > MAX_PORTS:
+            raise ValueError(f"at most {MAX_PORTS} static ports can be asked for")
+        texts = [self.resources.cpu.architecture, *(t for gpu in self.resources.gpus for t in (gpu.model, gpu.uuid))]
+        if any(len(text) > 128 for text in texts):
+            raise ValueError("a name in the resources has more than 128 characters")
+
+
+class EnsembleRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request for bids on the nodes of an ensemble.
+
+    `nonce` tells one asking from the next, `deadline` (Unix seconds) is how long bids are waited for, and the peers of
+    `peer_exclusion` are not to answer.
+    """
+
+    id: Annotated[str, Meta(min_length=1, max_length=128)]
+    nonce: Amount
+    deadline: float
+    request: Annotated[tuple[NodeRequest, ...], Meta(min_length=1, max_length=MAX_NODES)]
+    peer_exclusion: Annotated[tuple[Name, ...], Meta(max_length=1024)] = ()
+
+    def __post_init__(self) -> None:
+        if len({node.node_id for node in self.request}) != len(self.request):
+            raise ValueError("two nodes have the same node_id")
+
+
+class BidRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="bid_request"):
+    """Asks for bids; answered with BidAnswer, or with OfferAnswer for a `dry_run`.
+
+    `ensemble` is the map of an EnsembleRequest, kept as it came: its digest covers fields that a later version added.
+    `hold` asks that the offer be held for so many seconds, `ttl` says for how long it is to be committed (0: unknown).
+    """
+
+    ensemble: dict[str, Any]
+    dry_run: bool = False
+    hold: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    ttl: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class Price(Struct, frozen=True, kw_only=True):
+    """What the owner asks: millionths of a unit of `currency` for an hour."""
+
+    micros_per_hour: Amount
+    currency: Name
+
+
+class Bid(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a provider offers to one requester for one node; valid until `valid_until` (Unix seconds).
+
+    `resources` name the GPUs that would be given. `held` says that the offer is kept for the requester until then;
+    otherwise somebody else may be faster. A bid is taken under `lease_id`, at most once.
+    """
+
+    request_digest: Digest
+    ensemble_id: str
+    nonce: Amount
+    node_id: str
+    lease_id: str
+    requester: str
+    provider: str
+    demand: Demand
+    public_ports: PortDemand = PortDemand()
+    resources: Resources
+    valid_until: float
+    price: Price | None = None
+    location: Place | None = None
+    held: bool = False
+    simulated: bool = False
+
+
+class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A no to one node, and why.
+
+    `code` is one of excluded, not_onboarded, draining, location, executor, resources, ports, window, policy, busy.
+    `shortages` has every dimension that falls short with what was asked, is free and is there in total: asking for what
+    is free would have been granted. `retry_after` is when (seconds) something is known to change.
+    """
+
+    node_id: str
+    code: str
+    message: str
+    shortages: tuple[Shortage, ...] = ()
+    retry_after: float | None = None
+
+
+class BidAnswer(Struct, frozen=True, kw_only=True):
+    """Bids as signed envelopes, and refusals for the other nodes."""
+
+    bids: tuple[bytes, ...]
+    refusals: tuple[Refusal, ...]
+
+
+class OfferAnswer(Struct, frozen=True, kw_only=True):
+    """What the bids would say, unsigned and not held, and refusals for the other nodes."""
+
+    offers: tuple[Bid, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def request_digest(ensemble: dict[str, Any]) -> bytes:
+    """SHA-256 of the deterministic encoding of an ensemble request's map."""
+    return hashlib.sha256(encode_deterministic(ensemble)).digest()
+
+
+def bid_lease_id(*, requester: str, digest: bytes, node_id: str, provider: str) -> str:
+    """The id under which a bid is taken: the same for the same question, so that it can be taken only once.
+
+    The first 32 hexadecimal digits of the SHA-256 of the deterministic encoding of these four.
+    """
+    named = {"requester": requester, "request_digest": digest, "node_id": node_id, "provider": provider}
+    return hashlib.sha256(encode_deterministic(named)).hexdigest()[:32]

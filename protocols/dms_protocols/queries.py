@@ -1,0 +1,92 @@
+"""Answers `/dms/resources/1.0.0` from a resource manager.
+
+An answer is encoded once for each version of the ledger, and sent as it is until something changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+
+import msgspec
+
+from dms_resources.components import FreeResources, MachineResources, NetworkInfo, OnboardedResources
+from dms_resources.errors import NotOnboardedError, UsageUnknownError
+from dms_resources.manager import ResourceManager
+
+from .conversion import to_bytes
+from .messages.resources import (
+    AllocatedRequest,
+    FreeRequest,
+    MachineRequest,
+    OnboardedRequest,
+    UsageRequest,
+    WatchRequest,
+)
+from .operations import Answer, Caller, Operations
+from .wire import Encoded
+
+__all__ = ["resource_operations"]
+
+
+def resource_operations(manager: ResourceManager) -> Operations:
+    """The operations that query this manager."""
+    queries = _Queries(manager)
+    operations = Operations()
+    operations.quick(FreeRequest, lambda request, caller: queries.free())
+    operations.quick(OnboardedRequest, lambda request, caller: queries.onboarded())
+    operations.quick(AllocatedRequest, lambda request, caller: queries.allocated())
+    operations.quick(MachineRequest, lambda request, caller: queries.machine(caller))
+    operations.quick(UsageRequest, lambda request, caller: queries.usage())
+    operations.watch(WatchRequest, lambda request, caller: queries.watch())
+    return operations
+
+
+class _Queries:
+    def __init__(self, manager: ResourceManager) -> None:
+        self._manager = manager
+        self._version = -1
+        self._encoded: dict[str, Encoded] = {}
+
+    def free(self) -> Encoded:
+        return self._once("free", self._manager.get_free_resources)
+
+    def onboarded(self) -> Encoded:
+        return self._once("onboarded", self._onboarded)
+
+    def allocated(self) -> Encoded:
+        return self._once("allocated", self._manager.get_total_allocation)
+
+    def machine(self, caller: Caller) -> Encoded:
+        if caller.local:
+            return self._once("machine", lambda: self._manager.machine)
+        return self._once("public machine", self._public_machine)
+
+    def usage(self) -> Answer:
+        try:
+            return self._manager.usage_monitor.get_usage()
+        except LookupError:
+            raise UsageUnknownError("this peer does not watch what its machine uses") from None
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[FreeResources]]:
+        return self._manager.watch()
+
+    def _once(self, name: str, read: Callable[[], msgspec.Struct]) -> Encoded:
+        version = self._manager.version
+        if version != self._version:
+            self._version = version
+            self._encoded.clear()
+        encoded = self._encoded.get(name)
+        if encoded is None:
+            encoded = self._encoded[name] = to_bytes(read())
+        return encoded
+
+    def _onboarded(self) -> OnboardedResources:
+        onboarded = self._manager.get_onboarded_resources()
+        if onboarded is None:
+            raise NotOnboardedError("the owner of this machine offers nothing")
+        return onboarded
+
+    def _public_machine(self) -> MachineResources:
+        # The addresses of the owner's networks are nobody else's business.
+        return msgspec.structs.replace(self._manager.machine, network=NetworkInfo())

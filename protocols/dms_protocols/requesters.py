@@ -1,0 +1,187 @@
+"""The asking side of the three protocols, each over a Client; what comes back is checked before it is believed.
+
+Every call has a deadline of `timeout` seconds and raises what `Client.call` raises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from dms_resources.components import FreeResources, MachineResources, OnboardedResources, Resources
+from dms_resources.leases import EndedLease, Lease
+
+from .client import Client
+from .conversion import to_map
+from .errors import BidError
+from .messages.allocation import (
+    AllocateRequest,
+    CommitAnswer,
+    CommitRequest,
+    LeaseAnswer,
+    ListAnswer,
+    ListRequest,
+    ReleaseAnswer,
+    ReleaseRequest,
+    RenewRequest,
+)
+from .messages.bid import (
+    Bid,
+    BidAnswer,
+    BidRequest,
+    EnsembleRequest,
+    OfferAnswer,
+    Refusal,
+    bid_lease_id,
+    request_digest,
+)
+from .messages.resources import (
+    AllocatedRequest,
+    FreeRequest,
+    MachineRequest,
+    OnboardedRequest,
+    UsageRequest,
+    WatchRequest,
+)
+from .signing import EnvelopeOpener, open_bid
+
+__all__ = ["AllocationClient", "BidClient", "Bids", "ResourcesClient", "SignedBid"]
+
+_TIMEOUT = 10.0
+
+
+class ResourcesClient:
+    """Asks `/dms/resources/1.0.0`."""
+
+    def __init__(self, client: Client, *, timeout: float = _TIMEOUT) -> None:
+        self._client = client
+        self._timeout = timeout
+
+    async def free(self) -> FreeResources:
+        """What could be taken now."""
+        return await self._client.call(FreeRequest(), FreeResources, timeout=self._timeout)
+
+    async def onboarded(self) -> OnboardedResources:
+        """What the owner offers; RemoteError `not_onboarded` when nothing."""
+        return await self._client.call(OnboardedRequest(), OnboardedResources, timeout=self._timeout)
+
+    async def allocated(self) -> Resources:
+        """The sum of what runs."""
+        return await self._client.call(AllocatedRequest(), Resources, timeout=self._timeout)
+
+    async def machine(self) -> MachineResources:
+        """What the hardware has."""
+        return await self._client.call(MachineRequest(), MachineResources, timeout=self._timeout)
+
+    async def usage(self) -> Resources:
+        """What the machine uses now; RemoteError `usage_unknown` when the peer does not watch that."""
+        return await self._client.call(UsageRequest(), Resources, timeout=self._timeout)
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[FreeResources]]:
+        """What is free now and after every change; a slow reader sees the newest."""
+        return self._client.watch(WatchRequest(), FreeResources, timeout=self._timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedBid:
+    """A checked bid and the envelope to commit it with."""
+
+    bid: Bid
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Bids:
+    """One provider's answer: bids on some nodes and refusals of the others."""
+
+    bids: tuple[SignedBid, ...]
+    refusals: tuple[Refusal, ...]
+
+
+class BidClient:
+    """Asks `/dms/bid/1.0.0` of one provider, as one requester.
+
+    A bid is believed when its envelope holds and it is the provider's, for this requester, for this very request and
+    still valid; otherwise BidError `bad_bid`, `not_my_bid`, `not_your_bid` or `bid_expired`, or EnvelopeError.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        opener: EnvelopeOpener,
+        *,
+        requester: str,
+        provider: str,
+        timeout: float = _TIMEOUT,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._opener = opener
+        self._requester = requester
+        self._provider = provider
+        self._timeout = timeout
+        self._clock = clock
+
+    async def request_bids(self, ensemble: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0) -> Bids:
+        """Ask for bids; `hold` (seconds) asks that they be held, `ttl` says how long they are to be committed."""
+        request = BidRequest(ensemble=to_map(ensemble), hold=hold, ttl=ttl)
+        answer = await self._client.call(request, BidAnswer, timeout=self._timeout)
+        bids = tuple(SignedBid(self._open(raw, ensemble, request.ensemble), raw) for raw in answer.bids)
+        return Bids(bids, answer.refusals)
+
+    async def dry_run(self, ensemble: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0) -> OfferAnswer:
+        """Would you, and if not, why not? What comes back is unsigned and binds nobody."""
+        request = BidRequest(ensemble=to_map(ensemble), dry_run=True, hold=hold, ttl=ttl)
+        return await self._client.call(request, OfferAnswer, timeout=self._timeout)
+
+    def _open(self, raw: bytes, ensemble: EnsembleRequest, asked: dict[str, Any]) -> Bid:
+        bid = open_bid(raw, self._opener)
+        if bid.provider != self._provider:
+            raise BidError(f"the bid is {bid.provider}'s, not {self._provider}'s", code="not_my_bid")
+        if bid.requester != self._requester:
+            raise BidError("the bid is for another requester", code="not_your_bid")
+        digest = request_digest(asked)
+        node = next((node for node in ensemble.request if node.node_id == bid.node_id), None)
+        if node is None or bid.request_digest != digest:
+            raise BidError("the bid answers another request")
+        lease_id = bid_lease_id(requester=self._requester, digest=digest, node_id=bid.node_id, provider=self._provider)
+        if (bid.lease_id, bid.demand, bid.public_ports) != (lease_id, node.resources, node.public_ports):
+            raise BidError("the bid offers something else than was asked for")
+        if bid.valid_until < self._clock():
+            raise BidError("the bid is no longer valid", code="bid_expired")
+        return bid
+
+
+class AllocationClient:
+    """Asks `/dms/allocation/1.0.0`."""
+
+    def __init__(self, client: Client, *, timeout: float = _TIMEOUT) -> None:
+        self._client = client
+        self._timeout = timeout
+
+    async def commit(self, envelopes: Sequence[bytes], *, ttl: float) -> tuple[Lease, ...]:
+        """Take bids for `ttl` seconds, all or none. Asking again with the same bids answers the same."""
+        request = CommitRequest(bids=tuple(envelopes), ttl=ttl)
+        return (await self._client.call(request, CommitAnswer, timeout=self._timeout)).leases
+
+    async def renew(self, lease_id: str, *, ttl: float, fence: int | None = None) -> Lease:
+        """Move the deadline of a commitment to `ttl` seconds from now."""
+        request = RenewRequest(lease_id=lease_id, ttl=ttl, fence=fence)
+        return (await self._client.call(request, LeaseAnswer, timeout=self._timeout)).lease
+
+    async def allocate(self, lease_id: str, *, fence: int | None = None) -> Lease:
+        """Turn a commitment into an allocation."""
+        request = AllocateRequest(lease_id=lease_id, fence=fence)
+        return (await self._client.call(request, LeaseAnswer, timeout=self._timeout)).lease
+
+    async def release(self, lease_id: str, *, fence: int | None = None) -> EndedLease:
+        """Give a lease back, whatever its state."""
+        request = ReleaseRequest(lease_id=lease_id, fence=fence)
+        return (await self._client.call(request, ReleaseAnswer, timeout=self._timeout)).lease
+
+    async def list(self, *, after: str = "", limit: int = 100) -> ListAnswer:
+        """This requester's leases, ordered by id."""
+        return await self._client.call(ListRequest(after=after, limit=limit), ListAnswer, timeout=self._timeout)
