@@ -9,8 +9,16 @@ that scripts may rely on. Whose fault it is decides the class; whether a retry h
     ├── ListenError     the operating system refused a listen address
     ├── ProtocolError   a protocol cannot be attached to this host
     ├── DialError       the other peer could not be reached or did not agree: a retry may help
-    └── EnvelopeError   signed bytes that prove nothing: never retried
+    ├── EnvelopeError   signed bytes that prove nothing: never retried
+    └── RefusedError    a peer does not bid, and says why
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dms_protocols.messages.bid import Refusal
 
 __all__ = [
     "AddressError",
@@ -20,6 +28,7 @@ __all__ = [
     "ListenError",
     "PeerError",
     "ProtocolError",
+    "RefusedError",
 ]
 
 
@@ -85,3 +94,12 @@ class DialError(PeerError):
 
 class EnvelopeError(PeerError):
     """Signed bytes were not accepted. Codes: `bad_envelope`, `bad_signature`, `wrong_type`."""
+
+
+class RefusedError(PeerError):
+    """A peer would not take the job; `refusal` names every dimension that falls short. The code is the refusal's."""
+
+    def __init__(self, peer_id: str, refusal: Refusal) -> None:
+        super().__init__(refusal.code, f"{peer_id} refuses: {refusal.message}")
+        self.peer_id = peer_id
+        self.refusal = refusal

@@ -1,0 +1,66 @@
+"""The DMS protocols on a libp2p host, this package's own or somebody else's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from libp2p.abc import IHost
+
+from dms_protocols.allocations import allocation_operations
+from dms_protocols.bidding import BidTerms, bid_operations
+from dms_protocols.limits import ServiceLimits
+from dms_protocols.operations import Caller, Operations
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.queries import resource_operations
+from dms_protocols.service import serve_stream
+from dms_resources.manager import ResourceManager
+
+from .host.protocols import attach_protocols
+from .identity import Identity
+from .signing import EnvelopeChecker, IdentitySigner, host_identity
+
+__all__ = ["peer_operations", "serve"]
+
+
+@asynccontextmanager
+async def serve(
+    host: IHost,
+    manager: ResourceManager,
+    *,
+    identity: Identity | None = None,
+    terms: BidTerms | None = None,
+    limits: ServiceLimits | None = None,
+) -> AsyncIterator[None]:
+    """Answers `/dms/resources`, `/dms/bid` and `/dms/allocation` on `host` while the block runs.
+
+    The protocols are taken off again at its end; what runs then has some seconds to finish. Bids are signed with
+    `identity`, by default the host's own key, which must be Ed25519 (IdentityError). Raises ProtocolError when the host
+    serves one of them already.
+    """
+    identity = identity or host_identity(host)
+    handlers = {
+        protocol: functools.partial(_answer, operations, limits or ServiceLimits())
+        for protocol, operations in peer_operations(manager, identity, terms).items()
+    }
+    async with attach_protocols(host, handlers):
+        yield
+
+
+def peer_operations(
+    manager: ResourceManager, identity: Identity, terms: BidTerms | None = None
+) -> dict[str, Operations]:
+    """What a peer answers, by protocol id."""
+    return {
+        RESOURCES_PROTOCOL: resource_operations(manager),
+        BID_PROTOCOL: bid_operations(manager, IdentitySigner(identity), terms),
+        ALLOCATION_PROTOCOL: allocation_operations(manager, identity.peer_id, EnvelopeChecker()),
+    }
+
+
+async def _answer(
+    operations: Operations, limits: ServiceLimits, stream: trio.abc.HalfCloseableStream, peer_id: str
+) -> None:
+    await serve_stream(stream, operations, Caller(peer_id), limits)

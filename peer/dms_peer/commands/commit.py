@@ -1,0 +1,31 @@
+"""dms-peer commit"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import AddressArgument, DebugOption, HomeOption, JSONOption, duration, home_at
+from .output import run_and_show
+
+__all__ = ["commit"]
+
+
+def commit(
+    address: AddressArgument,
+    bid: Annotated[Path, typer.Argument(metavar="BID", help="The file that `bid -o` wrote.")],
+    ttl: Annotated[
+        float | None,
+        typer.Option("--ttl", parser=duration, metavar="SECONDS", help="For how long.", show_default="60"),
+    ] = None,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take a bid: the capacity is promised to this home's key until a deadline."""
+    from ..errands import commit as take
+    from ..tables import show_lease
+
+    run_and_show(as_json, show_lease, take, home_at(home), address, bid, 60.0 if ttl is None else ttl)

@@ -1,0 +1,18 @@
+"""dms-peer free"""
+
+from __future__ import annotations
+
+from .options import AddressArgument, DebugOption, HomeOption, JSONOption, home_at
+from .output import run_and_show
+
+__all__ = ["free"]
+
+
+def free(
+    address: AddressArgument, home: HomeOption = None, as_json: JSONOption = False, debug: DebugOption = False
+) -> None:
+    """Show what another peer has free."""
+    from ..errands import ask_free
+    from ..tables import show_free
+
+    run_and_show(as_json, show_free, ask_free, home_at(home), address)

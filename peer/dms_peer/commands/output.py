@@ -1,0 +1,40 @@
+"""What a command prints: one JSON object, or something for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from dms_resources.units import encode_value
+
+__all__ = ["json_line", "print_json", "run_and_show"]
+
+Answer = TypeVar("Answer", bound=msgspec.Struct)
+
+
+def json_line(document: msgspec.Struct | Mapping[str, Any]) -> str:
+    """The document as JSON in one line; amounts as integers in bytes, cores as numbers."""
+    # The bytes of a digest or an envelope become base64, as JSON has none.
+    return msgspec.json.encode(msgspec.to_builtins(document, enc_hook=encode_value)).decode()
+
+
+def print_json(document: msgspec.Struct | Mapping[str, Any]) -> None:
+    """Prints one JSON object in one line, at once."""
+    sys.stdout.write(json_line(document) + "\n")
+    sys.stdout.flush()
+
+
+def run_and_show(
+    as_json: bool, show: Callable[[Answer], None], ask: Callable[..., Any], *arguments: Any, **options: Any
+) -> None:
+    """Runs the async function `ask` and shows its answer."""
+    answer: Answer = trio.run(partial(ask, *arguments, **options))
+    if as_json:
+        print_json(answer)
+    else:
+        show(answer)

@@ -1,0 +1,23 @@
+"""dms-peer release"""
+
+from __future__ import annotations
+
+from .options import AddressArgument, DebugOption, FenceOption, HomeOption, JSONOption, LeaseArgument, home_at
+from .output import run_and_show
+
+__all__ = ["release"]
+
+
+def release(
+    address: AddressArgument,
+    lease_id: LeaseArgument,
+    fence: FenceOption = None,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Give a lease back, committed or allocated."""
+    from ..errands import release as give_back
+    from ..tables import show_release
+
+    run_and_show(as_json, show_release, give_back, home_at(home), address, lease_id, fence)

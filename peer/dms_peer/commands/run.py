@@ -1,0 +1,34 @@
+"""dms-peer run"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import trio
+import typer
+
+from .options import DebugOption, HomeOption, JSONOption, MachineOption, home_at
+
+__all__ = ["run"]
+
+
+def run(
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--listen",
+            metavar="MULTIADDR",
+            help="Where to listen, such as /ip4/0.0.0.0/tcp/4001; may be repeated.",
+            show_default="all IPv4 addresses, a port of the system's choice that is kept when it can be",
+        ),
+    ] = None,
+    home: HomeOption = None,
+    machine: MachineOption = None,
+    as_json: JSONOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run the peer until it is stopped by SIGTERM or SIGINT (Ctrl-C)."""
+    from ..node import Node, announce, announce_json
+
+    node = Node(home=home_at(home), listen=tuple(listen or ()), machine=machine)
+    trio.run(node.run, announce_json if as_json else announce)

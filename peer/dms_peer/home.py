@@ -1,0 +1,107 @@
+"""The home directory of a peer: its key, its ledger, its socket, and which machine it describes.
+
+Rules:
+1. The directory is made with mode 0700; key, ledger and socket are their owner's only, whatever its mode.
+2. `--machine FILE` is remembered: a copy is kept as `machine.json` and used by every later command, until another file
+   is given or `--machine measured` goes back to the hardware.
+3. It is remembered only by who holds the ledger, so that a home in use is not changed under the running peer.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dms_resources.components import MachineResources
+from dms_resources.hardware import measure_machine
+from dms_resources.machine_file import read_machine_file, write_machine_file
+
+from .errors import PeerError
+
+__all__ = ["MEASURED", "Home", "default_home"]
+
+MEASURED: Final = "measured"
+
+
+def default_home() -> Path:
+    """Where a peer lives when nothing else is said: the user's data directory for dms-peer."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("dms-peer"))
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The files of one peer."""
+
+    path: Path
+
+    @property
+    def key_path(self) -> Path:
+        """The peer's private key."""
+        return self.path / "key"
+
+    @property
+    def ledger_path(self) -> Path:
+        """What is offered and promised."""
+        return self.path / "ledger.db"
+
+    @property
+    def socket_path(self) -> Path:
+        """Where a running peer listens for its owner's commands."""
+        return self.path / "peer.sock"
+
+    @property
+    def machine_path(self) -> Path:
+        """The description of a simulated machine, where one is remembered."""
+        return self.path / "machine.json"
+
+    @property
+    def listen_path(self) -> Path:
+        """The addresses on which the peer listened last, where the system chose them."""
+        return self.path / "listen"
+
+    def prepare(self) -> None:
+        """Makes the directory. Raises PeerError `bad_home` when it cannot be made or entered. Blocks on disk."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.listdir(self.path)
+        except OSError as error:
+            raise PeerError(
+                "bad_home",
+                f"{self.path} cannot be used as home directory: {error.strerror}",
+                "choose another --home, or give yourself permission to write there",
+            ) from error
+
+    def machine(self, choice: str | None) -> MachineResources:
+        """The machine that `choice` (`--machine`) or this home means: described, or measured here and now.
+
+        Raises MachineFileError. Blocks, for seconds where a GPU driver is slow.
+        """
+        if choice is not None and choice != MEASURED:
+            return read_machine_file(Path(choice))
+        if choice is None and self.machine_path.exists():
+            return read_machine_file(self.machine_path)
+        return measure_machine(self.path)
+
+    def remember_machine(self, choice: str | None, machine: MachineResources) -> None:
+        """Keeps the choice for later commands; only for the process that holds the ledger. Blocks on disk."""
+        if choice == MEASURED:
+            self.machine_path.unlink(missing_ok=True)
+        elif choice is not None:
+            draft = self.machine_path.with_suffix(".draft")
+            write_machine_file(draft, machine)
+            draft.replace(self.machine_path)
+
+    def listen_addresses(self) -> list[str]:
+        """Where the peer listened last time; none when nothing is remembered. Blocks on disk."""
+        try:
+            return self.listen_path.read_text(encoding="utf-8").split()
+        except (OSError, ValueError):
+            return []
+
+    def remember_listen_addresses(self, addresses: list[str]) -> None:
+        """Keeps the addresses for the next start. Blocks on disk."""
+        self.listen_path.write_text("\n".join(addresses) + "\n", encoding="utf-8")

@@ -1,0 +1,153 @@
+"""The running peer: `dms-peer run`.
+
+It holds the ledger, so that there is one of it per home; it measures the machine in the background, answers other peers
+on its libp2p host and its owner on a Unix socket. SIGTERM and SIGINT end it in good order, kill -9 loses nothing that
+was acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Final
+
+import trio
+
+from dms_resources.manager import ResourceManager, open_manager
+from dms_resources.usage import UsageMonitor
+
+from .administration import LocalAdministration, administration_operations
+from .attach import peer_operations, serve
+from .errors import ListenError
+from .home import Home
+from .host import HardenedHost, host_addresses, open_host, parse_listen_address
+from .identity import Identity, load_or_create_identity
+from .local_socket import serve_socket
+
+__all__ = ["Node", "Ready", "announce", "announce_json"]
+
+_log = logging.getLogger(__name__)
+
+_ANY_PORT: Final = "/ip4/0.0.0.0/tcp/0"
+_MACHINE_INTERVAL: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A peer that answers: its id, the addresses that others may dial, and whether its machine is simulated."""
+
+    peer_id: str
+    addrs: tuple[str, ...]
+    simulated: bool
+    offers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a peer is started with: its home, where it listens, and its machine (None: as remembered)."""
+
+    home: Home
+    listen: tuple[str, ...] = ()
+    machine: str | None = None
+
+    async def run(self, announce: Callable[[Ready | None], None]) -> None:
+        """Runs until a signal asks it to stop; `announce` is told when it is ready, and (None) when it has stopped.
+
+        Raises what `open` raises.
+        """
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+                async with self.open() as ready:
+                    announce(ready)
+                    await trio.sleep_forever()
+        announce(None)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Ready]:
+        """A peer that answers while the block runs.
+
+        Raises IdentityError, MachineFileError, ListenError, AddressError, StorageError and PeerError; in a group where
+        it happens after the peer has begun to answer.
+        """
+        home = self.home
+        for address in self.listen:
+            parse_listen_address(address)
+        home.prepare()
+        identity = load_or_create_identity(home.key_path)
+        machine = await trio.to_thread.run_sync(home.machine, self.machine)
+        monitor = UsageMonitor(machine, home.path)
+        async with open_manager(home.ledger_path, machine, usage_monitor=monitor) as manager:
+            home.remember_machine(self.machine, machine)
+            async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+                stack.callback(nursery.cancel_scope.cancel)
+                # The outdated stubs that libp2p brings have no type for what `start` hands in.
+                await nursery.start(monitor.run)  # type: ignore[arg-type]
+                nursery.start_soon(_follow_machine, monitor, manager)
+                host = await self._open_host(stack, identity)
+                await stack.enter_async_context(serve(host, manager, identity=identity))
+                addrs = host_addresses(host)
+                local = administration_operations(LocalAdministration(manager, identity.peer_id, addrs))
+                operations = reduce(or_, peer_operations(manager, identity).values(), local)
+                await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
+                offers = manager.get_onboarded_resources() is not None
+                yield Ready(identity.peer_id, addrs, machine.simulated, offers)
+
+    async def _open_host(self, stack: AsyncExitStack, identity: Identity) -> HardenedHost:
+        if self.listen:
+            return await stack.enter_async_context(open_host(identity, self.listen))
+        with contextlib.suppress(ListenError):
+            # The addresses that others know from last time.
+            if remembered := self.home.listen_addresses():
+                return await stack.enter_async_context(open_host(identity, remembered))
+        host = await stack.enter_async_context(open_host(identity, [_ANY_PORT]))
+        self.home.remember_listen_addresses([str(address) for address in host.get_transport_addrs()])
+        return host
+
+
+async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        _log.info("stopping on %s", signal.Signals(number).name)
+        scope.cancel()
+
+
+async def _follow_machine(monitor: UsageMonitor, manager: ResourceManager) -> None:
+    """Takes note of what disappears from the machine, or comes back to it."""
+    while True:
+        await trio.sleep(_MACHINE_INTERVAL)
+        if monitor.machine is not manager.machine:
+            manager.update_machine(monitor.machine)
+
+
+def announce(ready: Ready | None) -> None:
+    """Tells a person that the peer is ready, or has stopped."""
+    if ready is None:
+        print("stopped", flush=True)
+        return
+    print(f"peer {ready.peer_id} listens on {' '.join(ready.addrs)}", flush=True)
+    if ready.simulated:
+        print("its machine is simulated", flush=True)
+    if not ready.offers:
+        print("it offers nothing yet: use `dms-peer onboard`", flush=True)
+
+
+def announce_json(ready: Ready | None) -> None:
+    """Tells a program the same: one JSON object per line."""
+    if ready is None:
+        print(json.dumps({"event": "stopped"}), flush=True)
+        return
+    event = {
+        "event": "ready",
+        "peer_id": ready.peer_id,
+        "addrs": list(ready.addrs),
+        "simulated": ready.simulated,
+        "onboarded": ready.offers,
+    }
+    print(json.dumps(event), flush=True)

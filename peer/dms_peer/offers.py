@@ -1,0 +1,77 @@
+"""From what an owner writes (`--cpu 2 --gpu 0:8GiB`) to the resources that are onboarded."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dms_resources.components import (
+    DEFAULT_PORT_RANGE,
+    GPU,
+    RAM,
+    Amount,
+    Disk,
+    GPUs,
+    HoldLimits,
+    MachineResources,
+    OnboardedResources,
+    PortRange,
+)
+from dms_resources.errors import OnboardingError
+from dms_resources.units import Cores
+
+__all__ = ["GPUChoice", "Offer", "onboarded_resources"]
+
+
+class GPUChoice(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One GPU to offer: its index or uuid, or "all", and the bytes of it (None: the whole device)."""
+
+    device: str
+    vram: Amount | None = None
+
+
+class Offer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an owner wants to offer; sizes in bytes, `hold` in seconds for which bids may hold capacity (0: none)."""
+
+    cpu: Cores
+    ram: Amount
+    disk: Amount
+    gpus: tuple[GPUChoice, ...] = ()
+    port_range: PortRange = DEFAULT_PORT_RANGE
+    windows: tuple[str, ...] = ()
+    hold: float = 0.0
+
+
+def onboarded_resources(offer: Offer, machine: MachineResources) -> OnboardedResources:
+    """The offer as a part of this machine. Raises `OnboardingError` for a GPU that the machine does not have."""
+    return OnboardedResources(
+        cpu=replace(machine.cpu, cores=offer.cpu),
+        ram=RAM(size=offer.ram, clock_speed=machine.ram.clock_speed, type=machine.ram.type),
+        disk=Disk(size=offer.disk, model=machine.disk.model, type=machine.disk.type, interface=machine.disk.interface),
+        gpus=_chosen(offer.gpus, machine),
+        port_range=offer.port_range,
+        windows=offer.windows,
+        holds=HoldLimits(max_seconds=offer.hold),
+    )
+
+
+def _chosen(choices: tuple[GPUChoice, ...], machine: MachineResources) -> GPUs:
+    chosen: dict[str, GPU] = {}
+    problems = []
+    for choice in choices:
+        found = [gpu for gpu in machine.gpus if choice.device in ("all", gpu.uuid, str(gpu.index))]
+        if not found and choice.device != "all":
+            problems.append(f"GPU {choice.device}: the machine has {_have(machine)}")
+        for gpu in found:
+            if gpu.uuid in chosen and choice.device != "all":
+                problems.append(f"GPU {choice.device}: named twice")
+            chosen[gpu.uuid] = gpu if choice.vram is None else replace(gpu, vram=choice.vram)
+    if problems:
+        raise OnboardingError(tuple(problems), hint="see `dms-peer hardware` for what there is")
+    return tuple(chosen.values())
+
+
+def _have(machine: MachineResources) -> str:
+    if not machine.gpus:
+        return "no GPU"
+    return "GPUs " + ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in machine.gpus[:8])

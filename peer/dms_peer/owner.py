@@ -1,0 +1,90 @@
+"""The owner's way to their peer: through its socket when it runs, else by opening the ledger itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from dms_resources.components import MachineResources
+from dms_resources.manager import open_manager
+
+from .administration import (
+    Administration,
+    HistoryAnswer,
+    HistoryRequest,
+    HistoryRow,
+    LocalAdministration,
+    OfferAnswer,
+    OnboardRequest,
+    RemoteAdministration,
+    StatusAnswer,
+)
+from .home import MEASURED, Home
+from .identity import load_or_create_identity
+from .local_socket import connect_socket
+from .offers import Offer
+
+__all__ = ["offboard", "onboard", "open_administration", "read_hardware", "read_history", "read_status"]
+
+
+@asynccontextmanager
+async def open_administration(home: Home, machine: str | None = None) -> AsyncIterator[Administration]:
+    """Reaches the peer of this home, running or not; `machine` is the owner's `--machine`.
+
+    Raises IdentityError, MachineFileError, PeerError, and `LedgerInUseError` when the home is held by a process that
+    does not answer.
+    """
+    home.prepare()
+    async with connect_socket(home.socket_path) as client:
+        if client is not None:
+            yield RemoteAdministration(client)
+            return
+    identity = load_or_create_identity(home.key_path)
+    measured = await trio.to_thread.run_sync(home.machine, machine)
+    async with open_manager(home.ledger_path, measured) as manager:
+        yield LocalAdministration(manager, identity.peer_id)
+        # Only when what the owner wanted was done.
+        home.remember_machine(machine, measured)
+
+
+async def read_status(home: Home) -> StatusAnswer:
+    """What is onboarded, promised and free, and to whom. Raises what `open_administration` raises."""
+    async with open_administration(home) as administration:
+        return await administration.status()
+
+
+async def onboard(home: Home, offer: Offer, machine: str | None = None) -> OfferAnswer:
+    """Offers a part of the machine. Raises what `open_administration` and the ledger raise."""
+    expected = None
+    if machine is not None and machine != MEASURED:
+        expected = await trio.to_thread.run_sync(home.machine, machine)
+    async with open_administration(home, machine) as administration:
+        return await administration.onboard(OnboardRequest(offer=offer, machine=expected))
+
+
+async def offboard(home: Home, *, drain: bool, tell: Callable[[int], None]) -> OfferAnswer:
+    """Offers nothing any more; with `drain` waits first until all has ended, and `tell` hears how much is left."""
+    async with open_administration(home) as administration:
+        if drain:
+            await administration.drain(tell)
+        return await administration.offboard()
+
+
+async def read_history(home: Home, limit: int) -> HistoryAnswer:
+    """The newest entries of the history, across as many answers as it takes."""
+    async with open_administration(home) as administration:
+        entries: list[HistoryRow] = []
+        while len(entries) < limit:
+            before = entries[-1].number if entries else None
+            page = await administration.history(HistoryRequest(limit=min(1000, limit - len(entries)), before=before))
+            entries += page.entries
+            if not page.entries:
+                break
+        return HistoryAnswer(entries=tuple(entries))
+
+
+async def read_hardware(home: Home, machine: str | None) -> MachineResources:
+    """What the machine has, or what the file says that it has. Raises MachineFileError."""
+    return await trio.to_thread.run_sync(home.machine, MEASURED if machine is None else machine)

@@ -1,0 +1,46 @@
+"""The asking side on libp2p: a stream for each of the three protocols, on a connection that was dialled before."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from libp2p.abc import IHost
+
+from dms_protocols.client import Client, open_client
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.requesters import AllocationClient, BidClient, ResourcesClient
+
+from .host import open_stream
+from .signing import EnvelopeChecker
+
+__all__ = ["open_allocations", "open_bids", "open_resources"]
+
+
+@asynccontextmanager
+async def open_resources(host: IHost, peer_id: str) -> AsyncIterator[ResourcesClient]:
+    """Asks a connected peer what it has and has free. Raises DialError; what calls raise is said at each."""
+    async with _open_client(host, peer_id, RESOURCES_PROTOCOL) as client:
+        yield ResourcesClient(client)
+
+
+@asynccontextmanager
+async def open_bids(host: IHost, peer_id: str) -> AsyncIterator[BidClient]:
+    """Asks a connected peer for bids, which are for this host's own peer id. Raises DialError."""
+    async with _open_client(host, peer_id, BID_PROTOCOL) as client:
+        requester = host.get_id().to_base58()
+        yield BidClient(client, EnvelopeChecker(), requester=requester, provider=peer_id)
+
+
+@asynccontextmanager
+async def open_allocations(host: IHost, peer_id: str) -> AsyncIterator[AllocationClient]:
+    """Takes bids of a connected peer, and keeps and returns what was taken. Raises DialError."""
+    async with _open_client(host, peer_id, ALLOCATION_PROTOCOL) as client:
+        yield AllocationClient(client)
+
+
+@asynccontextmanager
+async def _open_client(host: IHost, peer_id: str, protocol: str) -> AsyncIterator[Client]:
+    stream = await open_stream(host, peer_id, [protocol])
+    async with open_client(stream) as client:
+        yield client

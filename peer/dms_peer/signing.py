@@ -1,0 +1,63 @@
+"""What the protocols sign and check bids with, made of libp2p's signed envelopes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from libp2p.abc import IHost
+from libp2p.crypto.ed25519 import Ed25519PrivateKey
+
+from dms_protocols.errors import EnvelopeError as WireEnvelopeError
+
+from .envelopes import open_envelope, sign_envelope
+from .errors import EnvelopeError, IdentityError
+from .identity import Identity, new_identity
+
+__all__ = ["EnvelopeChecker", "IdentitySigner", "host_identity"]
+
+_SEED_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class IdentitySigner:
+    """Signs with the key of one identity."""
+
+    identity: Identity
+
+    @property
+    def peer_id(self) -> str:
+        """The peer whose key signs."""
+        return self.identity.peer_id
+
+    def sign(self, domain: str, payload_type: bytes, payload: bytes) -> bytes:
+        """The bytes of a signed envelope around the payload."""
+        return sign_envelope(self.identity, domain, payload_type, payload)
+
+
+class EnvelopeChecker:
+    """Opens envelopes of any peer."""
+
+    def open(self, raw: bytes, domain: str, payload_type: bytes) -> tuple[str, bytes]:
+        """The signer's peer id and the payload; raises the wire's EnvelopeError."""
+        try:
+            return open_envelope(raw, domain, payload_type)
+        except EnvelopeError as error:
+            # The wire knows two codes: what cannot be read as what it should be, and what was not signed.
+            code = "bad_signature" if error.code == "bad_signature" else "bad_envelope"
+            raise WireEnvelopeError(error.message, code=code) from error
+
+
+def host_identity(host: IHost) -> Identity:
+    """The identity of a host that somebody else made.
+
+    Raises IdentityError `key_unsupported` unless its key is an Ed25519 key, from which alone a peer id proves itself.
+    """
+    key = host.get_private_key()
+    if not isinstance(key, Ed25519PrivateKey):
+        raise IdentityError(
+            "key_unsupported",
+            "",
+            "the host's key is not an Ed25519 key",
+            "make the host with a key of libp2p.crypto.ed25519",
+        )
+    return new_identity(key.to_bytes()[:_SEED_SIZE])
