@@ -82,7 +82,7 @@ def group_directories(name: str, roots: Roots) -> tuple[Path, ...]:
     mounts = read_mounts(roots)
     trees = (frozenset[str](), frozenset({"cpuacct"}), frozenset({"memory"}))
     walks = [next(_walk_up(Membership(tree, name), mounts, roots), None) for tree in trees]
-    return tuple(folder for found, folder in filter(None, walks) if found.rstrip("/") == name.rstrip("/"))
+    return tuple(folder for found, folder in filter(None, walks) if found == name)
 
 
 def _walk_up(membership: Membership, mounts: tuple[Mount, ...], roots: Roots) -> Iterator[tuple[str, Path]]:
@@ -97,7 +97,7 @@ def _walk_up(membership: Membership, mounts: tuple[Mount, ...], roots: Roots) ->
     if ".." in parts:
         parts = []
     for depth in range(len(parts), -1, -1):
-        yield root.rstrip("/") + "/" + "/".join(parts[:depth]), top.joinpath(*parts[:depth])
+        yield "/" + "/".join([*root.strip("/").split("/"), *parts[:depth]]).strip("/"), top.joinpath(*parts[:depth])
 
 
 def _mount_of(membership: Membership, mounts: tuple[Mount, ...]) -> tuple[str, str]:

@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil  # type: ignore[import-untyped]  # psutil ships no types
+import psutil
 
 from ..architectures import architecture_name
 from ..components import CPU
 from ..units import Cores
 from .cgroups import Cgroup, describe_group
+from .mounts import Mount, read_mounts
 from .processors import describe_processor
 from .roots import Reading, Roots, largest, list_names, parse_amount, parse_cpu_list, read_text
 
-__all__ = ["CPUFiles", "allowed_cpus", "parse_cpu", "read_cpu", "read_cpu_files"]
+__all__ = ["CPUFiles", "allowed_cpus", "are_renumbered", "parse_affinity", "parse_cpu", "read_cpu", "read_cpu_files"]
 
+_RENUMBERED = ("/proc/cpuinfo", "/proc/stat", "/sys/devices/system/cpu", "/sys/devices/system/cpu/online")
 _ALLOWED = re.compile(r"^Cpus_allowed_list:\s*(\S+)\s*$", re.MULTILINE)
 
 
@@ -31,7 +33,8 @@ class CPUFiles(NamedTuple):
     """The texts that describe the CPU, None where a file is not there.
 
     `siblings` are the hardware threads of each CPU's core, `caches` the levels and sizes of the first CPU's caches;
-    `counted` is the operating system's own count of CPUs, for where no file tells.
+    `renumbered` is told by `are_renumbered`; `counted` is the operating system's own count of CPUs, for where no file
+    tells.
     """
 
     cpuinfo: str = ""
@@ -43,6 +46,7 @@ class CPUFiles(NamedTuple):
     max_clocks: tuple[str | None, ...] = ()
     base_clocks: tuple[str | None, ...] = ()
     caches: tuple[tuple[str | None, str | None], ...] = ()
+    renumbered: bool = False
     counted: int | None = None
     counted_physical: int | None = None
 
@@ -71,6 +75,7 @@ def read_cpu_files(roots: Roots) -> CPUFiles:
         caches=tuple(
             (read_text(caches / name / "level"), read_text(caches / name / "size")) for name in list_names(caches)
         ),
+        renumbered=are_renumbered(read_mounts(roots)),
         counted=os.cpu_count() if roots.is_host else None,
         counted_physical=psutil.cpu_count(logical=False) if roots.is_host else None,
     )
@@ -85,12 +90,14 @@ def parse_cpu(files: CPUFiles, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
     """Makes the CPU of what was read; what no file tells is left at its default."""
     processors = _parse_cpuinfo(files.cpuinfo)
     present, online = _count_cpus(files, processors)
-    cores, limits = _usable_cores(present, online, parse_affinity(files.status), cgroups)
+    cores, limits = _usable_cores(files, present, online, cgroups)
     processor = describe_processor(processors, files.architecture)
+    base_clock = largest(map(parse_amount, files.base_clocks)) * 1000 or processor.base_clock_speed
+    max_clock = largest(map(parse_amount, files.max_clocks)) * 1000 or processor.clock_speed
     cpu = CPU(
         cores=cores,
-        clock_speed=largest(map(parse_amount, files.max_clocks)) * 1000 or processor.clock_speed,
-        base_clock_speed=largest(map(parse_amount, files.base_clocks)) * 1000 or processor.base_clock_speed,
+        clock_speed=max(max_clock, base_clock),
+        base_clock_speed=base_clock,
         architecture=architecture_name(processor.architecture),
         vendor=processor.vendor,
         model=processor.model,
@@ -128,26 +135,37 @@ def parse_affinity(status: str) -> frozenset[int] | None:
     return parse_cpu_list(found[1]) if found else None
 
 
+def are_renumbered(mounts: tuple[Mount, ...]) -> bool:
+    """Whether lxcfs numbers a container's CPUs anew, while affinity and cpusets keep the host's numbers."""
+    return any(mount.kind == "fuse.lxcfs" and mount.point in _RENUMBERED for mount in mounts)
+
+
 def allowed_cpus(
-    online: frozenset[int], affinity: frozenset[int] | None, cgroups: tuple[Cgroup, ...]
+    online: frozenset[int], affinity: frozenset[int] | None, cgroups: tuple[Cgroup, ...], renumbered: bool = False
 ) -> tuple[frozenset[int], str]:
-    """The online CPUs that affinity and cpusets allow, and the name of the limit that decides ("" for none)."""
+    """The online CPUs that affinity and cpusets allow, and the name of the limit that decides ("" for none).
+
+    Where the CPUs are `renumbered` only how many are allowed is true, not which.
+    """
     allowed, reason = online, ""
     limits = [(group.cpus, f"cpuset of {describe_group(group.name)}") for group in cgroups]
     for cpus, name in [*limits, (affinity, "CPU affinity of this process")]:
-        # A list that has nothing in common with the machine's CPUs is a stale or foreign one.
-        if cpus is not None and cpus & allowed and not allowed <= cpus:
-            allowed, reason = allowed & cpus, name
+        if cpus is None:
+            continue
+        known = frozenset[int]() if renumbered else allowed & cpus
+        left = known or frozenset(sorted(allowed)[: len(cpus)])
+        if left != allowed:
+            allowed, reason = left, name
     return allowed, reason
 
 
 def _usable_cores(
-    present: frozenset[int], online: frozenset[int], affinity: frozenset[int] | None, cgroups: tuple[Cgroup, ...]
+    files: CPUFiles, present: frozenset[int], online: frozenset[int], cgroups: tuple[Cgroup, ...]
 ) -> tuple[Cores, tuple[str, ...]]:
     limits = []
     if len(online) < len(present):
-        limits.append(f"{len(online)} of {len(present)} cores: {len(present) - len(online)} are offline")
-    allowed, reason = allowed_cpus(online, affinity, cgroups)
+        limits.append(f"{len(online)} of {len(present)} cores: {len(present) - len(online)} are not online")
+    allowed, reason = allowed_cpus(online, parse_affinity(files.status), cgroups, files.renumbered)
     if reason:
         limits.append(f"{len(allowed)} of {len(present)} cores: {reason}")
     quotas = [(group.cpu_quota, group.name) for group in cgroups if group.cpu_quota is not None]

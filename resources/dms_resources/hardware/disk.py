@@ -37,7 +37,8 @@ _INTERFACES: Final = (
     ("/ata", "SATA"),
     ("/end_device-", "SAS"),
 )
-_VIRTUAL: Final = frozenset({"virtio", "Hyper-V", "Xen"})
+# A hypervisor's disks, memory cards and USB bridges say that they rotate, or not, without knowing.
+_UNTOLD: Final = frozenset({"virtio", "Hyper-V", "Xen", "MMC", "USB"})
 
 
 class Space(NamedTuple):
@@ -169,8 +170,7 @@ def _describe_device(size: int, mount: Mount | None, device: BlockDevice) -> Dis
 def _device_type(interface: str, rotational: str | None) -> str:
     if interface == "NVMe":
         return "NVMe"
-    # A hypervisor's disks say that they rotate, or not, without knowing.
-    if interface in _VIRTUAL:
+    if interface in _UNTOLD:
         return ""
     return {"0": "SSD", "1": "HDD"}.get(rotational or "", "")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .cgroups import Cgroup, group_directories, read_cgroups
-from .cpu import allowed_cpus, parse_affinity
+from .cpu import allowed_cpus, are_renumbered, parse_affinity
 from .disk import existing_directory, read_space
+from .mounts import read_mounts
 from .ram import parse_meminfo
 from .roots import Roots, parse_amount, read_text
 
@@ -94,10 +95,11 @@ def _field(text: str | None, name: str) -> int | None:
 
 def read_domain(roots: Roots) -> Domain:
     """Reads what bounds this process, once for many readings of the load."""
-    groups = tuple(g for g in read_cgroups(roots).value if g.cpu_quota is not None or g.memory is not None)
+    enclosing = read_cgroups(roots).value
     status = read_text(roots.proc / "self" / "status") or ""
     online = frozenset(parse_stat(read_text(roots.proc / "stat") or ""))
-    cpus, _ = allowed_cpus(online, parse_affinity(status), read_cgroups(roots).value)
+    cpus, _ = allowed_cpus(online, parse_affinity(status), enclosing, are_renumbered(read_mounts(roots)))
+    groups = tuple(group for group in enclosing if group.cpu_quota is not None or group.memory is not None)
     return Domain(cpus, groups, {group.name: group_directories(group.name, roots) for group in groups})
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import psutil  # type: ignore[import-untyped]  # psutil ships no types
+import psutil
 
 from ..components import NetworkInfo, NetworkInterface
 from .roots import Reading, Roots, list_names, parse_amount, parse_hex, read_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-import psutil  # type: ignore[import-untyped]  # psutil ships no types
+import psutil
 
 from ..components import RAM
 from ..units import format_size

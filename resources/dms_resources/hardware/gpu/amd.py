@@ -61,7 +61,7 @@ def report_amdsmi() -> GPUReport:
             with contextlib.suppress(amdsmi.AmdSmiException):
                 amdsmi.amdsmi_shut_down()
     except amdsmi.AmdSmiException as error:
-        return GPUReport(problems=(f"amdsmi fails: {error}",))
+        return GPUReport.failure(f"amdsmi fails: {error}")
 
 
 def _ask(amdsmi: Any, handle: Any) -> GPUDevice:

@@ -74,7 +74,7 @@ def _versions(nvml: Any) -> tuple[str, str]:
 def _read_devices(nvml: Any, index: int, versions: tuple[str, str]) -> Iterator[GPUDevice]:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     parent = _read_device(nvml, handle, handle, index, versions)
-    if _where_offered(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0], 0) == nvml.NVML_DEVICE_MIG_DISABLE:
+    if not _is_split(nvml, handle):
         yield parent
         return
     slots = _where_offered(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle), 0)
@@ -87,6 +87,14 @@ def _read_devices(nvml: Any, index: int, versions: tuple[str, str]) -> Iterator[
         device = _read_device(nvml, part, handle, index, versions)
         yield GPUDevice(gpu=device.gpu, used=device.used, position=f"{index}:{position}", parent_uuid=parent.gpu.uuid)
         position += 1
+
+
+def _is_split(nvml: Any, handle: Any) -> bool:
+    """Whether a GPU is in MIG mode; a driver that does not let us know is an error, for the GPU may not be whole."""
+    try:
+        return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
+        return False
 
 
 def _read_device(nvml: Any, handle: Any, board: Any, index: int, versions: tuple[str, str]) -> GPUDevice:

@@ -1,0 +1,108 @@
+/* A stand-in for NVIDIA's management library, driven by environment variables:
+ *
+ *   FAKE_NVML_DEVICES   number of devices (default 0)
+ *   FAKE_NVML_MIG       index of the device that is in MIG mode and has two MIG devices, in slots 1 and 4
+ *   FAKE_NVML_FAIL      "FUNCTION:CODE" fails with a code, "FUNCTION:CODE:INDEX" on one device only
+ *   FAKE_NVML_HANG      function that never returns
+ *   FAKE_NVML_CRASH     function that dies of a segmentation fault
+ *   FAKE_NVML_PRINT     function that prints on standard output
+ *   FAKE_NVML_USED      bytes used on device 0
+ *
+ * Written from the documented interface of NVML; structures are laid out as there.
+ */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SUCCESS 0
+#define INVALID_ARGUMENT 2
+#define NOT_SUPPORTED 3
+#define NOT_FOUND 6
+#define NO_INDEX -1
+
+typedef struct { char busIdLegacy[16]; unsigned domain, bus, device, pciDeviceId, pciSubSystemId; char busId[32]; } pci_info;
+typedef struct { unsigned long long total, free, used; } memory_info;
+
+/* A handle is 1 + index for a GPU, 1000 + 10 * index + slot for a MIG device. */
+static int is_mig(long handle) { return handle >= 1000; }
+static int index_of(long handle) { return is_mig(handle) ? (handle - 1000) / 10 : handle - 1; }
+static int slot_of(long handle) { return (handle - 1000) % 10; }
+static int number(const char *name, int otherwise) { const char *value = getenv(name); return value ? atoi(value) : otherwise; }
+static int named(const char *variable, const char *function) { const char *value = getenv(variable); return value && !strcmp(value, function); }
+
+static int enter(const char *function, int index) {
+    const char *fail = getenv("FAKE_NVML_FAIL");
+    size_t length = strlen(function);
+    if (named("FAKE_NVML_PRINT", function)) { puts("a library that talks"); fflush(stdout); }
+    if (named("FAKE_NVML_CRASH", function)) { signal(SIGSEGV, SIG_DFL); raise(SIGSEGV); }
+    while (named("FAKE_NVML_HANG", function)) pause();
+    if (fail && !strncmp(fail, function, length) && fail[length] == ':') {
+        int code = 0, only = index;
+        sscanf(fail + length + 1, "%d:%d", &code, &only);
+        if (only == index) return code;
+    }
+    return SUCCESS;
+}
+#define ENTER(index) do { int code = enter(__func__, index); if (code) return code; } while (0)
+
+int nvmlInitWithFlags(unsigned flags) { ENTER(NO_INDEX); return SUCCESS; }
+int nvmlShutdown(void) { ENTER(NO_INDEX); return SUCCESS; }
+const char *nvmlErrorString(int code) { return "an error of the fake library"; }
+
+int nvmlSystemGetDriverVersion(char *version, unsigned length) {
+    ENTER(NO_INDEX); snprintf(version, length, "555.42.06"); return SUCCESS;
+}
+int nvmlSystemGetCudaDriverVersion_v2(int *version) { ENTER(NO_INDEX); *version = 12050; return SUCCESS; }
+int nvmlDeviceGetCount_v2(unsigned *count) { ENTER(NO_INDEX); *count = number("FAKE_NVML_DEVICES", 0); return SUCCESS; }
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, long *handle) {
+    ENTER((int)index);
+    if ((int)index >= number("FAKE_NVML_DEVICES", 0)) return INVALID_ARGUMENT;
+    *handle = index + 1;
+    return SUCCESS;
+}
+int nvmlDeviceGetUUID(long handle, char *uuid, unsigned length) {
+    ENTER(index_of(handle));
+    if (is_mig(handle)) snprintf(uuid, length, "MIG-%08d-0000-4000-8000-00000000000%d", index_of(handle), slot_of(handle));
+    else snprintf(uuid, length, "GPU-%08d-0000-4000-8000-000000000000", index_of(handle));
+    return SUCCESS;
+}
+int nvmlDeviceGetName(long handle, char *name, unsigned length) {
+    ENTER(index_of(handle));
+    snprintf(name, length, is_mig(handle) ? "NVIDIA A100-SXM4-40GB MIG 3g.20gb" : "NVIDIA A100-SXM4-40GB");
+    return SUCCESS;
+}
+int nvmlDeviceGetMemoryInfo(long handle, memory_info *memory) {
+    ENTER(index_of(handle));
+    const char *used = getenv("FAKE_NVML_USED");
+    memory->total = is_mig(handle) ? 20ULL << 30 : 40ULL << 30;
+    memory->used = used && index_of(handle) == 0 ? strtoull(used, NULL, 10) : 0;
+    memory->free = memory->total - memory->used;
+    return SUCCESS;
+}
+int nvmlDeviceGetPciInfo_v3(long handle, pci_info *info) {
+    ENTER(index_of(handle));
+    if (is_mig(handle)) return NOT_SUPPORTED;
+    memset(info, 0, sizeof *info);
+    info->bus = 0x10 + index_of(handle);
+    info->pciDeviceId = 0x20b010de;
+    snprintf(info->busId, sizeof info->busId, "00000000:%02X:00.0", info->bus);
+    return SUCCESS;
+}
+int nvmlDeviceGetCudaComputeCapability(long handle, int *major, int *minor) {
+    ENTER(index_of(handle)); *major = 8; *minor = 0; return SUCCESS;
+}
+int nvmlDeviceGetMigMode(long handle, unsigned *current, unsigned *pending) {
+    ENTER(index_of(handle));
+    *current = *pending = number("FAKE_NVML_MIG", NO_INDEX) == index_of(handle);
+    return SUCCESS;
+}
+int nvmlDeviceGetMaxMigDeviceCount(long handle, unsigned *count) { ENTER(index_of(handle)); *count = 7; return SUCCESS; }
+int nvmlDeviceGetMigDeviceHandleByIndex(long handle, unsigned slot, long *mig) {
+    ENTER(index_of(handle));
+    if (slot != 1 && slot != 4) return NOT_FOUND;
+    *mig = 1000 + 10 * index_of(handle) + slot;
+    return SUCCESS;
+}
