@@ -11,6 +11,7 @@ from typing import Any, Final
 import typer
 
 from .commands.allocate import allocate
+from .commands.audit import audit
 from .commands.bid import bid
 from .commands.commit import commit
 from .commands.free import free
@@ -41,6 +42,7 @@ _COMMANDS: Final[Sequence[Callable[..., Any]]] = (
     run,
     status,
     history,
+    audit,
     free,
     bid,
     commit,

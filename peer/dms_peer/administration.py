@@ -1,4 +1,4 @@
-"""What the owner of a machine asks of their own peer: status, onboarding, offboarding, history.
+"""What the owner of a machine asks of their own peer: status, onboarding, offboarding, history, audit.
 
 The same operations run behind the Unix socket of a running peer and, when none runs, on the ledger itself. They are
 never offered to other peers.
@@ -14,7 +14,9 @@ from msgspec import Meta, Struct
 
 from dms_protocols.client import Client
 from dms_protocols.operations import Caller, Operations
+from dms_resources.audit import Finding
 from dms_resources.book import HistoryEntry
+from dms_resources.changes import describe_missing
 from dms_resources.components import Amount, FreeResources, MachineResources, OnboardedResources, Resources
 from dms_resources.leases import Lease
 from dms_resources.manager import ResourceManager
@@ -24,6 +26,8 @@ from .offers import Offer, onboarded_resources
 
 __all__ = [
     "Administration",
+    "AuditAnswer",
+    "AuditRequest",
     "DrainEvent",
     "DrainRequest",
     "HistoryAnswer",
@@ -52,7 +56,8 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     """The state of one peer. `running` is false when the ledger was read without a peer.
 
     `addrs` end in `/p2p/PEER_ID`; `leases` are the newest ones, `lease_count` counts all; `limits` and `problems` are
-    sentences on the machine.
+    sentences on the machine, `missing` on what is onboarded and no longer there. `storage_error` says why nothing can be
+    promised now, `findings` are those of the last audit, `audited` (Unix seconds) is when that was.
     """
 
     peer_id: str
@@ -68,6 +73,10 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     lease_count: int
     limits: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    storage_error: str | None = None
+    findings: tuple[Finding, ...] = ()
+    audited: float | None = None
 
 
 class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):
@@ -118,6 +127,19 @@ class HistoryAnswer(Struct, frozen=True, kw_only=True):
     entries: tuple[HistoryRow, ...]
 
 
+class AuditRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="audit"):
+    """Compares the ledger with itself, with its file and with the operating system; `repair` mends what can be."""
+
+    repair: bool = False
+
+
+class AuditAnswer(Struct, frozen=True, kw_only=True):
+    """What does not match: by how many, and each with its code."""
+
+    findings: tuple[Finding, ...]
+    repaired: bool
+
+
 class Administration(Protocol):
     """What an owner can ask, of a running peer or of the ledger alike. May be cancelled at any time."""
 
@@ -136,6 +158,9 @@ class Administration(Protocol):
     async def history(self, request: HistoryRequest) -> HistoryAnswer:
         """What happened, newest first."""
 
+    async def audit(self, request: AuditRequest) -> AuditAnswer:
+        """What does not match. Raises what `ResourceManager.audit` raises."""
+
 
 class LocalAdministration:
     """Administers an open ledger in this process; `addrs` are where the peer listens, None when it does not run."""
@@ -149,6 +174,7 @@ class LocalAdministration:
         """As the protocol says."""
         manager = self._manager
         leases = manager.leases()
+        audited, findings = manager.last_audit or (None, ())
         return StatusAnswer(
             peer_id=self._peer_id,
             addrs=self._addrs or (),
@@ -163,6 +189,10 @@ class LocalAdministration:
             lease_count=len(leases),
             limits=manager.machine.limits,
             problems=manager.machine.problems,
+            missing=tuple(map(describe_missing, manager.missing_resources)),
+            storage_error=manager.storage_error.message if manager.storage_error else None,
+            findings=findings,
+            audited=audited,
         )
 
     async def onboard(self, request: OnboardRequest) -> OfferAnswer:
@@ -217,6 +247,11 @@ class LocalAdministration:
             )
         )
 
+    async def audit(self, request: AuditRequest) -> AuditAnswer:
+        """As the protocol says."""
+        findings = await self._manager.audit(repair=request.repair)
+        return AuditAnswer(findings=tuple(findings), repaired=request.repair)
+
     def _offer(self) -> OfferAnswer:
         manager = self._manager
         return OfferAnswer(
@@ -254,6 +289,10 @@ class RemoteAdministration:
         """As the protocol says."""
         return await self._client.call(request, HistoryAnswer, timeout=_TIMEOUT)
 
+    async def audit(self, request: AuditRequest) -> AuditAnswer:
+        """As the protocol says."""
+        return await self._client.call(request, AuditAnswer, timeout=_TIMEOUT)
+
 
 def administration_operations(administration: LocalAdministration) -> Operations:
     """The operations for the owner's socket."""
@@ -270,6 +309,9 @@ def administration_operations(administration: LocalAdministration) -> Operations
     async def history(request: HistoryRequest, caller: Caller) -> HistoryAnswer:
         return await administration.history(request)
 
+    async def audit(request: AuditRequest, caller: Caller) -> AuditAnswer:
+        return await administration.audit(request)
+
     @asynccontextmanager
     async def drain(request: DrainRequest, caller: Caller) -> AsyncIterator[AsyncIterator[DrainEvent]]:
         async with aclosing(_drain_events(administration)) as events:
@@ -280,6 +322,7 @@ def administration_operations(administration: LocalAdministration) -> Operations
     operations.slow(OnboardRequest, onboard)
     operations.slow(OffboardRequest, offboard)
     operations.slow(HistoryRequest, history)
+    operations.slow(AuditRequest, audit)
     operations.watch(DrainRequest, drain)
     return operations
 

@@ -20,7 +20,7 @@ from typing import Final
 
 import trio
 
-from dms_resources.manager import ResourceManager, open_manager
+from dms_resources.manager import open_manager
 from dms_resources.usage import UsageMonitor
 
 from .administration import LocalAdministration, administration_operations
@@ -36,7 +36,6 @@ __all__ = ["Node", "Ready", "announce", "announce_json"]
 _log = logging.getLogger(__name__)
 
 _ANY_PORT: Final = "/ip4/0.0.0.0/tcp/0"
-_MACHINE_INTERVAL: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +85,7 @@ class Node:
         monitor = UsageMonitor(machine, home.path)
         async with open_manager(home.ledger_path, machine, usage_monitor=monitor) as manager:
             home.remember_machine(self.machine, machine)
-            async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-                stack.callback(nursery.cancel_scope.cancel)
-                # The outdated stubs that libp2p brings have no type for what `start` hands in.
-                await nursery.start(monitor.run)  # type: ignore[arg-type]
-                nursery.start_soon(_follow_machine, monitor, manager)
+            async with AsyncExitStack() as stack:
                 host = await self._open_host(stack, identity)
                 await stack.enter_async_context(serve(host, manager, identity=identity))
                 addrs = host_addresses(host)
@@ -116,14 +111,6 @@ async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) 
     async for number in signals:
         _log.info("stopping on %s", signal.Signals(number).name)
         scope.cancel()
-
-
-async def _follow_machine(monitor: UsageMonitor, manager: ResourceManager) -> None:
-    """Takes note of what disappears from the machine, or comes back to it."""
-    while True:
-        await trio.sleep(_MACHINE_INTERVAL)
-        if monitor.machine is not manager.machine:
-            manager.update_machine(monitor.machine)
 
 
 def announce(ready: Ready | None) -> None:

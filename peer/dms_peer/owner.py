@@ -12,6 +12,8 @@ from dms_resources.manager import open_manager
 
 from .administration import (
     Administration,
+    AuditAnswer,
+    AuditRequest,
     HistoryAnswer,
     HistoryRequest,
     HistoryRow,
@@ -26,7 +28,7 @@ from .identity import load_or_create_identity
 from .local_socket import connect_socket
 from .offers import Offer
 
-__all__ = ["offboard", "onboard", "open_administration", "read_hardware", "read_history", "read_status"]
+__all__ = ["audit", "offboard", "onboard", "open_administration", "read_hardware", "read_history", "read_status"]
 
 
 @asynccontextmanager
@@ -83,6 +85,12 @@ async def read_history(home: Home, limit: int) -> HistoryAnswer:
             if not page.entries:
                 break
         return HistoryAnswer(entries=tuple(entries))
+
+
+async def audit(home: Home, *, repair: bool) -> AuditAnswer:
+    """Compares the ledger with its file and the operating system. Raises what `open_administration` raises."""
+    async with open_administration(home) as administration:
+        return await administration.audit(AuditRequest(repair=repair))
 
 
 async def read_hardware(home: Home, machine: str | None) -> MachineResources:

@@ -11,7 +11,7 @@ from dms_resources.components import GPU, MachineResources, Resources
 from dms_resources.leases import Lease
 from dms_resources.units import format_duration, format_size
 
-from .administration import HistoryAnswer, OfferAnswer, StatusAnswer
+from .administration import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswer
 from .failures import printable
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "capacity_rows",
+    "show_audit",
     "show_bid",
     "show_free",
     "show_hardware",
@@ -148,6 +149,12 @@ def show_status(status: StatusAnswer) -> None:
     show_resources("resources", amounts)
     if status.leases:
         show_leases(f"leases ({status.lease_count})", status.leases)
+    if status.storage_error:
+        print(f"  nothing can be promised now: {printable(status.storage_error)}")
+    for sentence in status.missing:
+        print(f"  no longer there: {printable(sentence)}")
+    for finding in status.findings:
+        print(f"  audit: {finding.code}: {printable(finding.message)}")
     for sentence in (*status.limits, *status.problems):
         print(f"  note: {printable(sentence)}")
 
@@ -179,6 +186,17 @@ def show_history(answer: HistoryAnswer) -> None:
         for entry in answer.entries
     ]
     show_table("history", ["number", "at", "what", "lease", "who", "detail"], rows)
+
+
+def show_audit(answer: AuditAnswer) -> None:
+    """Prints what an audit found."""
+    if not answer.findings:
+        print("the ledger matches its file and the operating system")
+        return
+    rows = [[finding.code, finding.lease_id or "-", finding.message] for finding in answer.findings]
+    show_table(f"findings ({len(rows)})", ["code", "lease", "what"], rows)
+    if not answer.repaired:
+        print("`dms-peer audit --repair` ends the allocations whose processes are gone")
 
 
 def show_free(free: PeerFree) -> None:
