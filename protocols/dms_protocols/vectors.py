@@ -1,0 +1,233 @@
+"""Test vectors of the wire, for clients in any language: `python -m dms_protocols.vectors` prints them as JSON.
+
+`frames` are whole frames in hexadecimal with the message that they hold (byte strings as {"hex": …}); `refused` are
+bytes that a service answers with an error of that code; `derived` are values that both sides compute.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from dms_resources.components import CPU, GPU, RAM, Disk, FreeResources, GPUVendor, Resources
+from dms_resources.demands import CPUDemand, CPUShortage, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
+from dms_resources.errors import InsufficientError
+from dms_resources.leases import EndedLease, EndReason, Lease, LeaseState
+from dms_resources.units import Cores
+
+from .cbor import decode_map, encode_deterministic
+from .conversion import sealed_bytes, to_bytes, to_map
+from .error_bodies import encode_error_body
+from .errors import BusyError, ProtocolError
+from .frames import FrameReader, encode_frame
+from .messages import allocation, bid, resources
+from .service import CancelRequest
+from .wire import encode_error, encode_event, encode_ok, encode_request
+
+__all__ = ["make_vectors"]
+
+_GIB: Final = 2**30
+_DEMAND: Final = Demand(
+    cpu=CPUDemand(cores=Cores.of("1.5")),
+    ram=RAMDemand(size=4 * _GIB),
+    disk=DiskDemand(size=10 * _GIB),
+    gpus=(GPUDemand(vram=8 * _GIB, vendor=GPUVendor.NVIDIA),),
+)
+_RESOURCES: Final = Resources(
+    cpu=CPU(cores=Cores.of("1.5"), architecture="x86_64"),
+    ram=RAM(size=4 * _GIB),
+    disk=Disk(size=10 * _GIB),
+    gpus=(GPU(uuid="GPU-1", index=0, vendor=GPUVendor.NVIDIA, model="A100", vram=8 * _GIB),),
+)
+_FREE: Final = FreeResources(
+    cpu=CPU(cores=Cores.of(6), architecture="x86_64"),
+    ram=RAM(size=28 * _GIB),
+    disk=Disk(size=90 * _GIB),
+    gpus=(GPU(uuid="GPU-1", index=0, vendor=GPUVendor.NVIDIA, model="A100", vram=32 * _GIB),),
+    ports=1024,
+    onboarded=True,
+    draining=False,
+    simulated=False,
+)
+_ENSEMBLE: Final = bid.EnsembleRequest(
+    id="ensemble-1",
+    nonce=7,
+    deadline=1_700_000_005.0,
+    request=(
+        bid.NodeRequest(
+            node_id="node-1",
+            executors=("docker",),
+            resources=_DEMAND,
+            location=bid.Location(accept=(bid.Place(continent="Europe"),)),
+            public_ports=PortDemand(static=(16384,), dynamic=2),
+        ),
+    ),
+    peer_exclusion=("peer-of-nobody",),
+)
+_DIGEST: Final = bid.request_digest(to_map(_ENSEMBLE))
+_LEASE_ID: Final = bid.bid_lease_id(
+    requester="the-requester", digest=_DIGEST, node_id="node-1", provider="the-provider"
+)
+_BID: Final = bid.Bid(
+    request_digest=_DIGEST,
+    ensemble_id="ensemble-1",
+    nonce=7,
+    node_id="node-1",
+    lease_id=_LEASE_ID,
+    requester="the-requester",
+    provider="the-provider",
+    demand=_DEMAND,
+    public_ports=PortDemand(static=(16384,), dynamic=2),
+    resources=_RESOURCES,
+    valid_until=1_700_000_300.0,
+    price=bid.Price(micros_per_hour=250_000, currency="EUR"),
+)
+_LEASE: Final = Lease(
+    lease_id=_LEASE_ID,
+    holder="the-requester",
+    state=LeaseState.COMMITTED,
+    demand=_DEMAND,
+    asked_ports=PortDemand(dynamic=1),
+    resources=_RESOURCES,
+    ports=(16385,),
+    fence=12,
+    created=1_700_000_010.0,
+    ttl=60.0,
+    deadline=1_700_000_070.0,
+)
+_ENDED: Final = EndedLease(
+    lease_id=_LEASE_ID,
+    holder="the-requester",
+    state=LeaseState.ALLOCATED,
+    fence=12,
+    reason=EndReason.RELEASED,
+    ended=1_700_000_080.0,
+)
+_SHORT: Final = InsufficientError(
+    "cpu: 7 cores asked, 6 cores free of 8 cores",
+    shortages=(
+        CPUShortage(
+            asked=CPUDemand(cores=Cores.of(7)), free=CPUDemand(cores=Cores.of(6)), total=CPUDemand(cores=Cores.of(8))
+        ),
+    ),
+    retry_after=50.0,
+)
+_REFUSAL: Final = bid.Refusal(
+    node_id="node-2", code="resources", message=_SHORT.message, shortages=_SHORT.shortages, retry_after=50.0
+)
+
+_REQUESTS: Final[tuple[msgspec.Struct, ...]] = (
+    resources.FreeRequest(),
+    resources.OnboardedRequest(),
+    resources.AllocatedRequest(),
+    resources.MachineRequest(),
+    resources.UsageRequest(),
+    resources.WatchRequest(),
+    CancelRequest(5),
+    bid.BidRequest(ensemble=to_map(_ENSEMBLE), hold=10.0),
+    bid.BidRequest(ensemble=to_map(_ENSEMBLE), dry_run=True),
+    allocation.CommitRequest(bids=(b"envelope",), ttl=60.0),
+    allocation.RenewRequest(lease_id=_LEASE_ID, ttl=60.0, fence=12),
+    allocation.AllocateRequest(lease_id=_LEASE_ID, fence=12),
+    allocation.ReleaseRequest(lease_id=_LEASE_ID),
+    allocation.ListRequest(after="a", limit=10),
+)
+_ANSWERS: Final[tuple[tuple[str, msgspec.Struct], ...]] = (
+    ("the answer to free", _FREE),
+    ("the answer to allocated and usage", _RESOURCES),
+    ("bids on some nodes, refusals of others", bid.BidAnswer(bids=(b"envelope",), refusals=(_REFUSAL,))),
+    ("the answer to a dry run", bid.OfferAnswer(offers=(_BID,), refusals=())),
+    ("the answer to commit", allocation.CommitAnswer(leases=(_LEASE,))),
+    ("the answer to renew and allocate", allocation.LeaseAnswer(lease=_LEASE)),
+    ("the answer to release", allocation.ReleaseAnswer(lease=_ENDED)),
+    ("the answer to list", allocation.ListAnswer(leases=(_LEASE,), more=False)),
+)
+_ERRORS: Final = (
+    (1, BusyError("64 operations run already", retry_after=1.0)),
+    (2, _SHORT),
+    (None, ProtocolError("not acceptable CBOR: the message is not a map", code="bad_cbor")),
+)
+_BAD_LENGTHS: Final = (
+    ("a length that is not minimal", "8000", "bad_frame"),
+    ("a length of ten bytes", "80808080808080808080", "bad_frame"),
+    ("a length above what is passed over", "8080808001", "frame_too_large"),
+)
+_BAD_PAYLOADS: Final = (
+    ("an empty frame", b"", "bad_cbor"),
+    ("an array", b"\x80", "bad_cbor"),
+    ("a map of indefinite length", b"\xbf\xff", "bad_cbor"),
+    ("a key twice", b"\xa2\x62id\x01\x62id\x02", "bad_cbor"),
+    ("bytes behind the map", b"\xa0\x00", "bad_cbor"),
+    ("a tagged value", b"\xa1\x62id\xc2\x41\x01", "bad_cbor"),
+    ("NaN", b"\xa1\x62id\xf9\x7e\x00", "bad_cbor"),
+    ("undefined", b"\xa1\x62id\xf7", "bad_cbor"),
+    ("no id", b"\xa1\x62op\x64free", "bad_message"),
+    ("an id that is no integer", b"\xa2\x62id\xf9\x3c\x00\x62op\x64free", "bad_message"),
+    ("no operation", b"\xa1\x62id\x01", "bad_message"),
+    ("an unknown operation", b"\xa2\x62id\x01\x62op\x64fly!", "unknown_operation"),
+    ("a field missing", b"\xa2\x62id\x01\x62op\x66commit", "bad_message"),
+)
+
+
+def make_vectors() -> dict[str, Any]:
+    """All vectors, as plain JSON values."""
+    return {
+        "frames": [_frame(meaning, frame) for meaning, frame in _frames()],
+        "refused": [{"meaning": meaning, "hex": data, "code": code} for meaning, data, code in _refused()],
+        "derived": {
+            "request": _plain(to_map(_ENSEMBLE)),
+            "request_deterministic": encode_deterministic(to_map(_ENSEMBLE)).hex(),
+            "request_digest": _DIGEST.hex(),
+            "lease_id": {
+                "requester": "the-requester",
+                "node_id": "node-1",
+                "provider": "the-provider",
+                "is": _LEASE_ID,
+            },
+            "bid": _plain(to_map(_BID)),
+            "bid_deterministic": sealed_bytes(_BID).hex(),
+        },
+    }
+
+
+def _frames() -> Iterator[tuple[str, bytes]]:
+    for request_id, request in enumerate(_REQUESTS):
+        yield f"request: {request.__struct_config__.tag}", encode_request(request_id, to_bytes(request))
+    for answer_id, (meaning, answer) in enumerate(_ANSWERS, start=1000):
+        yield meaning, encode_ok(answer_id, to_bytes(answer))
+    yield "an event of watch", encode_event(5, to_bytes(_FREE))
+    yield "the end of watch", encode_ok(5, b"\xa0")
+    for error_id, error in _ERRORS:
+        yield f"error: {error.code}", encode_error(error_id, encode_error_body(error))
+
+
+def _refused() -> Iterator[tuple[str, str, str]]:
+    yield from _BAD_LENGTHS
+    for meaning, payload, code in _BAD_PAYLOADS:
+        yield meaning, encode_frame(payload).hex(), code
+
+
+def _frame(meaning: str, frame: bytes) -> dict[str, Any]:
+    reader = FrameReader(1 << 20)
+    reader.feed(frame)
+    (payload,) = (one for one in reader if isinstance(one, bytes))
+    return {"meaning": meaning, "hex": frame.hex(), "message": _plain(decode_map(payload))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+if __name__ == "__main__":
+    json.dump(make_vectors(), sys.stdout, indent=1)
+    sys.stdout.write("\n")

@@ -1,0 +1,78 @@
+"""The schema names the fields that the code has, and no others."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+import pytest
+
+from dms_protocols import service
+from dms_protocols.error_bodies import ErrorBody
+from dms_protocols.messages import allocation, bid, resources
+from dms_resources import components, demands, leases
+
+TEXT = re.sub(r";[^\n]*", "", (files("dms_protocols") / "schema.cddl").read_text())
+RULES = dict(re.findall(r"^([a-z-]+)\s*=\s*((?:.|\n(?![a-z]))*)", TEXT, re.MULTILINE))
+NEVER_ALONE = {"LeaseRequest", "ResourceAllocation"}
+QUERIES = {"FreeRequest", "OnboardedRequest", "AllocatedRequest", "MachineRequest", "UsageRequest"}
+
+
+def structs() -> list[type[msgspec.Struct]]:
+    modules = (components, demands, leases, resources, bid, allocation, service)
+    found = {
+        kind
+        for module in modules
+        for name, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, msgspec.Struct) and name in module.__all__ and name not in NEVER_ALONE | QUERIES
+    }
+    return sorted(found | {ErrorBody}, key=lambda kind: kind.__name__)
+
+
+def rule_name(kind: type[msgspec.Struct]) -> str:
+    return "-".join(part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", kind.__name__))
+
+
+def keys(rule: str) -> dict[str, bool]:
+    """The keys of a map and whether each is optional."""
+    return {key: bool(optional) for optional, key in re.findall(r"(\?\s*)?\b([a-z_]+):\s", rule)}
+
+
+@pytest.mark.parametrize("kind", structs(), ids=lambda kind: kind.__name__)
+def test_every_message_has_its_rule(kind: Any) -> None:
+    config = kind.__struct_config__
+    expected = {
+        field.encode_name: not field.required and config.omit_defaults for field in msgspec.structs.fields(kind)
+    }
+    if config.tag is not None:
+        expected |= {config.tag_field: False}
+    if config.tag_field == "op":
+        expected |= {"id": False}
+    assert keys(RULES[rule_name(kind)]) == expected
+    if config.tag is not None:
+        assert f'"{config.tag}"' in RULES[rule_name(kind)]
+
+
+def test_every_query_is_named() -> None:
+    for name in QUERIES:
+        assert f'"{getattr(resources, name).__struct_config__.tag}"' in RULES["query"]
+
+
+def test_every_rule_that_is_used_is_there() -> None:
+    known = {*RULES, "uint", "tstr", "bstr", "bool", "null", "any", "number"}
+    for body in RULES.values():
+        words = re.sub(r'"[^"]*"|\.size|[a-z_]+\s*:', " ", body)
+        assert set(re.findall(r"[a-z][a-z-]*", words)) <= known
+
+
+def test_every_enumeration_is_complete() -> None:
+    for rule, enumeration in (
+        ("vendor", components.GPUVendor),
+        ("lease-state", leases.LeaseState),
+        ("ended-lease", leases.EndReason),
+    ):
+        for member in enumeration:
+            assert f'"{member.value}"' in RULES[rule]
