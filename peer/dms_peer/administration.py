@@ -56,8 +56,8 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     """The state of one peer. `running` is false when the ledger was read without a peer.
 
     `addrs` end in `/p2p/PEER_ID`; `leases` are the newest ones, `lease_count` counts all; `limits` and `problems` are
-    sentences on the machine, `missing` on what is onboarded and no longer there. `storage_error` says why nothing can be
-    promised now, `findings` are those of the last audit, `audited` (Unix seconds) is when that was.
+    sentences on the machine, `missing` on what is onboarded and no longer there. `storage_error` says why nothing can
+    be promised now, `findings` are those of the last audit, `audited` (Unix seconds) is when that was.
     """
 
     peer_id: str
@@ -80,10 +80,14 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
 
 
 class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):
-    """Offers these resources from now on; ends a drain. `machine` is what the owner believes the machine to be."""
+    """Offers these resources from now on; ends a drain. `machine` is what the owner believes the machine to be.
+
+    A `dry_run` asks whether that could be done, and changes nothing.
+    """
 
     offer: Offer
     machine: MachineResources | None = None
+    dry_run: bool = False
 
 
 class OffboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="offboard"):
@@ -203,7 +207,13 @@ class LocalAdministration:
                 "the running peer describes another machine than the --machine given",
                 "stop the peer, or leave --machine out",
             )
-        await self._manager.update_onboarded_resources(onboarded_resources(request.offer, self._manager.machine))
+        onboarded = onboarded_resources(request.offer, self._manager.machine)
+        if request.dry_run:
+            self._manager.check_onboarding(onboarded)
+            return OfferAnswer(
+                onboarded=onboarded, free=self._manager.get_free_resources(), simulated=self._manager.machine.simulated
+            )
+        await self._manager.update_onboarded_resources(onboarded)
         if self._manager.draining:
             await self._manager.set_draining(False)
         return self._offer()

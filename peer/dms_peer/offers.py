@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from dms_resources.components import (
@@ -12,6 +14,7 @@ from dms_resources.components import (
     Amount,
     Disk,
     GPUs,
+    Headroom,
     HoldLimits,
     MachineResources,
     OnboardedResources,
@@ -31,7 +34,10 @@ class GPUChoice(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Offer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an owner wants to offer; sizes in bytes, `hold` in seconds for which bids may hold capacity (0: none)."""
+    """What an owner wants to offer; sizes in bytes, `hold` in seconds for which bids may hold capacity (0: none).
+
+    `headroom` is the share, in thousandths of each amount, that is never promised.
+    """
 
     cpu: Cores
     ram: Amount
@@ -40,6 +46,7 @@ class Offer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     port_range: PortRange = DEFAULT_PORT_RANGE
     windows: tuple[str, ...] = ()
     hold: float = 0.0
+    headroom: Annotated[int, Meta(ge=0, le=1000)] = 0
 
 
 def onboarded_resources(offer: Offer, machine: MachineResources) -> OnboardedResources:
@@ -52,6 +59,7 @@ def onboarded_resources(offer: Offer, machine: MachineResources) -> OnboardedRes
         port_range=offer.port_range,
         windows=offer.windows,
         holds=HoldLimits(max_seconds=offer.hold),
+        headroom=Headroom(share=offer.headroom),
     )
 
 

@@ -28,7 +28,16 @@ from .identity import load_or_create_identity
 from .local_socket import connect_socket
 from .offers import Offer
 
-__all__ = ["audit", "offboard", "onboard", "open_administration", "read_hardware", "read_history", "read_status"]
+__all__ = [
+    "audit",
+    "offboard",
+    "onboard",
+    "open_administration",
+    "read_hardware",
+    "read_history",
+    "read_machine_of",
+    "read_status",
+]
 
 
 @asynccontextmanager
@@ -57,13 +66,13 @@ async def read_status(home: Home) -> StatusAnswer:
         return await administration.status()
 
 
-async def onboard(home: Home, offer: Offer, machine: str | None = None) -> OfferAnswer:
-    """Offers a part of the machine. Raises what `open_administration` and the ledger raise."""
+async def onboard(home: Home, offer: Offer, machine: str | None = None, *, dry_run: bool = False) -> OfferAnswer:
+    """Offers a part of the machine; a dry run only checks. Raises what `open_administration` and the ledger raise."""
     expected = None
     if machine is not None and machine != MEASURED:
         expected = await trio.to_thread.run_sync(home.machine, machine)
     async with open_administration(home, machine) as administration:
-        return await administration.onboard(OnboardRequest(offer=offer, machine=expected))
+        return await administration.onboard(OnboardRequest(offer=offer, machine=expected, dry_run=dry_run))
 
 
 async def offboard(home: Home, *, drain: bool, tell: Callable[[int], None]) -> OfferAnswer:
@@ -96,3 +105,9 @@ async def audit(home: Home, *, repair: bool) -> AuditAnswer:
 async def read_hardware(home: Home, machine: str | None) -> MachineResources:
     """What the machine has, or what the file says that it has. Raises MachineFileError."""
     return await trio.to_thread.run_sync(home.machine, MEASURED if machine is None else machine)
+
+
+async def read_machine_of(home: Home, machine: str | None) -> MachineResources:
+    """The machine of this home: as given, as remembered, else as measured. Raises MachineFileError."""
+    home.prepare()
+    return await trio.to_thread.run_sync(home.machine, machine)

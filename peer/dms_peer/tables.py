@@ -28,6 +28,7 @@ __all__ = [
     "show_lease",
     "show_leases",
     "show_offer",
+    "show_proposed_offer",
     "show_release",
     "show_resources",
     "show_status",
@@ -129,6 +130,11 @@ def show_offer(answer: OfferAnswer) -> None:
         return
     note = " (simulated machine)" if answer.simulated else ""
     show_resources(f"offered to the network{note}", {"offered": answer.onboarded, "free": answer.free})
+
+
+def show_proposed_offer(answer: OfferAnswer) -> None:
+    """Prints what would be offered."""
+    show_resources("would be offered to the network (dry run)", {"offered": answer.onboarded})
 
 
 def show_status(status: StatusAnswer) -> None:

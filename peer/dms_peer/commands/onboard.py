@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from dms_resources.components import DEFAULT_PORT_RANGE, PortRange
+from dms_resources.errors import AmountError
 
+from ..home import Home
 from ..offers import GPUChoice, Offer
 from .options import (
-    CPUOption,
     DebugOption,
-    DiskOption,
     HomeOption,
     JSONOption,
     MachineOption,
-    RAMOption,
+    OptionalCPU,
+    OptionalDisk,
+    OptionalRAM,
     duration,
     gpu_choice,
     home_at,
@@ -28,9 +32,9 @@ __all__ = ["onboard"]
 
 
 def onboard(
-    cpu: CPUOption,
-    ram: RAMOption,
-    disk: DiskOption,
+    cpu: OptionalCPU = None,
+    ram: OptionalRAM = None,
+    disk: OptionalDisk = None,
     gpu: Annotated[
         list[GPUChoice] | None,
         typer.Option(
@@ -70,25 +74,59 @@ def onboard(
             show_default="0, no holds",
         ),
     ] = None,
+    keep: Annotated[
+        float,
+        typer.Option("--headroom", min=0, max=90, metavar="PERCENT", help="Share of it all that is never promised."),
+    ] = 0.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be offered.")] = False,
     home: HomeOption = None,
     machine: MachineOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Offer a part of this machine to the network, whether the peer runs or not."""
-    from ..owner import onboard as offer_resources
-    from ..tables import show_offer
+    """Offer a part of this machine to the network, whether the peer runs or not.
 
-    offer = Offer(
-        cpu=cpu,
-        ram=ram,
-        disk=disk,
-        gpus=_choices(gpu or []),
+    Without --cpu, --ram and --disk it proposes amounts and asks.
+    """
+    from ..owner import onboard as offer_resources
+    from ..tables import show_offer, show_proposed_offer
+
+    place = home_at(home)
+    if cpu is None and ram is None and disk is None and not gpu and sys.stdin.isatty() and not as_json:
+        amounts = _ask(place, machine)
+    elif cpu is None or ram is None or disk is None:
+        raise typer.BadParameter("--cpu, --ram and --disk are all needed where nobody can be asked")
+    else:
+        amounts = Offer(cpu=cpu, ram=ram, disk=disk, gpus=_choices(gpu or []))
+    offer = replace(
+        amounts,
         port_range=ports or DEFAULT_PORT_RANGE,
         windows=tuple(window or ()),
         hold=hold or 0.0,
+        headroom=round(keep * 10),
     )
-    run_and_show(as_json, show_offer, offer_resources, home_at(home), offer, machine)
+    show = show_proposed_offer if dry_run else show_offer
+    run_and_show(as_json, show, offer_resources, place, offer, machine, dry_run=dry_run)
+
+
+def _ask(home: Home, machine: str | None) -> Offer:
+    import trio
+
+    from ..owner import read_machine_of
+    from ..proposals import questions, settle
+    from ..tables import show_hardware
+
+    measured = trio.run(read_machine_of, home, machine)
+    show_hardware(measured)
+    answers = {}
+    for question in questions(measured):
+        while question.name not in answers:
+            try:
+                answers[question.name] = question.read(typer.prompt(question.text, default=question.proposed))
+            except AmountError as error:
+                typer.echo(error.message, err=True)
+    typer.confirm("Offer this to the network?", default=True, abort=True)
+    return settle(answers)
 
 
 def _choices(choices: list[GPUChoice]) -> tuple[GPUChoice, ...]:

@@ -25,6 +25,9 @@ __all__ = [
     "JSONOption",
     "LeaseArgument",
     "MachineOption",
+    "OptionalCPU",
+    "OptionalDisk",
+    "OptionalRAM",
     "RAMOption",
     "cores",
     "duration",
@@ -116,6 +119,13 @@ CPUOption: TypeAlias = Annotated[
 ]
 RAMOption: TypeAlias = Annotated[int, typer.Option("--ram", parser=size, metavar="SIZE", help="Such as 4GiB.")]
 DiskOption: TypeAlias = Annotated[int, typer.Option("--disk", parser=size, metavar="SIZE", help="Such as 10GiB.")]
+OptionalCPU: TypeAlias = Annotated[
+    Cores | None, typer.Option("--cpu", parser=cores, metavar="CORES", help="Cores, such as 2 or 0.5.")
+]
+OptionalRAM: TypeAlias = Annotated[int | None, typer.Option("--ram", parser=size, metavar="SIZE", help="Such as 4GiB.")]
+OptionalDisk: TypeAlias = Annotated[
+    int | None, typer.Option("--disk", parser=size, metavar="SIZE", help="Such as 10GiB.")
+]
 FenceOption: TypeAlias = Annotated[
     int | None,
     typer.Option("--fence", min=0, metavar="NUMBER", help="The lease's fencing number, to be sure it is the same."),
