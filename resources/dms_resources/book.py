@@ -20,10 +20,10 @@ from .ports import PortPool
 from .room import Room
 from .units import Cores
 
-__all__ = ["NOTHING_OFFERED", "Book", "Change", "HistoryEntry", "Offer", "Record", "Totals"]
+__all__ = ["MOST_ENDED", "NOTHING_OFFERED", "Book", "Change", "HistoryEntry", "Offer", "Record", "Totals"]
 
 # So many ended leases are remembered for repeated releases; older ones are forgotten first.
-_MOST_ENDED = 65_536
+MOST_ENDED = 65_536
 
 
 class Offer(Struct, frozen=True, kw_only=True):
@@ -134,7 +134,7 @@ class Book:
         for end in change.ended:
             self.ended[end.lease_id] = end
             self.ended.move_to_end(end.lease_id)
-            if len(self.ended) > _MOST_ENDED:
+            if len(self.ended) > MOST_ENDED:
                 self.ended.popitem(last=False)
         if change.offer:
             self._set_offer(change.offer[1])

@@ -62,6 +62,7 @@ class Journal:
         self._writing: Batch | None = None
         self._wake = trio.Event()
         self.failed: StorageError | None = None
+        self.closed = False
 
     @property
     def waiting(self) -> int:
@@ -74,7 +75,12 @@ class Journal:
         return not self._open.changes and self._writing is None
 
     def submit(self, book: Book, change: Change) -> Batch:
-        """Applies a change and queues it; an empty change waits for all that went before it."""
+        """Applies a change and queues it; an empty change waits for all that went before it.
+
+        Raises `StorageError` after `close`.
+        """
+        if self.closed:
+            raise StorageError("the ledger is closed")
         if change.empty:
             return self._open if self._open.changes else self._writing or _finished()
         book.apply(change)
@@ -91,29 +97,46 @@ class Journal:
             await self.flush(current, tell)
 
     async def flush(self, current: Callable[[], Book], tell: Callable[[], None]) -> None:
-        """Writes all that waits; not to be cancelled half-way: the thread that writes is waited for."""
+        """Writes all that waits. May be cancelled between two batches; a thread that writes is waited for."""
         while self._open.changes:
+            await trio.lowlevel.checkpoint_if_cancelled()
             batch, self._open = self._open, Batch()
             self._writing = batch
             try:
                 with trio.CancelScope(shield=True):
                     await self._worker(lambda: self._storage.write(batch.changes))  # noqa: B023 - awaited at once
-            except StorageError as error:
-                self._fail(current(), batch, error)
+            except BaseException as error:
+                # Whatever it was, nobody may be told that the disk has it.
+                self._fail(current(), batch, _as_storage_error(error))
                 tell()
+                if not isinstance(error, Exception):
+                    raise
             finally:
                 self._writing = None
                 batch.done.set()
 
+    def close(self, book: Book) -> None:
+        """Takes nothing more; who still waits is told that it did not happen."""
+        self.closed = True
+        self._fail(book, Batch(), StorageError("the ledger is closed"))
+
     def _fail(self, book: Book, batch: Batch, error: StorageError) -> None:
-        _log.error("the ledger could not be written, %d changes are taken back: %s", len(batch.changes), error)
-        self.failed = error
         later, self._open = self._open, Batch()
-        for failed in (later, batch):
-            for change in reversed(failed.changes):
-                book.undo(change)
-            failed.error = error
+        self.failed = batch.error = later.error = error
         later.done.set()
+        lost = [*batch.changes, *later.changes]
+        if lost:
+            _log.error("the ledger could not be written, %d changes are taken back: %s", len(lost), error)
+        for change in reversed(lost):
+            book.undo(change)
+
+
+def _as_storage_error(error: BaseException) -> StorageError:
+    if isinstance(error, StorageError):
+        return error
+    failed = StorageError(f"the ledger could not be written: {error!r}", hint="this is a defect: please report it")
+    failed.__cause__ = error
+    return failed
 
 
 def _finished() -> Batch:

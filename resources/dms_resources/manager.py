@@ -91,23 +91,26 @@ async def open_manager(
     with SQLiteStorage(path, boot_id=clock.boot_id) as storage:
         manager = ResourceManager(storage, storage.load(), machine, clock, usage_monitor, guard, worker)
         failure: BaseException | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(manager._keep_journal)
-            nursery.start_soon(manager._sweep)
-            nursery.start_soon(manager._prune)
-            nursery.start_soon(manager._audit_at_intervals)
-            if usage_monitor is not None:
-                # The outdated stubs that libp2p brings (trio-typing) know no task status that fits.
-                await nursery.start(usage_monitor.run)  # type: ignore[arg-type]
-                nursery.start_soon(manager._follow_machine, usage_monitor)
-            try:
-                yield manager
-            except BaseException as error:
-                # Raised again below, outside of the nursery, which would wrap it in a group.
-                failure = error
-            nursery.cancel_scope.cancel()
-        with trio.CancelScope(deadline=trio.current_time() + _FLUSH_SECONDS, shield=True):
-            await manager._flush()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(manager._keep_journal)
+                nursery.start_soon(manager._sweep)
+                nursery.start_soon(manager._prune)
+                nursery.start_soon(manager._audit_at_intervals)
+                if usage_monitor is not None:
+                    # The outdated stubs that libp2p brings (trio-typing) know no task status that fits.
+                    await nursery.start(usage_monitor.run)  # type: ignore[arg-type]
+                    nursery.start_soon(manager._follow_machine, usage_monitor)
+                try:
+                    yield manager
+                except BaseException as error:
+                    # Raised again below, outside of the nursery, which would wrap it in a group.
+                    failure = error
+                nursery.cancel_scope.cancel()
+            with trio.CancelScope(deadline=trio.current_time() + _FLUSH_SECONDS, shield=True):
+                await manager._flush()
+        finally:
+            manager._journal.close(manager._book)
         if failure is not None:
             raise failure
 
@@ -135,6 +138,7 @@ class ResourceManager:
         self._book = self._book_of(contents, machine)
         self._journal = Journal(storage, self._run_on_disk)
         self._recovering = trio.Lock()
+        self._attempts = 0
         self._changed = trio.Event()
         self._free: tuple[int, FreeResources] | None = None
         self._opening: tuple[float, float, tuple[str, ...], Opening] | None = None
@@ -407,11 +411,20 @@ class ResourceManager:
     async def _ready(self) -> None:
         if self._journal.failed is None:
             return
+        attempts = self._attempts
         async with self._recovering:
             if self._journal.failed is None:
                 return
+            # Those who waited for another's attempt share its outcome: a slow disk is not tried by each in turn.
+            if self._journal.closed or self._attempts != attempts:
+                raise StorageError(self._journal.failed.message, hint=self._journal.failed.hint)
+            self._attempts += 1
             found: list[Contents] = []
-            await self._run_on_disk(lambda: found.append(self._storage.reopen()))
+            try:
+                await self._run_on_disk(lambda: found.append(self._storage.reopen()))
+            except StorageError as error:
+                self._journal.failed = error
+                raise
             version = self._book.version
             self._book = self._book_of(found[0], self._book.machine)
             self._book.version = version + 1
@@ -552,14 +565,19 @@ class ResourceManager:
             await trio.sleep(_PRUNE_SECONDS)
             now = self._clock.wall()
             try:
-                await self._run_on_disk(
-                    lambda: self._storage.prune(
-                        history_before=now - _HISTORY_SECONDS,  # noqa: B023 - awaited at once
-                        ended_before=now - _ENDED_SECONDS,  # noqa: B023
-                    )
-                )
+                await self._forget(now - _HISTORY_SECONDS, now - _ENDED_SECONDS)
             except StorageError as error:
                 _log.warning("old history is kept: %s", error)
+
+    async def _forget(self, history_before: float, ended_before: float) -> None:
+        more = [True]
+
+        def prune() -> None:
+            more.append(self._storage.prune(history_before=history_before, ended_before=ended_before))
+
+        # Step by step, so that changes get the disk between two of them.
+        while more.pop():
+            await self._run_on_disk(prune)
 
 
 def _free(book: Book) -> FreeResources:

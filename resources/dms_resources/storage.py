@@ -1,38 +1,41 @@
 """The ledger on disk: SQLite, write-ahead log, synchronous=FULL; one process, one writer.
 
 What `write` returned from survives kill -9 and power loss. What it raised from either happened or did not, never half;
-`reopen` and `load` tell which.
+`reopen` tells which.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Self
 
 import msgspec
 from msgspec import Struct
 
-from .book import Change, HistoryEntry, Offer, Record
-from .errors import LedgerDamagedError, LedgerInUseError, LedgerVersionError, StorageError
+from .book import MOST_ENDED, Change, HistoryEntry, Offer, Record
+from .errors import StorageError
 from .leases import EndedLease, Lease
+from .ledger_file import connect_ledger, damaged_error, empty_log, lock_ledger, primary_code, storage_error
+from .schema import Schema, ledger_schema
 from .units import decode_value, encode_value
 
 __all__ = ["Contents", "SQLiteStorage", "StoredLease"]
-
-_APPLICATION_ID: Final = 0x444D5352  # "DMSR"
-_VERSION: Final = 1
 
 _encoder = msgspec.json.Encoder(enc_hook=encode_value)
 _lease_decoder = msgspec.json.Decoder(Lease, dec_hook=decode_value)
 _ended_decoder = msgspec.json.Decoder(EndedLease)
 _offer_decoder = msgspec.json.Decoder(Offer, dec_hook=decode_value)
+
+_SET_HEAD = "UPDATE ledger SET offer = ?, fence = ?, checksum = ?"
+
+# Old rows are forgotten in steps, so that no change waits long for the disk meanwhile.
+_PRUNE_STEP = 5_000
 
 
 class StoredLease(Struct, frozen=True):
@@ -55,18 +58,21 @@ class Contents(Struct, frozen=True, kw_only=True):
 class SQLiteStorage:
     """One open ledger file. Everything here blocks: the event loop calls it in a worker thread, one call at a time."""
 
-    def __init__(self, path: Path, *, boot_id: str) -> None:
+    def __init__(self, path: Path, *, boot_id: str, schema: Schema | None = None) -> None:
         """Opens the ledger, or makes it.
 
         Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError`.
         """
         self.path = path
         self._boot_id = boot_id
-        self._lock = _lock(path)
+        self._schema = schema or ledger_schema()
+        self._lock: int | None = lock_ledger(path)
+        # The row of the table `ledger`; it is written as a whole, because its checksum covers all of it.
+        self._head = ("", 0)
         try:
-            self._db = self._connect()
+            self._db = connect_ledger(path, self._schema)
         except BaseException:
-            os.close(self._lock)
+            self._unlock()
             raise
 
     def __enter__(self) -> Self:
@@ -82,27 +88,32 @@ class SQLiteStorage:
         # A disk that fails now has lost nothing: all that was acknowledged is in the file already.
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
-        os.close(self._lock)
+        self._unlock()
 
     def load(self) -> Contents:
         """Reads all. Raises `StorageError`, or `LedgerDamagedError` on a row that cannot be read."""
         try:
-            offer, fence = self._db.execute("SELECT offer, fence FROM ledger").fetchone()
+            self._head = self._read_head()
+            offer, fence = self._head
             return Contents(
                 offer=_offer_decoder.decode(offer),
                 fence=fence,
                 leases=[
                     StoredLease(_lease_decoder.decode(body), due, boot_id)
-                    for body, due, boot_id in self._db.execute("SELECT body, due, boot_id FROM leases")
+                    for _, body, due, boot_id in self._rows("SELECT lease_id, body, due, boot_id, checksum FROM leases")
                 ],
                 ended=[
-                    _ended_decoder.decode(body) for (body,) in self._db.execute("SELECT body FROM ended ORDER BY ended")
+                    _ended_decoder.decode(body)
+                    for _, body, _ in self._rows(
+                        "SELECT * FROM (SELECT lease_id, body, ended, checksum FROM ended ORDER BY ended DESC"
+                        f" LIMIT {MOST_ENDED}) ORDER BY ended"
+                    )
                 ],
             )
         except sqlite3.Error as error:
-            raise _storage_error(self.path, error) from error
-        except (msgspec.MsgspecError, TypeError) as error:
-            raise _damaged(self.path, f"a row cannot be read: {error}") from error
+            raise storage_error(self.path, error) from error
+        except (msgspec.MsgspecError, TypeError, UnicodeError) as error:
+            raise damaged_error(self.path, f"a row cannot be read: {error}") from error
 
     def write(self, changes: Sequence[Change]) -> None:
         """Writes changes in their order as one transaction, and returns when the disk has them.
@@ -112,7 +123,7 @@ class SQLiteStorage:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._write_all(changes)
+                head = self._write_all(changes)
                 self._db.execute("COMMIT")
             except BaseException:
                 # Some errors have rolled back already; a second rollback would hide the first error.
@@ -120,14 +131,32 @@ class SQLiteStorage:
                     self._db.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise _storage_error(self.path, error) from error
+            raise storage_error(self.path, error) from error
+        self._head = head
 
     def reopen(self) -> Contents:
         """Opens the file anew after an error, to learn what is in it. Raises `StorageError` while the disk refuses."""
+        if self._lock is None:
+            raise StorageError(f"the ledger {self.path} is closed")
+        try:
+            empty_log(self._db, self.path)
+        except sqlite3.Error as error:
+            # On a full disk the connection is still good for reading.
+            if primary_code(error) == sqlite3.SQLITE_FULL:
+                raise storage_error(self.path, error) from error
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
-        self._db = self._connect()
-        return self.load()
+        self._db = connect_ledger(self.path, self._schema)
+        contents = self.load()
+        self._probe()
+        return contents
+
+    def _probe(self) -> None:
+        # A disk that can be read again may still take nothing.
+        try:
+            self._db.execute(_SET_HEAD, _with_checksum(*self._head))
+        except sqlite3.Error as error:
+            raise storage_error(self.path, error) from error
 
     def history(self, *, limit: int, before: int | None = None) -> list[tuple[int, HistoryEntry]]:
         """The newest entries first, with their numbers; at most `limit`, all older than number `before`."""
@@ -138,7 +167,7 @@ class SQLiteStorage:
                 (2**62 if before is None else before, limit),
             ).fetchall()
         except sqlite3.Error as error:
-            raise _storage_error(self.path, error) from error
+            raise storage_error(self.path, error) from error
         return [
             (
                 number,
@@ -147,15 +176,27 @@ class SQLiteStorage:
             for number, at, actor, action, lease_id, reason, detail in rows
         ]
 
-    def prune(self, *, history_before: float, ended_before: float) -> None:
-        """Forgets history and ended leases older than these Unix times. Raises `StorageError`."""
-        try:
-            self._db.execute("DELETE FROM history WHERE at < ?", (history_before,))
-            self._db.execute("DELETE FROM ended WHERE ended < ?", (ended_before,))
-        except sqlite3.Error as error:
-            raise _storage_error(self.path, error) from error
+    def prune(self, *, history_before: float, ended_before: float) -> bool:
+        """Forgets some history and ended leases older than these Unix times; says whether there may be more.
 
-    def _write_all(self, changes: Sequence[Change]) -> None:
+        Raises `StorageError`.
+        """
+        try:
+            gone = (
+                self._db.execute(
+                    "DELETE FROM history WHERE number IN (SELECT number FROM history WHERE at < ? LIMIT ?)",
+                    (history_before, _PRUNE_STEP),
+                ).rowcount,
+                self._db.execute(
+                    "DELETE FROM ended WHERE lease_id IN (SELECT lease_id FROM ended WHERE ended < ? LIMIT ?)",
+                    (ended_before, _PRUNE_STEP),
+                ).rowcount,
+            )
+        except sqlite3.Error as error:
+            raise storage_error(self.path, error) from error
+        return max(gone) >= _PRUNE_STEP
+
+    def _write_all(self, changes: Sequence[Change]) -> tuple[str, int]:
         last: dict[str, Record | None] = {}
         for change in changes:
             for before, after in change.leases:
@@ -165,87 +206,52 @@ class SQLiteStorage:
         run = self._db.executemany
         run("DELETE FROM leases WHERE lease_id = ?", [(key,) for key, record in last.items() if record is None])
         run(
-            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)",
-            [(key, _text(record.lease), record.due, self._boot_id) for key, record in last.items() if record],
+            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?)",
+            [
+                _with_checksum(key, _text(record.lease), _real(record.due), self._boot_id)
+                for key, record in last.items()
+                if record
+            ],
         )
-        run("INSERT OR REPLACE INTO ended VALUES (?, ?, ?)", _ended_rows(changes))
+        run("INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?)", _ended_rows(changes))
         run(
             "INSERT INTO history (at, actor, action, lease_id, reason, detail) VALUES (?, ?, ?, ?, ?, ?)",
             _history_rows(changes),
         )
+        return self._write_head(changes)
+
+    def _write_head(self, changes: Sequence[Change]) -> tuple[str, int]:
         offers = [change.offer[1] for change in changes if change.offer]
-        if offers:
-            self._db.execute("UPDATE ledger SET offer = ?", (_text(offers[-1]),))
-        fence = max((change.fence for change in changes), default=0)
-        if fence:
-            self._db.execute("UPDATE ledger SET fence = max(fence, ?)", (fence,))
+        offer, fence = self._head
+        head = (_text(offers[-1]) if offers else offer, max([fence, *(change.fence for change in changes)]))
+        if head != self._head:
+            self._db.execute(_SET_HEAD, _with_checksum(*head))
+        return head
 
-    def _connect(self) -> sqlite3.Connection:
-        try:
-            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        except sqlite3.Error as error:
-            raise _storage_error(self.path, error) from error
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            self._prepare(db)
-        except sqlite3.Error as error:
-            db.close()
-            raise _storage_error(self.path, error) from error
-        except BaseException:
-            db.close()
-            raise
-        os.chmod(self.path, 0o600)
-        return db
+    def _read_head(self) -> tuple[str, int]:
+        for offer, fence in self._rows("SELECT offer, fence, checksum FROM ledger"):
+            return offer, fence
+        raise damaged_error(self.path, "the row that says what is offered is gone")
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        (application,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if not version and not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            _create(db)
-            return
-        if application != _APPLICATION_ID or version > _VERSION:
-            raise LedgerVersionError(
-                f"{self.path} is not a ledger of this version (it says {application:#x} version {version})",
-                hint="use the newer dms-peer that wrote it, or another --home",
-            )
-        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise _damaged(self.path, verdict)
+    def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        for row in self._db.execute(query):
+            values = row[:-1]
+            if _with_checksum(*values) != row:
+                raise damaged_error(self.path, f"a row is not as it was written: {str(values)[:200]}")
+            yield values
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
-def _create(db: sqlite3.Connection) -> None:
-    schema = resources.files(__package__).joinpath("schema.sql").read_text()
-    db.executescript(
-        f"BEGIN; {schema} PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION}; COMMIT;"
-    )
+def _with_checksum(*values: str | float | None) -> tuple[str | float | None, ...]:
+    return (*values, zlib.crc32(repr(values).encode()))
 
 
-def _lock(path: Path) -> int:
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageError(f"cannot open {lock_path}: {error.strerror}", hint="choose a writable --home") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise LedgerInUseError(
-            f"the ledger {path} is in use" + (f" by process {owner}" if owner else ""),
-            hint="stop that process or choose another --home",
-        ) from None
-    # The number is only for people, so a disk that is full now is no reason to fail.
-    with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
-
-
-def _ended_rows(changes: Iterable[Change]) -> list[tuple[str, str, float]]:
-    return [(end.lease_id, _text(end), end.ended) for change in changes for end in change.ended]
+def _ended_rows(changes: Iterable[Change]) -> list[tuple[str | float | None, ...]]:
+    return [_with_checksum(end.lease_id, _text(end), _real(end.ended)) for change in changes for end in change.ended]
 
 
 def _history_rows(changes: Iterable[Change]) -> Iterator[tuple[float, str, str, str, str, str]]:
@@ -254,21 +260,10 @@ def _history_rows(changes: Iterable[Change]) -> Iterator[tuple[float, str, str, 
             yield (entry.at, entry.actor, entry.action, entry.lease_id, entry.reason, entry.detail)
 
 
+def _real(seconds: float | None) -> float | None:
+    # SQLite gives a float back for every number in a REAL column, and the checksum is over what comes back.
+    return None if seconds is None else float(seconds)
+
+
 def _text(value: object) -> str:
     return _encoder.encode(value).decode()
-
-
-def _storage_error(path: Path, error: sqlite3.Error) -> StorageError:
-    if isinstance(error, sqlite3.DatabaseError) and ("malformed" in str(error) or "not a database" in str(error)):
-        return _damaged(path, str(error))
-    return StorageError(
-        f"the ledger {path} cannot be written or read: {error}",
-        hint="free space or repair the disk; nothing was lost, and promises go on when it works again",
-    )
-
-
-def _damaged(path: Path, what: str) -> LedgerDamagedError:
-    return LedgerDamagedError(
-        f"the ledger {path} is damaged: {what}",
-        hint=f"it was left as it is: restore {path.name} from a copy, or move it away to begin with an empty ledger",
-    )
