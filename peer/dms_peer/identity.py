@@ -98,8 +98,7 @@ def load_or_create_identity(path: Path) -> Identity:
 def load_identity(path: Path) -> Identity:
     """The identity in `path`. Raises IdentityError: missing, exposed, foreign, damaged… Blocks on disk."""
     try:
-        # Without O_NONBLOCK a FIFO in the file's place would hang the peer at start.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        status, raw = _read(path)
     except FileNotFoundError as error:
         raise IdentityError(
             "key_missing", str(path), f"there is no key file {path}", "start the peer once to create it"
@@ -111,9 +110,18 @@ def load_identity(path: Path) -> Identity:
             f"cannot read the key file {path}: {error.strerror}",
             "run the peer as the user who owns its home directory",
         ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        _check_owner(path, os.fstat(descriptor))
-        return _parse(path, file.read(MAX_FILE_SIZE + 1))
+    _check_owner(path, status)
+    return _parse(path, raw)
+
+
+def _read(path: Path) -> tuple[os.stat_result, bytes]:
+    # Without O_NONBLOCK a FIFO in the file's place would hang the peer at start.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        return status, os.read(descriptor, MAX_FILE_SIZE) if stat.S_ISREG(status.st_mode) else b""
+    finally:
+        os.close(descriptor)
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import trio
 import trio.abc
@@ -34,6 +34,8 @@ T = TypeVar("T")
 PIECE = 64 * 1024
 # Seconds that one shielded piece may take; then the peer takes no frames and loses its connection.
 PIECE_TIMEOUT = 20.0
+# Seconds that a foreign stream may wait for its reader, as on our own host.
+WINDOW_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 2.0
 
 
@@ -84,28 +86,47 @@ class PeerStream(trio.abc.HalfCloseableStream):
             raise
 
     async def _send_in_pieces(self, data: bytes) -> None:
-        for start in range(0, len(data), PIECE):
+        sent = 0
+        while sent < len(data):
             try:
-                await trio.lowlevel.checkpoint()
+                await self._wait_foreign_room()
             except trio.Cancelled:
-                if start:
+                if sent:
                     await self._break()
                 raise
+            # At least one byte, so that a stream that is gone says so.
+            piece = data[sent : sent + max(1, min(PIECE, self._foreign_room()))]
             with shielded(PIECE_TIMEOUT) as scope:
-                await self._translated(self._stream.write, data[start : start + PIECE])
+                await self._translated(self._stream.write, piece)
             if scope.cancelled_caught:
-                self._broken = True
-                await drop_connection(self._stream, self._close_timeout)
-                raise trio.BrokenResourceError("the peer takes nothing")
+                await self._give_up()
+            sent += len(piece)
+
+    def _foreign_room(self) -> int:
+        # The library's Yamux would wait for room inside the write, where it must not be cancelled.
+        return int(getattr(self._muxed, "send_window", PIECE))
+
+    async def _wait_foreign_room(self) -> None:
+        await trio.lowlevel.checkpoint()
+        with trio.move_on_after(WINDOW_TIMEOUT):
+            while self._foreign_room() <= 0 and not getattr(self._muxed, "closed", False):  # noqa: ASYNC110
+                # Nothing announces it; the library itself looks as often.
+                await trio.sleep(0.01)
+            return
+        await self._break()
+        raise trio.BrokenResourceError("the peer reads nothing")
+
+    async def _give_up(self) -> NoReturn:
+        self._broken = True
+        await drop_connection(self._stream, self._close_timeout)
+        raise trio.BrokenResourceError("the peer takes nothing")
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the peer has room for more. On a foreign host, where nobody can tell, return at once."""
+        """Wait until the peer has room for more."""
         with self._busy("_sending", "another task is sending on this stream"):
             self._raise_if_unsendable()
             await trio.lowlevel.checkpoint()
-            wait_writable = getattr(self._muxed, "wait_writable", None)
-            if wait_writable is not None:
-                await self._translated(wait_writable)
+            await self._translated(getattr(self._muxed, "wait_writable", self._wait_foreign_room))
 
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; receiving goes on. May be called twice."""
@@ -118,9 +139,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
             with shielded(PIECE_TIMEOUT) as scope:
                 await self._translated(self._close_write)
             if scope.cancelled_caught:
-                self._broken = True
-                await drop_connection(self._stream, self._close_timeout)
-                raise trio.BrokenResourceError("the peer takes nothing")
+                await self._give_up()
             await trio.lowlevel.checkpoint()
 
     async def _close_write(self) -> None:

@@ -15,7 +15,7 @@ __all__ = ["PeerAddress", "host_addresses", "parse_listen_address", "parse_peer_
 
 EXAMPLE = "an address looks like /ip4/192.0.2.7/tcp/4001/p2p/12D3KooW..."
 LISTEN_EXAMPLE = "a listen address looks like /ip4/0.0.0.0/tcp/4001"
-# Each with the family of addresses that its names stand for.
+WILDCARDS = {"/ip4/0.0.0.0/": "/ip4/127.0.0.1/", "/ip6/::/": "/ip6/::1/"}
 HOST_PROTOCOLS = ("ip4", "ip6", "dns", "dns4", "dns6")
 
 
@@ -61,14 +61,25 @@ def parse_listen_address(text: str) -> Multiaddr:
 
 def _parts(text: str, example: str) -> list[tuple[str, str]]:
     try:
-        return [(protocol.name, str(value)) for protocol, value in Multiaddr(text).items()]
+        if parts := [(protocol.name, str(value)) for protocol, value in Multiaddr(text).items()]:
+            return parts
     except Exception as error:
         # Each of the library's codecs refuses text with an error of its own.
         raise AddressError("bad_address", text, f"{text!r} is no multiaddr", example) from error
+    raise AddressError("bad_address", text, "the address is empty", example)
 
 
 def host_addresses(host: IHost) -> tuple[str, ...]:
     """The addresses under which others may dial this host, with its peer id; wildcards become the machine's own."""
     peer_id = host.get_id().to_base58()
-    found = (concrete for address in host.get_transport_addrs() for concrete in expand_wildcard_address(address))
+    found = (concrete for address in host.get_transport_addrs() for concrete in _concrete(str(address)))
     return tuple(dict.fromkeys(f"{address}/p2p/{peer_id}" for address in found))
+
+
+def _concrete(address: str) -> list[str]:
+    for wildcard, loopback in WILDCARDS.items():
+        if address.startswith(wildcard):
+            others = map(str, expand_wildcard_address(Multiaddr(address)))
+            # The library leaves loopback out; on this machine it is the one address that always works.
+            return [*(other for other in others if other != address), address.replace(wildcard, loopback, 1)]
+    return [address]

@@ -159,7 +159,7 @@ class HardenedSwarm(Swarm):
         tags = self.tag_store.get_tag_info(peer_id)
         if tags is None or not tags.tags:
             self.tag_store.clear_peer(peer_id)
-        if not self.peerstore.has_peer(peer_id) or not self._known_addresses(peer_id):
+        if self.peerstore.has_peer(peer_id) and not self._known_addresses(peer_id):
             self.peerstore.clear_peerdata(peer_id)
 
     def _known_addresses(self, peer_id: ID) -> Sequence[Multiaddr]:

@@ -1,0 +1,182 @@
+"""Connections come and go, and the host stays."""
+
+import pytest
+import trio
+
+from dms_peer.errors import AddressError, ListenError
+from dms_peer.host import HostLimits, dial, host_addresses, open_host
+from dms_peer.host.addresses import parse_peer_address
+from dms_peer.identity import new_identity
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+
+
+async def cut(host) -> None:
+    """Close the sockets of a host's connections without a word."""
+    for connection in host.get_network().get_connections():
+        await connection.muxed_conn.secured_conn.close()
+        await connection.muxed_conn.event_closed.wait()
+
+
+async def test_three_hundred_connections_one_after_the_other(server, client, eventually) -> None:
+    address = host_addresses(server)[0]
+    for _ in range(300):
+        await dial(client, address)
+        await cut(client)
+    await dial(client, address)
+    await eventually(lambda: server.swarm.inbound_connections == 1)
+
+
+async def test_a_slot_is_free_again_when_its_connection_ends(client, eventually) -> None:
+    async with open_host(new_identity(), [LOOPBACK], HostLimits(max_inbound_connections=3)) as host:
+        address = host_addresses(host)[0]
+        for _ in range(10):
+            await dial(client, address)
+            await cut(client)
+            await eventually(lambda: not client.get_connected_peers())
+            await eventually(lambda: host.swarm.inbound_connections == 0)
+
+
+async def test_beyond_the_bound_strangers_are_turned_away_and_peers_served(eventually) -> None:
+    limits = HostLimits(max_inbound_connections=2, close_timeout=0.5)
+    async with (
+        open_host(new_identity(), [LOOPBACK], limits) as host,
+        open_host(new_identity()) as first,
+        open_host(new_identity()) as second,
+    ):
+        target = parse_peer_address(address := host_addresses(host)[0])
+        await dial(first, address)
+        await dial(second, address)
+        async with await trio.open_tcp_stream(target.host, target.port) as stranger:
+            with trio.fail_after(5):
+                assert await stranger.receive_some() == b""
+        assert await dial(first, address) == host.get_id().to_base58()
+
+
+async def test_handshakes_under_way_are_bounded(eventually) -> None:
+    async with open_host(new_identity(), [LOOPBACK], HostLimits(max_inbound_handshakes=3)) as host:
+        target = parse_peer_address(host_addresses(host)[0])
+        strangers = [await trio.open_tcp_stream(target.host, target.port) for _ in range(3)]
+        await eventually(lambda: host.swarm.inbound_handshakes == 3)
+        async with await trio.open_tcp_stream(target.host, target.port) as one_more:
+            with trio.fail_after(5):
+                assert await one_more.receive_some() == b""
+        for stranger in strangers:
+            await stranger.aclose()
+        await eventually(lambda: host.swarm.inbound_handshakes == 0)
+
+
+async def test_one_peer_cannot_hold_many_connections(server, eventually) -> None:
+    identity = new_identity()
+    address = host_addresses(server)[0]
+    # The same key in five processes, as the host sees it.
+    async with (
+        open_host(identity) as a,
+        open_host(identity) as b,
+        open_host(identity) as c,
+        open_host(identity) as d,
+        open_host(identity) as e,
+    ):
+        for host in (a, b, c, d, e):
+            await dial(host, address)
+        await eventually(lambda: server.swarm.inbound_connections == 2)
+        # The newest ones stay.
+        assert [bool(host.get_connected_peers()) for host in (d, e)] == [True, True]
+
+
+async def test_two_that_dial_each_other_at_once_stay_connected(server) -> None:
+    async with open_host(new_identity(), [LOOPBACK]) as other, trio.open_nursery() as nursery:
+        nursery.start_soon(dial, server, host_addresses(other)[0])
+        nursery.start_soon(dial, other, host_addresses(server)[0])
+    assert True
+
+
+async def test_a_peer_that_is_gone_is_forgotten(server, eventually) -> None:
+    for _ in range(5):
+        async with open_host(new_identity()) as visitor:
+            await dial(visitor, host_addresses(server)[0])
+            await eventually(lambda: server.get_connected_peers())
+        await eventually(lambda: not server.get_connected_peers())
+    swarm = server.swarm
+    await eventually(lambda: len(swarm.tag_store._tags) == 0)
+    assert len(swarm.auto_connector._recent_disconnects) == 0
+    assert [peer for peer in swarm.peerstore.peer_ids() if peer != server.get_id()] == []
+
+
+async def test_a_port_in_use_is_refused(server) -> None:
+    taken = host_addresses(server)[0].partition("/p2p/")[0]
+    with pytest.raises(ListenError) as caught:
+        async with open_host(new_identity(), [taken]):
+            pytest.fail("two hosts on one port")
+    assert caught.value.code == "address_in_use"
+    assert taken in caught.value.message
+
+
+async def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ListenError) as caught:
+        async with open_host(new_identity(), ["/ip4/192.0.2.1/tcp/0"]):
+            pytest.fail("listening on an address that this machine does not have")
+    assert caught.value.code == "address_unavailable"
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "/ip4/127.0.0.1/udp/4001/quic-v1", "/ip4/1.2.3/tcp/1", "/tcp/1"])
+async def test_what_is_no_listen_address_is_refused(text: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        async with open_host(new_identity(), [text]):
+            pytest.fail("listening on nonsense")
+    assert caught.value.code in ("bad_address", "unsupported_address")
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is() -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with open_host(new_identity(), [LOOPBACK]):
+            raise KeyError("mine")
+
+
+async def test_wildcards_are_shown_as_addresses_that_can_be_dialed(client) -> None:
+    async with open_host(new_identity(), ["/ip4/0.0.0.0/tcp/0"]) as host:
+        addresses = host_addresses(host)
+        assert addresses
+        assert all("/0.0.0.0/" not in address for address in addresses)
+        (loopback,) = [address for address in addresses if "/127.0.0.1/" in address]
+        assert await dial(client, loopback) == host.get_id().to_base58()
+
+
+async def test_closing_takes_no_longer_with_many_connections() -> None:
+    hosts = [new_identity() for _ in range(12)]
+    async with open_host(new_identity(), [LOOPBACK]) as host, trio.open_nursery() as nursery:
+        connected = trio.Semaphore(0)
+
+        async def visit(identity) -> None:
+            async with open_host(identity) as visitor:
+                await dial(visitor, host_addresses(host)[0])
+                connected.release()
+                await trio.sleep_forever()
+
+        for identity in hosts:
+            nursery.start_soon(visit, identity)
+        for _ in hosts:
+            await connected.acquire()
+        connections = host.get_network().get_connections()
+        with trio.fail_after(host.limits.close_timeout + 1):
+            await host.close()
+        assert all(connection.is_closed for connection in connections)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cancelled_host_closes_its_sockets(server, eventually) -> None:
+    with trio.CancelScope() as scope:
+        async with open_host(new_identity()) as visitor:
+            await dial(visitor, host_addresses(server)[0])
+            await eventually(lambda: server.get_connected_peers())
+            (connection,) = visitor.get_network().get_connections()
+            scope.cancel()
+            await trio.sleep_forever()
+    assert connection.muxed_conn.event_closed.is_set()
+    await eventually(lambda: server.swarm.inbound_connections == 0)
+
+
+@pytest.mark.parametrize("change", [{"max_inbound_streams": 0}, {"ping_timeout": -1}, {"max_unread_bytes": 1000}])
+def test_limits_that_let_nothing_through_are_refused(change) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        HostLimits(**change)
