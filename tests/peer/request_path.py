@@ -1,0 +1,66 @@
+"""Answers queries and bid requests between two calls of getppid(), for a tracer that counts system calls."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import cbor2
+import trio
+
+from dms_peer.attach import peer_operations
+from dms_peer.identity import new_identity
+from dms_protocols.messages.bid import BidAnswer
+from dms_protocols.operations import Caller
+from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
+from dms_resources.demands import CPUDemand, Demand
+from dms_resources.manager import open_manager
+from dms_resources.units import GIB, Cores
+from dms_resources.usage import UsageMonitor
+
+REQUESTS = 500
+CALLER = Caller(new_identity(bytes(range(32))).peer_id)
+MACHINE = MachineResources(
+    cpu=CPU(cores=Cores(8000)),
+    ram=RAM(size=32 * GIB),
+    disk=Disk(size=100 * GIB),
+    gpus=(GPU(uuid="GPU-a", vram=24 * GIB),),
+    simulated=True,
+)
+QUERIES = ("free", "onboarded", "allocated", "machine", "usage")
+
+
+async def main(home: Path, disturb: bool) -> None:
+    monitor = UsageMonitor(MACHINE, home)
+    async with open_manager(home / "ledger.sqlite3", MACHINE, usage_monitor=monitor, guard="enforce") as manager:
+        await manager.update_onboarded_resources(
+            OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=MACHINE.gpus)
+        )
+        await manager.commit_resources("one", Demand(cpu=CPUDemand(cores=Cores(500))), holder="other", ttl=600)
+        operations = {}
+        for protocol in peer_operations(manager, new_identity()).values():
+            operations.update(protocol)
+        bid = operations["bid_request"]
+        answer_all(operations, bid, 20)
+        os.getppid()
+        answer_all(operations, bid, REQUESTS)
+        if disturb:
+            os.stat(home)
+        os.getppid()
+
+
+def answer_all(operations, bid, count: int) -> None:
+    node = {"node_id": "n", "resources": {"cpu": {"cores": 2}, "ram": {"size": GIB}, "gpus": [{"vram": 8 * GIB}]}}
+    for nonce in range(count):
+        for name in QUERIES:
+            query = operations[name]
+            query.handler(query.request_type(), CALLER)
+        too_much = {**node, "node_id": "m", "resources": {"cpu": {"cores": 99}}}
+        ensemble = {"id": "e", "nonce": nonce, "deadline": time.time() + 60, "request": [node, too_much]}
+        answer = bid.handler(bid.request_type(ensemble=cbor2.loads(cbor2.dumps(ensemble))), CALLER)
+        assert isinstance(answer, BidAnswer)
+        assert (len(answer.bids), len(answer.refusals)) == (1, 1)
+
+
+if __name__ == "__main__":
+    trio.run(main, Path(sys.argv[1]), sys.argv[2] == "disturb")
