@@ -23,6 +23,9 @@ from .demands import GPUDemand
 
 __all__ = ["DeviceState", "Placement", "place", "place_together"]
 
+# The search goes as deep as there are GPUs asked for.
+_MOST_SEARCHED = 64
+
 
 class DeviceState(Struct, frozen=True, kw_only=True):
     """One offered device at one instant: `total` bytes offered, `used` of them by `users` leases."""
@@ -95,9 +98,11 @@ def place_together(
     """Places several jobs at once; None when no placement exists, or none was found within `steps`.
 
     Jobs may share a device, so this is bin packing: the greedy placement is tried first (largest job first), then a
-    search over all of them, bounded by `steps` because its worst case is exponential.
+    search over all of them, bounded by `steps` because its worst case is exponential; it is not begun for more than 64
+    GPUs.
     """
     states = {state.device.uuid: state for state in devices}
+    untouched = dict(states)
     order = sorted(range(len(jobs)), key=lambda index: _job_key(jobs[index]))
     result: list[tuple[Placement, ...]] = [() for _ in jobs]
     for index in order:
@@ -108,7 +113,12 @@ def place_together(
         _take_all(states, jobs[index], placed)
     else:
         return result
-    return _search(jobs, order, {state.device.uuid: state for state in devices}, _Budget(steps))
+    # `place` is complete for one job: what cannot be placed alone cannot be placed together.
+    if len(jobs) == 1 or any(place(job, untouched.values()) is None for job in jobs):
+        return None
+    if sum(map(len, jobs)) > _MOST_SEARCHED:
+        return None
+    return _search(jobs, order, untouched, _Budget(steps))
 
 
 class _Budget:
