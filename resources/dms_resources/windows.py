@@ -18,11 +18,13 @@ from .errors import AmountError
 
 __all__ = ["ALWAYS_OPEN", "Opening", "Window", "opening_at"]
 
-_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _FORM: Final = re.compile(
     r"(?:(?P<days>[a-z,\- ]+?)\s*)?(?:(?P<start>\d{1,2}:\d{2})\s*-\s*(?P<end>\d{1,2}:\d{2}))?", re.ASCII
 )
 _HORIZON_DAYS: Final = 8
+# What repeats every week and is open for a week does not close.
+_WEEK: Final = 7 * 86400.0
 
 
 class Window(Struct, frozen=True, kw_only=True):
@@ -60,7 +62,10 @@ class Window(Struct, frozen=True, kw_only=True):
             begin = day + timedelta(days=offset)
             if begin.weekday() in self.days:
                 last = begin if self.end > self.start else begin + timedelta(days=1)
-                yield (_local(begin, self.start), _local(last, self.end))
+                span = (_local(begin, self.start), _local(last, self.end))
+                # A window within the hour that summer time leaves out does not open that day.
+                if span[0] < span[1]:
+                    yield span
 
 
 class Opening(Struct, frozen=True, kw_only=True):
@@ -78,6 +83,9 @@ def opening_at(windows: Sequence[Window], now: float) -> Opening:
     if not windows:
         return ALWAYS_OPEN
     today = datetime.fromtimestamp(now).date()
+    weekly = [span for window in windows if window.until is None for span in window.spans(today)]
+    if any(begin <= now and end >= now + _WEEK for begin, end in _joined(weekly)):
+        return ALWAYS_OPEN
     for begin, end in _joined(span for window in windows for span in window.spans(today)):
         if begin <= now < end:
             return Opening(open=True, until=end)
@@ -118,18 +126,27 @@ def _days(names: str, text: str) -> tuple[int, ...]:
         if part == "daily":
             days.update(range(7))
             continue
-        ends = [_DAYS.index(name[:3]) if name[:3] in _DAYS else -1 for name in part.split("-")]
-        if -1 in ends or len(ends) > 2:
+        ends = [_day(name, text) for name in part.split("-")]
+        if len(ends) > 2:
             raise _unreadable(text)
         first, last = ends[0], ends[-1]
         days.update((first + step) % 7 for step in range((last - first) % 7 + 1))
+    if not days:
+        raise _unreadable(text)
     return tuple(sorted(days))
+
+
+def _day(name: str, text: str) -> int:
+    for number, day in enumerate(_DAYS):
+        if len(name) >= 3 and day.startswith(name):
+            return number
+    raise _unreadable(text)
 
 
 def _end_of(moment: str, text: str) -> float:
     try:
         return datetime.fromisoformat(moment).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         raise _unreadable(text) from None
 
 
