@@ -154,7 +154,8 @@ class Book:
     def room(self) -> Room:
         """The room there is now."""
         offered, taken = self.offered(), self.promised()
-        cpu = self.offer.onboarded.cpu if self.offer.onboarded else CPU(cores=Cores(0))
+        # What kind of CPU it is, the machine says: an owner who names cores alone does not lose the architecture.
+        cpu = self.machine.cpu if self.offer.onboarded else CPU(cores=Cores(0))
         return Room(
             millicores=max(0, offered[0] - taken.millicores),
             ram=max(0, offered[1] - taken.ram),
@@ -277,12 +278,11 @@ def _devices(
     offered = {gpu.uuid: gpu for gpu in onboarded.gpus} if onboarded else {}
     keep = onboarded.headroom if onboarded else None
     for uuid in offered.keys() | {uuid for uuid, state in known.items() if state.users}:
-        before = known.get(uuid)
-        gpu = offered.get(uuid) or (before.device if before else None)
+        before, there = known.get(uuid), present.get(uuid)
+        gpu = there or offered.get(uuid) or (before.device if before else None)
         if gpu is None:
             continue
         total = keep.cut(offered[uuid].vram, 0) if keep and uuid in offered else 0
-        there = present.get(uuid)
         yield (
             uuid,
             DeviceState(
