@@ -10,6 +10,7 @@ Rules, in the order in which they are asked:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,17 +71,17 @@ def commit(book: Book, requests: Sequence[LeaseRequest], now: Moment, *, group: 
 
 def hold(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> tuple[Change, list[Lease]]:
     """Holds all the requests for their bids, within the owner's limits. Raises `HoldLimitError` beyond them."""
-    for request in requests:
-        _check_ttl(request)
-    fresh = [request for request in requests if request.lease_id not in book.leases]
-    _check_hold_limits(book, fresh)
-    return _promise(book, requests, now, LeaseState.HELD, "")
+    _check_hold_limits(book, [request for request in requests if request.lease_id not in book.leases])
+    change, leases = _promise(book, requests, now, LeaseState.HELD, "")
+    _check_held_share(book, [after.lease for before, after in change.leases if after is not None])
+    return change, leases
 
 
 def renew(
     book: Book, lease_id: str, now: Moment, *, ttl: float, holder: str | None, fence: int | None
 ) -> tuple[Change, Lease]:
     """Moves the deadline of a commitment to `ttl` seconds from now; it keeps its fencing number."""
+    _check_ttl(ttl)
     record = _held_lease(book, lease_id, holder, fence, NotCommittedError)
     if record.lease.state is not LeaseState.COMMITTED:
         raise NotCommittedError(f"{lease_id} is {record.lease.state.value}, not committed", lease_id=lease_id)
@@ -93,8 +94,8 @@ def allocate(
     book: Book, request: ResourceAllocation, now: Moment, processes: tuple[tuple[int, float], ...] = ()
 ) -> tuple[Change, Lease]:
     """Turns a commitment into an allocation in one step; without one, allocates directly."""
-    known = book.leases.get(request.lease_id)
-    if known is None and request.resources is not None:
+    # Who shows a fencing number had a commitment; that it is forgotten here does not make it a new request.
+    if request.lease_id not in book.leases and request.resources is not None and request.fence is None:
         direct = LeaseRequest(
             lease_id=request.lease_id, holder=request.holder, demand=request.resources, ports=request.ports, ttl=0.0
         )
@@ -206,10 +207,15 @@ def _promise(
     group: str,
     processes: tuple[tuple[int, float], ...] = (),
 ) -> tuple[Change, list[Lease]]:
+    for request in requests:
+        _check_request(request)
+        if state is not LeaseState.ALLOCATED:
+            _check_ttl(request.ttl)
+    _check_text(group)
     ids = [request.lease_id for request in requests]
     if len(set(ids)) != len(ids):
         raise ConflictError("one id stands twice in the request", lease_id=max(ids, key=ids.count))
-    known = [_same_lease(book, request, state) for request in requests]
+    known = [_same_lease(book, request) for request in requests]
     fresh = [request for request, record in zip(requests, known, strict=True) if record is None]
     granted = _grant_all(book, fresh, now)
     fence, pairs, leases, entries = book.fence, [], [], []
@@ -239,7 +245,6 @@ def _promise(
             continue
         due = None
         if state is not LeaseState.ALLOCATED:
-            _check_ttl(request)
             lease = replace(lease, ttl=request.ttl, deadline=now.wall + request.ttl)
             due = now.steady + request.ttl
         leases.append(lease)
@@ -251,10 +256,8 @@ def _promise(
 _ACTIONS = {LeaseState.HELD: "hold", LeaseState.COMMITTED: "commit", LeaseState.ALLOCATED: "allocate"}
 
 
-def _same_lease(book: Book, request: LeaseRequest, state: LeaseState) -> Record | None:
+def _same_lease(book: Book, request: LeaseRequest) -> Record | None:
     lease_id = request.lease_id
-    if not 0 < len(lease_id) <= _LONGEST_ID:
-        raise AmountError(f"a lease id has 1 to {_LONGEST_ID} characters", value=lease_id[:_LONGEST_ID])
     record = book.leases.get(lease_id)
     if record is None:
         _raise_if_ended(book, lease_id, request.holder)
@@ -266,11 +269,13 @@ def _same_lease(book: Book, request: LeaseRequest, state: LeaseState) -> Record 
 
 
 def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dict[str, Granted]:
-    room = book.room()
+    left = book.room()
     granted: dict[str, Granted] = {}
-    placements = place_together([request.demand.gpus for request in requests], room.devices)
+    placements = place_together([request.demand.gpus for request in requests], left.devices)
     for index, request in enumerate(requests):
         _check_open(book, now, request.ttl)
+        # The ports that the others name are not given to this one as any.
+        room = left.keeping(port for other in requests if other is not request for port in other.ports.static)
         if placements is None:
             _check_room(book, room, request.demand, request.ports, now, index)
             given = room.grant(request.demand, request.ports)
@@ -279,7 +284,7 @@ def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dic
             _check_room(book, room, request.demand, request.ports, now, index, placed=True)
             given = room.grant(request.demand, request.ports, placements[index])
         granted[request.lease_id] = given
-        room = room.less(request.demand, given)
+        left = left.less(request.demand, given)
     return granted
 
 
@@ -329,36 +334,60 @@ def _check_hold_limits(book: Book, requests: Sequence[LeaseRequest]) -> None:
     limits = book.offer.onboarded.holds if book.offer.onboarded else None
     if limits is None or not requests:
         return
-    holder, longest = requests[0].holder, max(request.ttl for request in requests)
+    longest = max(request.ttl for request in requests)
     if longest > limits.max_seconds:
         allowed = f"at most {limits.max_seconds:g} s" if limits.max_seconds else "none"
         raise HoldLimitError(f"a hold of {longest:g} s was asked, the owner allows {allowed}")
-    if book.held_by.get(holder, 0) + len(requests) > limits.per_holder:
-        raise HoldLimitError(f"one peer may hold {limits.per_holder} bids at a time")
-    held = book.totals[LeaseState.HELD]
-    if held.count + len(requests) > limits.total:
+    for holder, count in Counter(request.holder for request in requests).items():
+        if book.held_by.get(holder, 0) + count > limits.per_holder:
+            raise HoldLimitError(f"one peer may hold {limits.per_holder} bids at a time")
+    if book.totals[LeaseState.HELD].count + len(requests) > limits.total:
         raise HoldLimitError(f"all peers together may hold {limits.total} bids at a time")
-    room = book.room()
-    asked = (
-        (held.millicores + sum(one.demand.cpu.cores.millicores for one in requests), room.total_millicores, "cpu"),
-        (held.ram + sum(one.demand.ram.size for one in requests), room.total_ram, "ram"),
-        (held.disk + sum(one.demand.disk.size for one in requests), room.total_disk, "disk"),
-        (
-            sum(book.vram[LeaseState.HELD].values()) + sum(gpu.vram for one in requests for gpu in one.demand.gpus),
-            sum(state.total for state in room.devices),
-            "gpus",
-        ),
+
+
+def _check_held_share(book: Book, leases: Sequence[Lease]) -> None:
+    limits = book.offer.onboarded.holds if book.offer.onboarded else None
+    if limits is None or not leases:
+        return
+    room, held = book.room(), book.totals[LeaseState.HELD]
+    for lease in leases:
+        held = held.plus(lease, 1)
+    # As granted and not as asked: a device that is held exclusively is held whole.
+    vram = sum(book.vram[LeaseState.HELD].values()) + sum(gpu.vram for one in leases for gpu in one.resources.gpus)
+    amounts = (
+        (held.millicores, room.total_millicores, "cpu"),
+        (held.ram, room.total_ram, "ram"),
+        (held.disk, room.total_disk, "disk"),
+        (vram, sum(state.total for state in room.devices), "gpus"),
     )
-    for amount, total, name in asked:
+    for amount, total, name in amounts:
         if amount * 1000 > total * limits.share:
             raise HoldLimitError(f"bids may hold {limits.share / 10:g} % of the {name} at a time")
 
 
-def _check_ttl(request: LeaseRequest) -> None:
-    if not 0 < request.ttl <= _LONGEST_TTL:
+def _check_request(request: LeaseRequest) -> None:
+    # What comes from the wire was checked there; a caller in this process may pass anything.
+    if not 0 < len(request.lease_id) <= _LONGEST_ID:
+        raise AmountError(f"a lease id has 1 to {_LONGEST_ID} characters", value=request.lease_id[:_LONGEST_ID])
+    _check_text(request.lease_id)
+    _check_text(request.holder)
+    demand = request.demand
+    amounts = (demand.ram.size, demand.disk.size, request.ports.dynamic, *(gpu.vram for gpu in demand.gpus))
+    for amount in amounts:
+        if not 0 <= amount < 2**63:
+            raise AmountError(f"{amount} is no amount that can be promised", value=str(amount))
+
+
+def _check_text(text: str) -> None:
+    # The ledger is UTF-8, which half a surrogate pair is not.
+    if not text.isprintable():
+        raise AmountError(f"{text[:_LONGEST_ID]!r} is no printable text", value=ascii(text[:_LONGEST_ID]))
+
+
+def _check_ttl(ttl: float) -> None:
+    if not 0 < ttl <= _LONGEST_TTL:
         raise AmountError(
-            f"a commitment lasts more than 0 s and at most {_LONGEST_TTL:.0f} s, not {request.ttl:g} s",
-            value=str(request.ttl),
+            f"a commitment lasts more than 0 s and at most {_LONGEST_TTL:.0f} s, not {ttl:g} s", value=str(ttl)
         )
 
 

@@ -5,6 +5,7 @@ The room that is left after a demand is another room, so several demands can be 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .components import CPU, GPU, RAM, Disk, Resources
@@ -28,7 +29,7 @@ __all__ = ["Granted", "Room"]
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What a demand would be given: named GPUs and, when asked for, ports; `used_ports` only while trying."""
+    """What a demand would be given: named GPUs and, when asked for, ports."""
 
     resources: Resources
     ports: tuple[int, ...] = ()
@@ -64,10 +65,8 @@ class Room:
         )
         return tuple(shortage for shortage in found if shortage is not None)
 
-    def grant(
-        self, demand: Demand, ports: PortDemand, placements: tuple[Placement, ...] | None = None, *, choose: bool = True
-    ) -> Granted:
-        """What the demand gets; asked only where `shortages` is empty. Ports are chosen only with `choose`."""
+    def grant(self, demand: Demand, ports: PortDemand, placements: tuple[Placement, ...] | None = None) -> Granted:
+        """What the demand gets; asked only where `shortages` is empty."""
         placed = place(demand.gpus, self.devices) if placements is None else placements
         if placed is None:
             raise ValueError("the demand does not fit")
@@ -79,8 +78,12 @@ class Room:
                 disk=Disk(size=demand.disk.size),
                 gpus=tuple(_part_of(devices[one.uuid], one) for one in placed),
             ),
-            ports=self.ports.choose(ports, self.spoken_for) if choose else (),
+            ports=self.ports.choose(ports, self.spoken_for),
         )
+
+    def keeping(self, ports: Iterable[int]) -> Room:
+        """The room without these ports."""
+        return replace(self, spoken_for=self.spoken_for.union(ports))
 
     def less(self, demand: Demand, granted: Granted) -> Room:
         """The room that is left when this was granted."""
