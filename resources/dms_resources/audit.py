@@ -21,10 +21,12 @@ from .placement import DeviceState
 from .storage import Contents
 from .units import format_size
 
-__all__ = ["AuditSnapshot", "Finding", "audit_snapshot"]
+__all__ = ["AuditSnapshot", "Finding", "audit_snapshot", "started_after_boot"]
 
 # Drivers and desktops use some memory of every GPU.
 _VRAM_TOLERANCE = 1 << 30
+# Far less than it takes for a process number to come round again.
+_START_TOLERANCE = 1.0
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -129,11 +131,20 @@ def _processes(snapshot: AuditSnapshot) -> Iterator[Finding]:
             )
 
 
+def started_after_boot(process: int) -> float:
+    """How many seconds after the machine's boot a process started: unlike the time of day, no clock's setting moves it.
+
+    Raises `psutil.Error`, and `ValueError` or `OverflowError` for a number that no process has.
+    """
+    return float(psutil.Process(process).create_time() - psutil.boot_time())
+
+
 def _runs(process: tuple[int, float]) -> bool:
     number, started = process
     try:
-        return bool(psutil.Process(number).create_time() == started)
-    except psutil.NoSuchProcess:
+        # The boot time is read apart from the start, and may have been set in between.
+        return abs(started_after_boot(number) - started) < _START_TOLERANCE
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
     except psutil.Error:
         # Not allowed to look is not the same as gone.

@@ -6,6 +6,7 @@ cancel: a cancelled call leaves the ledger as if it had finished or never begun.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -17,7 +18,7 @@ import psutil
 import trio
 
 from . import decisions
-from .audit import AuditSnapshot, Finding, audit_snapshot
+from .audit import AuditSnapshot, Finding, audit_snapshot, started_after_boot
 from .book import Book, Change, HistoryEntry, Record
 from .changes import Missing, describe_missing, missing_resources
 from .clock import Clock, SystemClock, due_after_restart
@@ -33,10 +34,11 @@ from .components import (
 )
 from .decisions import Moment
 from .demands import NO_PORTS, Demand, PortDemand, Shortage, describe_shortage
-from .errors import RequestError, StorageError
+from .errors import LeaseError, RequestError, StorageError
 from .guard import physical_shortages
 from .journal import Journal, Worker
 from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
+from .ledger_file import damaged_error
 from .room import Granted
 from .storage import Contents, SQLiteStorage
 from .units import Cores
@@ -137,6 +139,7 @@ class ResourceManager:
         self._disk = trio.Lock()
         self._book = self._book_of(contents, machine)
         self._journal = Journal(storage, self._run_on_disk)
+        self._rebase(contents)
         self._recovering = trio.Lock()
         self._attempts = 0
         self._changed = trio.Event()
@@ -304,17 +307,19 @@ class ResourceManager:
         """Ends a lease in whatever state it is. Raises as `deallocate_resources`. May be cancelled."""
         return await self._end(lease_id, _ANY_STATE, holder, fence)
 
+    def check_onboarding(self, onboarded: OnboardedResources) -> None:
+        """Raises what `update_onboarded_resources` would raise of this, and changes nothing."""
+        offer = msgspec.structs.replace(self._book.offer, onboarded=onboarded)
+        decisions.change_offer(self._book, offer, self._now(), action="onboard")
+
     async def update_onboarded_resources(self, onboarded: OnboardedResources) -> None:
         """Offers these resources from now on; what is promised stays as it is.
 
         Raises `OnboardingError` for more than the machine has or less than is promised, or `StorageError`.
         May be cancelled.
         """
-        offer = msgspec.structs.replace(self._book.offer, onboarded=onboarded)
         detail = f"{onboarded.cpu.cores} cores, {onboarded.ram.size} B RAM, {onboarded.disk.size} B disk"
-        await self._change(
-            lambda now: (decisions.change_offer(self._book, offer, now, action="onboard", detail=detail), None)
-        )
+        await self._change_offer("onboard", detail, onboarded=onboarded)
 
     async def offboard(self) -> None:
         """Offers nothing any more. Raises `StillPromisedError` while anything is promised. May be cancelled."""
@@ -322,9 +327,7 @@ class ResourceManager:
 
     async def set_draining(self, draining: bool) -> None:
         """Stops taking, or takes again, new commitments; what runs goes on. May be cancelled."""
-        offer = msgspec.structs.replace(self._book.offer, draining=draining)
-        action = "drain" if draining else "undrain"
-        await self._change(lambda now: (decisions.change_offer(self._book, offer, now, action=action), None))
+        await self._change_offer("drain" if draining else "undrain", "", draining=draining)
 
     async def wait_drained(self) -> None:
         """Returns when nothing is promised any more. May be cancelled."""
@@ -346,14 +349,17 @@ class ResourceManager:
     async def audit(self, *, repair: bool = False) -> list[Finding]:
         """Compares the ledger with itself, with its file and with what the operating system shows.
 
-        With `repair` an allocation whose processes are gone is ended, and a book that differs from the file is read
-        anew, each with an entry in the history. Raises `StorageError`. May be cancelled.
+        With `repair` an allocation whose processes are gone is ended, with an entry in the history. Raises
+        `StorageError`. May be cancelled.
         """
         await self._ready()
         stored: list[Contents] = []
-        await self._run_on_disk(lambda: stored.append(self._storage.load()))
-        # Changes on their way to the disk would look like differences.
-        found = await self._observe(stored[0] if self._journal.idle else None)
+        async with self._disk:
+            settled, version = self._journal.idle, self._book.version
+            await self._worker(lambda: stored.append(self._storage.load()))
+        # Changes on their way to the disk, or made since, would look like differences.
+        same = settled and version == self._book.version
+        found = await self._observe(stored[0] if same else None)
         self._audited = (self._clock.wall(), tuple(found))
         if repair:
             for finding in found:
@@ -373,19 +379,29 @@ class ResourceManager:
     async def _repair(self, finding: Finding) -> None:
         if finding.code != "process_gone":
             return
-        await self._change(
-            lambda now: decisions.end(
-                self._book,
-                finding.lease_id,
-                now,
-                states=_ANY_STATE,
-                holder=None,
-                fence=None,
-                actor="audit",
-                reason=EndReason.REPAIRED,
-                why=finding.message,
+        # Its holder may have given it back since it was found.
+        with contextlib.suppress(LeaseError):
+            await self._change(
+                lambda now: decisions.end(
+                    self._book,
+                    finding.lease_id,
+                    now,
+                    states=(LeaseState.ALLOCATED,),
+                    holder=None,
+                    fence=None,
+                    actor="audit",
+                    reason=EndReason.REPAIRED,
+                    why=finding.message,
+                )
             )
-        )
+
+    async def _change_offer(self, action: str, detail: str, **terms: OnboardedResources | bool) -> None:
+        def decide(now: Moment) -> tuple[Change, None]:
+            # What else the owner decided is read now and not before a wait, or another change of it would be undone.
+            offer = msgspec.structs.replace(self._book.offer, **terms)
+            return decisions.change_offer(self._book, offer, now, action=action, detail=detail), None
+
+        await self._change(decide)
 
     async def _end(
         self, lease_id: str, states: tuple[LeaseState, ...], holder: str | None, fence: int | None
@@ -425,10 +441,13 @@ class ResourceManager:
             except StorageError as error:
                 self._journal.failed = error
                 raise
-            version = self._book.version
-            self._book = self._book_of(found[0], self._book.machine)
-            self._book.version = version + 1
+            before = self._book
+            self._book = self._book_of(found[0], before.machine)
+            self._book.version = before.version + 1
+            # A number that somebody may have seen is not given out again.
+            self._book.fence = max(before.fence, self._book.fence)
             self._journal.failed = None
+            self._rebase(found[0])
             self._tell()
             _log.warning("the ledger's storage works again")
 
@@ -448,7 +467,21 @@ class ResourceManager:
             )
             for stored in contents.leases
         )
-        return Book.load(machine, contents.offer, contents.fence, records, contents.ended)
+        try:
+            return Book.load(machine, contents.offer, contents.fence, records, contents.ended)
+        except ValueError as error:
+            raise damaged_error(self._storage.path, str(error)) from error
+
+    def _rebase(self, contents: Contents) -> None:
+        # Deadlines of an earlier boot count on this boot's steady clock from now on, whatever the wall clock does, also
+        # when this process starts anew.
+        moved = [
+            self._book.leases[stored.lease.lease_id]
+            for stored in contents.leases
+            if stored.due is not None and stored.boot_id != self._clock.boot_id
+        ]
+        if moved:
+            self._journal.submit(self._book, Change(leases=tuple((record, record) for record in moved)))
 
     def _expire(self) -> None:
         due = self._book.next_due()
@@ -603,9 +636,9 @@ def _by_index(gpus: Iterable[GPU]) -> tuple[GPU, ...]:
 
 
 def _started(processes: Iterable[int]) -> Iterable[tuple[int, float]]:
-    # The start time tells a process from a later one with the same number.
+    # The start tells a process from a later one with the same number.
     for process in processes:
         try:
-            yield process, psutil.Process(process).create_time()
-        except psutil.Error:
+            yield process, started_after_boot(process)
+        except (psutil.Error, ValueError, OverflowError):
             yield process, 0.0
