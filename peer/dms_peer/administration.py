@@ -13,6 +13,7 @@ from typing import Annotated, Final, Protocol
 from msgspec import Meta, Struct
 
 from dms_protocols.client import Client
+from dms_protocols.errors import ProtocolError
 from dms_protocols.operations import Caller, Operations
 from dms_resources.audit import Finding
 from dms_resources.book import HistoryEntry
@@ -21,7 +22,6 @@ from dms_resources.components import Amount, FreeResources, MachineResources, On
 from dms_resources.leases import Lease
 from dms_resources.manager import ResourceManager
 
-from .errors import PeerError
 from .offers import Offer, onboarded_resources
 
 __all__ = [
@@ -200,12 +200,10 @@ class LocalAdministration:
         )
 
     async def onboard(self, request: OnboardRequest) -> OfferAnswer:
-        """As the protocol says. Raises PeerError `other_machine` when the owner means another machine."""
+        """As the protocol says. Raises ProtocolError `other_machine` when the owner means another machine."""
         if request.machine is not None and request.machine != self._manager.machine:
-            raise PeerError(
-                "other_machine",
-                "the running peer describes another machine than the --machine given",
-                "stop the peer, or leave --machine out",
+            raise ProtocolError(
+                "the running peer describes another machine than the --machine given", code="other_machine"
             )
         onboarded = onboarded_resources(request.offer, self._manager.machine)
         if request.dry_run:

@@ -36,6 +36,7 @@ _HINTS: Final = {
     "resources": "ask for less, or ask another peer",
     "not_your_bid": "use the --home whose key asked for the bid",
     "not_my_bid": "commit it with the peer that made it",
+    "other_machine": "stop the peer, or leave --machine out",
     "not_holder": "use the --home whose key took the lease",
     "bad_envelope": "ask the peer for a new bid",
     "bad_signature": "ask the peer for a new bid",

@@ -73,8 +73,7 @@ class Node:
     async def open(self) -> AsyncIterator[Ready]:
         """A peer that answers while the block runs.
 
-        Raises IdentityError, MachineFileError, ListenError, AddressError, StorageError and PeerError; in a group where
-        it happens after the peer has begun to answer.
+        Raises IdentityError, MachineFileError, ListenError, AddressError, StorageError and PeerError.
         """
         home = self.home
         for address in self.listen:

@@ -1,0 +1,69 @@
+"""Attaches the DMS protocols to a py-libp2p host that your own program made, and takes them off again.
+
+python examples/attach_to_your_host.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_key
+from libp2p.custom_types import TProtocol
+from libp2p.network.stream.net_stream import INetStream
+from libp2p.security.noise.transport import PROTOCOL_ID, Transport
+from multiaddr import Multiaddr
+
+from dms_peer import dial, host_addresses, new_identity, open_host, open_resources, serve
+from dms_peer.errors import DialError
+from dms_resources.components import CPU, RAM, Disk, OnboardedResources
+from dms_resources.hardware import measure_machine
+from dms_resources.manager import open_manager
+from dms_resources.units import GIB, Cores
+
+YOUR_PROTOCOL = TProtocol("/your-program/1.0.0")
+OFFER = OnboardedResources(cpu=CPU(cores=Cores.of(1)), ram=RAM(size=GIB), disk=Disk(size=GIB), gpus=())
+
+
+async def answer_yours(stream: INetStream) -> None:
+    """Something that your program did before."""
+    await stream.write(b"hello")
+    await stream.close()
+
+
+async def main() -> None:
+    """Your host, with our protocols for a while."""
+    key_pair = create_new_key_pair()
+    # py-libp2p also offers plaintext unless it is told what to use.
+    noise = Transport(key_pair, noise_privkey=create_new_noise_key().private_key)
+    host = new_host(key_pair=key_pair, sec_opt={PROTOCOL_ID: noise})
+    host.set_stream_handler(YOUR_PROTOCOL, answer_yours)
+    async with host.run([Multiaddr("/ip4/127.0.0.1/tcp/0")]):
+        with tempfile.TemporaryDirectory() as home:
+            machine = await trio.to_thread.run_sync(measure_machine, Path(home))
+            async with open_manager(Path(home) / "ledger.db", machine) as manager:
+                await manager.update_onboarded_resources(OFFER)
+                async with serve(host, manager):
+                    print("attached:", *(name for name in host.get_mux().get_protocols() if "/dms/" in str(name)))
+                    await ask(host_addresses(host)[0])
+        print("detached:", *(name for name in host.get_mux().get_protocols() if "/your-program/" in str(name)))
+        try:
+            await ask(host_addresses(host)[0])
+        except DialError as error:
+            print("asked again:", error.code)
+
+
+async def ask(address: str) -> None:
+    """Another peer, which asks what is free."""
+    async with open_host(new_identity()) as other:
+        peer_id = await dial(other, address)
+        async with open_resources(other, peer_id) as resources:
+            free = await resources.free()
+            print(f"free: {free.cpu.cores} cores")
+
+
+if __name__ == "__main__":
+    trio.run(main)

@@ -1,0 +1,195 @@
+"""The whole way, on this machine: one peer offers a machine, another takes a part of it and gives it back.
+
+Two real peers in two processes: the provider is started as `dms-peer run`, the requester is this program. They talk
+over TCP, secured by Noise, multiplexed by Yamux. The provider's machine is simulated, so that the market looks the same
+everywhere. Ends with exit code 0 when every number was what it had to be.
+
+    python examples/local_market.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dms_peer import dial, new_identity, open_allocations, open_bids, open_host, open_resources
+from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
+from dms_resources.components import FreeResources
+from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand, describe_shortage
+from dms_resources.units import GIB, Cores, format_size
+
+console = Console(highlight=False)
+
+# A machine with two GPUs of different size: sizes are bytes, or text as here.
+MACHINE = {
+    "cpu": {"cores": 16, "model": "Example 16-Core", "architecture": "x86_64"},
+    "ram": {"size": "64GiB"},
+    "disk": {"size": "1TiB"},
+    "gpus": [
+        {"vendor": "NVIDIA", "model": "Example 24G", "vram": "24GiB"},
+        {"vendor": "NVIDIA", "model": "Example 10G", "vram": "10GiB"},
+    ],
+}
+OFFER = ["--cpu", "12", "--ram", "48GiB", "--disk", "500GiB", "--gpu", "all"]
+
+
+def job(cores: str, ram: int, *vram: int) -> Demand:
+    """What one job asks for: cores, and GiB of RAM, of disk (always 20) and of VRAM on each GPU."""
+    return Demand(
+        cpu=CPUDemand(cores=Cores.of(cores)),
+        ram=RAMDemand(size=ram * GIB),
+        disk=DiskDemand(size=20 * GIB),
+        gpus=tuple(GPUDemand(vram=size * GIB) for size in vram),
+    )
+
+
+def ensemble(demand: Demand) -> EnsembleRequest:
+    """A request for one node; it waits ten seconds for bids."""
+    node = NodeRequest(node_id="training", resources=demand)
+    return EnsembleRequest(id="example", nonce=time.time_ns() >> 11, deadline=time.time() + 10, request=(node,))
+
+
+def dms_peer(*arguments: str) -> list[str]:
+    """The command line of `dms-peer`, with the Python that runs this."""
+    return [sys.executable, "-m", "dms_peer", *arguments]
+
+
+@contextmanager
+def running_provider(home: Path) -> Iterator[str]:
+    """A peer in a process of its own; gives its address."""
+    machine_file = home / "example-machine.json"
+    machine_file.write_text(json.dumps(MACHINE))
+    subprocess.run(
+        dms_peer("onboard", "--home", str(home), "--machine", str(machine_file), *OFFER, "--json"),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    command = dms_peer("run", "--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0", "--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            # The first line says that the peer is ready, and where.
+            yield json.loads(process.stdout.readline())["addrs"][0]
+        finally:
+            process.terminate()
+
+
+def step(number: int, text: str) -> None:
+    """A heading of the story."""
+    say(f"\n[bold cyan]{number}.[/] [bold]{text}[/]")
+
+
+def say(text: str) -> None:
+    """A line of the story; the terminal wraps it, so that an address can be copied."""
+    console.print(text, soft_wrap=True)
+
+
+def show_free(moments: dict[str, FreeResources]) -> None:
+    """What was free at each moment, side by side."""
+    table = Table(box=box.ROUNDED, header_style="bold")
+    table.add_column("free")
+    for moment in moments:
+        table.add_column(moment, justify="right")
+    table.add_row("CPU cores", *(str(free.cpu.cores) for free in moments.values()))
+    table.add_row("RAM", *(format_size(free.ram.size) for free in moments.values()))
+    table.add_row("disk", *(format_size(free.disk.size) for free in moments.values()))
+    for index, gpu in enumerate(next(iter(moments.values())).gpus):
+        table.add_row(f"GPU {gpu.model}", *(format_size(free.gpus[index].vram) for free in moments.values()))
+    console.print(table)
+
+
+async def next_free(changes: AsyncIterator[FreeResources]) -> FreeResources:
+    """The next change of what is free at the provider; it has to come soon."""
+    with trio.fail_after(5):
+        return await anext(changes)
+
+
+def fell_by(before: FreeResources, after: FreeResources, demand: Demand) -> bool:
+    """Whether `after` is `before` less exactly the demand."""
+    vram = sum(gpu.vram for gpu in before.gpus) - sum(gpu.vram for gpu in after.gpus)
+    return (
+        before.cpu.cores - after.cpu.cores == demand.cpu.cores
+        and before.ram.size - after.ram.size == demand.ram.size
+        and before.disk.size - after.disk.size == demand.disk.size
+        and vram == sum(gpu.vram for gpu in demand.gpus)
+    )
+
+
+async def trade(address: str) -> None:
+    """The requester's side of the market."""
+    identity = new_identity()
+    async with open_host(identity) as host:
+        provider = await dial(host, address)
+        step(1, "Two peers, two processes, one connection (TCP + Noise + Yamux)")
+        say(f"   provider   {address}\n   requester  {identity.peer_id}")
+        async with (
+            open_resources(host, provider) as resources,
+            open_bids(host, provider) as bids,
+            open_allocations(host, provider) as allocations,
+            resources.watch() as changes,
+        ):
+            before = await next_free(changes)
+            step(2, "The requester asks what is free, and watches it from now on")
+            show_free({"offered": before})
+
+            step(3, "Too much is refused, with everything that falls short")
+            answer = await bids.dry_run(ensemble(job("64", 32, 8, 8, 8)))
+            for shortage in answer.refusals[0].shortages:
+                say(f"   [red]no[/]  {describe_shortage(shortage)}")
+
+            demand = job("4.5", 16, 8, 20)
+            step(4, f"A job that fits gets a signed bid: {demand.describe()}")
+            signed = (await bids.request_bids(ensemble(demand))).bids[0]
+            given = ", ".join(f"{format_size(gpu.vram)} of {gpu.model}" for gpu in signed.bid.resources.gpus)
+            say(
+                f"   [green]yes[/]  {given}; {len(signed.envelope)} bytes, signed by {signed.bid.provider[-8:]}, "
+                f"for {signed.bid.requester[-8:]} only"
+            )
+
+            step(5, "The requester commits to it for a minute, and starts the job")
+            (lease,) = await allocations.commit([signed.envelope], ttl=60)
+            committed = await next_free(changes)
+            say(f"   lease {lease.lease_id}, fencing number {lease.fence}")
+            lease = await allocations.allocate(lease.lease_id, fence=lease.fence)
+            allocated = await next_free(changes)
+            say(f"   the lease is {lease.state.value} now, until it is released")
+
+            step(6, "The job is done and gives back what it took")
+            await allocations.release(lease.lease_id)
+            after = await next_free(changes)
+
+            step(7, "What the requester saw while it watched")
+            show_free({"offered": before, "committed": committed, "allocated": allocated, "released": after})
+            check(fell_by(before, committed, demand), "free fell by exactly what was committed")
+            check(committed == allocated, "allocating what is committed takes nothing twice")
+            check(after == before, "all of it came back")
+
+
+def check(holds: bool, sentence: str) -> None:
+    """Says that something holds; ends the program when it does not."""
+    say(f"   [green]✓[/] {sentence}" if holds else f"   [red]✗ not so: {sentence}[/]")
+    if not holds:
+        raise SystemExit(1)
+
+
+def main() -> None:
+    """Starts the provider and trades with it."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="dms-market-") as home, running_provider(Path(home)) as address:
+        trio.run(trade, address)
+    say(f"\n[bold green]done[/] in {time.monotonic() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

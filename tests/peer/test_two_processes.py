@@ -1,0 +1,282 @@
+"""Provider and requester in two processes over real TCP, as a user has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from libp2p.peer.envelope import unmarshal_envelope
+from libp2p.peer.id import ID
+
+from dms_peer import owner
+from dms_peer.__main__ import run_command
+from dms_peer.home import Home
+from dms_peer.host import HardenedHost, dial
+from dms_peer.identity import load_identity
+from dms_peer.offers import GPUChoice, Offer
+from dms_peer.requester import open_allocations, open_bids, open_resources
+from dms_protocols.cbor import decode_map
+from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE, EnsembleRequest, NodeRequest
+from dms_resources.components import FreeResources
+from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
+from dms_resources.leases import LeaseState
+from dms_resources.units import GIB, Cores
+
+MACHINE = {
+    "cpu": {"cores": 8},
+    "ram": {"size": "32GiB"},
+    "disk": {"size": "1TiB"},
+    "gpus": [{"uuid": "GPU-a", "vram": "24GiB"}, {"uuid": "GPU-b", "vram": "10GiB"}],
+}
+OFFER = Offer(cpu=Cores.of(4), ram=16 * GIB, disk=100 * GIB, gpus=(GPUChoice(device="all"),))
+DEMAND = Demand(
+    cpu=CPUDemand(cores=Cores.of("1.3")),
+    ram=RAMDemand(size=3 * GIB),
+    disk=DiskDemand(size=7 * GIB + 1),
+    gpus=(GPUDemand(vram=8 * GIB), GPUDemand(vram=20 * GIB)),
+)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A peer in another process."""
+
+    process: trio.Process
+    peer_id: str
+    address: str
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> Home:
+    """The home of a provider that offers a part of a described machine."""
+    machine = tmp_path / "machine.json"
+    machine.write_text(json.dumps(MACHINE))
+    home = Home(tmp_path / "provider")
+    await owner.onboard(home, OFFER, str(machine))
+    return home
+
+
+@asynccontextmanager
+async def _running(home: Home) -> AsyncIterator[Provider]:
+    command = ["run", "--home", str(home.path), "--listen", "/ip4/127.0.0.1/tcp/0", "--json"]
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "dms_peer", *command], stdout=subprocess.PIPE, env=ENVIRONMENT
+    )
+    try:
+        with trio.fail_after(60):
+            ready = await _read_line(process)
+        assert ready["event"] == "ready"
+        yield Provider(process, ready["peer_id"], ready["addrs"][0])
+    finally:
+        with trio.CancelScope(shield=True):
+            process.kill()
+            await process.wait()
+            assert process.stdout is not None
+            await process.stdout.aclose()
+
+
+async def _read_line(process: trio.Process) -> Any:
+    line = b""
+    assert process.stdout is not None
+    while not line.endswith(b"\n"):
+        part = await process.stdout.receive_some(1)
+        assert part, "the peer ended without a word"
+        line += part
+    return json.loads(line)
+
+
+def _ensemble(demand: Demand) -> EnsembleRequest:
+    node = NodeRequest(node_id="n", resources=demand)
+    return EnsembleRequest(id="e", nonce=time.time_ns() >> 11, deadline=time.time() + 10, request=(node,))
+
+
+async def _commit(host: HardenedHost, peer_id: str) -> str:
+    async with open_bids(host, peer_id) as bids, open_allocations(host, peer_id) as allocations:
+        (signed,) = (await bids.request_bids(_ensemble(DEMAND))).bids
+        (lease,) = await allocations.commit([signed.envelope], ttl=600)
+        return lease.lease_id
+
+
+async def _free(host: HardenedHost, peer_id: str) -> FreeResources:
+    async with open_resources(host, peer_id) as resources:
+        return await resources.free()
+
+
+def _assert_less(before: FreeResources, after: FreeResources) -> None:
+    """Holds when `after` is `before` less exactly the demand."""
+    assert after.cpu.cores == before.cpu.cores - Cores.of("1.3")
+    assert after.ram.size == before.ram.size - 3 * GIB
+    assert after.disk.size == before.disk.size - (7 * GIB + 1)
+    assert [gpu.vram for gpu in before.gpus] == [24 * GIB, 10 * GIB]
+    assert [gpu.vram for gpu in after.gpus] == [4 * GIB, 2 * GIB]
+
+
+async def test_free_falls_by_what_was_allocated_and_returns(home: Home, client: HardenedHost) -> None:
+    async with _running(home) as provider:
+        peer_id = await dial(client, provider.address)
+        before = await _free(client, peer_id)
+        lease_id = await _commit(client, peer_id)
+        committed = await _free(client, peer_id)
+        _assert_less(before, committed)
+        async with open_allocations(client, peer_id) as allocations:
+            lease = await allocations.allocate(lease_id)
+            assert lease.state is LeaseState.ALLOCATED
+            assert await _free(client, peer_id) == committed
+            await allocations.release(lease_id)
+        assert await _free(client, peer_id) == before
+
+
+async def test_an_allocation_survives_kill_9(home: Home, client: HardenedHost) -> None:
+    async with _running(home) as provider:
+        peer_id = await dial(client, provider.address)
+        before = await _free(client, peer_id)
+        lease_id = await _commit(client, peer_id)
+        async with open_allocations(client, peer_id) as allocations:
+            await allocations.allocate(lease_id)
+        provider.process.send_signal(signal.SIGKILL)
+        assert await provider.process.wait() == -signal.SIGKILL
+    async with _running(home) as restarted:
+        assert restarted.peer_id == provider.peer_id
+        peer_id = await dial(client, restarted.address)
+        _assert_less(before, await _free(client, peer_id))
+        async with open_allocations(client, peer_id) as allocations:
+            (lease,) = (await allocations.list()).leases
+            assert (lease.lease_id, lease.state, lease.demand.cpu) == (lease_id, LeaseState.ALLOCATED, DEMAND.cpu)
+            await allocations.release(lease_id)
+        assert await _free(client, peer_id) == before
+
+
+async def test_a_commitment_survives_kill_9_with_its_deadline(home: Home, client: HardenedHost) -> None:
+    async with _running(home) as provider:
+        peer_id = await dial(client, provider.address)
+        await _commit(client, peer_id)
+        async with open_allocations(client, peer_id) as allocations:
+            (before,) = (await allocations.list()).leases
+        provider.process.send_signal(signal.SIGKILL)
+        await provider.process.wait()
+    async with _running(home) as restarted:
+        peer_id = await dial(client, restarted.address)
+        async with open_allocations(client, peer_id) as allocations:
+            (after,) = (await allocations.list()).leases
+    assert after == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_the_peer_in_good_order(home: Home, client: HardenedHost, number: signal.Signals) -> None:
+    async with _running(home) as provider:
+        peer_id = await dial(client, provider.address)
+        async with open_resources(client, peer_id) as resources, resources.watch() as changes:
+            # Somebody is there who asks for more.
+            await anext(changes)
+            provider.process.send_signal(number)
+            with trio.fail_after(30):
+                assert await _read_line(provider.process) == {"event": "stopped"}
+                assert await provider.process.wait() == 0
+    assert not home.socket_path.exists()
+
+
+async def test_a_bid_on_the_wire_is_checked_by_libp2p_itself(home: Home, client: HardenedHost) -> None:
+    async with _running(home) as provider:
+        peer_id = await dial(client, provider.address)
+        async with open_bids(client, peer_id) as bids:
+            (signed,) = (await bids.request_bids(_ensemble(DEMAND))).bids
+    raw = signed.envelope
+    envelope = unmarshal_envelope(raw)
+    envelope.validate(BID_DOMAIN)
+    assert envelope.payload_type == BID_PAYLOAD_TYPE
+    assert ID.from_pubkey(envelope.public_key).to_base58() == provider.peer_id
+    assert decode_map(envelope.raw_payload)["provider"] == provider.peer_id
+    accepted = [bit for bit in range(len(raw) * 8) if _libp2p_accepts(_flipped(raw, bit))]
+    assert accepted == []
+    with pytest.raises(Exception, match=r"[Ss]ignature"):
+        envelope.validate("another-domain")
+
+
+def _flipped(raw: bytes, bit: int) -> bytes:
+    changed = bytearray(raw)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def _libp2p_accepts(raw: bytes) -> bool:
+    try:
+        unmarshal_envelope(raw).validate(BID_DOMAIN)
+    except Exception:
+        return False
+    return True
+
+
+@pytest.fixture
+def dms_peer(capsys: pytest.CaptureFixture[str]) -> Callable[..., Awaitable[tuple[int, dict[str, Any]]]]:
+    """Runs a command with --json; gives its exit code and what it prints."""
+
+    async def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+        # In a thread, with an event loop of its own: a process for each would load libp2p again.
+        code = await trio.to_thread.run_sync(run_command, [*arguments, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+async def test_the_commands_all_the_way(home: Home, tmp_path: Path, dms_peer: Any) -> None:
+    mine, bid_file = str(tmp_path / "requester"), tmp_path / "bid.cbor"
+    demand = ["--cpu", "1.3", "--ram", "3GiB", "--disk", "7GiB", "--gpu", "8GiB", "--gpu", "20GiB"]
+    async with _running(home) as provider:
+        at = provider.address
+        code, free = await dms_peer("free", at, "--home", mine)
+        assert code == 0
+        assert (free["cpu"]["cores"], free["ram"]["size"], free["simulated"]) == (4, 16 * GIB, True)
+        code, refused = await dms_peer("bid", at, "--home", mine, *demand, "--gpu", "1GiB", "--dry-run")
+        assert (code, refused["error"]["code"]) == (1, "resources")
+        assert [shortage["dimension"] for shortage in refused["error"]["shortages"]] == ["gpus"]
+        code, bid = await dms_peer("bid", at, "--home", mine, *demand, "-o", str(bid_file))
+        assert code == 0
+        assert bid["bid"]["provider"] == provider.peer_id
+        assert bid["bid"]["requester"] == load_identity(Home(Path(mine)).key_path).peer_id
+        assert bid["bid"]["simulated"] is True
+        unmarshal_envelope(bid_file.read_bytes()).validate(BID_DOMAIN)
+
+        # Only who asked for the bid can take it, and only as it was made.
+        code, error = await dms_peer("commit", at, str(bid_file), "--home", str(tmp_path / "other"))
+        assert (code, error["error"]["code"]) == (1, "not_your_bid")
+        changed = tmp_path / "changed.cbor"
+        changed.write_bytes(_flipped(bid_file.read_bytes(), 8 * 500))
+        code, error = await dms_peer("commit", at, str(changed), "--home", mine)
+        assert (code, error["error"]["code"]) == (1, "bad_signature")
+
+        code, lease = await dms_peer("commit", at, str(bid_file), "--home", mine, "--ttl", "60")
+        assert code == 0
+        assert lease["state"] == "committed"
+        assert lease["deadline"] == pytest.approx(lease["created"] + 60)
+        code, allocated = await dms_peer("allocate", at, lease["lease_id"], "--home", mine, "--fence", "999")
+        assert (code, allocated["error"]["code"]) == (1, "stale_fence")
+        code, allocated = await dms_peer("allocate", at, lease["lease_id"], "--home", mine)
+        assert (code, allocated["state"], allocated["fence"]) == (0, "allocated", lease["fence"])
+        status = await owner.read_status(home)
+        assert status.allocated.cpu.cores == Cores.of("1.3")
+        code, stolen = await dms_peer("release", at, lease["lease_id"], "--home", str(tmp_path / "other"))
+        assert (code, stolen["error"]["code"]) == (1, "not_holder")
+        code, ended = await dms_peer("release", at, lease["lease_id"], "--home", mine)
+        assert (code, ended["reason"]) == (0, "released")
+        assert (await owner.read_status(home)).allocated.cpu.cores == Cores(0)
+
+
+async def test_files_that_hold_no_bid(home: Home, tmp_path: Path, dms_peer: Any) -> None:
+    at = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
+    code, error = await dms_peer("commit", at, str(tmp_path / "none"), "--home", str(home.path))
+    assert (code, error["error"]["code"]) == (1, "os_error")
+    (tmp_path / "garbage").write_bytes(b"no envelope")
+    code, error = await dms_peer("commit", at, str(tmp_path / "garbage"), "--home", str(home.path))
+    assert (code, error["error"]["code"]) == (1, "bad_envelope")

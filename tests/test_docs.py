@@ -1,0 +1,51 @@
+"""The documents agree with the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dms_resources import components, demands, leases
+from dms_resources.manager import ResourceManager
+from dms_resources.usage import UsageMonitor
+
+DOCS = Path(__file__).parents[1] / "docs"
+TYPES = (DOCS / "types.md").read_text()
+STRUCTS = [
+    getattr(module, name)
+    for module in (components, demands, leases)
+    for name in module.__all__
+    if hasattr(getattr(module, name), "__struct_fields__") and not name.endswith("Shortage")
+]
+
+
+def _drawn(name: str) -> list[str]:
+    found = re.search(rf"class {name} \{{\n(.*?)\n    \}}", TYPES, re.DOTALL)
+    assert found, f"docs/types.md does not draw {name}"
+    return [re.sub(r"\(.*", "", line).split()[-1].lstrip("+") for line in found[1].splitlines()]
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
+def test_the_class_diagram_has_every_field(struct: type) -> None:
+    inherited = getattr(struct.__bases__[0], "__struct_fields__", ())
+    own = [field for field in struct.__struct_fields__ if field not in inherited]
+    assert _drawn(struct.__name__) == own
+
+
+@pytest.mark.parametrize("enumeration", [components.GPUVendor, leases.LeaseState, leases.EndReason])
+def test_the_class_diagram_has_every_value(enumeration) -> None:
+    assert _drawn(enumeration.__name__)[1:] == [value.name for value in enumeration]
+
+
+@pytest.mark.parametrize("service", [ResourceManager, UsageMonitor])
+def test_the_class_diagram_names_methods_that_exist(service: type) -> None:
+    for name in _drawn(service.__name__):
+        assert hasattr(service, name)
+
+
+def test_links_lead_somewhere() -> None:
+    for path in [*DOCS.glob("*.md"), DOCS.parent / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
