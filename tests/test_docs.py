@@ -13,11 +13,11 @@ from dms_resources.usage import UsageMonitor
 
 DOCS = Path(__file__).parents[1] / "docs"
 TYPES = (DOCS / "types.md").read_text()
+FRONT = [getattr(module, name) for module in (components, demands, leases) for name in module.__all__]
 STRUCTS = [
-    getattr(module, name)
-    for module in (components, demands, leases)
-    for name in module.__all__
-    if hasattr(getattr(module, name), "__struct_fields__") and not name.endswith("Shortage")
+    one
+    for one in FRONT
+    if isinstance(one, type) and hasattr(one, "__struct_fields__") and not one.__name__.endswith("Shortage")
 ]
 
 
