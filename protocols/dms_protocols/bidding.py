@@ -20,7 +20,6 @@ from dms_resources.components import Resources
 from dms_resources.demands import PortShortage
 from dms_resources.errors import (
     DrainingError,
-    HoldLimitError,
     InsufficientError,
     NotOnboardedError,
     RequestError,
@@ -205,10 +204,8 @@ class _Bidding:
         asked = [self._lease_request(nodes[bid.node_id], asking, ttl=asking.hold) for bid in fresh]
         try:
             leases = {lease.lease_id: lease for lease in await self._manager.hold(asked)} if asked else {}
-        except HoldLimitError:
-            leases = {}
         except RequestError:
-            # Somebody else was faster: ask again, which names what is short now.
+            # No hold is allowed, or somebody else was faster: what would fit now, and what is short, without a hold.
             offers, refusals = self._offers(asking)
         else:
             offers = [

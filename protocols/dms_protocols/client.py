@@ -264,12 +264,6 @@ class Client:
             waiter.lose()
         self._freed.unpark_all()
 
-    async def flush(self) -> None:
-        """Wait until everything that was asked has been written, for at most the limit for closing."""
-        if self._lost is None:
-            with trio.move_on_after(self._limits.close_deadline):
-                await self._outbox.flushed()
-
 
 @asynccontextmanager
 async def open_client(
@@ -285,7 +279,6 @@ async def open_client(
             nursery.start_soon(client.write)
             try:
                 yield client
-                await client.flush()
             except Exception as error:
                 # Raised behind the nursery, which would wrap it in a group.
                 failure = error

@@ -121,6 +121,20 @@ async def test_capacity_that_went_meanwhile_is_named(
     ]
 
 
+async def test_the_device_that_the_bid_names_is_given_though_another_fits_better_now(
+    provider: Any, session: Any, requester: Any, ask: Any, node: Any
+) -> None:
+    async with session(requester) as (bids, allocations):
+        (signed,) = (await bids.request_bids(ask(node(gpus=(8,))))).bids
+        await provider.manager.commit_resources(
+            "x", Demand(gpus=(GPUDemand(vram=60 * GIB, uuid="GPU-1"),)), holder="other", ttl=600
+        )
+        (fitting,) = (await bids.request_bids(ask(node(gpus=(8,)), nonce=2))).bids
+        (lease,) = await allocations.commit([signed.envelope], ttl=60)
+    assert fitting.bid.resources.gpus[0].uuid == "GPU-1"
+    assert lease.resources.gpus[0].uuid == signed.bid.resources.gpus[0].uuid == "GPU-0"
+
+
 async def test_another_device_of_the_same_model_does_when_the_named_one_went(
     provider: Any, session: Any, requester: Any, ask: Any, node: Any
 ) -> None:

@@ -189,6 +189,16 @@ async def test_asking_again_for_a_held_bid_gives_it_again(provider: Any, request
     assert len(provider.manager.leases()) == 1
 
 
+async def test_a_lease_of_somebody_else_is_not_shown_as_a_bid(
+    provider: Any, requester: Any, ask: Any, node: Any
+) -> None:
+    ensemble = ask(node(cores=5))
+    (first,) = (await ask_for_bids(provider, requester, ensemble)).bids
+    await provider.manager.commit_resources(first.bid.lease_id, node(cores=5).resources, holder="other", ttl=60)
+    answer = await ask_for_bids(provider, requester, ensemble)
+    assert [refusal.code for refusal in answer.refusals] == ["resources"]
+
+
 async def test_a_hold_that_the_owner_does_not_allow_leaves_a_bid_that_holds_nothing(
     provider: Any, requester: Any, ask: Any
 ) -> None:
@@ -285,6 +295,7 @@ async def test_a_forged_or_foreign_bid_is_not_believed(provider: Any, requester:
     )
     assert await believe(changed(requester=stranger.peer_id)) == "not_your_bid"
     assert await believe(signed.envelope, asked=ask(nonce=2)) == "bad_bid"
+    assert await believe(changed(request_digest=bytes(32))) == "bad_bid"
     assert await believe(changed(node_id="n2")) == "bad_bid"
     assert await believe(changed(lease_id="0" * 32)) == "bad_bid"
     assert await believe(changed(demand=Demand(gpus=(GPUDemand(vram=1),)))) == "bad_bid"

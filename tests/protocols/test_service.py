@@ -123,6 +123,30 @@ async def test_at_the_end_of_the_input_what_runs_is_finished_and_answered(
     assert market.watches == 0
 
 
+async def test_a_stream_that_ends_in_good_order_is_not_cut_off(serving: Any) -> None:
+    ended = []
+
+    def pair() -> Any:
+        ours, theirs = trio.testing.memory_stream_pair()
+
+        close = theirs.aclose
+
+        async def aclose() -> None:
+            try:
+                await trio.lowlevel.checkpoint()
+                ended.append("in good order")
+            finally:
+                await close()
+
+        theirs.aclose = aclose
+        return ours, theirs
+
+    async with serving(pair=pair) as peer:
+        await peer.stream.send_eof()
+        await peer.receive_rest()
+    assert ended
+
+
 async def test_cancelling_the_service_cancels_what_runs_and_closes_the_stream(market: Any) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     with trio.CancelScope() as scope:
@@ -242,8 +266,13 @@ async def test_a_peer_that_never_reads_is_not_read_from_and_then_dropped(market:
 async def test_answers_of_slow_operations_are_bounded_too(market: Any, autojump_clock: Any) -> None:
     limits = ServiceLimits(outgoing_bytes=1000, write_deadline=1000, operations_in_flight=3)
     ours, theirs = trio.testing.memory_stream_pair()
-    never = trio.Event()
-    theirs.send_stream.send_all_hook = never.wait
+    reading, deliver = trio.Event(), theirs.send_stream.send_all_hook
+
+    async def wait_for_the_reader() -> None:
+        await reading.wait()
+        await deliver()
+
+    theirs.send_stream.send_all_hook = wait_for_the_reader
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_stream, theirs, market.operations, Caller("peer-1"), limits)
         slow = {"op": "slow", "seconds": 1.0, "text": "x" * 2000}
@@ -254,6 +283,8 @@ async def test_answers_of_slow_operations_are_bounded_too(market: Any, autojump_
             await trio.sleep(2)
         # One answer waits to be written, the others wait for room and still count as running; nothing more is read.
         assert len(market.finished) == 4
+        reading.set()
+        assert len(await ours.receive_some()) < 2100
         nursery.cancel_scope.cancel()
 
 
