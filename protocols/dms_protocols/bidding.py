@@ -78,6 +78,7 @@ class _Asking:
 
     ensemble: EnsembleRequest
     digest: bytes
+    lease_ids: dict[str, str]
     requester: str
     hold: float
     ttl: float
@@ -100,9 +101,7 @@ class _Bidding:
         self._clock = clock
 
     def answer(self, request: BidRequest, caller: Caller) -> Answer | Coroutine[Any, Any, Answer]:
-        asking = _Asking(
-            _ensemble(request), request_digest(request.ensemble), caller.peer_id, request.hold, request.ttl
-        )
+        asking = self._asking(request, caller)
         if asking.ensemble.deadline < self._clock():
             raise MessageError("ensemble.deadline: it has passed", path="ensemble.deadline")
         offers, refusals = self._offers(asking)
@@ -111,6 +110,16 @@ class _Bidding:
         if offers and request.hold:
             return self._hold_and_answer(asking, offers, refusals)
         return self._signed(offers, refusals)
+
+    def _asking(self, request: BidRequest, caller: Caller) -> _Asking:
+        ensemble, digest = _ensemble(request), request_digest(request.ensemble)
+        lease_ids = {
+            node.node_id: bid_lease_id(
+                requester=caller.peer_id, digest=digest, node_id=node.node_id, provider=self._signer.peer_id
+            )
+            for node in ensemble.request
+        }
+        return _Asking(ensemble, digest, lease_ids, caller.peer_id, request.hold, request.ttl)
 
     def _signed(self, offers: Sequence[Bid], refusals: Sequence[Refusal]) -> BidAnswer:
         return BidAnswer(bids=tuple(seal_bid(bid, self._signer) for bid in offers), refusals=tuple(refusals))
@@ -156,7 +165,7 @@ class _Bidding:
         return f"not here: {', '.join(missing)}"[:300] if missing else None
 
     def _taken(self, node: NodeRequest, asking: _Asking) -> Bid | None:
-        lease = self._manager.lease(self._lease_id(node, asking))
+        lease = self._manager.lease(asking.lease_ids[node.node_id])
         if lease is None or lease.holder != asking.requester:
             return None
         held = lease.state is LeaseState.HELD
@@ -164,14 +173,9 @@ class _Bidding:
 
     # Making bids
 
-    def _lease_id(self, node: NodeRequest, asking: _Asking) -> str:
-        return bid_lease_id(
-            requester=asking.requester, digest=asking.digest, node_id=node.node_id, provider=self._signer.peer_id
-        )
-
     def _lease_request(self, node: NodeRequest, asking: _Asking, *, ttl: float) -> LeaseRequest:
         return LeaseRequest(
-            lease_id=self._lease_id(node, asking),
+            lease_id=asking.lease_ids[node.node_id],
             holder=asking.requester,
             demand=node.resources,
             ports=node.public_ports,
@@ -185,7 +189,7 @@ class _Bidding:
             ensemble_id=asking.ensemble.id,
             nonce=asking.ensemble.nonce,
             node_id=node.node_id,
-            lease_id=self._lease_id(node, asking),
+            lease_id=asking.lease_ids[node.node_id],
             requester=asking.requester,
             provider=self._signer.peer_id,
             demand=node.resources,
