@@ -127,13 +127,11 @@ class Sampler:
 
     def _job_usage(self, lease_id: str, name: str, now: float) -> JobUsage:
         found = cgroup_usage(name, self._roots)
-        if found is None:
-            self._job_times.pop(lease_id, None)
-            return JobUsage(lease_id=lease_id, cpu=Cores(0), ram=0)
-        then, before = self._job_times.get(lease_id, (now, found.cpu_time))
-        self._job_times[lease_id] = (now, found.cpu_time)
-        busy = max(0, found.cpu_time - before) / (now - then) / 1000 if now > then else 0
-        return JobUsage(lease_id=lease_id, cpu=Cores(round(busy)), ram=found.ram)
+        cpu_time = found.cpu_time or 0
+        then, before = self._job_times.get(lease_id, (now, cpu_time))
+        self._job_times[lease_id] = (now, cpu_time)
+        busy = max(0, cpu_time - before) / (now - then) / 1000 if now > then else 0
+        return JobUsage(lease_id=lease_id, cpu=Cores(round(busy)), ram=found.ram or 0)
 
 
 def _amounts(millicores: int, ram: int, disk: int) -> Resources:

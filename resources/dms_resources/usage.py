@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from msgspec.structs import replace
@@ -22,6 +22,9 @@ from .hardware.gpu.watch import GPUWatch, open_gpu_watch
 from .hardware.measurement import read_machine
 from .hardware.roots import HOST, Roots
 from .sampling import JobUsage, Sampler, UsageSample
+
+if TYPE_CHECKING:
+    from .journal import Worker
 
 __all__ = ["JobUsage", "UsageMonitor", "UsageSample"]
 
@@ -45,7 +48,8 @@ class UsageMonitor:
 
     A survey reads the GPUs and measures the machine again, so that `machine` follows what disappears, shrinks or comes
     back. While `run` runs, a sample is never older than `interval` and the time that it takes (milliseconds), GPU
-    readings never older than `survey_interval` and the GPU deadline, unless `sample.problems` says so.
+    readings never older than `survey_interval` and the GPU deadline, unless `sample.problems` says so. Files are read
+    in a thread, by `worker`.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class UsageMonitor:
         gpu_deadline: float = DEADLINE,
         roots: Roots = HOST,
         environment: Mapping[str, str] = os.environ,
+        worker: Worker = trio.to_thread.run_sync,
     ) -> None:
         self._machine = machine
         self._work_dir = work_dir
@@ -66,8 +71,10 @@ class UsageMonitor:
         self._gpu_deadline = gpu_deadline
         self._roots = roots
         self._environment = environment
+        self._worker = worker
         self._sampler = Sampler(work_dir, roots)
         self._sample: UsageSample | None = None
+        self._sampled = trio.Event()
         self._followed: dict[str, str] = {}
         self._known = {gpu.uuid: gpu for gpu in machine.gpus}
         self._nvidia = _assumed_report(machine)
@@ -85,6 +92,11 @@ class UsageMonitor:
     def sample(self) -> UsageSample | None:
         """The last sample, with its age; None before the first."""
         return self._sample
+
+    async def next_sample(self) -> UsageSample:
+        """Waits for the next sample. May be cancelled; ends only while `run` runs."""
+        await self._sampled.wait()
+        return self._last()
 
     def get_usage(self) -> Resources:
         """What the machine uses now: cores, bytes of RAM and disk, and the bytes of VRAM on each GPU.
@@ -131,10 +143,12 @@ class UsageMonitor:
 
     async def _take_sample(self) -> None:
         # A file system may be slow to answer, and so may a /proc with hundreds of CPUs: never in trio's thread.
-        sample = await trio.to_thread.run_sync(
-            self._sampler.take, self._machine, self._devices, self._gpus_taken_at, self._followed
-        )
-        self._sample = replace(sample, problems=sample.problems + self._gpu_problems())
+        state = (self._machine, self._devices, self._gpus_taken_at, self._followed)
+        taken: list[UsageSample] = []
+        await self._worker(lambda: taken.append(self._sampler.take(*state)))
+        self._sample = replace(taken[0], problems=taken[0].problems + self._gpu_problems())
+        self._sampled.set()
+        self._sampled = trio.Event()
 
     def _gpu_problems(self) -> tuple[str, ...]:
         return self._nvidia.problems if self._nvidia.failed else ()
@@ -149,8 +163,10 @@ class UsageMonitor:
             return
         if watch is not None:
             self._accept(await watch.report())
-        machine, devices = await trio.to_thread.run_sync(self._measure, self._nvidia)
-        self._devices = devices
+        nvidia = self._nvidia
+        measured: list[tuple[MachineResources, tuple[GPUDevice, ...]]] = []
+        await self._worker(lambda: measured.append(self._measure(nvidia)))
+        machine, self._devices = measured[0]
         if machine != self._machine:
             self._machine = machine
         for problem in sorted({*machine.problems} - {*self._problems}):

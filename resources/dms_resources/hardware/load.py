@@ -32,10 +32,13 @@ _STAT_LINE = re.compile(r"^cpu([0-9]{1,5}) ([0-9 ]+)$", re.MULTILINE)
 
 
 class CgroupUsage(NamedTuple):
-    """What a group has used: CPU time in microseconds since it was made, and bytes of RAM that it holds now."""
+    """What a group has used: CPU time in microseconds since it was made, and bytes of RAM that it holds now.
 
-    cpu_time: int = 0
-    ram: int = 0
+    None where the group does not tell.
+    """
+
+    cpu_time: int | None = None
+    ram: int | None = None
 
 
 class Domain(NamedTuple):
@@ -58,17 +61,15 @@ class CPUTimes(NamedTuple):
     taken_at: float = 0.0
 
 
-def cgroup_usage(name: str, roots: Roots) -> CgroupUsage | None:
-    """What the group of this name (as in `/proc/PID/cgroup`) has used; None where nothing can be read of it."""
+def cgroup_usage(name: str, roots: Roots) -> CgroupUsage:
+    """What the group of this name (as in `/proc/PID/cgroup`) has used; never raises."""
     return _read_usage(group_directories(name, roots))
 
 
-def _read_usage(folders: tuple[Path, ...]) -> CgroupUsage | None:
+def _read_usage(folders: tuple[Path, ...]) -> CgroupUsage:
     cpu_time = next((time for folder in folders if (time := _read_cpu_time(folder)) is not None), None)
     ram = next((size for folder in folders if (size := _read_ram(folder)) is not None), None)
-    if cpu_time is None and ram is None:
-        return None
-    return CgroupUsage(cpu_time or 0, ram or 0)
+    return CgroupUsage(cpu_time, ram)
 
 
 def _read_cpu_time(folder: Path) -> int | None:
@@ -107,9 +108,9 @@ def read_times(roots: Roots, domain: Domain, now: float) -> CPUTimes:
     """Reads the counters of CPU time; `now` is in seconds of a clock that never jumps."""
     times = [time for cpu, time in parse_stat(read_text(roots.proc / "stat") or "").items() if cpu in domain.cpus]
     groups = {
-        group.name: usage.cpu_time
+        group.name: cpu_time
         for group in domain.groups
-        if group.cpu_quota is not None and (usage := _read_usage(domain.folders[group.name])) is not None
+        if group.cpu_quota is not None and (cpu_time := _read_usage(domain.folders[group.name]).cpu_time) is not None
     }
     return CPUTimes(sum(total for total, _ in times), sum(busy for _, busy in times), groups, now)
 
@@ -149,9 +150,9 @@ def free_ram(roots: Roots, domain: Domain) -> int | None:
     rough = sum(meminfo.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
     left = [meminfo.get("MemAvailable", rough)] if meminfo else []
     for group in domain.groups:
-        usage = _read_usage(domain.folders[group.name]) if group.memory is not None else None
-        if group.memory is not None and usage is not None:
-            left.append(max(0, group.memory - usage.ram))
+        used = _read_usage(domain.folders[group.name]).ram if group.memory is not None else None
+        if group.memory is not None and used is not None:
+            left.append(max(0, group.memory - used))
     return min(left, default=None)
 
 

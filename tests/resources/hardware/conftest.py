@@ -78,12 +78,16 @@ def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fake_nvml(nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts the fake library in the place of NVIDIA's, behaving as said: `fake_nvml(devices=8, hang="nvmlInit")`."""
+def fake_nvml(nvml_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts the fake library in the place of NVIDIA's; from each call on it behaves as said: `fake_nvml(devices=8)`."""
+    control = tmp_path / "nvml.control"
     monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_folder))
+    monkeypatch.setenv("FAKE_NVML_CONTROL", str(control))
 
     def behave(**behaviour: object) -> None:
-        for name, value in behaviour.items():
-            monkeypatch.setenv(f"FAKE_NVML_{name.upper()}", str(value))
+        lines = "".join(f"FAKE_NVML_{name.upper()}={value}\n" for name, value in behaviour.items())
+        # In one step: a process may be reading it.
+        control.with_suffix(".new").write_text(lines)
+        control.with_suffix(".new").replace(control)
 
     return behave

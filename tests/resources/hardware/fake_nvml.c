@@ -1,4 +1,5 @@
-/* A stand-in for NVIDIA's management library, driven by environment variables:
+/* A stand-in for NVIDIA's management library. It does what the file named by FAKE_NVML_CONTROL says at each call, one
+ * "NAME=VALUE" on a line, or where there is none the environment:
  *
  *   FAKE_NVML_DEVICES   number of devices (default 0)
  *   FAKE_NVML_MIG       index of the device that is in MIG mode and has two MIG devices, in slots 1 and 4
@@ -29,11 +30,29 @@ typedef struct { unsigned long long total, free, used; } memory_info;
 static int is_mig(long handle) { return handle >= 1000; }
 static int index_of(long handle) { return is_mig(handle) ? (handle - 1000) / 10 : handle - 1; }
 static int slot_of(long handle) { return (handle - 1000) % 10; }
-static int number(const char *name, int otherwise) { const char *value = getenv(name); return value ? atoi(value) : otherwise; }
-static int named(const char *variable, const char *function) { const char *value = getenv(variable); return value && !strcmp(value, function); }
+
+/* The value stays valid for the next seven calls. */
+static const char *setting(const char *name) {
+    static char lines[8][256];
+    static unsigned next;
+    const char *control = getenv("FAKE_NVML_CONTROL");
+    size_t length = strlen(name);
+    if (!control) return getenv(name);
+    FILE *file = fopen(control, "r");
+    char *line = lines[next++ % 8];
+    const char *value = NULL;
+    while (file && !value && fgets(line, 256, file)) {
+        line[strcspn(line, "\n")] = 0;
+        if (!strncmp(line, name, length) && line[length] == '=') value = line + length + 1;
+    }
+    if (file) fclose(file);
+    return value;
+}
+static int number(const char *name, int otherwise) { const char *value = setting(name); return value ? atoi(value) : otherwise; }
+static int named(const char *variable, const char *function) { const char *value = setting(variable); return value && !strcmp(value, function); }
 
 static int enter(const char *function, int index) {
-    const char *fail = getenv("FAKE_NVML_FAIL");
+    const char *fail = setting("FAKE_NVML_FAIL");
     size_t length = strlen(function);
     if (named("FAKE_NVML_PRINT", function)) { puts("a library that talks"); fflush(stdout); }
     if (named("FAKE_NVML_CRASH", function)) { signal(SIGSEGV, SIG_DFL); raise(SIGSEGV); }
@@ -76,7 +95,7 @@ int nvmlDeviceGetName(long handle, char *name, unsigned length) {
 }
 int nvmlDeviceGetMemoryInfo(long handle, memory_info *memory) {
     ENTER(index_of(handle));
-    const char *used = getenv("FAKE_NVML_USED");
+    const char *used = setting("FAKE_NVML_USED");
     memory->total = is_mig(handle) ? 20ULL << 30 : 40ULL << 30;
     memory->used = used && index_of(handle) == 0 ? strtoull(used, NULL, 10) : 0;
     memory->free = memory->total - memory->used;

@@ -28,11 +28,14 @@ async def open_gpu_watch(vendor: str, deadline: float = DEADLINE) -> AsyncIterat
 
 
 class GPUWatch:
-    """One vendor's library in a process of its own. One task at a time may ask."""
+    """One vendor's library in a process of its own. One task at a time may ask.
+
+    `deadline` is how many seconds an answer may take; it may be changed between two questions.
+    """
 
     def __init__(self, vendor: str, deadline: float) -> None:
         self._vendor = vendor
-        self._deadline = deadline
+        self.deadline = deadline
         self._process: trio.Process | None = None
         self._ending: trio.Process | None = None
 
@@ -50,19 +53,19 @@ class GPUWatch:
             return self._failure(f"hangs, and its process {self._ending.pid} cannot be ended")
         report: GPUReport | None = None
         try:
-            with trio.move_on_after(self._deadline):
+            with trio.move_on_after(self.deadline):
                 report = await self._ask()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             report = self._failure(f"cannot be asked: {error}")
         finally:
             if report is None or report.failed:
                 await self.end_process()
-        return report or self._failure(f"did not answer within {self._deadline:g} s")
+        return report or self._failure(f"did not answer within {self.deadline:g} s")
 
     async def _ask(self) -> GPUReport:
         if self._process is None:
             self._process = await trio.lowlevel.open_process(
-                command_line(self._vendor, self._deadline, "--watch"),
+                command_line(self._vendor, self.deadline, "--watch"),
                 env=environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
