@@ -55,9 +55,9 @@ def job(cores: str, ram: int, *vram: int) -> Demand:
 
 
 def ensemble(demand: Demand) -> EnsembleRequest:
-    """A request for one node; it waits ten seconds for bids."""
+    """A request for one node; it waits a minute for bids."""
     node = NodeRequest(node_id="training", resources=demand)
-    return EnsembleRequest(id="example", nonce=time.time_ns() >> 11, deadline=time.time() + 10, request=(node,))
+    return EnsembleRequest(id="example", nonce=time.time_ns() >> 11, deadline=time.time() + 60, request=(node,))
 
 
 def dms_peer(*arguments: str) -> list[str]:

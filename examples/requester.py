@@ -34,7 +34,7 @@ async def request(address: str) -> None:
             ensemble = EnsembleRequest(
                 id="example",
                 nonce=time.time_ns() >> 11,
-                deadline=time.time() + 10,
+                deadline=time.time() + 60,
                 request=(NodeRequest(node_id="job", resources=DEMAND),),
             )
             answer = await bids.request_bids(ensemble)

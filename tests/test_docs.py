@@ -24,7 +24,7 @@ STRUCTS = [
 def _drawn(name: str) -> list[str]:
     found = re.search(rf"class {name} \{{\n(.*?)\n    \}}", TYPES, re.DOTALL)
     assert found, f"docs/types.md does not draw {name}"
-    return [re.sub(r"\(.*", "", line).split()[-1].lstrip("+") for line in found[1].splitlines()]
+    return [re.sub(r"\(.*\)$", "", line).split()[-1].lstrip("+") for line in found[1].splitlines()]
 
 
 @pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)

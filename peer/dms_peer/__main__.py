@@ -69,6 +69,9 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments) or ["--help"], prog_name="dms-peer", standalone_mode=False)
         return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # Whoever reads the output has heard enough.
+        return 1
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 from msgspec import Meta, Struct
 
@@ -20,9 +20,11 @@ from dms_resources.book import HistoryEntry
 from dms_resources.changes import describe_missing
 from dms_resources.components import Amount, FreeResources, MachineResources, OnboardedResources, Resources
 from dms_resources.leases import Lease
-from dms_resources.manager import ResourceManager
 
 from .offers import Offer, onboarded_resources
+
+if TYPE_CHECKING:
+    from dms_resources.manager import ResourceManager
 
 __all__ = [
     "Administration",

@@ -93,6 +93,8 @@ def _known(error: BaseException) -> Failure | None:
             return Failure({"code": error.code, "message": error.message, **error.details}, _OTHER)
         case WireError() | ResourcesError():
             return Failure(to_map(error_body(error)), _OTHER)
+        case typer.Abort():
+            return _failure("aborted", "nothing was changed", "")
         case KeyboardInterrupt():
             return Failure({"code": "interrupted", "message": "interrupted"}, 130)
         case OSError() if error.strerror:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from dms_resources.components import MachineResources
-from dms_resources.hardware import measure_machine
 from dms_resources.machine_file import read_machine_file, write_machine_file
 
 from .errors import PeerError
@@ -84,6 +83,9 @@ class Home:
             return read_machine_file(Path(choice))
         if choice is None and self.machine_path.exists():
             return read_machine_file(self.machine_path)
+        # Of no use to those who ask a running peer, and they must start fast.
+        from dms_resources.hardware import measure_machine
+
         return measure_machine(self.path)
 
     def remember_machine(self, choice: str | None, machine: MachineResources) -> None:

@@ -31,7 +31,7 @@ from .host import HardenedHost, host_addresses, open_host, parse_listen_address
 from .identity import Identity, load_or_create_identity
 from .local_socket import serve_socket
 
-__all__ = ["Node", "Ready", "announce", "announce_json"]
+__all__ = ["Node", "Ready", "announce", "announce_json", "write_logs"]
 
 _log = logging.getLogger(__name__)
 
@@ -137,3 +137,11 @@ def announce_json(ready: Ready | None) -> None:
         "onboarded": ready.offers,
     }
     print(json.dumps(event), flush=True)
+
+
+def write_logs(*, debug: bool) -> None:
+    """Writes warnings, with `debug` everything of ours, to stderr: one line each, with the time."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    if debug:
+        for room in ("dms_peer", "dms_protocols", "dms_resources"):
+            logging.getLogger(room).setLevel(logging.DEBUG)

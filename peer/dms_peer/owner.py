@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 import trio
 
 from dms_resources.components import MachineResources
-from dms_resources.manager import open_manager
 
 from .administration import (
     Administration,
@@ -52,6 +51,9 @@ async def open_administration(home: Home, machine: str | None = None) -> AsyncIt
         if client is not None:
             yield RemoteAdministration(client)
             return
+    # Only where no peer runs: asking one must not cost the time to load all this.
+    from dms_resources.manager import open_manager
+
     identity = load_or_create_identity(home.key_path)
     measured = await trio.to_thread.run_sync(home.machine, machine)
     async with open_manager(home.ledger_path, measured) as manager:

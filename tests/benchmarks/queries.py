@@ -1,6 +1,6 @@
 """How many queries and bids a second two peers exchange, and how that compares with an echo without our code.
 
-    python tests/benchmarks/queries.py [--seconds 3] [--json]
+    python tests/benchmarks/queries.py [--seconds 2] [--rounds 3] [--json]
 
 Two processes on loopback. "Ours" is the whole way: typed request, CBOR, frames, hardened host, TCP, Noise, Yamux, and
 back. "Echo" is a plain py-libp2p host with the same transport, which sends back the bytes of an answer, without frames,
@@ -228,10 +228,16 @@ async def measure_ours(address: str, seconds: float) -> dict[str, float]:
     return found
 
 
-async def measure(addresses: dict[str, str], seconds: float) -> list[Row]:
-    """All rows."""
-    echoed = await measure_echo(addresses["echo"], seconds)
-    ours = await measure_ours(addresses["ours"], seconds)
+async def measure(addresses: dict[str, str], seconds: float, rounds: int) -> list[Row]:
+    """All rows, each number the best of several rounds: whatever else the machine does only takes away."""
+    echoed: dict[str, float] = {}
+    ours: dict[str, float] = {}
+    for _ in range(rounds):
+        for best, found in (
+            (echoed, await measure_echo(addresses["echo"], seconds)),
+            (ours, await measure_ours(addresses["ours"], seconds)),
+        ):
+            best.update({name: max(number, best.get(name, 0.0)) for name, number in found.items()})
     return [Row(name, ours[name], echoed[name]) for name in echoed]
 
 
@@ -246,7 +252,8 @@ def machine_description() -> str:
 def main() -> None:
     """Starts the answering process, measures, and prints."""
     parser = argparse.ArgumentParser(description="Queries and bids per second between two processes on loopback.")
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long each measurement takes")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each measurement takes")
+    parser.add_argument("--rounds", type=int, default=3, help="how often it is measured; the best counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--answer", metavar="HOME", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -258,7 +265,7 @@ def main() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
-                rows = trio.run(measure, json.loads(process.stdout.readline()), options.seconds)
+                rows = trio.run(measure, json.loads(process.stdout.readline()), options.seconds, options.rounds)
             finally:
                 process.kill()
     if options.json:

@@ -164,6 +164,8 @@ def test_plain_tables_in_a_pipe(cli: Any, home: str, machine_file: str) -> None:
         (["onboard", "--cpu", "-1", "--ram", "1GiB", "--disk", "1GiB"], "usage", "--cpu"),
         (["onboard", "--cpu", "0.0001", "--ram", "1GiB", "--disk", "1GiB"], "usage", "0.001"),
         (["onboard", "--cpu", "1", "--ram", "99999PiB", "--disk", "1GiB"], "usage", "larger than any machine"),
+        (["commit", ABSENT, "bid.cbor", "--ttl", "0"], "usage", "--ttl"),
+        (["commit", ABSENT, "bid.cbor", "--ttl", "soon"], "usage", "soon"),
         (["onboard", *OFFER, "--gpu", "0:"], "usage", "0:8GiB"),
         (["onboard", *OFFER, "--gpu", "none", "--gpu", "0"], "usage", "none"),
         (["onboard", *OFFER, "--ports", "9-1"], "usage", "20000-20999"),
@@ -267,6 +269,21 @@ def test_text_from_elsewhere_cannot_steer_the_terminal(failing: Any, tmp_path: P
     assert "\x1b" not in line
 
 
+def test_a_reader_that_goes_away_is_no_failure(home: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "dms_peer", "status", "--home", home]
+    try:
+        done = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, timeout=60, check=False
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run_command(["hardware", "--machine", str(tmp_path / "none"), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
@@ -276,7 +293,7 @@ def test_what_nobody_expected_is_one_line_too(failing: Any, home: str, monkeypat
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by design")
 
-    monkeypatch.setattr("dms_peer.home.measure_machine", fail)
+    monkeypatch.setattr("dms_resources.hardware.measure_machine", fail)
     exit_code, error, line = failing("status", "--home", home)
     assert (exit_code, error["code"]) == (1, "internal")
     assert "--debug" in line

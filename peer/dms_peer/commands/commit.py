@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AddressArgument, DebugOption, HomeOption, JSONOption, duration, home_at
+from .options import AddressArgument, DebugOption, HomeOption, JSONOption, home_at, time_to_live
 from .output import run_and_show
 
 __all__ = ["commit"]
@@ -18,7 +18,7 @@ def commit(
     bid: Annotated[Path, typer.Argument(metavar="BID", help="The file that `bid -o` wrote.")],
     ttl: Annotated[
         float | None,
-        typer.Option("--ttl", parser=duration, metavar="SECONDS", help="For how long.", show_default="60"),
+        typer.Option("--ttl", parser=time_to_live, metavar="SECONDS", help="For how long.", show_default="60"),
     ] = None,
     home: HomeOption = None,
     as_json: JSONOption = False,

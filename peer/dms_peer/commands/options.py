@@ -36,6 +36,7 @@ __all__ = [
     "home_at",
     "port_range",
     "size",
+    "time_to_live",
 ]
 
 
@@ -63,6 +64,14 @@ def duration(text: Any) -> float:
         return parse_duration(str(text))
     except AmountError as error:
         raise typer.BadParameter(error.message) from None
+
+
+def time_to_live(text: Any) -> float:
+    """Seconds, and some of them."""
+    seconds = duration(text)
+    if seconds <= 0:
+        raise typer.BadParameter(f"{text} is no time to live (write 60s, 5m or 2h)")
+    return seconds
 
 
 def gpu_choice(text: Any) -> GPUChoice:

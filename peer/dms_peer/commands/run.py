@@ -28,7 +28,8 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Run the peer until it is stopped by SIGTERM or SIGINT (Ctrl-C)."""
-    from ..node import Node, announce, announce_json
+    from ..node import Node, announce, announce_json, write_logs
 
+    write_logs(debug=debug)
     node = Node(home=home_at(home), listen=tuple(listen or ()), machine=machine)
     trio.run(node.run, announce_json if as_json else announce)

@@ -1,0 +1,68 @@
+"""Tables: drawn on a terminal, plain in a pipe, and never steered by what they show."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from dms_peer.node import write_logs
+from dms_peer.tables import capacity_rows, show_table
+from dms_resources.components import CPU, GPU, RAM, Disk, Resources
+from dms_resources.units import GIB, Cores
+
+SMALL = Resources(cpu=CPU(cores=Cores.of("0.5")), ram=RAM(size=GIB), disk=Disk(size=0), gpus=())
+LARGE = Resources(
+    cpu=CPU(cores=Cores.of(8)),
+    ram=RAM(size=2 * GIB),
+    disk=Disk(size=GIB),
+    gpus=(GPU(uuid="GPU-a", model="Example", vram=24 * GIB),),
+)
+
+
+class Terminal(io.StringIO):
+    """A terminal, as far as a table can tell."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("out", [Terminal(), io.StringIO()], ids=["terminal", "pipe"])
+def test_nothing_is_cut_off(out: io.StringIO) -> None:
+    peer_id = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
+    show_table("title", ["a", "b"], [[peer_id, "1 GiB"], ["short", "2"]], out)
+    text = out.getvalue()
+    assert peer_id in text
+    assert "…" not in text
+    assert ("╭" in text) == out.isatty()
+
+
+@pytest.mark.parametrize("out", [Terminal(), io.StringIO()], ids=["terminal", "pipe"])
+def test_what_peers_say_is_shown_as_it_is(out: io.StringIO) -> None:
+    show_table("title", ["a", "b"], [["[red]x[/red]", "\x1b[2Jnext\nline"]], out)
+    text = out.getvalue()
+    assert "[red]x[/red]" in text
+    assert "\x1b[2J" not in text
+    assert "next line" in text
+
+
+def test_a_row_for_every_device_of_any_column() -> None:
+    assert capacity_rows([SMALL, LARGE, None]) == [
+        ["CPU cores", "0.5", "8", "-"],
+        ["RAM", "1 GiB", "2 GiB", "-"],
+        ["disk", "0 B", "1 GiB", "-"],
+        ["GPU 0 Example", "-", "24 GiB", "-"],
+    ]
+
+
+def test_debug_writes_what_we_log_and_not_what_libraries_do() -> None:
+    rooms = [logging.getLogger(name) for name in ("dms_peer", "dms_protocols", "dms_resources")]
+    before = [room.level for room in rooms]
+    try:
+        write_logs(debug=True)
+        assert all(room.isEnabledFor(logging.DEBUG) for room in rooms)
+        assert not logging.getLogger("somebody").isEnabledFor(logging.DEBUG)
+    finally:
+        for room, level in zip(rooms, before, strict=True):
+            room.setLevel(level)
