@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal
 from typing import Any, Final
 
 from .errors import AmountError
@@ -53,6 +53,11 @@ _QUANTITY: Final = re.compile(r"\s*(\d{1,20}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", r
 
 # An amount must fit a signed 64-bit integer: SQLite's and Go's.
 _MAX_AMOUNT: Final = 2**63 - 1
+# More than a billion machines have; below it every multiple of 0.001 has a floating-point number of its own.
+_MAX_MILLICORES: Final = 10**15
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,24}(?:\.[0-9]{1,24})?(?:[eE][+-]?[0-9]{1,3})?")
+# As many digits as such a number, times a thousand, can have.
+_EXACT: Final = Context(prec=64)
 
 
 @functools.total_ordering
@@ -66,9 +71,11 @@ class Cores:
     millicores: int
 
     def __init__(self, millicores: int) -> None:
-        """Takes millicores. Raises `AmountError` when negative or beyond 64 bits."""
-        if not 0 <= millicores <= _MAX_AMOUNT:
-            raise AmountError(f"{millicores} millicores are out of range", value=str(millicores))
+        """Takes millicores. Raises `AmountError` when negative or more than any machine has."""
+        if not 0 <= millicores <= _MAX_MILLICORES:
+            # A number of thousands of digits cannot even be shown.
+            text = str(millicores) if abs(millicores) < 10**30 else "far too many"
+            raise AmountError(f"{text} millicores are out of range", value=text)
         object.__setattr__(self, "millicores", millicores)
 
     @classmethod
@@ -79,12 +86,17 @@ class Cores:
         """
         if isinstance(cores, bool):
             raise AmountError("a number of cores is expected, not true or false", value=str(cores))
-        try:
-            millicores = Decimal(str(cores)) * 1000
-        except InvalidOperation:
-            raise AmountError(f"{cores!r} is no number of cores (write 2 or 0.5)", value=str(cores)) from None
-        if not millicores.is_finite() or millicores != millicores.to_integral_value():
-            raise AmountError(f"{cores} cores are not a multiple of 0.001", value=str(cores))
+        if isinstance(cores, int):
+            return cls(cores * 1000)
+        text = str(cores).strip()
+        # Decimal also reads "1_0", "inf" and the digits of every script.
+        if not _NUMBER.fullmatch(text):
+            raise AmountError(f"{text[:40]!r} is no number of cores (write 2 or 0.5)", value=text[:40])
+        millicores = _EXACT.multiply(Decimal(text), Decimal(1000))
+        if millicores != millicores.to_integral_value():
+            raise AmountError(f"{text} cores are not a multiple of 0.001", value=text)
+        if not 0 <= millicores <= _MAX_MILLICORES:
+            raise AmountError(f"{text} cores are out of range", value=text)
         return cls(int(millicores))
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -142,16 +154,17 @@ def decode_value(kind: type, value: Any) -> Any:
 
 
 def parse_size(text: str) -> int:
-    """Reads a size such as "4GiB", "500 MB" or "1.5TiB" as bytes; a bare number is bytes.
+    """Reads a size such as "4GiB", "500 MB" or "1.3TiB" as bytes, rounded down; a bare number is bytes.
 
-    GiB is 2^30 and GB is 10^9. Raises `AmountError` for anything else, and for a fraction of a byte.
+    GiB is 2^30 and GB is 10^9. Raises `AmountError` for anything else, and for a fraction of a byte that is meant so.
     """
     found = _QUANTITY.fullmatch(text)
     unit = _FOLDED_UNITS.get(found[2].casefold()) if found else None
     if found is None or unit is None:
         raise AmountError(f"{text!r} is no size (write 4GiB, 512MiB, 10GB or a number of bytes)", value=text)
     size = Decimal(found[1]) * unit
-    if size != size.to_integral_value():
+    # "1.3GiB" is what people write and read; "0.3" or "1.5B" is a mistake.
+    if unit == 1 and size != size.to_integral_value():
         raise AmountError(f"{text!r} is not a whole number of bytes", value=text)
     if size > _MAX_AMOUNT:
         raise AmountError(f"{text!r} is larger than any machine", value=text)
@@ -159,10 +172,13 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Shows bytes in binary units with at most two decimals: "4 GiB", "1.5 MiB", "17 B"."""
+    """Shows bytes in binary units with at most two decimals: "4 GiB", "1.5 MiB", "17 B".
+
+    Rounds down, so that what is shown as free can be asked for.
+    """
     for name, unit in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if size >= unit:
-            return f"{size / unit:.2f}".rstrip("0").rstrip(".") + f" {name}"
+            return f"{Decimal(size * 100 // unit) / 100:f} {name}"
     return f"{size} B"
 
 
