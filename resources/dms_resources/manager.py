@@ -595,12 +595,13 @@ class ResourceManager:
 
     async def _prune(self) -> None:
         while True:
-            await trio.sleep(_PRUNE_SECONDS)
+            # At the start too: a process that never lives for an hour would keep everything.
             now = self._clock.wall()
             try:
                 await self._forget(now - _HISTORY_SECONDS, now - _ENDED_SECONDS)
             except StorageError as error:
                 _log.warning("old history is kept: %s", error)
+            await trio.sleep(_PRUNE_SECONDS)
 
     async def _forget(self, history_before: float, ended_before: float) -> None:
         more = [True]

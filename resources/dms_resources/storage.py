@@ -67,10 +67,14 @@ class SQLiteStorage:
         self._boot_id = boot_id
         self._schema = schema or ledger_schema()
         self._lock: int | None = lock_ledger(path)
-        # The row of the table `ledger`; it is written as a whole, because its checksum covers all of it.
-        self._head = ("", 0)
         try:
             self._db = connect_ledger(path, self._schema)
+            try:
+                # The row of the table `ledger`; it is written as a whole, because its checksum covers all of it.
+                self._head = self._read_head()
+            except BaseException:
+                self._db.close()
+                raise
         except BaseException:
             self._unlock()
             raise
@@ -229,8 +233,11 @@ class SQLiteStorage:
         return head
 
     def _read_head(self) -> tuple[str, int]:
-        for offer, fence in self._rows("SELECT offer, fence, checksum FROM ledger"):
-            return offer, fence
+        try:
+            for offer, fence in self._rows("SELECT offer, fence, checksum FROM ledger"):
+                return offer, fence
+        except sqlite3.Error as error:
+            raise storage_error(self.path, error) from error
         raise damaged_error(self.path, "the row that says what is offered is gone")
 
     def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
