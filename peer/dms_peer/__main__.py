@@ -61,6 +61,7 @@ def main() -> None:
     except BrokenPipeError:
         # Whoever read the output has gone; without this Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or 1
     sys.exit(code)
 
 

@@ -27,6 +27,7 @@ from dms_peer.identity import load_identity
 from dms_peer.offers import GPUChoice, Offer
 from dms_peer.requester import open_allocations, open_bids, open_resources
 from dms_protocols.cbor import decode_map
+from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE, EnsembleRequest, NodeRequest
 from dms_resources.components import FreeResources
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
@@ -202,6 +203,19 @@ async def test_a_bid_on_the_wire_is_checked_by_libp2p_itself(home: Home, client:
     assert accepted == []
     with pytest.raises(Exception, match=r"[Ss]ignature"):
         envelope.validate("another-domain")
+
+
+async def test_the_provider_takes_no_bid_that_was_changed(home: Home, client: HardenedHost) -> None:
+    async with _running(home) as provider:
+        peer_id = await dial(client, provider.address)
+        async with open_bids(client, peer_id) as bids, open_allocations(client, peer_id) as allocations:
+            (signed,) = (await bids.request_bids(_ensemble(DEMAND))).bids
+            # The bits of the payload, between the key and the signature.
+            for bit in range(8 * 100, 8 * (len(signed.envelope) - 70), 397):
+                with pytest.raises(RemoteError) as caught:
+                    await allocations.commit([_flipped(signed.envelope, bit)], ttl=60)
+                assert caught.value.code in ("bad_signature", "bad_envelope")
+            await allocations.commit([signed.envelope], ttl=60)
 
 
 def _flipped(raw: bytes, bit: int) -> bytes:
