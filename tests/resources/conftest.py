@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 
 import pytest
 import trio
+from hypothesis import settings
 
 from dms_resources.components import (
     CPU,
@@ -25,6 +27,11 @@ from dms_resources.components import (
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
 from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import GIB, Cores
+
+# The same examples each time, or for an hour new ones. That a machine is busy is no failure.
+settings.register_profile("quick", deadline=None, derandomize=True, database=None)
+settings.register_profile("long", deadline=None, database=None, max_examples=20_000)
+settings.load_profile("long" if os.environ.get("DMS_TEST_PROFILE") == "long" else "quick")
 
 OpenLedger: TypeAlias = Callable[..., AbstractAsyncContextManager[ResourceManager]]
 

@@ -134,6 +134,8 @@ def test_what_fits_is_granted_exactly_and_leaves_the_rest(room: Room, demand: De
     assert not room.spoken_for.intersection(granted.ports)
     left = room.less(demand, granted)
     assert left.millicores == room.millicores - demand.cpu.cores.millicores
+    assert (left.ram, left.disk) == (room.ram - demand.ram.size, room.disk - demand.disk.size)
+    assert min(left.millicores, left.ram, left.disk) >= 0
     assert left.spoken_for == room.spoken_for | set(granted.ports)
     taken = {gpu.uuid: gpu.vram for gpu in granted.resources.gpus}
     for before, after in zip(room.devices, left.devices, strict=True):
