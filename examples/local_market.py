@@ -111,7 +111,7 @@ def show_free(moments: dict[str, FreeResources]) -> None:
 
 async def next_free(changes: AsyncIterator[FreeResources]) -> FreeResources:
     """The next change of what is free at the provider; it has to come soon."""
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         return await anext(changes)
 
 

@@ -42,12 +42,12 @@ class Shell:
             "XDG_DATA_HOME": str(directory / "data"),
         }
 
-    def run(self, line: str) -> str:
+    def run(self, line: str, code: int = 0) -> str:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", line], cwd=self._directory, env=self._environment, timeout=120,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        assert done.returncode == code, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def start(self, line: str) -> subprocess.Popen[str]:
@@ -86,7 +86,9 @@ def test_the_first_five_minutes(provider: Shell, tmp_path: Path) -> None:
     assert script[0].startswith("PEER=")
     lease_id = ""
     for line in script[1:]:
-        output = shell.run(f"PEER={address}; {line.replace('LEASE_ID', lease_id)}")
+        # The dry run asks for more than there is.
+        code = 1 if "--dry-run" in line else 0
+        output = shell.run(f"PEER={address}; {line.replace('LEASE_ID', lease_id)}", code)
         if " commit " in line:
             lease_id = re.findall(r"lease (\S+) is committed", output)[0]
     assert f"lease {lease_id}" in output

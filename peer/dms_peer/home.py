@@ -19,9 +19,12 @@ from dms_resources.machine_file import read_machine_file, write_machine_file
 
 from .errors import PeerError
 
-__all__ = ["MEASURED", "Home", "default_home"]
+__all__ = ["MEASURED", "PATIENCE", "RETRY_INTERVAL", "Home", "default_home"]
 
 MEASURED: Final = "measured"
+# Seconds that a command waits for another one, or for a peer that is just starting, to be done with the ledger.
+PATIENCE: Final = 3.0
+RETRY_INTERVAL: Final = 0.05
 
 
 def default_home() -> Path:
@@ -33,9 +36,10 @@ def default_home() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The files of one peer."""
+    """The files of one peer; `patience` is how long (seconds) somebody else may have its ledger."""
 
     path: Path
+    patience: float = PATIENCE
 
     @property
     def key_path(self) -> Path:

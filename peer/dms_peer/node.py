@@ -20,13 +20,15 @@ from typing import Final
 
 import trio
 
-from dms_resources.manager import open_manager
+from dms_resources.components import MachineResources
+from dms_resources.errors import LedgerInUseError
+from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.usage import UsageMonitor
 
 from .administration import LocalAdministration, administration_operations
 from .attach import peer_operations, serve
 from .errors import ListenError
-from .home import Home
+from .home import RETRY_INTERVAL, Home
 from .host import HardenedHost, host_addresses, open_host, parse_listen_address
 from .identity import Identity, load_or_create_identity
 from .local_socket import serve_socket
@@ -82,17 +84,32 @@ class Node:
         identity = load_or_create_identity(home.key_path)
         machine = await trio.to_thread.run_sync(home.machine, self.machine)
         monitor = UsageMonitor(machine, home.path)
-        async with open_manager(home.ledger_path, machine, usage_monitor=monitor) as manager:
+        async with AsyncExitStack() as stack:
+            manager = await self._open_manager(stack, machine, monitor)
             home.remember_machine(self.machine, machine)
-            async with AsyncExitStack() as stack:
-                host = await self._open_host(stack, identity)
-                await stack.enter_async_context(serve(host, manager, identity=identity))
-                addrs = host_addresses(host)
-                local = administration_operations(LocalAdministration(manager, identity.peer_id, addrs))
-                operations = reduce(or_, peer_operations(manager, identity).values(), local)
-                await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
-                offers = manager.get_onboarded_resources() is not None
-                yield Ready(identity.peer_id, addrs, machine.simulated, offers)
+            host = await self._open_host(stack, identity)
+            await stack.enter_async_context(serve(host, manager, identity=identity))
+            addrs = host_addresses(host)
+            local = administration_operations(LocalAdministration(manager, identity.peer_id, addrs))
+            operations = reduce(or_, peer_operations(manager, identity).values(), local)
+            await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
+            offers = manager.get_onboarded_resources() is not None
+            yield Ready(identity.peer_id, addrs, machine.simulated, offers)
+
+    async def _open_manager(
+        self, stack: AsyncExitStack, machine: MachineResources, monitor: UsageMonitor
+    ) -> ResourceManager:
+        deadline = trio.current_time() + self.home.patience
+        while True:
+            try:
+                return await stack.enter_async_context(
+                    open_manager(self.home.ledger_path, machine, usage_monitor=monitor)
+                )
+            except LedgerInUseError:
+                # A command of the owner has it for a moment; another peer keeps it.
+                if trio.current_time() > deadline:
+                    raise
+                await trio.sleep(RETRY_INTERVAL)
 
     async def _open_host(self, stack: AsyncExitStack, identity: Identity) -> HardenedHost:
         if self.listen:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
 from dms_resources.components import MachineResources
+from dms_resources.errors import LedgerInUseError
 
 from .administration import (
     Administration,
@@ -22,7 +23,7 @@ from .administration import (
     RemoteAdministration,
     StatusAnswer,
 )
-from .home import MEASURED, Home
+from .home import MEASURED, RETRY_INTERVAL, Home
 from .identity import load_or_create_identity
 from .local_socket import connect_socket
 from .offers import Offer
@@ -47,19 +48,36 @@ async def open_administration(home: Home, machine: str | None = None) -> AsyncIt
     does not answer.
     """
     home.prepare()
-    async with connect_socket(home.socket_path) as client:
-        if client is not None:
-            yield RemoteAdministration(client)
-            return
+    deadline = trio.current_time() + home.patience
+    async with AsyncExitStack() as stack:
+        while True:
+            client = await stack.enter_async_context(connect_socket(home.socket_path))
+            if client is not None:
+                yield RemoteAdministration(client)
+                return
+            try:
+                administration, measured = await _open_ledger(stack, home, machine)
+                break
+            except LedgerInUseError:
+                # A peer that is starting answers soon; another command is done soon.
+                if trio.current_time() > deadline:
+                    raise
+                await trio.sleep(RETRY_INTERVAL)
+        yield administration
+        # Only when what the owner wanted was done.
+        home.remember_machine(machine, measured)
+
+
+async def _open_ledger(
+    stack: AsyncExitStack, home: Home, machine: str | None
+) -> tuple[LocalAdministration, MachineResources]:
     # Only where no peer runs: asking one must not cost the time to load all this.
     from dms_resources.manager import open_manager
 
     identity = load_or_create_identity(home.key_path)
     measured = await trio.to_thread.run_sync(home.machine, machine)
-    async with open_manager(home.ledger_path, measured) as manager:
-        yield LocalAdministration(manager, identity.peer_id)
-        # Only when what the owner wanted was done.
-        home.remember_machine(machine, measured)
+    manager = await stack.enter_async_context(open_manager(home.ledger_path, measured))
+    return LocalAdministration(manager, identity.peer_id), measured
 
 
 async def read_status(home: Home) -> StatusAnswer:

@@ -39,7 +39,7 @@ OFFER = Offer(cpu=Cores.of(4), ram=16 * GIB, disk=100 * GIB, gpus=(GPUChoice(dev
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "home")
+    return Home(tmp_path / "home", patience=0.2)
 
 
 @pytest.fixture
@@ -213,6 +213,32 @@ async def test_a_second_peer_on_the_same_home_is_refused(home: Home, running: An
                 pytest.fail("two peers on one ledger")
         # The first one did not suffer.
         assert (await owner.read_status(home)).running
+
+
+async def test_a_starting_peer_waits_for_a_command_and_a_command_for_a_starting_peer(home: Home, running: Any) -> None:
+    patient = Home(home.path, patience=30)
+    async with trio.open_nursery() as nursery:
+        async with owner.open_administration(patient) as administration:
+            assert not (await administration.status()).running
+            opened = trio.Event()
+
+            async def run() -> None:
+                async with running(at=patient):
+                    opened.set()
+                    await trio.sleep_forever()
+
+            nursery.start_soon(run)
+            # The peer tries in vain, more than once.
+            with trio.move_on_after(0.3):
+                await opened.wait()
+            assert not opened.is_set()
+        # The ledger is free, and the first to ask again after that is the peer, or this command just before it.
+        status = await owner.read_status(patient)
+        assert status.peer_id
+        with trio.fail_after(30):
+            await opened.wait()
+        assert (await owner.read_status(patient)).running
+        nursery.cancel_scope.cancel()
 
 
 async def test_administration_is_not_offered_to_other_peers(home: Home, running: Any, client: HardenedHost) -> None:

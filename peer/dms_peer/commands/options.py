@@ -12,7 +12,7 @@ from dms_resources.demands import GPUDemand
 from dms_resources.errors import AmountError
 from dms_resources.units import Cores, parse_duration, parse_size
 
-from ..home import Home, default_home
+from ..home import PATIENCE, Home, default_home
 from ..offers import GPUChoice
 
 __all__ = [
@@ -99,7 +99,7 @@ def port_range(text: Any) -> PortRange:
 
 def home_at(path: Path | None) -> Home:
     """The home directory that was named, or the default one."""
-    return Home(path if path is not None else default_home())
+    return Home(path if path is not None else default_home(), PATIENCE)
 
 
 HomeOption: TypeAlias = Annotated[
