@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 from .components import GPU, GPUs, MachineResources
 from .demands import CPUDemand, CPUShortage, Demand, DiskShortage, GPUDemand, GPUShortage, RAMShortage, Shortage
 from .placement import DeviceState, place
@@ -32,9 +30,8 @@ def physical_shortages(demand: Demand, sample: UsageSample, machine: MachineReso
 
 
 def _gpus_fit(demands: tuple[GPUDemand, ...], free: GPUs) -> bool:
-    # A driver has some memory of its own on each device, so that an exclusive one is never physically empty.
-    shared = [replace(demand, exclusive=False) for demand in demands]
-    return place(shared, [DeviceState(device=gpu, total=gpu.vram) for gpu in free]) is not None
+    # Of a device that is asked for exclusively only the bytes asked for must be free: the driver has some of its own.
+    return place(demands, [DeviceState(device=gpu, total=gpu.vram) for gpu in free]) is not None
 
 
 def _as_demands(gpus: tuple[GPU, ...]) -> tuple[GPUDemand, ...]:

@@ -3,8 +3,8 @@
     python tests/benchmarks/sampler.py [--seconds 60] [--json]
 
 Runs the usage monitor as a peer does, at its default intervals, and counts the CPU time of this process with all its
-threads, and of the process that asks the GPUs' library where there is one. Then takes many samples and surveys in a row,
-to tell what one of each costs.
+threads, and of the process that asks the GPUs' library where there is one. Then takes many samples and surveys in a
+row, to tell what one of each costs.
 """
 
 from __future__ import annotations

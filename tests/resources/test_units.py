@@ -77,7 +77,8 @@ def test_numbers_of_cores(written: Any, millicores: int) -> None:
         "-0.001",
         0.0001,
         1 / 3,
-        # Rounded to the usual 28 digits this would be one core.
+        # Rounded to the usual 28 digits this would be a million cores.
+        "1000000.000000000000000000000001",
         "1.00000000000000000000000000001",
         float("nan"),
         float("inf"),

@@ -108,10 +108,10 @@ def test_what_limits_the_cores_is_said(build_machine: Build, name: str, limits: 
         ("docker_v2", ["2 GiB of 62.75 GiB RAM: cgroup limit (memory.max) of the container"]),
         (
             "kubernetes_pod",
-            ["8 GiB of 30.52 GiB RAM: cgroup limit (hierarchical_memory_limit) of /kubepods/burstable/pod1b2c/4d5e"],
+            ["8 GiB of 30.51 GiB RAM: cgroup limit (hierarchical_memory_limit) of /kubepods/burstable/pod1b2c/4d5e"],
         ),
         ("systemd_slice", ["6 GiB of 62.5 GiB RAM: cgroup limit (memory.high) of /lend.slice"]),
-        ("numa_server", ["495.03 GiB of 1007.08 GiB RAM: 512.05 GiB are set aside as huge pages"]),
+        ("numa_server", ["495.03 GiB of 1007.08 GiB RAM: 512.04 GiB are set aside as huge pages"]),
     ],
 )
 def test_what_limits_the_ram_is_said(build_machine: Build, name: str, limits: list[str]) -> None:
