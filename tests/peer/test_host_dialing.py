@@ -6,6 +6,8 @@ from functools import partial
 
 import pytest
 import trio
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
 
 from dms_peer.errors import AddressError, DialError
 from dms_peer.host import HostLimits, attach_protocols, dial, host_addresses, open_host, open_stream
@@ -129,6 +131,9 @@ async def test_a_peer_that_moved_is_found_at_its_new_address(client, eventually)
     await eventually(lambda: not client.get_connected_peers())
     # The library would now remember that the peer cannot be reached, for a minute.
     assert (await refusal(client, old)).code == "refused"
+    client.get_peerstore().add_addr(ID.from_string(identity.peer_id), Multiaddr(old.partition("/p2p/")[0]), 1000)
+    # The peer itself would tell its address, a moment later.
+    client._schedule_identify = lambda peer_id, *, reason: None
     async with open_host(identity, [LOOPBACK]) as host:
         assert host_addresses(host)[0] != old
         assert await dial(client, host_addresses(host)[0]) == identity.peer_id
@@ -220,6 +225,19 @@ async def test_a_peer_that_never_agrees_costs_the_deadline(server, client) -> No
 
 async def hold(stream) -> None:
     await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("answer", [b"\x05\xff\xfe\xfd\xfc\n", b"\x80\x80\x80\x80\x80", b"\x02no", b""])
+async def test_garbage_instead_of_a_protocol_is_an_error_like_any_other(server, client, answer: bytes) -> None:
+    async def answer_garbage(stream) -> None:
+        await stream.write(answer)
+        await stream.close()
+
+    peer_id = await dial(client, host_addresses(server)[0])
+    server.get_network().set_stream_handler(answer_garbage)
+    with pytest.raises(DialError) as caught:
+        await open_stream(client, peer_id, [PING])
+    assert caught.value.code == "stream_failed"
 
 
 async def open_many(host, peer_id: str) -> None:

@@ -1,11 +1,13 @@
 """Handlers that fail, registered directly on the host as any libp2p protocol is."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from dms_peer.host import dial, host_addresses, open_stream
+from dms_peer.host.cage import cage
 
 FAIL, ECHO = "/fail/1.0.0", "/echo/1.0.0"
 
@@ -60,6 +62,35 @@ async def test_a_handler_that_raises_costs_its_stream_only(server, client, caplo
     lines = [record for record in caplog.records if record.name == "dms_peer.host.cage"]
     assert len(lines) == 3
     assert all("ValueError" in line.getMessage() and "\n" not in line.getMessage() for line in lines)
+
+
+async def test_an_error_beside_a_cancellation_ends_in_the_cage_and_the_cancellation_does_not() -> None:
+    async def fail_when_cancelled(stream) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(raise_value_error_when_cancelled)
+            await trio.sleep_forever()
+
+    stream = RecordingStream()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await cage(fail_when_cancelled, close_timeout=1)(stream)
+    assert scope.cancelled_caught
+    assert stream.ended_by == ["reset"]
+
+
+class RecordingStream:
+    """As much of a stream as a cage uses."""
+
+    muxed_conn = SimpleNamespace(peer_id="somebody")
+
+    def __init__(self) -> None:
+        self.ended_by: list[str] = []
+
+    def get_protocol(self) -> None:
+        return None
+
+    async def reset(self) -> None:
+        self.ended_by.append("reset")
 
 
 async def test_a_handler_that_always_raises_does_not_fill_the_log(server, client, caplog) -> None:

@@ -172,6 +172,14 @@ async def test_a_negotiation_line_is_refused_by_its_length(server, frame_attacke
             await frames.receive_until(frames.ROOM, frames.RST, 1)
 
 
+async def test_a_negotiation_does_not_go_on_for_ever(server, frame_attacker) -> None:
+    async with frame_attacker(host_addresses(server)[0]) as frames:
+        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send_data(1, b"\x13/multistream/1.0.0\n" + 100 * b"\x06/nope\n")
+        with trio.fail_after(5):
+            await frames.receive_until(frames.ROOM, frames.RST, 1)
+
+
 async def test_a_stranger_that_says_nothing_is_shown_out(client, eventually) -> None:
     limits = HostLimits(handshake_timeout=0.2)
     async with open_host(new_identity(), ["/ip4/127.0.0.1/tcp/0"], limits) as host:

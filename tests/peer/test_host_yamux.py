@@ -146,6 +146,8 @@ async def test_a_write_that_nobody_takes_drops_the_connection(yamux_pair, autoju
         with pytest.raises(MuxedStreamReset):
             await ours.write(b"anything")
         assert trio.current_time() - started == pytest.approx(7)
+        # At once, not only when a ping goes unanswered: nothing may follow half a frame.
+        assert dialer.event_shutting_down.is_set()
         await dialer.event_closed.wait()
         assert dialer.secured_conn.closed
 
@@ -274,7 +276,9 @@ async def test_a_huge_frame_is_refused_before_it_is_read(yamux_attacker) -> None
     async with yamux_attacker() as (frames, victim):
         await frames.send(frames.ROOM, frames.SYN, 1)
         await frames.send(frames.DATA, 0, 1, STREAM_WINDOW + 1)
-        await frames.wait_dropped()
+        with trio.fail_after(5):
+            await frames.wait_dropped()
+            await victim.event_closed.wait()
         assert victim.event_closed.is_set()
 
 

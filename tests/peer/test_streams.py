@@ -84,16 +84,19 @@ async def test_a_lost_connection_is_no_end_either(stream_pair, server) -> None:
 
 async def test_closing_wakes_the_reader_beside_it(stream_pair) -> None:
     ours, _ = await stream_pair()
+    await close_beside_a_reader(ours)
+
+
+async def close_beside_a_reader(stream: PeerStream) -> None:
+    async def read() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-
-            async def read() -> None:
-                with pytest.raises(trio.ClosedResourceError):
-                    await ours.receive_some()
-
             nursery.start_soon(read)
             await trio.testing.wait_all_tasks_blocked()
-            await ours.aclose()
+            await stream.aclose()
 
 
 async def test_two_tasks_may_not_read_or_write_at_once(stream_pair) -> None:
@@ -146,10 +149,11 @@ async def test_a_write_cancelled_halfway_resets_its_stream_and_no_other(stream_p
         # Nobody reads: it stops at the end of the window.
         await ours.send_all(BIG)
     assert scope.cancelled_caught
-    with pytest.raises(trio.BrokenResourceError):
-        await ours.send_all(b"more")
-    with pytest.raises(trio.BrokenResourceError):
-        await receive_all(theirs)
+    with trio.fail_after(5):
+        with pytest.raises(trio.BrokenResourceError):
+            await ours.send_all(b"more")
+        with pytest.raises(trio.BrokenResourceError):
+            await receive_all(theirs)
     await send_and_end(other, b"the connection is whole")
     assert await receive_all(their_other) == b"the connection is whole"
 
@@ -231,3 +235,31 @@ async def test_a_cancelled_write_on_a_foreign_host_leaves_its_connection_whole(f
     await ping.send_all(bytes(32))
     assert await ping.receive_some() == bytes(32)
     await ping.aclose()
+
+
+async def test_closing_wakes_the_reader_on_a_foreign_host_too(foreign_stream) -> None:
+    theirs, _ = foreign_stream
+    await close_beside_a_reader(theirs)
+
+
+async def test_a_write_on_a_foreign_host_is_not_cut_within_a_frame(foreign_stream, foreign, client) -> None:
+    theirs, ours = foreign_stream
+    raw = theirs._stream.muxed_conn.secured_conn.conn.read_writer.read_write_closer
+    write, at_gate, gate = raw.write, trio.Event(), trio.Event()
+
+    async def write_in_halves(data: bytes) -> None:
+        await write(data[: len(data) // 2])
+        at_gate.set()
+        await gate.wait()
+        await write(data[len(data) // 2 :])
+
+    raw.write = write_in_halves
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(theirs.send_all, bytes(1000))
+        await at_gate.wait()
+        nursery.cancel_scope.cancel()
+        gate.set()
+    assert await ours.receive_some(1000) == bytes(1000)
+    async with await open_stream(client, foreign.get_id().to_base58(), ["/ipfs/ping/1.0.0"]) as ping:
+        await ping.send_all(bytes(32))
+        assert await ping.receive_some() == bytes(32)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
-import trio
 from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
@@ -76,8 +75,7 @@ async def open_host(
         except Exception as error:
             failure = error
         finally:
-            # The swarm bounds its own closing.
-            with trio.CancelScope(shield=True):
-                await host.close()
+            # Shielded and bounded by the swarm itself.
+            await host.close()
     if failure is not None:
         raise failure

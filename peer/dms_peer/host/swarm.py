@@ -156,9 +156,6 @@ class HardenedSwarm(Swarm):
         peer_id = conn.muxed_conn.peer_id
         if peer_id in self.connections:
             return
-        tags = self.tag_store.get_tag_info(peer_id)
-        if tags is None or not tags.tags:
-            self.tag_store.clear_peer(peer_id)
         if self.peerstore.has_peer(peer_id) and not self._known_addresses(peer_id):
             self.peerstore.clear_peerdata(peer_id)
 

@@ -82,21 +82,22 @@ class BoundedYamux(Yamux):
 
     # Writing
 
-    async def _write_frame(self, data: bytes) -> None:
-        """Send whole frames. Not cancellable, bounded by frame_timeout; raises ConnectionClosedError."""
-        with shielded(self.limits.frame_timeout):
+    async def _write_frame(self, data: bytes, within: float | None = None) -> None:
+        """Send whole frames. Not cancellable, bounded (frame_timeout unless told); raises ConnectionClosedError."""
+        within = within or self.limits.frame_timeout
+        with shielded(within):
             async with self._write_lock:
-                await self.write_locked(data)
+                await self.write_locked(data, within)
             return
         await self._drop("it takes no frames")
         raise ConnectionClosedError("the peer takes no frames")
 
-    async def write_locked(self, data: bytes) -> None:
+    async def write_locked(self, data: bytes, within: float) -> None:
         """As `_write_frame`, for a caller that holds the write lock."""
         if self.event_shutting_down.is_set():
             raise ConnectionClosedError("the connection is shutting down")
         try:
-            with shielded(self.limits.frame_timeout):
+            with shielded(within):
                 await self.secured_conn.write(data)
                 return
         except (IOException, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -114,10 +115,11 @@ class BoundedYamux(Yamux):
             await self.secured_conn.close()
 
     async def close(self, error_code: int = GO_AWAY_NORMAL) -> None:
-        """Say goodbye and end the connection with all its streams. The original sleeps for a tenth of a second after."""
+        """Say goodbye and end the connection and its streams. The original sleeps for a tenth of a second."""
         if not self.event_shutting_down.is_set():
+            # A courtesy, so it waits no longer than all of closing may take.
             with suppress(ConnectionClosedError):
-                await self._write_frame(pack_frame(TYPE_GO_AWAY, 0, 0, error_code))
+                await self._write_frame(pack_frame(TYPE_GO_AWAY, 0, 0, error_code), self.limits.close_timeout)
         self.event_shutting_down.set()
         # The receiving task clears up too when it sees the closed socket: whichever comes first, twice does no harm.
         await self._cleanup_on_error()

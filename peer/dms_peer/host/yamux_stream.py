@@ -162,7 +162,8 @@ class BoundedYamuxStream(YamuxStream):
 
     async def _write_data(self, chunk: memoryview) -> None:
         try:
-            await self.conn.write_locked(pack_frame(TYPE_DATA, 0, self.stream_id, len(chunk), chunk))
+            frame = pack_frame(TYPE_DATA, 0, self.stream_id, len(chunk), chunk)
+            await self.conn.write_locked(frame, self.conn.limits.frame_timeout)
         except ConnectionClosedError as error:
             raise MuxedStreamReset("the connection is gone") from error
 
