@@ -88,6 +88,8 @@ def _make(path: Path, schema: Schema) -> None:
     with closing(sqlite3.connect(new, isolation_level=None)) as db:
         _set_up(db, new)
         schema.create(db)
+        # A close that cannot empty the log says nothing.
+        empty_log(db, new)
     _put_in_place(new, path)
 
 
