@@ -217,6 +217,11 @@ def open_ledger(ledger_path: Path, machine: MachineResources, clock: MovedClock)
         async with open_manager(path, hardware, **options) as manager:
             if onboarded is not None or (onboard and manager.get_onboarded_resources() is None):
                 await manager.update_onboarded_resources(onboarded or make_offer(hardware))
-            yield manager
+            try:
+                yield manager
+            finally:
+                # A test that failed must not wait for a disk that it stopped.
+                if isinstance(options["worker"], Worker):
+                    options["worker"].go()
 
     return open_

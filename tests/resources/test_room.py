@@ -208,6 +208,20 @@ def test_a_request_equal_to_all_that_is_free_is_granted() -> None:
     assert [state.free for state in left.devices] == [0, 0, 0]
 
 
+def test_one_unit_more_than_is_free_is_short() -> None:
+    room = replace(_room(), disk=7)
+    for demand, ports, short in (
+        (Demand(cpu=CPUDemand(cores=Cores(1501))), PortDemand(), CPUShortage),
+        (Demand(cpu=CPUDemand(clock_speed=3_000_000_001)), PortDemand(), CPUShortage),
+        (Demand(ram=RAMDemand(size=2 * GIB + 1)), PortDemand(), RAMShortage),
+        (Demand(disk=DiskDemand(size=8)), PortDemand(), DiskShortage),
+        (Demand(gpus=(GPUDemand(vram=17),)), PortDemand(), GPUShortage),
+        (Demand(gpus=(GPUDemand(vram=14), GPUDemand(vram=15), GPUDemand())), PortDemand(), GPUShortage),
+        (Demand(), PortDemand(dynamic=5), PortShortage),
+    ):
+        assert [type(shortage) for shortage in room.shortages(demand, ports)] == [short]
+
+
 def test_a_check_changes_nothing() -> None:
     room = _room()
     before = replace(room)

@@ -207,7 +207,7 @@ def test_an_upgrade_that_fails_leaves_the_old_version(ledger_path: Path) -> None
         assert "half" not in str(storage._db.execute("SELECT name FROM sqlite_schema").fetchall())
 
 
-@pytest.mark.parametrize("how", ["emptied", "cut", "garbage", "header", "page"])
+@pytest.mark.parametrize("how", ["emptied", "cut", "garbage", "header", "page", "history"])
 def test_a_damaged_file_is_reported_with_what_to_do_and_left_alone(ledger_path: Path, how: str) -> None:
     with opened(ledger_path) as storage:
         storage.write([made(make_lease(f"lease-{number}")) for number in range(300)])
@@ -218,6 +218,8 @@ def test_a_damaged_file_is_reported_with_what_to_do_and_left_alone(ledger_path: 
         "garbage": b"\x07" * 8192,
         "header": b"\0" * 100 + data[100:],
         "page": data[:4096] + b"\xff" * 4096 + data[8192:],
+        # Nothing of this page is read at the start.
+        "history": data[:-4096] + b"\xff" * 4096,
     }[how]
     ledger_path.write_bytes(damaged)
     with pytest.raises(LedgerDamagedError) as caught, opened(ledger_path) as storage:
