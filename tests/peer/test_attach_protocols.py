@@ -123,6 +123,23 @@ async def test_calls_that_do_not_finish_are_cancelled_and_seen_to_be_cut(host, c
         assert await call(client, peer_id) == b"hello"
 
 
+async def test_a_stream_agreed_on_just_before_the_end_is_reset(server, client) -> None:
+    called = []
+
+    async def remember(stream, peer_id: str) -> None:
+        called.append(peer_id)
+
+    async with attach_protocols(server, {ECHO: remember}):
+        handler = server.get_mux().handlers[ECHO]
+    # As if the negotiation had looked it up while it was there.
+    server.set_stream_handler(ECHO, handler)
+    peer_id = await dial(client, host_addresses(server)[0])
+    stream = await open_stream(client, peer_id, [ECHO])
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+    assert called == []
+
+
 async def test_cancelling_the_block_takes_everything_off(host, client) -> None:
     started = trio.Event()
 

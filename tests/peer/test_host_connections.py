@@ -1,5 +1,8 @@
 """Connections come and go, and the host stays."""
 
+import signal
+import subprocess
+import sys
 from contextlib import AsyncExitStack
 
 import pytest
@@ -157,16 +160,17 @@ async def test_wildcards_are_shown_as_addresses_that_can_be_dialed(client) -> No
 
 
 async def test_peers_that_take_nothing_do_not_hold_up_the_closing() -> None:
-    limits = HostLimits(close_timeout=0.2)
+    limits = HostLimits(close_timeout=0.5)
     async with AsyncExitStack() as stack:
         host = await stack.enter_async_context(open_host(new_identity(), [LOOPBACK], limits))
-        for _ in range(4):
+        for _ in range(8):
             visitor = await stack.enter_async_context(open_host(new_identity(), limits=limits))
             await dial(visitor, host_addresses(host)[0])
         connections = host.get_network().get_connections()
         for connection in connections:
             stall(connection.muxed_conn.secured_conn)
-        with trio.fail_after(5):
+        # One after the other they would take four seconds.
+        with trio.fail_after(3):
             await host.close()
         assert all(connection.muxed_conn.event_closed.is_set() for connection in connections)
 
@@ -207,6 +211,39 @@ async def test_the_librarys_own_dial_tries_once_and_waits_for_nothing(client, mo
     assert len(attempts) == 1
     # With more, a dial that has succeeded is waited on for another quarter of a second.
     assert client.swarm.connection_config.max_connections_per_peer == 1
+
+
+STOPPABLE = """
+import trio
+from dms_peer.host import host_addresses, open_host
+from dms_peer.identity import new_identity
+
+async def main():
+    async with open_host(new_identity(), ["/ip4/127.0.0.1/tcp/0"]) as host:
+        print(host_addresses(host)[0], flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+@pytest.fixture
+def peer_process():
+    """A host in a process of its own, whose first line of output is its address."""
+    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    with subprocess.Popen([sys.executable, "-c", STOPPABLE], env=environment, stdout=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+async def test_a_peer_whose_process_is_stopped_is_dropped(peer_process) -> None:
+    address = (await trio.to_thread.run_sync(peer_process.stdout.readline)).decode().strip()
+    async with open_host(new_identity(), limits=HostLimits(ping_interval=0.2, ping_timeout=0.4)) as host:
+        peer_id = await dial(host, address)
+        stream = await open_stream(host, peer_id, [PING])
+        peer_process.send_signal(signal.SIGSTOP)
+        with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
 
 
 async def test_a_cancelled_host_closes_its_sockets(server, eventually) -> None:

@@ -14,7 +14,7 @@ STREAM_WINDOW = 256 * 1024
 class HostLimits:
     """What one host holds for all peers and for each one, and how long it waits. Sizes in bytes, times in seconds."""
 
-    # Connections of all peers, both directions. A peer has one; a second one replaces nothing and is closed.
+    # Connections of all peers, both directions. Of one peer the newest two are kept.
     max_connections: int = 256
     # Inbound connections, so that a host flooded from outside can still dial.
     max_inbound_connections: int = 192

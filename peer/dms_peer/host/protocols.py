@@ -88,6 +88,7 @@ class _Attached:
         self._calls: set[trio.CancelScope] = set()
         self._calls_per_peer: Counter[str] = Counter()
         self._idle = trio.Event()
+        self._stopped = False
 
     def register(self) -> None:
         served = self._host.get_mux().get_protocols()
@@ -107,6 +108,10 @@ class _Attached:
         async def call(net_stream: INetStream) -> None:
             stream = PeerStream(net_stream, self._limits.close_timeout)
             peer_id = stream.remote_peer_id
+            if self._stopped:
+                # Its protocol was agreed on just before the handlers were taken off.
+                await reset_stream(net_stream, self._limits.close_timeout)
+                return
             # Our own host bounds this per connection; on a foreign one nobody does.
             if self._calls_per_peer[peer_id] >= self._limits.max_inbound_streams:
                 log_limited(logger, limiter, logging.INFO, "reset a stream of %s: it has too many", peer_id)
@@ -138,6 +143,7 @@ class _Attached:
 
     async def stop(self, timeout: float) -> None:  # noqa: ASYNC109  # shielded
         """Wait for the running calls, then cancel them and wait for that. Not cancellable, but bounded."""
+        self._stopped = True
         with trio.CancelScope(shield=True):
             await self._wait_idle(timeout)
             for scope in self._calls:
