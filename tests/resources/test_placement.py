@@ -8,13 +8,15 @@ from random import Random
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from dms_resources.components import GPU, GPUVendor
 from dms_resources.demands import GPUDemand
 from dms_resources.placement import DeviceState, Placement, place, place_together
 
 VENDORS = (GPUVendor.NVIDIA, GPUVendor.AMD)
+# A hundred examples miss what only some shapes show.
+MANY = settings(max_examples=max(300, settings().max_examples))
 MODELS = ("NVIDIA A100-SXM4-80GB", "NVIDIA T4", "NVIDIA T400 4GB")
 
 
@@ -106,6 +108,7 @@ def _all_placements(wanted: Sequence[GPUDemand], there: Sequence[DeviceState]) -
             yield chosen
 
 
+@MANY
 @given(st.lists(demands(), max_size=4), states())
 def test_a_placement_is_found_where_one_exists_and_only_there(
     wanted: list[GPUDemand], there: list[DeviceState]
@@ -121,6 +124,7 @@ def test_a_placement_is_found_where_one_exists_and_only_there(
             assert one.vram == (by_uuid[one.uuid].total if demand.exclusive else demand.vram)
 
 
+@MANY
 @given(st.lists(demands(), max_size=4), states())
 def test_the_devices_with_the_least_free_are_taken(wanted: list[GPUDemand], there: list[DeviceState]) -> None:
     placed = place(wanted, there)
@@ -131,6 +135,7 @@ def test_the_devices_with_the_least_free_are_taken(wanted: list[GPUDemand], ther
     assert sorted(free[one.uuid] for one in placed) == lightest
 
 
+@MANY
 @given(st.lists(demands(), max_size=4), states(), st.randoms(use_true_random=False))
 def test_neither_order_matters(wanted: list[GPUDemand], there: list[DeviceState], random: Random) -> None:
     placed = place(wanted, there)
@@ -213,6 +218,7 @@ def _fit_together(jobs: Sequence[Sequence[GPUDemand]], there: Sequence[DeviceSta
     return False
 
 
+@MANY
 @given(st.lists(st.lists(demands(), max_size=2), max_size=3), states(most=4))
 def test_several_jobs_are_placed_together_where_they_can_be(
     jobs: list[list[GPUDemand]], there: list[DeviceState]
@@ -258,3 +264,20 @@ def test_what_cannot_be_placed_alone_is_not_searched_for(count: int, monkeypatch
     monkeypatch.setattr("dms_resources.placement._search", lambda *rest: searched.append(rest))
     assert place_together([wishes(30)] * count, devices(24, 24)) is None
     assert not searched
+
+
+def test_a_device_is_handed_on_where_another_job_can_use_nothing_else() -> None:
+    there = [device("t4", 10, model="NVIDIA T4"), device("a100", 12)]
+    assert _on(place([GPUDemand(vram=8), GPUDemand(vram=4, model="T4")], there)) == ["a100", "t4"]
+
+
+def test_who_gets_which_does_not_depend_on_who_is_named_first() -> None:
+    assert _on(place(wishes(8, 9), devices(24, 10))) == ["gpu-0", "gpu-1"]
+    assert _on(place(wishes(9, 8), devices(24, 10))) == ["gpu-1", "gpu-0"]
+
+
+def test_devices_are_alike_only_when_they_are_of_one_kind() -> None:
+    there = [device("gpu-0", 8, vendor=GPUVendor.AMD), device("gpu-1", 8)]
+    placed = place_together([wishes(7), [GPUDemand(vram=6, vendor=GPUVendor.AMD)]], there)
+    assert placed is not None
+    assert [_on(one) for one in placed] == [["gpu-1"], ["gpu-0"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import trio
@@ -15,27 +15,33 @@ from dms_resources.units import Cores
 NewDemand = Callable[..., Demand]
 
 
+async def following(changes: AsyncIterator[FreeResources]) -> FreeResources:
+    """The next change; one that does not come is a failure and not a wait for ever."""
+    with trio.fail_after(100):
+        return await anext(changes)
+
+
 async def test_it_begins_with_a_snapshot_and_tells_every_change(
     open_ledger: Any, new_demand: NewDemand, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with open_ledger() as manager, manager.watch() as changes:
-        assert await anext(changes) == manager.get_free_resources()
+        assert await following(changes) == manager.get_free_resources()
         await manager.commit_resources("lease", new_demand(2), holder="peer", ttl=60)
-        assert (await anext(changes)).cpu.cores == Cores.of(6)
+        assert (await following(changes)).cpu.cores == Cores.of(6)
         # A deadline is a change too, and it comes when it is due.
         start = trio.current_time()
-        assert (await anext(changes)).cpu.cores == Cores.of(8)
+        assert (await following(changes)).cpu.cores == Cores.of(8)
         assert 59.9 < trio.current_time() - start < 60.1
 
 
 async def test_changes_are_one_for_a_slow_reader_who_holds_nobody_up(open_ledger: Any, new_demand: NewDemand) -> None:
     async with open_ledger() as manager, manager.watch() as slow, manager.watch() as never_read:
-        await anext(slow)
+        await following(slow)
         for number in range(100):
             await manager.commit_resources(f"lease-{number}", new_demand(0.01), holder="peer", ttl=60)
-        assert (await anext(slow)).cpu.cores == Cores.of(7)
+        assert (await following(slow)).cpu.cores == Cores.of(7)
         with trio.move_on_after(0) as scope:
-            await anext(slow)
+            await following(slow)
         assert scope.cancelled_caught
         assert never_read is not slow
 
@@ -64,13 +70,13 @@ async def test_offers_drains_and_lost_devices_are_told(
     open_ledger: Any, new_machine: Callable[..., Any], new_gpu: Callable[..., Any]
 ) -> None:
     async with open_ledger() as manager, manager.watch() as changes:
-        await anext(changes)
+        await following(changes)
         await manager.set_draining(True)
-        assert (await anext(changes)).draining
+        assert (await following(changes)).draining
         manager.update_machine(new_machine(gpus=[new_gpu("gpu-b", 10)]))
-        assert [gpu.uuid for gpu in (await anext(changes)).gpus] == ["gpu-b"]
+        assert [gpu.uuid for gpu in (await following(changes)).gpus] == ["gpu-b"]
         await manager.offboard()
-        assert not (await anext(changes)).onboarded
+        assert not (await following(changes)).onboarded
 
 
 async def test_a_watch_that_is_left_leaves_nothing_behind(open_ledger: Any, new_demand: NewDemand) -> None:
