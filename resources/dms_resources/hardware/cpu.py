@@ -21,7 +21,7 @@ from ..units import Cores
 from .cgroups import Cgroup, describe_group
 from .mounts import Mount, read_mounts
 from .processors import describe_processor
-from .roots import Reading, Roots, largest, list_names, parse_amount, parse_cpu_list, read_text
+from .roots import Reading, Roots, bounded, largest, list_names, parse_amount, parse_cpu_list, read_text
 
 __all__ = ["CPUFiles", "allowed_cpus", "are_renumbered", "parse_affinity", "parse_cpu", "read_cpu", "read_cpu_files"]
 
@@ -92,8 +92,8 @@ def parse_cpu(files: CPUFiles, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
     present, online = _count_cpus(files, processors)
     cores, limits = _usable_cores(files, present, online, cgroups)
     processor = describe_processor(processors, files.architecture)
-    base_clock = largest(map(parse_amount, files.base_clocks)) * 1000 or processor.base_clock_speed
-    max_clock = largest(map(parse_amount, files.max_clocks)) * 1000 or processor.clock_speed
+    base_clock = bounded(largest(map(parse_amount, files.base_clocks)) * 1000) or processor.base_clock_speed
+    max_clock = bounded(largest(map(parse_amount, files.max_clocks)) * 1000) or processor.clock_speed
     cpu = CPU(
         cores=cores,
         clock_speed=max(max_clock, base_clock),
@@ -191,4 +191,4 @@ def _last_level_cache(caches: tuple[tuple[str | None, str | None], ...]) -> int:
 
 def _parse_cache_size(text: str | None) -> int:
     found = re.fullmatch(r"([0-9]{1,12})([KMG]?)", text or "")
-    return int(found[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[found[2]] if found else 0
+    return bounded(int(found[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[found[2]]) if found else 0

@@ -10,7 +10,7 @@ import psutil
 from ..components import RAM
 from ..units import format_size
 from .cgroups import Cgroup, describe_group
-from .roots import Reading, Roots, list_names, read_text
+from .roots import Reading, Roots, bounded, list_names, read_text
 
 __all__ = ["RAMFiles", "parse_meminfo", "parse_ram", "read_ram", "read_ram_files"]
 
@@ -48,7 +48,7 @@ def read_ram_files(roots: Roots) -> RAMFiles:
 def parse_meminfo(text: str) -> dict[str, int]:
     """The numbers of `/proc/meminfo`, sizes in bytes; lines that make no sense are left out."""
     found = [match for line in text.splitlines() if (match := _LINE.fullmatch(line)) is not None]
-    return {match[1]: int(match[2]) * (1024 if match[3] else 1) for match in found}
+    return {match[1]: bounded(int(match[2]) * (1024 if match[3] else 1)) for match in found}
 
 
 def parse_ram(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Reading[RAM]:

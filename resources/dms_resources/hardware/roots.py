@@ -17,6 +17,7 @@ __all__ = [
     "HOST",
     "Reading",
     "Roots",
+    "bounded",
     "largest",
     "list_names",
     "parse_amount",
@@ -100,7 +101,12 @@ def parse_amount(text: str | None) -> int | None:
     """A number that is not negative and fits an amount; None for anything else."""
     if text is None or not _NUMBER.fullmatch(text.strip()):
         return None
-    return min(int(text), _LARGEST_AMOUNT)
+    return bounded(int(text))
+
+
+def bounded(amount: int) -> int:
+    """The amount, or the largest that there is: a broken file may say more than 64 bits hold."""
+    return min(amount, _LARGEST_AMOUNT)
 
 
 def parse_hex(text: str | None) -> int | None:

@@ -156,7 +156,7 @@ def test_a_library_that_hangs_is_ended(fake_nvml: Behave) -> None:
 
 def test_a_hanging_process_ends_itself_when_nobody_is_left_to_end_it(fake_nvml: Behave) -> None:
     fake_nvml(devices=1, hang="nvmlInitWithFlags")
-    process = subprocess.run(command_line("nvidia", 0.0), env=environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.run(command_line("nvidia", 0.0), env=environment(), stdout=subprocess.DEVNULL, timeout=30)
     assert process.returncode == -signal.SIGALRM
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...components import GPU, GPUVendor
-from ..roots import Roots, list_names, parse_amount, parse_hex, read_text
+from ..roots import Roots, bounded, list_names, parse_amount, parse_hex, read_text
 from .devices import GPUDevice, GPUReport
 from .pci import PCIDevice, model_name
 
@@ -32,7 +32,7 @@ def _local_memory(device: PCIDevice) -> int:
     tiles = [name for name in list_names(device.folder) if name.startswith("tile")]
     sizes = [_parse_size(read_text(device.folder / tile / "physical_vram_size_bytes")) for tile in tiles]
     if any(sizes):
-        return sum(sizes)
+        return bounded(sum(sizes))
     cards = [name for name in list_names(device.folder / "drm") if name.startswith("card")]
     return max((_parse_size(read_text(device.folder / "drm" / c / "lmem_total_bytes")) for c in cards), default=0)
 
