@@ -184,3 +184,9 @@ def test_this_machine_can_be_written_and_read(tmp_path: Path) -> None:
     machine = measure_machine(tmp_path, HOST, ask_gpus=lambda _: GPUReport())
     write_machine_file(tmp_path / "machine.json", machine)
     assert read_machine_file(tmp_path / "machine.json") == replace(machine, simulated=True)
+
+
+def test_the_example_in_the_documents_can_be_read() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "hardware.md").read_text("utf-8")
+    example = text.partition("```json\n")[2].partition("```")[0]
+    assert parse_machine(example.encode(), "hardware.md").gpus[0].vram == 40 * GIB

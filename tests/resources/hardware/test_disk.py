@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,3 +133,36 @@ def test_the_quota_of_a_device_without_one_is_unknown() -> None:
     assert user_quota("/dev/null") is None
     assert user_quota("/dev/\0") is None
     assert user_quota(os.devnull + "-not-there") is None
+
+
+class _Library:
+    """A C library whose quotactl(2) answers as it is told."""
+
+    def __init__(self, hard: int, soft: int, valid: int = 1, result: int = 0) -> None:
+        self.answer = (hard, soft, valid, result)
+        self.asked: list[tuple[int, bytes]] = []
+
+    def quotactl(self, command: ctypes.c_int, device: bytes, user: int, found: Any) -> int:
+        self.asked.append((command.value & 0xFFFFFFFF, device))
+        hard, soft, valid, result = self.answer
+        found._obj.hard_limit, found._obj.soft_limit, found._obj.valid = hard, soft, valid
+        return result
+
+
+@pytest.mark.parametrize(
+    ("library", "size"),
+    [
+        (_Library(hard=2048, soft=1024), 2**20),
+        (_Library(hard=2048, soft=0), 2**21),
+        (_Library(hard=0, soft=0), None),
+        (_Library(hard=2048, soft=0, valid=0), None),
+        (_Library(hard=2048, soft=0, result=-1), None),
+    ],
+)
+def test_the_lower_of_a_users_limits_counts(
+    monkeypatch: pytest.MonkeyPatch, library: _Library, size: int | None
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+    assert user_quota("/dev/sda2") == size
+    # QCMD(Q_GETQUOTA, USRQUOTA)
+    assert library.asked == [(0x80000700, b"/dev/sda2")]
