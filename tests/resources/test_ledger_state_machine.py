@@ -188,7 +188,7 @@ class Promise:
     state: LeaseState
     gpus: tuple[tuple[str, int, bool], ...]
     ports: tuple[int, ...]
-    fence: int
+    fence: int | None
     due: float | None
     deadline: float | None
     ttl: float
@@ -196,11 +196,11 @@ class Promise:
 
 @dataclass(frozen=True)
 class Past:
-    """A lease that ended."""
+    """A lease that ended; nobody saw the `fence` of one that began and ended while the disk failed."""
 
     holder: str
     state: LeaseState
-    fence: int
+    fence: int | None
     expired: bool
 
 
@@ -403,9 +403,12 @@ class Model:
 
     # What happens
 
-    def promise(self, request: LeaseRequest, state: LeaseState, given: Lease) -> None:
-        """Takes over a new lease, if what was given was there to be given."""
+    def promise(self, request: LeaseRequest, state: LeaseState, given: Lease | None) -> None:
+        """Takes over a new lease, if what was given was there to be given; None where nobody saw what was given."""
         lease_id, wanted = request.lease_id, Wanted(request.demand, request.ports)
+        if given is None:
+            self.live[lease_id] = Promise(request.holder, wanted, state, (), (), None, None, None, 0.0)
+            return
         free, demand, whole = self.free(), request.demand, given.resources
         assert demand.cpu.cores.millicores <= free["cpu"]
         assert demand.ram.size <= free["ram"]
@@ -541,9 +544,7 @@ class Take(Operation):
         for number, request in enumerate(self.requests):
             known = model.live.get(request.lease_id)
             if known is None:
-                given = answer[number] if answer is not None else after.get(request.lease_id)
-                assert given is not None
-                model.promise(request, self.state, given)
+                model.promise(request, self.state, answer[number] if answer else after.get(request.lease_id))
             elif known.state is HELD and self.state is COMMITTED:
                 model.live[request.lease_id] = replace(
                     known,
@@ -689,10 +690,8 @@ class Allocate(OnOne):
     def happen(self, model: Model, answer: Lease | None, after: dict[str, Lease]) -> None:
         known, request = model.live.get(self.lease_id), self.request()
         if known is None:
-            given = answer if answer is not None else after.get(self.lease_id)
-            assert given is not None
             assert request is not None
-            model.promise(request, ALLOCATED, given)
+            model.promise(request, ALLOCATED, answer if answer is not None else after.get(self.lease_id))
         else:
             model.live[self.lease_id] = replace(known, state=ALLOCATED, due=None, deadline=None, ttl=0.0)
         if answer is not None:
@@ -717,7 +716,7 @@ class End(OnOne):
         past = model.past.get(self.lease_id)
         if past is not None and not past.expired:
             errors: set[type[Exception]] = {NotHolderError} if self.holder not in (None, past.holder) else set()
-            errors |= {StaleFenceError} if self.fence not in (None, past.fence) else set()
+            errors |= {StaleFenceError} if past.fence and self.fence not in (None, past.fence) else set()
             return errors | ({missing} if past.state not in self.states else set())
         known = model.live.get(self.lease_id)
         errors = self.allowed_at(model, missing)
@@ -729,7 +728,8 @@ class End(OnOne):
         past = model.past[self.lease_id]
         if answer is not None:
             assert answer.reason is EndReason.RELEASED
-            assert (answer.holder, answer.state, answer.fence) == (past.holder, past.state, past.fence)
+            assert (answer.holder, answer.state) == (past.holder, past.state)
+            assert past.fence in (None, answer.fence)
 
 
 @dataclass(frozen=True)
@@ -829,6 +829,10 @@ class ModelClock:
         return self.model.wall
 
 
+# Far more than any call takes.
+_MOST_TICKS = 20_000
+
+
 class Loop:
     """A trio loop that runs only while it is called: it waits for nothing, needs no thread, is the same each time."""
 
@@ -838,6 +842,7 @@ class Loop:
         self._job: Callable[[trio.Nursery], Awaitable[Any]] | None = None
         self._result: outcome.Outcome[Any] | None = None
         self._ended: outcome.Outcome[None] | None = None
+        self._cancel: Callable[[], None] = lambda: None
         trio.lowlevel.start_guest_run(
             self._main,
             run_sync_soon_threadsafe=self._ticks.put,
@@ -848,17 +853,17 @@ class Loop:
 
     def call(self, job: Callable[[trio.Nursery], Awaitable[Any]]) -> Any:
         self._job, self._result = job, None
-        while self._result is None:
+        for _ in range(_MOST_TICKS):
             assert self._ended is None, self._ended
             self._tick()
+            if self._result is not None:
+                break
+        assert self._result is not None, "the ledger never comes to rest"
         return self._result.unwrap()
 
     def close(self) -> None:
-        async def stop(nursery: trio.Nursery) -> None:
-            nursery.cancel_scope.cancel()
-
         if self._ended is None:
-            self._job = stop
+            self._cancel()
         while self._ended is None:
             self._tick()
         self._ended.unwrap()
@@ -872,6 +877,8 @@ class Loop:
 
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
+            token = trio.lowlevel.current_trio_token()
+            self._cancel = lambda: token.run_sync_soon(nursery.cancel_scope.cancel)
             while True:
                 await trio.lowlevel.checkpoint()
                 if self._job is not None:
@@ -968,7 +975,7 @@ def _operation(draft: Draft, model: Model) -> Operation:
     if draft.aim != "any" and known:
         lease_id = known[draft.id_number % len(known)]
         one = model.past[lease_id] if draft.aim == "past" else model.live[lease_id]
-        fence = {"none": None, "right": one.fence, "stale": one.fence - 1 or 1}[draft.fence]
+        fence = {"none": None, "right": one.fence, "stale": (one.fence or 0) + 1}[draft.fence]
         if draft.aim != "mixed_up":
             holder = one.holder
             wanted = one.wanted if isinstance(one, Promise) else wanted
