@@ -19,6 +19,7 @@ from dms_resources.audit import Finding
 from dms_resources.book import HistoryEntry
 from dms_resources.changes import describe_missing
 from dms_resources.components import Amount, FreeResources, MachineResources, OnboardedResources, Resources
+from dms_resources.demands import describe_shortage
 from dms_resources.leases import Lease
 
 from .offers import Offer, onboarded_resources
@@ -58,8 +59,9 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     """The state of one peer. `running` is false when the ledger was read without a peer.
 
     `addrs` end in `/p2p/PEER_ID`; `leases` are the newest ones, `lease_count` counts all; `limits` and `problems` are
-    sentences on the machine, `missing` on what is onboarded and no longer there. `storage_error` says why nothing can
-    be promised now, `findings` are those of the last audit, `audited` (Unix seconds) is when that was.
+    sentences on the machine, `missing` on what is onboarded and no longer there, `short_now` on what the ledger has
+    free and the machine has not. `storage_error` says why nothing can be promised now, `findings` are those of the last
+    audit, `audited` (Unix seconds) is when that was.
     """
 
     peer_id: str
@@ -76,6 +78,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     limits: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    short_now: tuple[str, ...] = ()
     storage_error: str | None = None
     findings: tuple[Finding, ...] = ()
     audited: float | None = None
@@ -196,6 +199,7 @@ class LocalAdministration:
             limits=manager.machine.limits,
             problems=manager.machine.problems,
             missing=tuple(map(describe_missing, manager.missing_resources)),
+            short_now=tuple(map(describe_shortage, manager.physically_short)),
             storage_error=manager.storage_error.message if manager.storage_error else None,
             findings=findings,
             audited=audited,

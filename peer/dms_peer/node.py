@@ -22,7 +22,7 @@ import trio
 
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
-from dms_resources.manager import ResourceManager, open_manager
+from dms_resources.manager import Guard, ResourceManager, open_manager
 from dms_resources.usage import UsageMonitor
 
 from .administration import LocalAdministration, administration_operations
@@ -52,11 +52,13 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a peer is started with: its home, where it listens, and its machine (None: as remembered)."""
+    """What a peer is started with: its home, where it listens, its machine (None: as remembered), and what it does with
+    a promise that the machine itself is short of now."""
 
     home: Home
     listen: tuple[str, ...] = ()
     machine: str | None = None
+    guard: Guard = "warn"
 
     async def run(self, announce: Callable[[Ready | None], None]) -> None:
         """Runs until a signal asks it to stop; `announce` is told when it is ready, and (None) when it has stopped.
@@ -103,7 +105,7 @@ class Node:
         while True:
             try:
                 return await stack.enter_async_context(
-                    open_manager(self.home.ledger_path, machine, usage_monitor=monitor)
+                    open_manager(self.home.ledger_path, machine, usage_monitor=monitor, guard=self.guard)
                 )
             except LedgerInUseError:
                 # A command of the owner has it for a moment; another peer keeps it.

@@ -159,6 +159,8 @@ def show_status(status: StatusAnswer) -> None:
         print(f"  nothing can be promised now: {printable(status.storage_error)}")
     for sentence in status.missing:
         print(f"  no longer there: {printable(sentence)}")
+    for sentence in status.short_now:
+        print(f"  used by others now: {printable(sentence)}")
     for finding in status.findings:
         print(f"  audit: {finding.code}: {printable(finding.message)}")
     for sentence in (*status.limits, *status.problems):

@@ -3,7 +3,8 @@
 Findings by code: `totals` (the running totals are not the sum of the leases), `stored` (the file has other leases),
 `oversold` (more is promised than offered), `device_gone` (a lease is on a GPU that is not there), `port_in_use` (a
 free port is used by a process), `vram_in_use` (a GPU uses more memory than is promised on it), `process_gone` (the
-processes of an allocation have ended). Only `process_gone` can be repaired without the owner.
+processes of an allocation have ended). `process_gone`, `totals` and `stored` can be
+repaired without the owner's further help.
 """
 
 from __future__ import annotations

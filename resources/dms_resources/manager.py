@@ -33,9 +33,20 @@ from .components import (
     Resources,
 )
 from .decisions import Moment
-from .demands import NO_PORTS, Demand, PortDemand, Shortage, describe_shortage
+from .demands import (
+    NO_PORTS,
+    CPUDemand,
+    Demand,
+    DiskDemand,
+    GPUDemand,
+    PortDemand,
+    RAMDemand,
+    Shortage,
+    describe_shortage,
+)
 from .errors import LeaseError, RequestError, StorageError
 from .guard import physical_shortages
+from .hardware.cgroups import own_group
 from .journal import Journal, Worker
 from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .ledger_file import damaged_error
@@ -64,6 +75,7 @@ _RETRY_SECONDS = 1.0
 _PRUNE_SECONDS = 3600.0
 _AUDIT_SECONDS = 600.0
 _FOLLOW_SECONDS = 5.0
+_WARN_SECONDS = 60.0
 _HISTORY_SECONDS = 90 * 86400.0
 # Longer than any bid is valid, so that a bid whose lease was released cannot be taken again.
 _ENDED_SECONDS = 3600.0
@@ -134,6 +146,7 @@ class ResourceManager:
         self._clock = clock
         self._usage_monitor = usage_monitor
         self._guard = guard
+        self._warned = float("-inf")
         self._audited: tuple[float, tuple[Finding, ...]] | None = None
         self._worker = worker
         self._disk = trio.Lock()
@@ -179,6 +192,21 @@ class ResourceManager:
         """What is onboarded and is no longer there; new commitments against it are refused."""
         onboarded = self._book.offer.onboarded
         return missing_resources(onboarded, self._book.machine) if onboarded else ()
+
+    @property
+    def physically_short(self) -> tuple[Shortage, ...]:
+        """Where the machine itself has less free now than the ledger: a disk that fills, memory that others use."""
+        sample = self._usage_monitor.sample if self._usage_monitor else None
+        if sample is None or self._book.offer.onboarded is None:
+            return ()
+        free = self.get_free_resources()
+        everything = Demand(
+            cpu=CPUDemand(cores=free.cpu.cores),
+            ram=RAMDemand(size=free.ram.size),
+            disk=DiskDemand(size=free.disk.size),
+            gpus=tuple(GPUDemand(vram=gpu.vram, uuid=gpu.uuid) for gpu in free.gpus),
+        )
+        return physical_shortages(everything, sample, self._book.machine)
 
     @property
     def usage_monitor(self) -> UsageMonitor:
@@ -294,7 +322,10 @@ class ResourceManager:
         `StaleFenceError` or `StorageError`. May be cancelled.
         """
         processes = tuple(_started(request.processes))
-        return await self._change(lambda now: decisions.allocate(self._book, request, now, processes))
+        lease = await self._change(lambda now: decisions.allocate(self._book, request, now, processes))
+        if self._usage_monitor is not None and lease.processes:
+            await self._worker(lambda: self._follow_use(lease))
+        return lease
 
     async def deallocate_resources(
         self, lease_id: str, *, holder: str | None = None, fence: int | None = None
@@ -349,8 +380,9 @@ class ResourceManager:
     async def audit(self, *, repair: bool = False) -> list[Finding]:
         """Compares the ledger with itself, with its file and with what the operating system shows.
 
-        With `repair` an allocation whose processes are gone is ended, with an entry in the history. Raises
-        `StorageError`. May be cancelled.
+        With `repair` an allocation whose processes are gone is ended, and a book that differs from its file or from
+        its own sums is made anew of the file, each with an entry in the history. Raises `StorageError`. May be
+        cancelled.
         """
         await self._ready()
         stored: list[Contents] = []
@@ -362,8 +394,7 @@ class ResourceManager:
         found = await self._observe(stored[0] if same else None)
         self._audited = (self._clock.wall(), tuple(found))
         if repair:
-            for finding in found:
-                await self._repair(finding)
+            await self._repair(found)
         return found
 
     # Inside.
@@ -376,9 +407,23 @@ class ResourceManager:
         await self._worker(lambda: findings.extend(audit_snapshot(snapshot, sample)))
         return findings
 
-    async def _repair(self, finding: Finding) -> None:
-        if finding.code != "process_gone":
-            return
+    async def _repair(self, found: Sequence[Finding]) -> None:
+        differing = [finding for finding in found if finding.code in ("totals", "stored")]
+        if differing:
+            await self._reload(differing)
+        for finding in found:
+            if finding.code == "process_gone":
+                await self._end_allocation(finding)
+
+    async def _reload(self, findings: Sequence[Finding]) -> None:
+        """Makes the book anew of what was acknowledged, which is what the file has."""
+        while not self._journal.idle:
+            await self._journal.submit(self._book, Change()).wait()
+        # Nothing is on its way to the file now, and nothing is decided before `_ready` has read it.
+        self._journal.failed = StorageError(f"audit: {findings[0].message}")
+        await self._change(lambda now: (Change(entries=tuple(_reload_entry(now, one) for one in findings)), None))
+
+    async def _end_allocation(self, finding: Finding) -> None:
         # Its holder may have given it back since it was found.
         with contextlib.suppress(LeaseError):
             await self._change(
@@ -406,9 +451,18 @@ class ResourceManager:
     async def _end(
         self, lease_id: str, states: tuple[LeaseState, ...], holder: str | None, fence: int | None
     ) -> EndedLease:
-        return await self._change(
+        ended = await self._change(
             lambda now: decisions.end(self._book, lease_id, now, states=states, holder=holder, fence=fence)
         )
+        if self._usage_monitor is not None:
+            self._usage_monitor.unfollow(lease_id)
+        return ended
+
+    def _follow_use(self, lease: Lease) -> None:
+        """Has the use of a job told apart from the rest, where its process has a cgroup of its own."""
+        group = own_group(lease.processes[0][0])
+        if group is not None and self._usage_monitor is not None:
+            self._usage_monitor.follow(lease.lease_id, group)
 
     async def _change(self, decide: Callable[[Moment], tuple[Change, _T]]) -> _T:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -498,10 +552,13 @@ class ResourceManager:
     def _physical_shortages(self, demand: Demand) -> tuple[Shortage, ...]:
         sample = self._usage_monitor.sample if self._usage_monitor else None
         shortages = physical_shortages(demand, sample, self._book.machine) if sample else ()
-        if shortages and self._guard == "warn":
+        if self._guard == "enforce" or not shortages:
+            return shortages
+        # Anybody may ask for a bid as often as they like: that must not fill the log.
+        if self._clock.steady() >= self._warned + _WARN_SECONDS:
+            self._warned = self._clock.steady()
             _log.warning("promised beyond what is free now: %s", "; ".join(map(describe_shortage, shortages)))
-            return ()
-        return shortages
+        return ()
 
     def _opening_at(self, wall: float) -> Opening:
         onboarded = self._book.offer.onboarded
@@ -629,6 +686,17 @@ def _free(book: Book) -> FreeResources:
         onboarded=book.offer.onboarded is not None,
         draining=book.offer.draining,
         simulated=book.machine.simulated,
+    )
+
+
+def _reload_entry(now: Moment, finding: Finding) -> HistoryEntry:
+    return HistoryEntry(
+        at=now.wall,
+        actor="audit",
+        action="reload",
+        lease_id=finding.lease_id,
+        reason=EndReason.REPAIRED.value,
+        detail=finding.message,
     )
 
 

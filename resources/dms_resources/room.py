@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from .architectures import architecture_name
 from .components import CPU, GPU, RAM, Disk, Resources
 from .demands import (
     CPUDemand,
@@ -83,7 +84,8 @@ class Room:
 
     def keeping(self, ports: Iterable[int]) -> Room:
         """The room without these ports."""
-        return replace(self, spoken_for=self.spoken_for.union(ports))
+        spoken_for = self.spoken_for.union(ports)
+        return self if spoken_for == self.spoken_for else replace(self, spoken_for=spoken_for)
 
     def less(self, demand: Demand, granted: Granted) -> Room:
         """The room that is left when this was granted."""
@@ -105,7 +107,7 @@ class Room:
     def _cpu(self, asked: CPUDemand) -> CPUShortage | None:
         if (
             asked.cores.millicores <= self.millicores
-            and asked.architecture in ("", self.cpu.architecture)
+            and (not asked.architecture or architecture_name(asked.architecture) == self.cpu.architecture)
             and asked.clock_speed <= self.cpu.clock_speed
         ):
             return None

@@ -9,10 +9,11 @@ import trio
 
 from dms_peer.administration import AuditRequest, HistoryRequest, LocalAdministration, OnboardRequest
 from dms_peer.offers import Offer
+from dms_resources.book import Totals
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.errors import OnboardingError
-from dms_resources.leases import ResourceAllocation
+from dms_resources.leases import LeaseState, ResourceAllocation
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores
 
@@ -85,3 +86,21 @@ async def test_status_tells_what_is_no_longer_there_and_nothing_new_is_promised_
     status = await ours.status()
     assert status.missing == ("cpu: 2 cores onboarded, 1 left",)
     assert status.free.cpu.cores == Cores(1000)
+
+
+async def test_a_book_that_differs_from_its_file_is_made_anew_of_it_and_the_history_says_so(administration):
+    ours, manager = administration
+    await ours.onboard(OnboardRequest(offer=OFFER))
+    demand = Demand(cpu=CPUDemand(cores=Cores(1500)))
+    lease = await manager.commit_resources("lease", demand, holder="peer", ttl=60)
+    # As if a defect had lost a lease and miscounted another.
+    manager._book._remove(manager._book.leases["lease"])
+    manager._book.totals[LeaseState.ALLOCATED] = Totals(millicores=7, count=1)
+    found = (await ours.audit(AuditRequest(repair=True))).findings
+    assert {"stored", "totals"} <= {finding.code for finding in found}
+    assert manager.lease("lease") == lease
+    assert manager.get_free_resources().cpu.cores == Cores(500)
+    entries = (await ours.history(HistoryRequest())).entries
+    assert {(entry.actor, entry.action) for entry in entries[: len(found) - 1]} >= {("audit", "reload")}
+    left = {finding.code for finding in (await ours.audit(AuditRequest())).findings}
+    assert not left & {"stored", "totals"}

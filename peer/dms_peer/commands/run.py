@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated
 
 import trio
@@ -10,6 +11,14 @@ import typer
 from .options import DebugOption, HomeOption, JSONOption, MachineOption, home_at
 
 __all__ = ["run"]
+
+
+class GuardChoice(Enum):
+    """The settings of the guard."""
+
+    OFF = "off"
+    WARN = "warn"
+    ENFORCE = "enforce"
 
 
 def run(
@@ -22,6 +31,13 @@ def run(
             show_default="all IPv4 addresses, a port of the system's choice that is kept when it can be",
         ),
     ] = None,
+    guard: Annotated[
+        GuardChoice,
+        typer.Option(
+            "--guard",
+            help="What to do with a promise that the ledger has room for and the machine itself has not now.",
+        ),
+    ] = GuardChoice.WARN,
     home: HomeOption = None,
     machine: MachineOption = None,
     as_json: JSONOption = False,
@@ -31,5 +47,5 @@ def run(
     from ..node import Node, announce, announce_json, write_logs
 
     write_logs(debug=debug)
-    node = Node(home=home_at(home), listen=tuple(listen or ()), machine=machine)
+    node = Node(home=home_at(home), listen=tuple(listen or ()), machine=machine, guard=guard.value)
     trio.run(node.run, announce_json if as_json else announce)

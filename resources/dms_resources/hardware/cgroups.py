@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .mounts import Mount, read_mounts
-from .roots import Reading, Roots, parse_amount, parse_cpu_list, read_text
+from .roots import HOST, Reading, Roots, parse_amount, parse_cpu_list, read_text
 
 __all__ = [
     "Cgroup",
     "Membership",
     "describe_group",
     "group_directories",
+    "own_group",
     "parse_cpu_quota",
     "parse_memberships",
     "read_cgroups",
@@ -75,6 +76,20 @@ def read_cgroups(roots: Roots) -> Reading[tuple[Cgroup, ...]]:
             problems.append(f"cgroup {membership.path} lies outside what this process can see: its limits are unknown")
         groups += [_read_group(name, directory) for name, directory in _walk_up(membership, mounts, roots)]
     return Reading(tuple(groups), problems=tuple(problems))
+
+
+def own_group(process: int, roots: Roots = HOST) -> str | None:
+    """The cgroup of a process, as `/proc/PID/cgroup` names it; None when it has ended or shares ours. Never raises."""
+    found, ours = (_first_group(roots.proc / name / "cgroup") for name in (str(process), "self"))
+    return None if found == ours else found
+
+
+def _first_group(path: Path) -> str | None:
+    # Version 2 has one line; of version 1 the tree that counts the memory speaks for the job.
+    memberships = parse_memberships(read_text(path) or "")
+    ranked = sorted(memberships, key=lambda one: (bool(one.controllers), "memory" not in one.controllers))
+    counted = [one for one in ranked if "memory" in one.controllers] or ranked
+    return counted[0].path if counted else None
 
 
 def group_directories(name: str, roots: Roots) -> tuple[Path, ...]:
