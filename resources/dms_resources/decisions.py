@@ -273,6 +273,9 @@ def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dic
     granted: dict[str, Granted] = {}
     placements = place_together([request.demand.gpus for request in requests], left.devices)
     for index, request in enumerate(requests):
+        if index:
+            before = requests[index - 1]
+            left = left.less(before.demand, granted[before.lease_id])
         _check_open(book, now, request.ttl)
         # The ports that the others name are not given to this one as any.
         room = left.keeping(port for other in requests if other is not request for port in other.ports.static)
@@ -284,7 +287,6 @@ def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dic
             _check_room(book, room, request.demand, request.ports, now, index, placed=True)
             given = room.grant(request.demand, request.ports, placements[index])
         granted[request.lease_id] = given
-        left = left.less(request.demand, given)
     return granted
 
 

@@ -92,13 +92,19 @@ class Demand(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def describe(self) -> str:
         """One line for people: "2 cores, 4 GiB RAM, 10 GiB disk, 1 GPU with 8 GiB"."""
-        parts = [
-            f"{self.cpu.cores} cores",
-            f"{format_size(self.ram.size)} RAM",
-            f"{format_size(self.disk.size)} disk",
-        ]
-        parts += [f"1 GPU with {format_size(gpu.vram)}" for gpu in self.gpus]
-        return ", ".join(parts)
+        return _describe(self)
+
+
+@lru_cache(maxsize=1024)
+def _describe(demand: Demand) -> str:
+    # A job's demand is described at each step of its life.
+    parts = [
+        f"{demand.cpu.cores} cores",
+        f"{format_size(demand.ram.size)} RAM",
+        f"{format_size(demand.disk.size)} disk",
+    ]
+    parts += [f"1 GPU with {format_size(gpu.vram)}" for gpu in demand.gpus]
+    return ", ".join(parts)
 
 
 class PortDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -19,6 +19,9 @@ class LeaseState(Enum):
     COMMITTED = "committed"
     ALLOCATED = "allocated"
 
+    # The book's totals are kept by state: Enum's own hash is a call of Python each time.
+    __hash__ = object.__hash__
+
 
 class LeaseRequest(Struct, frozen=True, kw_only=True):
     """One commitment to make: who asks (`holder`, a peer id or a local name), for what, for `ttl` seconds."""

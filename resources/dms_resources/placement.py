@@ -78,6 +78,8 @@ def place(demands: Sequence[GPUDemand], devices: Iterable[DeviceState]) -> tuple
     """
     if not demands:
         return ()
+    if len(demands) == 1:
+        return _place_one(demands[0], devices)
     order = sorted(range(len(demands)), key=lambda index: _demand_key(demands[index]))
     ranked = [demands[index] for index in order]
     chosen = _lightest_devices(ranked, sorted(devices, key=_device_key))
@@ -101,6 +103,10 @@ def place_together(
     search over all of them, bounded by `steps` because its worst case is exponential; it is not begun for more than 64
     GPUs.
     """
+    if len(jobs) == 1:
+        # `place` is complete for one job: what cannot be placed alone cannot be placed together.
+        alone = place(jobs[0], devices)
+        return None if alone is None else [alone]
     states = {state.device.uuid: state for state in devices}
     untouched = dict(states)
     order = sorted(range(len(jobs)), key=lambda index: _job_key(jobs[index]))
@@ -113,12 +119,19 @@ def place_together(
         _take_all(states, jobs[index], placed)
     else:
         return result
-    # `place` is complete for one job: what cannot be placed alone cannot be placed together.
-    if len(jobs) == 1 or any(place(job, untouched.values()) is None for job in jobs):
+    if any(place(job, untouched.values()) is None for job in jobs):
         return None
     if sum(map(len, jobs)) > _MOST_SEARCHED:
         return None
     return _search(jobs, order, untouched, _Budget(steps))
+
+
+def _place_one(demand: GPUDemand, devices: Iterable[DeviceState]) -> tuple[Placement, ...] | None:
+    # What the matching comes to when there is nothing to match against.
+    state = min((state for state in devices if state.fits(demand)), key=_device_key, default=None)
+    if state is None:
+        return None
+    return (Placement(uuid=state.device.uuid, vram=state.bytes_for(demand), exclusive=demand.exclusive),)
 
 
 class _Budget:
