@@ -441,9 +441,9 @@ class Model:
             assert not any(alone for _, alone in self.users(gpu.uuid))
             if wish.exclusive:
                 assert not self.users(gpu.uuid)
-                assert gpu.vram == total[gpu.uuid] >= wish.vram
+                assert gpu.vram == total.get(gpu.uuid) >= wish.vram
             else:
-                assert gpu.vram == wish.vram <= left[gpu.uuid]
+                assert gpu.vram == wish.vram <= left.get(gpu.uuid, -1)
 
     def _check_ports(self, asked: PortDemand, given: Sequence[int]) -> None:
         assert len(set(given)) == len(given) == len(asked.static) + asked.dynamic
@@ -541,6 +541,7 @@ class Take(Operation):
 
     def happen(self, model: Model, answer: list[Lease] | None, after: dict[str, Lease]) -> None:
         assert answer is None or [lease.lease_id for lease in answer] == [one.lease_id for one in self.requests]
+        fresh = any(request.lease_id not in model.live for request in self.requests)
         for number, request in enumerate(self.requests):
             known = model.live.get(request.lease_id)
             if known is None:
@@ -555,7 +556,8 @@ class Take(Operation):
                 )
             if answer is not None:
                 _check_same(model.live[request.lease_id], answer[number])
-        if self.state is HELD:
+        # The owner may have lowered the share since the others were held.
+        if self.state is HELD and fresh:
             assert not model.held_too_much()
 
     def check_refusal(self, model: Model, error: BaseException) -> None:
@@ -1391,7 +1393,7 @@ def _test_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 TestLedger = LedgerMachine.TestCase
 TestLedger.settings = settings(
-    max_examples=25_000 if LONG else 2_000,
+    max_examples=50_000 if LONG else 2_000,
     stateful_step_count=40 if LONG else 10,
     deadline=None,
     database=None,
