@@ -1,0 +1,81 @@
+// A client and a provider of the DMS's resource and bid protocols on go-libp2p, to show that the wire is nobody's own.
+//
+//	interop client MULTIADDR   asks a peer all that there is to ask, and prints one JSON object
+//	interop provider           offers an imagined machine on loopback until its standard input ends
+//	interop vectors FILE       decodes the test vectors of the wire
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
+	"github.com/libp2p/go-libp2p/p2p/security/noise"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(arguments []string) error {
+	switch {
+	case len(arguments) == 2 && arguments[0] == "client":
+		return runClient(arguments[1])
+	case len(arguments) == 1 && arguments[0] == "provider":
+		return runProvider()
+	case len(arguments) == 2 && arguments[0] == "vectors":
+		return checkVectors(arguments[1])
+	}
+	return fmt.Errorf("usage: client MULTIADDR | provider | vectors FILE")
+}
+
+// openHost makes a host that speaks TCP, Noise and Yamux and nothing else.
+func openHost(listen ...string) (host.Host, error) {
+	return libp2p.New(
+		libp2p.Transport(tcp.NewTCPTransport),
+		libp2p.Security(noise.ID, noise.New),
+		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
+		libp2p.ListenAddrStrings(listen...),
+		libp2p.DisableRelay(),
+		libp2p.DisableMetrics(),
+	)
+}
+
+// connection says what two peers agreed on.
+type connection struct {
+	Transport string `json:"transport"`
+	Security  string `json:"security"`
+	Muxer     string `json:"muxer"`
+}
+
+func describe(conn network.Conn) connection {
+	state := conn.ConnState()
+	return connection{state.Transport, string(state.Security), string(state.StreamMultiplexer)}
+}
+
+// versions names what this program was built with.
+func versions() map[string]string {
+	found := map[string]string{"runtime": runtime.Version()}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, module := range info.Deps {
+			if module.Path == "github.com/libp2p/go-libp2p" {
+				found["libp2p"] = module.Version
+			}
+		}
+	}
+	return found
+}
+
+func printLine(value any) error {
+	return json.NewEncoder(os.Stdout).Encode(value)
+}

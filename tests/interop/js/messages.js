@@ -1,0 +1,115 @@
+// The messages, with the DMS's field names: see schema.cddl.
+import { any, bool, bytes, list, nullable, number, struct, text, uint } from './structs.js'
+
+// What there is and what is asked for
+
+const cpuFields = { clock_speed: uint, architecture: text, vendor: text, model: text, threads: uint }
+const cpu = struct({ cores: number }, cpuFields)
+const ram = struct({ size: uint }, { clock_speed: uint, type: text })
+const disk = struct({ size: uint }, { model: text, vendor: text, type: text, interface: text })
+const gpuFields = { vendor: text, model: text, exclusive: bool }
+const gpu = struct({ uuid: text, vram: uint }, { ...gpuFields, index: uint, pci_address: text })
+
+const demand = struct({}, {
+  cpu: struct({}, { cores: number, architecture: text, clock_speed: uint }),
+  ram: struct({}, { size: uint }),
+  disk: struct({}, { size: uint }),
+  gpus: list(struct({}, { ...gpuFields, vram: uint, uuid: text }))
+})
+const portDemand = struct({}, { static: list(uint), dynamic: uint })
+
+const resourceFields = { cpu, ram, disk, gpus: list(gpu) }
+export const Resources = struct(resourceFields)
+export const FreeResources = struct({
+  ...resourceFields, ports: uint, onboarded: bool, draining: bool, simulated: bool
+})
+
+// Bids
+
+const place = struct({}, { continent: text, country: text, city: text })
+const nodeRequest = struct({ node_id: text }, {
+  executors: list(text),
+  resources: demand,
+  location: struct({}, { accept: list(place), reject: list(place) }),
+  public_ports: portDemand,
+  general_requirements: struct({}, { privileged_docker: bool })
+})
+export const EnsembleRequest = struct(
+  { id: text, nonce: uint, deadline: number, request: list(nodeRequest) },
+  { peer_exclusion: list(text) }
+)
+export const Bid = struct({
+  request_digest: bytes,
+  ensemble_id: text,
+  nonce: uint,
+  node_id: text,
+  lease_id: text,
+  requester: text,
+  provider: text,
+  demand,
+  resources: Resources,
+  valid_until: number
+}, {
+  public_ports: portDemand,
+  price: nullable(struct({ micros_per_hour: uint, currency: text })),
+  location: nullable(place),
+  held: bool,
+  simulated: bool
+})
+const shortage = struct({ dimension: text, asked: any, free: any, total: any })
+const refusal = struct(
+  { node_id: text, code: text, message: text },
+  { shortages: list(shortage), retry_after: nullable(number) }
+)
+export const BidAnswer = struct({ bids: list(bytes), refusals: list(refusal) })
+export const OfferAnswer = struct({ offers: list(Bid), refusals: list(refusal) })
+
+// Leases
+
+export const Lease = struct({
+  lease_id: text, holder: text, state: text, demand, resources: Resources, fence: uint, created: number
+}, {
+  asked_ports: portDemand,
+  ports: list(uint),
+  ttl: number,
+  deadline: nullable(number),
+  group: text,
+  processes: list(list(number))
+})
+export const EndedLease = struct({
+  lease_id: text, holder: text, state: text, fence: uint, reason: text, ended: number
+})
+export const CommitAnswer = struct({ leases: list(Lease) })
+export const LeaseAnswer = struct({ lease: Lease })
+export const ReleaseAnswer = struct({ lease: EndedLease })
+export const ListAnswer = struct({ leases: list(Lease), more: bool })
+
+// Requests and answers
+
+const asked = { id: uint, op: text }
+const leaseRequest = struct({ ...asked, lease_id: text }, { ttl: number, fence: uint })
+const query = struct(asked)
+export const requests = {
+  free: query,
+  onboarded: query,
+  allocated: query,
+  machine: query,
+  usage: query,
+  watch: query,
+  cancel: struct({ ...asked, target: uint }),
+  bid_request: struct({ ...asked, ensemble: EnsembleRequest }, { dry_run: bool, hold: number, ttl: number }),
+  commit: struct({ ...asked, bids: list(bytes), ttl: number }),
+  renew: leaseRequest,
+  allocate: leaseRequest,
+  release: leaseRequest,
+  list: struct(asked, { after: text, limit: uint })
+}
+
+export const Success = (ok) => struct({ id: uint, ok })
+export const Event = struct({ id: uint, event: FreeResources })
+export const Failure = struct({
+  id: nullable(uint),
+  error: struct({ code: text, message: text }, {
+    retry_after: number, shortages: list(shortage), index: uint, path: text, lease_id: text
+  })
+})

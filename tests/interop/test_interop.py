@@ -1,0 +1,268 @@
+"""Clients and providers of another hand: every language with every other, over loopback."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from dms_peer.__main__ import run_command
+from dms_peer.home import Home
+from dms_peer.host import dial, open_host
+from dms_peer.identity import load_identity
+from dms_protocols.cbor import encode_deterministic
+from dms_resources.units import GIB
+
+HERE = Path(__file__).parent
+MATRIX = HERE / "matrix.json"
+PAGE = HERE.parents[1] / "docs" / "interop.md"
+BEGIN, END = "<!-- matrix: written by the run -->\n", "<!-- end of the matrix -->\n"
+VECTORS = Path(str(files("dms_protocols") / "test_vectors.json"))
+
+LANGUAGES = ["Python", "Go", "JavaScript"]
+FOREIGN = ["Go", "JavaScript"]
+LIBRARIES = {"Python": "py-libp2p", "Go": "go-libp2p", "JavaScript": "js-libp2p"}
+CONNECTION = {"transport": "tcp", "security": "/noise", "muxer": "/yamux/1.0.0"}
+DEMAND = {"cpu": {"cores": 1}, "ram": {"size": GIB}, "disk": {"size": GIB}}
+
+
+# The Python client: the commands of `dms-peer`
+
+
+def dms_peer(*arguments: str) -> dict[str, Any]:
+    """What a command prints with --json."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        run_command([*arguments, "--json"])
+    return json.loads(printed.getvalue())
+
+
+def ask_in_python(address: str, home: Path) -> dict[str, Any]:
+    """The way of the other clients, by commands."""
+
+    def ask(command: str, *arguments: str) -> dict[str, Any]:
+        return dms_peer(command, address, *arguments, "--home", str(home))
+
+    bid_file, amounts = str(home / "bid.cbor"), ["--ram", "1GiB", "--disk", "1GiB"]
+    found: dict[str, Any] = {"free_before": ask("free")}
+    found["bid"] = ask("bid", "--cpu", "1", *amounts, "-o", bid_file)["bid"]
+    found["committed"], found["again"] = (ask("commit", bid_file, "--ttl", "60") for _ in range(2))
+    lease_id = found["lease_id"] = found["committed"]["lease_id"]
+    found["stale_fence"] = ask("allocate", lease_id, "--fence", "12345")["error"]["code"]
+    found["allocated"] = ask("allocate", lease_id, "--fence", str(found["committed"]["fence"]))
+    found["free_during"] = ask("free")
+    found["released"] = ask("release", lease_id)
+    found["free_after"] = ask("free")
+    found["refusals"] = [ask("bid", "--cpu", "99", *amounts)["error"]]
+    identity = load_identity(Home(home).key_path)
+    return {**found, "peer_id": identity.peer_id, "connection": trio.run(_agreed, identity, address)}
+
+
+async def _agreed(identity: Any, address: str) -> dict[str, Any]:
+    async with open_host(identity) as host:
+        peer_id = await dial(host, address)
+        (connection,) = (one for one in host.swarm.get_connections() if str(one.muxed_conn.peer_id) == peer_id)
+        muxed = connection.muxed_conn
+        security, muxer = muxed.negotiated_security_protocol, muxed.negotiated_muxer_protocol
+        return {"transport": "tcp", "security": security, "muxer": muxer}
+
+
+# What every client has to find at every provider
+
+
+def check_connection(report: dict[str, Any]) -> None:
+    assert report["connection"] == CONNECTION
+
+
+def check_free(report: dict[str, Any]) -> None:
+    before, during, after = (report[f"free_{when}"] for when in ("before", "during", "after"))
+    assert (before["cpu"]["cores"], before["ram"]["size"], before["disk"]["size"]) == (4, 16 * GIB, 100 * GIB)
+    assert (before["onboarded"], before["draining"], before["simulated"]) == (True, False, True)
+    assert (during["cpu"]["cores"], during["ram"]["size"], during["disk"]["size"]) == (3, 15 * GIB, 99 * GIB)
+    assert after == before
+
+
+def check_bid(report: dict[str, Any], provider: str) -> None:
+    bid = report["bid"]
+    assert (bid["provider"], bid["requester"]) == (provider, report["peer_id"])
+    assert bid["demand"] == DEMAND
+    assert bid["resources"] == {**DEMAND, "gpus": []}
+    assert bid["simulated"] is True
+    assert bid["valid_until"] > report["committed"]["created"]
+    named = {
+        "requester": report["peer_id"],
+        "request_digest": _octets(bid["request_digest"]),
+        "node_id": bid["node_id"],
+        "provider": provider,
+    }
+    assert bid["lease_id"] == hashlib.sha256(encode_deterministic(named)).hexdigest()[:32]
+
+
+def check_lease(report: dict[str, Any]) -> None:
+    committed, allocated, released = report["committed"], report["allocated"], report["released"]
+    assert (committed["lease_id"], committed["holder"]) == (report["bid"]["lease_id"], report["peer_id"])
+    assert (committed["state"], committed["demand"], committed["ttl"]) == ("committed", DEMAND, 60)
+    assert committed["resources"] == {**DEMAND, "gpus": []}
+    assert committed["deadline"] == pytest.approx(committed["created"] + 60)
+    assert report["again"] == committed
+    timed = {"state", "ttl", "deadline"}
+    unchanged = {name: value for name, value in committed.items() if name not in timed}
+    assert {name: value for name, value in allocated.items() if name not in timed} == unchanged
+    assert (allocated["state"], allocated.get("deadline")) == ("allocated", None)
+    assert (released["lease_id"], released["holder"]) == (committed["lease_id"], committed["holder"])
+    assert (released["fence"], released["state"], released["reason"]) == (committed["fence"], "allocated", "released")
+    assert committed["created"] <= released["ended"] <= committed["deadline"]
+
+
+def check_refusals(report: dict[str, Any]) -> None:
+    assert report["stale_fence"] == "stale_fence"
+    (refusal,) = report["refusals"]
+    assert refusal["code"] == "resources"
+    short = {"dimension": "cpu", "asked": {"cores": 99}, "free": {"cores": 4}, "total": {"cores": 4}}
+    assert refusal["shortages"] == [short]
+
+
+def check_envelope(report: dict[str, Any], provider: str) -> None:
+    """What the clients of another hand tell beyond the commands: their own library opened the envelope."""
+    assert report["signer"] == provider
+    assert report["digest"] == report["bid"]["request_digest"]
+    assert report["lease_id"] == report["bid"]["lease_id"]
+    assert "signature" in report["tampered_here"]
+    assert report["tampered"] == "bad_signature"
+    assert report["unknown_operation"] == "unknown_operation"
+    assert report["pipelined"] == 64
+
+
+def _octets(value: Any) -> bytes:
+    return bytes.fromhex(value["hex"]) if isinstance(value, dict) else base64.b64decode(value)
+
+
+# The matrix
+
+
+class Matrix:
+    """Every pair that was tried, with what it agreed on, and the versions of who was there."""
+
+    def __init__(self, programs: Any, scratch: Callable[[str], Path]) -> None:
+        self._programs = programs
+        self._scratch = scratch
+        self._agreed: dict[tuple[str, str], dict[str, str]] = {}
+        self._versions: dict[str, dict[str, str]] = {
+            "Python": {"runtime": platform.python_version(), "libp2p": version("libp2p")}
+        }
+
+    def trade(self, client: str, provider: str) -> None:
+        """One client asks one provider, and everything that it was answered is right. Done once for a pair."""
+        if (client, provider) in self._agreed:
+            return
+        with self._programs.provider(provider) as peer:
+            report = self._ask(client, peer.address)
+            check_connection(report)
+            check_free(report)
+            check_bid(report, peer.peer_id)
+            check_lease(report)
+            check_refusals(report)
+            if client in FOREIGN:
+                check_envelope(report, peer.peer_id)
+                self._versions[client] = report["versions"]
+            if provider in FOREIGN:
+                # The provider says the same of the connection.
+                assert peer.next_line() == {"connected": report["peer_id"], "connection": CONNECTION}
+        self._agreed[client, provider] = report["connection"]
+
+    def result(self) -> dict[str, Any]:
+        """What there is to show when all pairs were tried."""
+        pairs = [(client, provider) for client in LANGUAGES for provider in LANGUAGES]
+        for pair in pairs:
+            self.trade(*pair)
+        trades = [{"client": pair[0], "provider": pair[1], **self._agreed[pair]} for pair in pairs]
+        return {"versions": self._versions, "trades": trades}
+
+    def _ask(self, client: str, address: str) -> dict[str, Any]:
+        if client == "Python":
+            return ask_in_python(address, self._scratch("requester"))
+        return self._programs.ask(client, "client", address)
+
+
+@pytest.fixture(scope="module")
+def matrix(programs: Any, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(programs, tmp_path_factory.mktemp)
+
+
+@pytest.mark.parametrize("provider", LANGUAGES)
+@pytest.mark.parametrize("client", LANGUAGES)
+def test_a_client_takes_and_returns_what_a_provider_offers(
+    matrix: Matrix, programs: Any, client: str, provider: str
+) -> None:
+    programs.need(client, provider)
+    matrix.trade(client, provider)
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_another_library_reads_the_vectors(programs: Any, language: str) -> None:
+    read = programs.ask(language, "vectors", str(VECTORS))
+    assert read["frames"] == [frame["meaning"] for frame in json.loads(VECTORS.read_text())["frames"]]
+    assert read["derived"] is True
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_another_library_notices_a_changed_vector(programs: Any, language: str, tmp_path: Path) -> None:
+    vectors = json.loads(VECTORS.read_text())
+    answer = next(frame for frame in vectors["frames"] if frame["meaning"] == "the answer to free")
+    answer["message"]["ok"]["cpu"]["cores"] += 1
+    (tmp_path / "changed.json").write_text(json.dumps(vectors))
+    programs.need(language)
+    with pytest.raises(AssertionError, match="the answer to free"):
+        programs.ask(language, "vectors", str(tmp_path / "changed.json"))
+
+
+def test_the_matrix_is_what_the_run_found(matrix: Matrix, programs: Any) -> None:
+    programs.need(*FOREIGN)
+    found = matrix.result()
+    if os.environ.get("DMS_INTEROP") == "write":
+        MATRIX.write_text(json.dumps(found, indent=2) + "\n")
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(before + BEGIN + render(found) + END + rest.partition(END)[2])
+    assert _lasting(found) == _lasting(json.loads(MATRIX.read_text())), "write it anew: DMS_INTEROP=write"
+
+
+def test_the_page_shows_the_matrix() -> None:
+    assert BEGIN + render(json.loads(MATRIX.read_text())) + END in PAGE.read_text()
+
+
+def _lasting(result: dict[str, Any]) -> dict[str, Any]:
+    """Without what differs from one machine to the next: runtimes, and the patch release of py-libp2p."""
+    libraries = {language: one["libp2p"] for language, one in result["versions"].items()}
+    return {**result, "versions": {**libraries, "Python": libraries["Python"].rpartition(".")[0]}}
+
+
+def render(result: dict[str, Any]) -> str:
+    """The tables of docs/interop.md."""
+    versions, trades = result["versions"], result["trades"]
+    lines = [f"| client ╲ provider | {' | '.join(LANGUAGES)} |", "| --- |" + " --- |" * len(LANGUAGES)]
+    for client in LANGUAGES:
+        cells = [_cell(trade) for trade in trades if trade["client"] == client]
+        lines.append(f"| {client} | {' | '.join(cells)} |")
+    lines += ["", "| language | library | ran on |", "| --- | --- | --- |"]
+    for language in LANGUAGES:
+        one = versions[language]
+        runtime = f"{'Node' if language == 'JavaScript' else language} {one['runtime'].removeprefix('go').lstrip('v')}"
+        lines.append(f"| {language} | {LIBRARIES[language]} {one['libp2p'].lstrip('v')} | {runtime} |")
+    return "\n" + "\n".join(lines) + "\n\n"
+
+
+def _cell(trade: dict[str, str]) -> str:
+    parts = trade["transport"].upper(), trade["security"], trade["muxer"].split("/")[1]
+    return ", ".join(part.strip("/") for part in parts)
