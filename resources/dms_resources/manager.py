@@ -44,7 +44,7 @@ from .demands import (
     Shortage,
     describe_shortage,
 )
-from .errors import LeaseError, RequestError, StorageError
+from .errors import LeaseError, RequestError, ResourcesError, StorageError
 from .guard import physical_shortages
 from .hardware.cgroups import own_group
 from .journal import Journal, Worker
@@ -92,18 +92,23 @@ async def open_manager(
     clock: Clock | None = None,
     usage_monitor: UsageMonitor | None = None,
     guard: Guard = "off",
-    worker: Worker = trio.to_thread.run_sync,
+    worker: Worker | None = None,
 ) -> AsyncIterator[ResourceManager]:
     """Opens the ledger at `path` and keeps it: writes what changes, ends what passes its deadline, audits it.
 
     A `usage_monitor` is run meanwhile, and its surveys of the machine are followed; by `guard` a commitment that the
     machine itself is short of now is taken, taken with a warning in the log, or refused. `worker` runs blocking calls
-    of the disk. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or
-    `StorageError` when it cannot be opened. On exit all that waits for the disk is written, for 10 seconds at most.
+    of the disk, by default in threads that nobody else of this process can use up. Raises `LedgerInUseError`,
+    `LedgerDamagedError`, `LedgerVersionError` or `StorageError` when it cannot be opened. On exit all that waits for
+    the disk is written, for 10 seconds at most.
     """
-    clock = clock or SystemClock()
-    with SQLiteStorage(path, boot_id=clock.boot_id) as storage:
-        manager = ResourceManager(storage, storage.load(), machine, clock, usage_monitor, guard, worker)
+    clock, worker = clock or SystemClock(), worker or _new_worker()
+    opened: list[SQLiteStorage] = []
+    await worker(lambda: opened.append(SQLiteStorage(path, boot_id=clock.boot_id)))
+    with opened[0] as storage:
+        stored: list[Contents] = []
+        await worker(lambda: stored.append(storage.load()))
+        manager = ResourceManager(storage, stored[0], machine, clock, usage_monitor, guard, worker)
         failure: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -127,6 +132,16 @@ async def open_manager(
             manager._journal.close(manager._book)
         if failure is not None:
             raise failure
+
+
+def _new_worker() -> Worker:
+    # One for the ledger's disk, one for what an audit asks of the operating system.
+    limiter = trio.CapacityLimiter(2)
+
+    async def work(call: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(call, limiter=limiter)
+
+    return work
 
 
 class ResourceManager:
@@ -471,7 +486,12 @@ class ResourceManager:
             raise StorageError("the disk does not keep up with the changes", hint="try again in a moment")
         # From here to the submission nothing waits, so what is decided is what is written.
         self._expire()
-        change, answer = decide(self._now())
+        try:
+            change, answer = decide(self._now())
+        except ResourcesError:
+            # Whoever asks again and again after refusals must not keep everybody else from running.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            raise
         batch = self._journal.submit(self._book, change)
         if not change.empty:
             self._tell()

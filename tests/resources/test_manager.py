@@ -298,3 +298,24 @@ async def test_no_number_of_a_process_is_too_strange(open_ledger: Any, new_deman
             )
         )
         assert [started > 0 for _, started in lease.processes] == [False, False, False, True]
+
+
+async def test_a_caller_that_asks_again_after_every_refusal_does_not_keep_others_from_running(
+    open_ledger: Any, new_demand: NewDemand
+) -> None:
+    async with open_ledger() as manager:
+        turns = 0
+
+        async def somebody_else() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(somebody_else)
+            for _ in range(20):
+                with pytest.raises(RequestError):
+                    await manager.commit_resources("lease", new_demand(10_000), holder="peer", ttl=60)
+            assert turns >= 10
+            nursery.cancel_scope.cancel()
