@@ -61,7 +61,8 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     `addrs` end in `/p2p/PEER_ID`; `leases` are the newest ones, `lease_count` counts all; `limits` and `problems` are
     sentences on the machine, `missing` on what is onboarded and no longer there, `short_now` on what the ledger has
     free and the machine has not. `storage_error` says why nothing can be promised now, `findings` are those of the last
-    audit, `audited` (Unix seconds) is when that was.
+    audit, `audited` (Unix seconds) is when that was. `usage` is what the whole machine used `usage_age` seconds ago,
+    None where nothing watches it.
     """
 
     peer_id: str
@@ -77,6 +78,8 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     lease_count: int
     limits: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    usage: Resources | None = None
+    usage_age: float | None = None
     missing: tuple[str, ...] = ()
     short_now: tuple[str, ...] = ()
     storage_error: str | None = None
@@ -184,6 +187,7 @@ class LocalAdministration:
         manager = self._manager
         leases = manager.leases()
         audited, findings = manager.last_audit or (None, ())
+        sample = manager.usage_sample
         return StatusAnswer(
             peer_id=self._peer_id,
             addrs=self._addrs or (),
@@ -198,6 +202,8 @@ class LocalAdministration:
             lease_count=len(leases),
             limits=manager.machine.limits,
             problems=manager.machine.problems,
+            usage=sample.usage if sample else None,
+            usage_age=sample.age if sample else None,
             missing=tuple(map(describe_missing, manager.missing_resources)),
             short_now=tuple(map(describe_shortage, manager.physically_short)),
             storage_error=manager.storage_error.message if manager.storage_error else None,

@@ -52,13 +52,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a peer is started with: its home, where it listens, its machine (None: as remembered), and what it does with
-    a promise that the machine itself is short of now."""
+    """What a peer is started with: its home, where it listens, its machine (None: as remembered), what it does with a
+    promise that the machine itself is short of now, and every how many seconds it samples the machine's use."""
 
     home: Home
     listen: tuple[str, ...] = ()
     machine: str | None = None
     guard: Guard = "warn"
+    sample_interval: float = 5.0
 
     async def run(self, announce: Callable[[Ready | None], None]) -> None:
         """Runs until a signal asks it to stop; `announce` is told when it is ready, and (None) when it has stopped.
@@ -85,7 +86,7 @@ class Node:
         home.prepare()
         identity = load_or_create_identity(home.key_path)
         machine = await trio.to_thread.run_sync(home.machine, self.machine)
-        monitor = UsageMonitor(machine, home.path)
+        monitor = UsageMonitor(machine, home.path, interval=self.sample_interval)
         async with AsyncExitStack() as stack:
             manager = await self._open_manager(stack, machine, monitor)
             home.remember_machine(self.machine, machine)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from dms_resources.components import GPU, MachineResources, Resources
+from dms_resources.components import GPU, Resources
 from dms_resources.leases import Lease
 from dms_resources.units import format_duration, format_size
 
@@ -23,7 +23,6 @@ __all__ = [
     "show_audit",
     "show_bid",
     "show_free",
-    "show_hardware",
     "show_history",
     "show_lease",
     "show_leases",
@@ -97,28 +96,6 @@ def show_resources(title: str, amounts: Mapping[str, Resources | None]) -> None:
     show_table(title, ["", *amounts], capacity_rows(list(amounts.values())))
 
 
-def show_hardware(machine: MachineResources) -> None:
-    """Prints what a machine has, and why it is less than its hardware."""
-    cpu, disk = machine.cpu, machine.disk
-    rows = [
-        ["CPU", f"{cpu.cores} cores", _words(cpu.vendor, cpu.model, cpu.architecture, _clock(cpu.clock_speed))],
-        ["RAM", format_size(machine.ram.size), machine.ram.type],
-        ["disk", format_size(disk.size), _words(disk.vendor, disk.model, disk.type, disk.interface)],
-    ]
-    rows += [
-        [f"GPU {gpu.index}", format_size(gpu.vram), _words(gpu.vendor.value, gpu.model, gpu.uuid)]
-        for gpu in machine.gpus
-    ]
-    title = "hardware, as this process may use it"
-    show_table(title + (" (simulated)" if machine.simulated else ""), ["", "size", "what"], rows)
-    for sentence in (*machine.limits, *machine.problems):
-        print(f"  note: {printable(sentence)}")
-
-
-def _clock(hertz: int) -> str:
-    return f"{hertz / 1e9:.1f} GHz" if hertz else ""
-
-
 def _words(*words: str) -> str:
     return " ".join(filter(None, words))
 
@@ -146,13 +123,17 @@ def show_status(status: StatusAnswer) -> None:
         print(f"  {address}")
     if status.onboarded is None:
         print("nothing is offered; offer something with `dms-peer onboard`")
-    amounts = {
+    amounts: dict[str, Resources | None] = {
         "offered": status.onboarded,
         "committed": status.committed,
         "allocated": status.allocated,
         "free": status.free,
     }
+    if status.usage is not None:
+        amounts["in use now"] = status.usage
     show_resources("resources", amounts)
+    if status.usage_age is not None:
+        print(f"  use of the machine sampled {format_duration(status.usage_age)} ago")
     if status.leases:
         show_leases(f"leases ({status.lease_count})", status.leases)
     if status.storage_error:

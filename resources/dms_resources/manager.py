@@ -56,6 +56,7 @@ from .units import Cores
 from .windows import ALWAYS_OPEN, Opening, Window, opening_at
 
 if TYPE_CHECKING:
+    from .sampling import UsageSample
     from .usage import UsageMonitor
 
 __all__ = ["Guard", "ResourceManager", "open_manager"]
@@ -209,9 +210,14 @@ class ResourceManager:
         return missing_resources(onboarded, self._book.machine) if onboarded else ()
 
     @property
+    def usage_sample(self) -> UsageSample | None:
+        """The last sample of what the machine uses, with its age; None where nothing watches it."""
+        return self._usage_monitor.sample if self._usage_monitor else None
+
+    @property
     def physically_short(self) -> tuple[Shortage, ...]:
         """Where the machine itself has less free now than the ledger: a disk that fills, memory that others use."""
-        sample = self._usage_monitor.sample if self._usage_monitor else None
+        sample = self.usage_sample
         if sample is None or self._book.offer.onboarded is None:
             return ()
         free = self.get_free_resources()
@@ -570,7 +576,7 @@ class ResourceManager:
         return Moment(wall=wall, steady=self._clock.steady(), opening=self._opening_at(wall), physical=physical)
 
     def _physical_shortages(self, demand: Demand) -> tuple[Shortage, ...]:
-        sample = self._usage_monitor.sample if self._usage_monitor else None
+        sample = self.usage_sample
         shortages = physical_shortages(demand, sample, self._book.machine) if sample else ()
         if self._guard == "enforce" or not shortages:
             return shortages

@@ -7,9 +7,19 @@ import logging
 
 import pytest
 
+from dms_peer.machine_tables import show_hardware
 from dms_peer.node import write_logs
 from dms_peer.tables import capacity_rows, show_table
-from dms_resources.components import CPU, GPU, RAM, Disk, Resources
+from dms_resources.components import (
+    CPU,
+    GPU,
+    RAM,
+    Disk,
+    MachineResources,
+    NetworkInfo,
+    NetworkInterface,
+    Resources,
+)
 from dms_resources.units import GIB, Cores
 
 SMALL = Resources(cpu=CPU(cores=Cores.of("0.5")), ram=RAM(size=GIB), disk=Disk(size=0), gpus=())
@@ -54,6 +64,25 @@ def test_a_row_for_every_device_of_any_column() -> None:
         ["disk", "0 B", "1 GiB", "-"],
         ["GPU 0 Example", "-", "24 GiB", "-"],
     ]
+
+
+def test_hardware_has_a_table_for_each_kind_and_says_what_limits_what(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = MachineResources(
+        cpu=CPU(cores=Cores(2000), threads=64, physical_cores=32, model="Example", clock_speed=3_000_000_000),
+        ram=RAM(size=4 * GIB),
+        disk=Disk(size=10 * GIB, type="NVMe"),
+        gpus=LARGE.gpus,
+        network=NetworkInfo(interfaces=(NetworkInterface(name="eth0", type="ethernet", link_speed=10**9, up=True),)),
+        limits=("2 of 64 cores: cgroup quota of /job",),
+        problems=("the disk's model cannot be read",),
+    )
+    show_hardware(machine)
+    text = capsys.readouterr().out
+    for title in ("CPU", "memory", "disk", "GPUs", "network"):
+        assert title in text.splitlines()
+    for words in ("32 / 64", "3.0 GHz", "NVMe", "GPU-a", "1000 Mbit/s", "limit: 2 of 64 cores: cgroup quota of /job"):
+        assert words in text
+    assert "problem: the disk's model cannot be read" in text
 
 
 def test_debug_writes_what_we_log_and_not_what_libraries_do() -> None:

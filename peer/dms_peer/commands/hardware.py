@@ -12,7 +12,7 @@ def hardware(
     home: HomeOption = None, machine: MachineOption = None, as_json: JSONOption = False, debug: DebugOption = False
 ) -> None:
     """Show what this machine has, as this process may use it."""
+    from ..machine_tables import show_hardware
     from ..owner import read_hardware
-    from ..tables import show_hardware
 
     run_and_show(as_json, show_hardware, read_hardware, home_at(home), machine)

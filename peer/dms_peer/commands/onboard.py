@@ -112,9 +112,9 @@ def onboard(
 def _ask(home: Home, machine: str | None) -> Offer:
     import trio
 
+    from ..machine_tables import show_hardware
     from ..owner import read_machine_of
     from ..proposals import questions, settle
-    from ..tables import show_hardware
 
     measured = trio.run(read_machine_of, home, machine)
     show_hardware(measured)

@@ -38,6 +38,10 @@ def run(
             help="What to do with a promise that the ledger has room for and the machine itself has not now.",
         ),
     ] = GuardChoice.WARN,
+    sample_interval: Annotated[
+        float,
+        typer.Option("--sample-interval", min=0.5, max=3600, help="Seconds between samples of the machine's use."),
+    ] = 5.0,
     home: HomeOption = None,
     machine: MachineOption = None,
     as_json: JSONOption = False,
@@ -47,5 +51,11 @@ def run(
     from ..node import Node, announce, announce_json, write_logs
 
     write_logs(debug=debug)
-    node = Node(home=home_at(home), listen=tuple(listen or ()), machine=machine, guard=guard.value)
+    node = Node(
+        home=home_at(home),
+        listen=tuple(listen or ()),
+        machine=machine,
+        guard=guard.value,
+        sample_interval=sample_interval,
+    )
     trio.run(node.run, announce_json if as_json else announce)
