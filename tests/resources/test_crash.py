@@ -87,18 +87,20 @@ def _start(ledger: Path, number: int) -> subprocess.Popen[bytes]:
 
 
 def _run_and_kill(ledger: Path, number: int, chance: random.Random) -> list[dict[str, Any]]:
-    early, wait = chance.random() < EARLY, chance.uniform(0.0, 0.4)
+    """Kills early while it starts, else after so many lines and a moment, so that a slow machine shows as much."""
+    early, lines = chance.random() < EARLY, chance.randint(1, 400)
+    kill_at, moment = time.monotonic() + chance.uniform(0.0, 0.4), chance.uniform(0.0, 0.02)
     heard = b""
     with _start(ledger, number) as writer:
         assert writer.stdout is not None
-        os.set_blocking(writer.stdout.fileno(), False)
-        kill_at = time.monotonic() + wait if early else None
-        while kill_at is None or time.monotonic() < kill_at:
-            heard += writer.stdout.read(1 << 20) or b""
-            if kill_at is None and b'"ready"' in heard:
-                kill_at = time.monotonic() + wait
+        os.set_blocking(writer.stdout.fileno(), not early)
+        while time.monotonic() < kill_at if early else b'"ready"' not in heard or heard.count(b"\n") < lines:
+            heard += writer.stdout.read(1 << 16) or b""
             assert writer.poll() is None, "the writer ended by itself"
-            time.sleep(0.001)
+            if early:
+                time.sleep(0.001)
+        if not early:
+            time.sleep(moment)
         writer.kill()
         os.set_blocking(writer.stdout.fileno(), True)
         heard += writer.stdout.read()
