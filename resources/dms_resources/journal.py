@@ -16,7 +16,7 @@ from .book import Book, Change
 from .errors import StorageError
 from .storage import Contents
 
-__all__ = ["Batch", "Journal", "Storage", "Worker"]
+__all__ = ["Batch", "Journal", "Storage", "Worker", "new_worker"]
 
 _log = logging.getLogger(__name__)
 
@@ -143,3 +143,14 @@ def _finished() -> Batch:
     batch = Batch()
     batch.done.set()
     return batch
+
+
+def new_worker() -> Worker:
+    """A worker with threads of its own, which nobody else of this process can use up."""
+    # One for the ledger's disk, one for what an audit asks of the operating system.
+    limiter = trio.CapacityLimiter(2)
+
+    async def work(call: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(call, limiter=limiter)
+
+    return work

@@ -258,8 +258,8 @@ def microseconds(task: Callable[[ResourceManager], None], manager: ResourceManag
 def decide(manager: ResourceManager) -> None:
     """What a commit does before it waits for the disk, and its undoing."""
     request = LeaseRequest(lease_id="new", holder="peer", demand=DEMAND, ports=PORTS, ttl=60.0)
-    book = manager._book
-    change, _ = decisions.commit(book, [request], manager._now())
+    book = manager._ledger.book
+    change, _ = decisions.commit(book, [request], manager._ledger.now())
     book.apply(change)
     book.undo(change)
 

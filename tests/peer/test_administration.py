@@ -94,8 +94,8 @@ async def test_a_book_that_differs_from_its_file_is_made_anew_of_it_and_the_hist
     demand = Demand(cpu=CPUDemand(cores=Cores(1500)))
     lease = await manager.commit_resources("lease", demand, holder="peer", ttl=60)
     # As if a defect had lost a lease and miscounted another.
-    manager._book._remove(manager._book.leases["lease"])
-    manager._book.totals[LeaseState.ALLOCATED] = Totals(millicores=7, count=1)
+    manager._ledger.book._remove(manager._ledger.book.leases["lease"])
+    manager._ledger.book.totals[LeaseState.ALLOCATED] = Totals(millicores=7, count=1)
     found = (await ours.audit(AuditRequest(repair=True))).findings
     assert {"stored", "totals"} <= {finding.code for finding in found}
     assert manager.lease("lease") == lease

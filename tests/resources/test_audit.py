@@ -40,18 +40,18 @@ async def test_a_sound_ledger_has_no_findings(open_ledger: Any, new_demand: NewD
 async def test_totals_that_are_wrong_are_found(open_ledger: Any, new_demand: NewDemand) -> None:
     async with open_ledger() as manager:
         await manager.commit_resources("one", new_demand(1, gpus=[8]), holder="peer", ttl=60)
-        manager._book.totals[LeaseState.ALLOCATED] = Totals(millicores=1)
+        manager._ledger.book.totals[LeaseState.ALLOCATED] = Totals(millicores=1)
         assert "totals" in codes(await manager.audit())
-        manager._book.totals[LeaseState.ALLOCATED] = Totals()
-        state = manager._book.devices["gpu-b"]
-        manager._book.devices["gpu-b"] = replace(state, used=state.used - 1)
+        manager._ledger.book.totals[LeaseState.ALLOCATED] = Totals()
+        state = manager._ledger.book.devices["gpu-b"]
+        manager._ledger.book.devices["gpu-b"] = replace(state, used=state.used - 1)
         assert "totals" in codes(await manager.audit())
 
 
 async def test_a_file_that_differs_is_found(open_ledger: Any, new_demand: NewDemand) -> None:
     async with open_ledger() as manager:
         await manager.commit_resources("lease", new_demand(1), holder="peer", ttl=60)
-        manager._storage._db.execute("DELETE FROM leases")
+        manager._ledger.storage._db.execute("DELETE FROM leases")
         (found,) = [finding for finding in await manager.audit() if finding.code == "stored"]
         assert found.lease_id == "lease"
 
@@ -109,7 +109,7 @@ def _usage(**vram: int) -> Resources:
 async def test_gpu_memory_used_by_others_is_found(open_ledger: Any, new_demand: NewDemand) -> None:
     async with open_ledger() as manager:
         await manager.commit_resources("lease", new_demand(gpus=[8]), holder="peer", ttl=60)
-        snapshot = AuditSnapshot.of(manager._book, None)
+        snapshot = AuditSnapshot.of(manager._ledger.book, None)
         assert "vram_in_use" not in codes(audit_snapshot(snapshot, _usage(gpu_b=9 * GIB, gpu_a=GIB)))
         (found,) = [one for one in audit_snapshot(snapshot, _usage(gpu_b=9 * GIB + 1)) if one.code == "vram_in_use"]
         assert "gpu-b" in found.message

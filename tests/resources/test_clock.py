@@ -84,9 +84,9 @@ async def test_the_sweep_needs_nobody_to_ask(
         ends = []
         with trio.move_on_after(10_000):
             while len(ends) < 4:
-                await manager._changed.wait()
+                await manager._ledger.changed.wait()
                 # Looks at the book itself: every way through the manager would sweep.
-                ends += [trio.current_time()] * (4 - len(ends) - len(manager._book.leases))
+                ends += [trio.current_time()] * (4 - len(ends) - len(manager._ledger.book.leases))
         assert ends == [pytest.approx(end, abs=0.01) for end in (5.0, 50.0, 500.0, 5000.0)]
 
 
@@ -119,7 +119,7 @@ async def test_a_suspended_machine_finds_what_ended_meanwhile(
         clock.suspend(3600.0)
         # And within half a minute also where nobody asks.
         await trio.sleep(31)
-        assert not manager._book.leases
+        assert not manager._ledger.book.leases
 
 
 async def test_deadlines_survive_a_restart_and_a_reboot(

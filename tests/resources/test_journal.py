@@ -257,7 +257,7 @@ async def test_deadlines_that_passed_while_the_disk_failed_end_when_it_works(
 async def test_too_many_waiting_changes_are_refused(
     open_ledger: Any, new_demand: NewDemand, new_worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dms_resources.manager._MOST_WAITING", 5)
+    monkeypatch.setattr("dms_resources.ledger._MOST_WAITING", 5)
     worker, answers = new_worker(), []
     async with open_ledger(worker=worker) as manager, trio.open_nursery() as nursery:
         worker.stop()

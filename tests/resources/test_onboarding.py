@@ -201,7 +201,7 @@ async def test_two_of_the_owners_changes_do_not_undo_each_other(
     async with open_ledger() as manager:
         async with trio.open_nursery() as nursery:
             # Both wait for the disk to come back before they are decided.
-            manager._journal.failed = RuntimeError("gone")
+            manager._ledger.journal.failed = RuntimeError("gone")
             nursery.start_soon(manager.set_draining, True)
             nursery.start_soon(manager.update_onboarded_resources, new_offer(machine, cores=4))
         assert manager.draining

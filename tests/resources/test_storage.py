@@ -284,7 +284,7 @@ async def test_a_ledger_prunes_when_it_opens_and_every_hour(
         await trio.sleep(3601)
         assert [entry.action for _, entry in await manager.history()] == ["end", "commit"]
         # It ended within the last hour.
-        assert [end.lease_id for end in manager._storage.load().ended] == ["new"]
+        assert [end.lease_id for end in manager._ledger.storage.load().ended] == ["new"]
         clock.suspend(91 * 86400.0)
     async with open_ledger() as manager:
         await trio.sleep(1)

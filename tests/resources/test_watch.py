@@ -85,11 +85,11 @@ async def test_a_watch_that_is_left_leaves_nothing_behind(open_ledger: Any, new_
             for _ in range(50):
                 nursery.start_soon(_read_for_ever, manager)
             await trio.testing.wait_all_tasks_blocked()
-            assert manager._changed.statistics().tasks_waiting >= 50
+            assert manager._ledger.changed.statistics().tasks_waiting >= 50
             nursery.cancel_scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         # Only the sweeper is left.
-        assert manager._changed.statistics().tasks_waiting == 1
+        assert manager._ledger.changed.statistics().tasks_waiting == 1
 
 
 async def _read_for_ever(manager: Any) -> None:
