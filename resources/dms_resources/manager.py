@@ -34,6 +34,7 @@ from .demands import (
     CPUDemand,
     Demand,
     DiskDemand,
+    DiskShortage,
     GPUDemand,
     PortDemand,
     RAMDemand,
@@ -83,10 +84,10 @@ async def open_manager(
     """Opens the ledger at `path` and keeps it: writes what changes, ends what passes its deadline, audits it.
 
     A `usage_monitor` is run meanwhile, and its surveys of the machine are followed; by `guard` a commitment that the
-    machine itself is short of now is taken, taken with a warning in the log, or refused. `worker` runs blocking calls
-    of the disk, by default in threads that nobody else of this process can use up. Raises `LedgerInUseError`,
-    `LedgerDamagedError`, `LedgerVersionError` or `StorageError` when it cannot be opened. On exit all that waits for
-    the disk is written, for 10 seconds at most.
+    machine itself is short of now is taken, taken with a warning in the log (refused where the disk is full), or
+    refused. `worker` runs blocking calls of the disk, by default in threads that nobody else of this process can use
+    up. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError` when it cannot be
+    opened. On exit all that waits for the disk is written, for 10 seconds at most.
     """
     clock, worker = clock or SystemClock(), worker or new_worker()
     opened: list[SQLiteStorage] = []
@@ -446,7 +447,8 @@ class ResourceManager:
         if self._ledger.clock.steady() >= self._warned + _WARN_SECONDS:
             self._warned = self._ledger.clock.steady()
             _log.warning("promised beyond what is free now: %s", "; ".join(map(describe_shortage, shortages)))
-        return ()
+        # What others use of the CPU or the memory may be free in a minute; a disk that is full stays full.
+        return tuple(shortage for shortage in shortages if isinstance(shortage, DiskShortage))
 
     async def _watch(self) -> AsyncGenerator[FreeResources, None]:
         seen = -1

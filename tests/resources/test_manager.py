@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from dms_resources.components import MachineResources, OnboardedResources
-from dms_resources.demands import Demand, GPUDemand, PortDemand, RAMShortage
+from dms_resources.demands import Demand, DiskShortage, GPUDemand, PortDemand, RAMShortage
 from dms_resources.errors import (
     InsufficientError,
     NotAllocatedError,
@@ -269,6 +269,22 @@ async def test_what_the_machine_is_short_of_now_is_refused_where_the_owner_wants
             assert isinstance(answer, Granted)
             await manager.commit_resources("lease", new_demand(1, 1), holder="peer", ttl=60)
         assert ("promised beyond what is free now" in caplog.text) == (guard == "warn")
+
+
+@pytest.mark.parametrize("guard", ["off", "warn"])
+async def test_a_disk_that_filled_up_is_not_promised_unless_the_guard_is_off(
+    open_ledger: Any, machine: MachineResources, new_demand: NewDemand, monkeypatch: pytest.MonkeyPatch, guard: str
+) -> None:
+    full = DiskShortage(asked=GIB, free=0, total=GIB)
+    busy = RAMShortage(asked=GIB, free=0, total=GIB)
+    monkeypatch.setattr("dms_resources.manager.physical_shortages", lambda *rest: (busy, full))
+    async with open_ledger(usage_monitor=Monitor(machine), guard=guard) as manager:
+        answer = manager.would_fit(new_demand(1, 1))
+        if guard == "off":
+            assert isinstance(answer, Granted)
+        else:
+            assert isinstance(answer, PhysicalError)
+            assert answer.shortages == (full,)
 
 
 async def test_a_machine_that_changes_is_followed(

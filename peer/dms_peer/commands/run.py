@@ -35,7 +35,8 @@ def run(
         GuardChoice,
         typer.Option(
             "--guard",
-            help="What to do with a promise that the ledger has room for and the machine itself has not now.",
+            help="What to do with a promise that the ledger has room for and the machine itself has not now; "
+            "`warn` still refuses where the disk is full.",
         ),
     ] = GuardChoice.WARN,
     sample_interval: Annotated[
