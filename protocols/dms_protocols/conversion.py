@@ -24,18 +24,10 @@ _BUILTIN = (bytes,)
 _PATH = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 
 
-def _decode_value(kind: type, value: Any) -> Any:
-    try:
-        return decode_value(kind, value)
-    except msgspec.ValidationError as error:
-        # msgspec adds the path of the field to a ValueError, and to no other.
-        raise ValueError(str(error)) from None
-
-
 def from_map(value: object, kind: type[Message]) -> Message:
     """Make a typed message of a decoded map; raises MessageError with the path of the field that is wrong."""
     try:
-        return msgspec.convert(value, kind, builtin_types=_BUILTIN, dec_hook=_decode_value)
+        return msgspec.convert(value, kind, builtin_types=_BUILTIN, dec_hook=decode_value)
     except (msgspec.ValidationError, OverflowError, RecursionError) as error:
         text = str(error)
         found = _PATH.search(text)

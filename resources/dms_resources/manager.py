@@ -108,6 +108,7 @@ async def open_manager(
                     # The outdated stubs that libp2p brings (trio-typing) know no task status that fits.
                     await nursery.start(usage_monitor.run)  # type: ignore[arg-type]
                     nursery.start_soon(manager._follow_machine, usage_monitor)
+                    await manager._follow_use(manager.leases())
                 try:
                     yield manager
                 except BaseException as error:
@@ -309,8 +310,7 @@ class ResourceManager:
         """
         processes = tuple(_started(request.processes))
         lease = await self._ledger.change(lambda now: decisions.allocate(self._ledger.book, request, now, processes))
-        if self._usage_monitor is not None and lease.processes:
-            await self._ledger.work(lambda: self._follow_use(lease))
+        await self._follow_use([lease])
         return lease
 
     async def deallocate_resources(
@@ -413,6 +413,7 @@ class ResourceManager:
                     why=finding.message,
                 )
             )
+            self._unfollow_use(finding.lease_id)
 
     async def _change_offer(self, action: str, detail: str, **terms: OnboardedResources | bool) -> None:
         def decide(now: Moment) -> tuple[Change, None]:
@@ -428,15 +429,24 @@ class ResourceManager:
         ended = await self._ledger.change(
             lambda now: decisions.end(self._ledger.book, lease_id, now, states=states, holder=holder, fence=fence)
         )
-        if self._usage_monitor is not None:
-            self._usage_monitor.unfollow(lease_id)
+        self._unfollow_use(lease_id)
         return ended
 
-    def _follow_use(self, lease: Lease) -> None:
-        """Has the use of a job told apart from the rest, where its process has a cgroup of its own."""
-        group = own_group(lease.processes[0][0])
-        if group is not None and self._usage_monitor is not None:
-            self._usage_monitor.follow(lease.lease_id, group)
+    async def _follow_use(self, leases: Iterable[Lease]) -> None:
+        """Has the use of jobs told apart from the rest, where their processes have cgroups of their own."""
+        known = {lease.lease_id: lease.processes[0][0] for lease in leases if lease.processes}
+        if self._usage_monitor is None or not known:
+            return
+        groups: dict[str, str | None] = {}
+        await self._ledger.work(lambda: groups.update((key, own_group(number)) for key, number in known.items()))
+        for lease_id, group in groups.items():
+            # It may have been given back while its group was looked up.
+            if group is not None and lease_id in self._ledger.book.leases:
+                self._usage_monitor.follow(lease_id, group)
+
+    def _unfollow_use(self, lease_id: str) -> None:
+        if self._usage_monitor is not None:
+            self._usage_monitor.unfollow(lease_id)
 
     def _physical_shortages(self, demand: Demand) -> tuple[Shortage, ...]:
         sample = self.usage_sample

@@ -31,6 +31,9 @@ class Monitor:
     def follow(self, lease_id: str, cgroup: str) -> None:
         self.followed[lease_id] = cgroup
 
+    def get_usage(self) -> None:
+        return None
+
     def unfollow(self, lease_id: str) -> None:
         self.followed.pop(lease_id, None)
 
@@ -70,7 +73,26 @@ async def test_a_job_is_followed_while_it_is_allocated(tmp_path: Path, monkeypat
                 ResourceAllocation(lease_id=name, holder="job", resources=demand, processes=processes)
             )
         assert monitor.followed == {"known": f"/jobs/{os.getpid()}"}
+    again: Any = Monitor()
+    async with open_manager(tmp_path / "ledger.sqlite3", MACHINE, usage_monitor=again) as manager:
+        assert again.followed == monitor.followed, "a restart goes on following"
         await manager.deallocate_resources("known")
+        assert again.followed == {}
+
+
+async def test_a_job_that_an_audit_ended_is_no_longer_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dms_resources.manager.own_group", lambda process: "/jobs/gone")
+    monitor: Any = Monitor()
+    async with open_manager(tmp_path / "ledger.sqlite3", MACHINE, usage_monitor=monitor) as manager:
+        await manager.update_onboarded_resources(
+            OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=())
+        )
+        # A process with a number that none has.
+        job = ResourceAllocation(lease_id="job", holder="peer", resources=Demand(), processes=(2**22 + 1,))
+        await manager.allocate_resources(job)
+        assert monitor.followed == {"job": "/jobs/gone"}
+        await manager.audit(repair=True)
+        assert not manager.is_allocated("job")
         assert monitor.followed == {}
 
 
