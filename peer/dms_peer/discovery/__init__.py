@@ -1,0 +1,1 @@
+"""Where peers with capacity are found: known peers, adverts, mDNS, Kademlia, and a broadcast as last resort."""
