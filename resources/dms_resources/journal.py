@@ -7,6 +7,7 @@ its batch is durable. When a batch fails, it and all that was decided after it a
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import trio
 
 from .book import Book, Change
 from .errors import StorageError
+from .measures import LedgerMeasures
 from .storage import Contents
 
 __all__ = ["Batch", "Journal", "Storage", "Worker", "new_worker"]
@@ -63,6 +65,7 @@ class Journal:
         self._wake = trio.Event()
         self.failed: StorageError | None = None
         self.closed = False
+        self.measures = LedgerMeasures()
 
     @property
     def waiting(self) -> int:
@@ -104,7 +107,9 @@ class Journal:
             self._writing = batch
             try:
                 with trio.CancelScope(shield=True):
+                    started = time.perf_counter()
                     await self._worker(lambda: self._storage.write(batch.changes))  # noqa: B023 - awaited at once
+                self.measures.written(batch.changes, time.perf_counter() - started)
             except BaseException as error:
                 # Whatever it was, nobody may be told that the disk has it.
                 self._fail(current(), batch, _as_storage_error(error))
@@ -126,6 +131,7 @@ class Journal:
         later.done.set()
         lost = [*batch.changes, *later.changes]
         if lost:
+            self.measures.failed_writes += 1
             _log.error("the ledger could not be written, %d changes are taken back: %s", len(lost), error)
         for change in reversed(lost):
             book.undo(change)

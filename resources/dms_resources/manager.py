@@ -47,6 +47,7 @@ from .hardware.cgroups import own_group
 from .journal import Worker, new_worker
 from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .ledger import Ledger
+from .measures import LedgerMeasures
 from .room import Granted
 from .storage import Contents, SQLiteStorage
 from .summaries import free_resources, promised_resources
@@ -163,6 +164,16 @@ class ResourceManager:
     def storage_error(self) -> StorageError | None:
         """The last failure of the disk, None when it works."""
         return self._ledger.journal.failed
+
+    @property
+    def measures(self) -> LedgerMeasures:
+        """What the ledger counts of its own work."""
+        return self._ledger.journal.measures
+
+    @property
+    def waiting_changes(self) -> int:
+        """How many changes wait for the disk."""
+        return self._ledger.journal.waiting
 
     @property
     def last_audit(self) -> tuple[float, tuple[Finding, ...]] | None:
