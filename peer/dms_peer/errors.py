@@ -83,13 +83,15 @@ class ProtocolError(PeerError):
 class DialError(PeerError):
     """A peer was not reached; `address` says where it was looked for (a multiaddr, or the peer id of a known peer).
 
+    `retry_after` (seconds) says when a further attempt makes sense, where that is known.
     Codes: `unreachable`, `refused`, `timeout`, `wrong_peer`, `handshake_failed`, `self_dial`, `busy`, `not_connected`,
-    `protocol_not_supported`, `stream_failed`.
+    `protocol_not_supported`, `stream_failed`, `no_address`, `backing_off`, `denied`, `relay_failed`, `closed`.
     """
 
-    def __init__(self, code: str, address: str, message: str, hint: str) -> None:
+    def __init__(self, code: str, address: str, message: str, hint: str, retry_after: float | None = None) -> None:
         super().__init__(code, message, hint)
         self.address = address
+        self.retry_after = retry_after
 
 
 class EnvelopeError(PeerError):

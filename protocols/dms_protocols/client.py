@@ -116,6 +116,7 @@ class Client:
         self._freed = trio.lowlevel.ParkingLot()
         self._last_id = -1
         self._lost: str | None = None
+        self._lost_event = trio.Event()
 
     @property
     def lost(self) -> bool:
@@ -126,6 +127,10 @@ class Client:
     def waiting(self) -> int:
         """How many calls and watches wait for answers."""
         return len(self._waiting)
+
+    async def wait_lost(self) -> None:
+        """Wait until the stream is gone. May be cancelled."""
+        await self._lost_event.wait()
 
     def lost_error(self) -> ConnectionLostError:
         """The error that says how the connection was lost."""
@@ -263,6 +268,7 @@ class Client:
         for waiter in self._waiting.values():
             waiter.lose()
         self._freed.unpark_all()
+        self._lost_event.set()
 
 
 @asynccontextmanager

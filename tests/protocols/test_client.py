@@ -141,6 +141,18 @@ async def test_after_the_loss_every_call_says_so_at_once(messages: Any) -> None:
             await client.call(messages.Echo("x"), messages.EchoAnswer, timeout=60)
 
 
+async def test_whoever_holds_a_client_may_wait_for_its_end(autojump_clock: Any) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with open_client(ours) as client:
+        with trio.move_on_after(1):
+            await client.wait_lost()
+        assert not client.lost
+        await theirs.aclose()
+        with trio.fail_after(1):
+            await client.wait_lost()
+        assert client.lost
+
+
 async def test_a_peer_that_takes_nothing_is_lost(messages: Any, autojump_clock: Any) -> None:
     ours, _theirs = trio.testing.lockstep_stream_pair()
     async with open_client(ours, ClientLimits(write_deadline=5)) as client:
