@@ -19,6 +19,7 @@ from dms_resources.errors import InsufficientError
 from dms_resources.leases import EndedLease, EndReason, Lease, LeaseState
 from dms_resources.units import Cores
 
+from .capability_classes import CapabilityClass, Dimension
 from .cbor import decode_map, encode_deterministic
 from .conversion import sealed_bytes, to_bytes, to_map
 from .error_bodies import encode_error_body
@@ -86,6 +87,7 @@ _BID: Final = bid.Bid(
     valid_until=1_700_000_300.0,
     price=bid.Price(micros_per_hour=250_000, currency="EUR"),
 )
+_CLASS: Final = CapabilityClass(Dimension.VRAM, 16 * _GIB)
 _LEASE: Final = Lease(
     lease_id=_LEASE_ID,
     holder="the-requester",
@@ -190,6 +192,7 @@ def make_vectors() -> dict[str, Any]:
             },
             "bid": _plain(to_map(_BID)),
             "bid_deterministic": sealed_bytes(_BID).hex(),
+            "capability_class": {"name": _CLASS.name, "key": _CLASS.key.hex(), "is": str(_CLASS)},
         },
     }
 
