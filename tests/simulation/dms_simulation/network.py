@@ -1,0 +1,238 @@
+"""A network in memory: the real services and clients over streams that take their time, stall and are cut.
+
+A host is whatever answers under one peer id: operations by protocol. Between two peers there is one connection, over
+which any number of streams run; it is opened by the first and stays until it is cut or one side stops.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from dms_peer.errors import DialError
+from dms_protocols.client import Client, open_client
+from dms_protocols.limits import ServiceLimits
+from dms_protocols.operations import Caller, Operations
+from dms_protocols.service import serve_stream
+
+from .streams import DelayedStream, stream_pair
+
+__all__ = ["GOOD_LINK", "LinkConditions", "SimulatedNetwork", "SimulatedPeerNetwork", "TrafficCount"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkConditions:
+    """How a connection behaves. Times in seconds; `stall`, `cut` and `late` are probabilities for each write.
+
+    A write takes `latency` and up to `jitter` more. A stalled stream delivers nothing from there on, and nobody is told.
+    A cut breaks the whole connection, before or after the write has arrived. A late write takes up to `lateness` more.
+    """
+
+    latency: float = 0.02
+    jitter: float = 0.01
+    stall: float = 0.0
+    cut: float = 0.0
+    late: float = 0.0
+    lateness: float = 20.0
+
+
+GOOD_LINK = LinkConditions()
+
+
+@dataclass(slots=True)
+class TrafficCount:
+    """What went over the network: connections that were tried, streams that were opened, and writes."""
+
+    dials: int = 0
+    streams: int = 0
+    writes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Host:
+    """What answers under a peer id. A host that is not `up` is gone; a `silent` one does not even refuse."""
+
+    peer_id: str
+    operations: Mapping[str, Operations]
+    limits: ServiceLimits
+    conditions: LinkConditions
+    up: bool = True
+    silent: bool = False
+    connections: dict[int, _Connection] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    number: int
+    dialer: str
+    listener: _Host
+    broken: bool = False
+    streams: dict[int, tuple[DelayedStream, DelayedStream, trio.CancelScope]] = field(default_factory=dict)
+
+    def cut(self) -> None:
+        self.broken = True
+        self.listener.connections.pop(self.number, None)
+        for ours, theirs, serving in self.streams.values():
+            ours.cut()
+            theirs.cut()
+            serving.cancel()
+        self.streams.clear()
+
+
+class SimulatedNetwork:
+    """Peers in memory that reach each other; `rng` decides every delay and fault. Runs within `nursery`."""
+
+    def __init__(self, nursery: trio.Nursery, rng: random.Random, *, dial_timeout: float = 5.0) -> None:
+        self.traffic = TrafficCount()
+        self._nursery = nursery
+        self._rng = rng
+        self._dial_timeout = dial_timeout
+        self._hosts: dict[str, _Host] = {}
+        self._connections: dict[tuple[str, str], _Connection] = {}
+        self._numbers = 0
+        self._dead: set[str] = set()
+
+    def add_host(
+        self,
+        peer_id: str,
+        operations: Mapping[str, Operations],
+        *,
+        conditions: LinkConditions = GOOD_LINK,
+        limits: ServiceLimits | None = None,
+    ) -> None:
+        """From now on this peer answers these protocols, to whoever dials it."""
+        self._hosts[peer_id] = _Host(peer_id, operations, limits or ServiceLimits(), conditions)
+        self._dead.discard(peer_id)
+
+    def stop_host(self, peer_id: str, *, silent: bool = False) -> None:
+        """Take a peer off the network with all its connections; `silent` leaves its dialers waiting."""
+        host = self._hosts[peer_id]
+        host.up, host.silent = False, silent
+        for connection in list(host.connections.values()):
+            connection.cut()
+
+    def set_conditions(self, peer_id: str, conditions: LinkConditions) -> None:
+        """Change how the connections of a host behave from now on."""
+        self._hosts[peer_id].conditions = conditions
+
+    def kill_peer(self, peer_id: str) -> None:
+        """Cut off a requester at once: its connections are gone and it reaches nobody any more."""
+        self._dead.add(peer_id)
+        for (dialer, _), connection in list(self._connections.items()):
+            if dialer == peer_id:
+                connection.cut()
+
+    def cut(self, dialer: str, listener: str) -> None:
+        """Cut the connection between two peers, where there is one."""
+        connection = self._connections.get((dialer, listener))
+        if connection is not None:
+            connection.cut()
+
+    def peer(self, peer_id: str) -> SimulatedPeerNetwork:
+        """The network as one peer sees it: what a requester is made with."""
+        return SimulatedPeerNetwork(self, peer_id)
+
+    async def connect(self, dialer: str, listener: str) -> _Connection:
+        """The connection between two peers. Raises DialError `timeout`, `refused` or `unreachable`."""
+        known = self._connections.get((dialer, listener))
+        if known is not None and not known.broken:
+            return known
+        self.traffic.dials += 1
+        host = self._hosts.get(listener)
+        if dialer in self._dead or host is None or (not host.up and host.silent):
+            await trio.sleep(self._dial_timeout)
+            raise DialError("timeout", listener, "no answer", "")
+        # TCP and the handshake of the security protocol: two round trips.
+        await trio.sleep(4 * self._delay(host.conditions))
+        if not host.up or dialer in self._dead or self._hosts.get(listener) is not host:
+            raise DialError("refused", listener, "nobody listens there", "")
+        known = self._connections.get((dialer, listener))
+        if known is not None and not known.broken:
+            return known
+        self._numbers += 1
+        connection = _Connection(self._numbers, dialer, host)
+        self._connections[dialer, listener] = host.connections[connection.number] = connection
+        return connection
+
+    def open_stream(self, connection: _Connection, protocol: str) -> tuple[int, DelayedStream]:
+        """A stream of one protocol that the listener serves. Raises DialError `protocol_not_supported`."""
+        host = connection.listener
+        operations = host.operations.get(protocol)
+        if operations is None:
+            raise DialError("protocol_not_supported", host.peer_id, f"does not speak {protocol}", "")
+        self.traffic.streams += 1
+        self._numbers += 1
+        number = self._numbers
+
+        def due() -> float:
+            return self._due(connection)
+
+        ours, theirs = stream_pair(due, due)
+        scope = trio.CancelScope()
+        connection.streams[number] = (ours, theirs, scope)
+        self._nursery.start_soon(self._serve, connection, number, theirs, operations, scope)
+        return number, ours
+
+    async def _serve(
+        self,
+        connection: _Connection,
+        number: int,
+        stream: DelayedStream,
+        operations: Operations,
+        scope: trio.CancelScope,
+    ) -> None:
+        with scope:
+            await serve_stream(stream, operations, Caller(connection.dialer), connection.listener.limits)
+        connection.streams.pop(number, None)
+
+    def _due(self, connection: _Connection) -> float:
+        conditions, rng = connection.listener.conditions, self._rng
+        self.traffic.writes += 1
+        due = trio.current_time() + self._delay(conditions)
+        if conditions.stall and rng.random() < conditions.stall:
+            return math.inf
+        if conditions.late and rng.random() < conditions.late:
+            due += rng.uniform(0.0, conditions.lateness)
+        if conditions.cut and rng.random() < conditions.cut:
+            if rng.random() < 0.5:
+                connection.cut()
+            else:
+                self._nursery.start_soon(self._cut_at, connection, due + 0.001)
+        return due
+
+    async def _cut_at(self, connection: _Connection, when: float) -> None:
+        await trio.sleep_until(when)
+        connection.cut()
+
+    def _delay(self, conditions: LinkConditions) -> float:
+        return conditions.latency + self._rng.random() * conditions.jitter
+
+
+class SimulatedPeerNetwork:
+    """One peer's way to the others; the `PeerNetwork` of simulations."""
+
+    def __init__(self, network: SimulatedNetwork, peer_id: str) -> None:
+        self._network = network
+        self._peer_id = peer_id
+
+    @property
+    def peer_id(self) -> str:
+        """Who asks."""
+        return self._peer_id
+
+    @asynccontextmanager
+    async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Client]:
+        """A client on a new stream of the connection to that peer. Raises DialError."""
+        connection = await self._network.connect(self._peer_id, peer_id)
+        number, stream = self._network.open_stream(connection, protocol)
+        try:
+            async with open_client(stream) as client:
+                yield client
+        finally:
+            # What a cancelled client left is closed, so that the service on the other side ends too.
+            stream.close()
