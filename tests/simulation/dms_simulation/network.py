@@ -29,7 +29,7 @@ __all__ = ["GOOD_LINK", "LinkConditions", "SimulatedNetwork", "SimulatedPeerNetw
 class LinkConditions:
     """How a connection behaves. Times in seconds; `stall`, `cut` and `late` are probabilities for each write.
 
-    A write takes `latency` and up to `jitter` more. A stalled stream delivers nothing from there on, and nobody is told.
+    A write takes `latency` and up to `jitter` more. A stalled stream delivers nothing from there on; nobody is told.
     A cut breaks the whole connection, before or after the write has arrived. A late write takes up to `lateness` more.
     """
 
@@ -159,7 +159,7 @@ class SimulatedNetwork:
         self._connections[dialer, listener] = host.connections[connection.number] = connection
         return connection
 
-    def open_stream(self, connection: _Connection, protocol: str) -> tuple[int, DelayedStream]:
+    def open_stream(self, connection: _Connection, protocol: str) -> DelayedStream:
         """A stream of one protocol that the listener serves. Raises DialError `protocol_not_supported`."""
         host = connection.listener
         operations = host.operations.get(protocol)
@@ -176,7 +176,7 @@ class SimulatedNetwork:
         scope = trio.CancelScope()
         connection.streams[number] = (ours, theirs, scope)
         self._nursery.start_soon(self._serve, connection, number, theirs, operations, scope)
-        return number, ours
+        return ours
 
     async def _serve(
         self,
@@ -229,7 +229,7 @@ class SimulatedPeerNetwork:
     async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Client]:
         """A client on a new stream of the connection to that peer. Raises DialError."""
         connection = await self._network.connect(self._peer_id, peer_id)
-        number, stream = self._network.open_stream(connection, protocol)
+        stream = self._network.open_stream(connection, protocol)
         try:
             async with open_client(stream) as client:
                 yield client
