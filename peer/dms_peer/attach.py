@@ -11,6 +11,7 @@ from libp2p.abc import IHost
 
 from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding import BidTerms, bid_operations
+from dms_protocols.counts import ServiceCounts
 from dms_protocols.limits import ServiceLimits
 from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
@@ -33,34 +34,42 @@ async def serve(
     identity: Identity | None = None,
     terms: BidTerms | None = None,
     limits: ServiceLimits | None = None,
+    counts: ServiceCounts | None = None,
 ) -> AsyncIterator[None]:
     """Answers `/dms/resources`, `/dms/bid` and `/dms/allocation` on `host` while the block runs.
 
     The protocols are taken off again at its end; what runs then has some seconds to finish. Bids are signed with
-    `identity`, by default the host's own key, which must be Ed25519 (IdentityError). Raises ProtocolError when the host
-    serves one of them already.
+    `identity`, by default the host's own key, which must be Ed25519 (IdentityError). What is answered is
+    counted in `counts`. Raises ProtocolError when the host serves one of them already.
     """
-    identity = identity or host_identity(host)
+    identity, counts = identity or host_identity(host), counts or ServiceCounts()
     handlers = {
-        protocol: functools.partial(_answer, operations, limits or ServiceLimits())
-        for protocol, operations in peer_operations(manager, identity, terms).items()
+        protocol: functools.partial(_answer, operations, limits or ServiceLimits(), counts)
+        for protocol, operations in peer_operations(manager, identity, terms, counts).items()
     }
     async with attach_protocols(host, handlers):
         yield
 
 
 def peer_operations(
-    manager: ResourceManager, identity: Identity, terms: BidTerms | None = None
+    manager: ResourceManager,
+    identity: Identity,
+    terms: BidTerms | None = None,
+    counts: ServiceCounts | None = None,
 ) -> dict[str, Operations]:
     """What a peer answers, by protocol id."""
     return {
         RESOURCES_PROTOCOL: resource_operations(manager),
-        BID_PROTOCOL: bid_operations(manager, IdentitySigner(identity), terms),
+        BID_PROTOCOL: bid_operations(manager, IdentitySigner(identity), terms, counts=counts),
         ALLOCATION_PROTOCOL: allocation_operations(manager, identity.peer_id, EnvelopeChecker()),
     }
 
 
 async def _answer(
-    operations: Operations, limits: ServiceLimits, stream: trio.abc.HalfCloseableStream, peer_id: str
+    operations: Operations,
+    limits: ServiceLimits,
+    counts: ServiceCounts,
+    stream: trio.abc.HalfCloseableStream,
+    peer_id: str,
 ) -> None:
-    await serve_stream(stream, operations, Caller(peer_id), limits)
+    await serve_stream(stream, operations, Caller(peer_id), limits, counts)

@@ -6,19 +6,23 @@ Rules:
 2. Bids on several nodes are for what could be had together.
 3. A dry run gives the same answer, unsigned and without a hold.
 4. Where a hold is asked for and the owner's limits do not allow it, the bids come without one, and say so.
-5. A request that was taken already is answered with what was given, so that asking again changes nothing.
+5. A request that was taken already is answered with what was given and at its price, so that asking again changes
+   nothing, whatever the owner wants by now.
+6. The owner's policies see what would be given. Where none of them takes its time, the answer is given in place.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
 
-from dms_resources.components import Resources
-from dms_resources.demands import PortShortage
+from msgspec.structs import replace as replace_fields
+
+from dms_resources.demands import Demand, PortShortage
 from dms_resources.errors import (
+    ConflictError,
     DrainingError,
     InsufficientError,
     NotOnboardedError,
@@ -29,6 +33,7 @@ from dms_resources.leases import LeaseRequest, LeaseState
 from dms_resources.manager import ResourceManager
 
 from .conversion import from_map
+from .counts import ServiceCounts
 from .errors import MessageError
 from .locations import why_not_here
 from .messages.bid import (
@@ -39,22 +44,15 @@ from .messages.bid import (
     NodeRequest,
     OfferAnswer,
     Place,
-    Price,
     Refusal,
     bid_lease_id,
     request_digest,
 )
 from .operations import Answer, Caller, Operations
+from .policies import AsyncPolicy, NodeOffer, Policy, PolicyRequest, decide_in_place, decide_in_turn
 from .signing import Signer, seal_bid
 
-__all__ = ["BidTerms", "PriceList", "bid_operations"]
-
-
-class PriceList(Protocol):
-    """What the owner asks for resources."""
-
-    def price(self, resources: Resources) -> Price | None:
-        """The price of these resources; None when they cost nothing. Called for every bid: it must not wait."""
+__all__ = ["BidTerms", "bid_operations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +60,16 @@ class BidTerms:
     """On what terms this peer bids.
 
     `executors` are those that it has (None: whatever is asked for), `location` is where the machine stands, and a bid
-    is valid for `valid_seconds`.
+    is valid for `valid_seconds`. `policies` decide in place about each bid, `async_policies` after them in their own
+    time (`PolicyGate` bounds it).
     """
 
     executors: frozenset[str] | None = None
     privileged_docker: bool = False
     location: Place | None = None
-    prices: PriceList | None = None
     valid_seconds: float = 300.0
+    policies: tuple[Policy, ...] = ()
+    async_policies: tuple[AsyncPolicy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,34 +82,65 @@ class _Asking:
     requester: str
     hold: float
     ttl: float
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """What is to be answered: bids that stand already, offers that are to become bids, and refusals."""
+
+    standing: tuple[Bid, ...]
+    offers: tuple[NodeOffer, ...]
+    refusals: tuple[Refusal, ...]
 
 
 def bid_operations(
-    manager: ResourceManager, signer: Signer, terms: BidTerms | None = None, *, clock: Callable[[], float] = time.time
+    manager: ResourceManager,
+    signer: Signer,
+    terms: BidTerms | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
+    counts: ServiceCounts | None = None,
 ) -> Operations:
-    """The operations that bid for this manager; `clock` tells the Unix time in seconds."""
+    """The operations that bid for this manager; `clock` tells the Unix time in seconds.
+
+    Bids and refusals are counted in `counts`.
+    """
     operations = Operations()
-    operations.slow(BidRequest, _Bidding(manager, signer, terms or BidTerms(), clock).answer)
+    bidding = _Bidding(manager, signer, terms or BidTerms(), clock, counts or ServiceCounts())
+    operations.slow(BidRequest, bidding.answer)
     return operations
 
 
 class _Bidding:
-    def __init__(self, manager: ResourceManager, signer: Signer, terms: BidTerms, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        manager: ResourceManager,
+        signer: Signer,
+        terms: BidTerms,
+        clock: Callable[[], float],
+        counts: ServiceCounts,
+    ) -> None:
         self._manager = manager
         self._signer = signer
         self._terms = terms
         self._clock = clock
+        self._counts = counts
 
     def answer(self, request: BidRequest, caller: Caller) -> Answer | Coroutine[Any, Any, Answer]:
         asking = self._asking(request, caller)
         if asking.ensemble.deadline < self._clock():
             raise MessageError("ensemble.deadline: it has passed", path="ensemble.deadline")
-        offers, refusals = self._offers(asking)
-        if request.dry_run:
-            return OfferAnswer(offers=tuple(offers), refusals=tuple(refusals))
-        if offers and request.hold:
-            return self._hold_and_answer(asking, offers, refusals)
-        return self._signed(offers, refusals)
+        draft = self._draft(asking)
+        if draft.offers and (self._terms.async_policies or (asking.hold and not asking.dry_run)):
+            return self._finish(asking, draft)
+        return self._answer(asking, draft)
+
+    async def _finish(self, asking: _Asking, draft: _Draft) -> Answer:
+        draft = await self._decided(asking, draft)
+        if asking.hold and not asking.dry_run:
+            draft = await self._held(asking, draft)
+        return self._answer(asking, draft)
 
     def _asking(self, request: BidRequest, caller: Caller) -> _Asking:
         ensemble, digest = _ensemble(request), request_digest(request.ensemble)
@@ -119,24 +150,28 @@ class _Bidding:
             )
             for node in ensemble.request
         }
-        return _Asking(ensemble, digest, lease_ids, caller.peer_id, request.hold, request.ttl)
+        return _Asking(ensemble, digest, lease_ids, caller.peer_id, request.hold, request.ttl, request.dry_run)
 
-    def _signed(self, offers: Sequence[Bid], refusals: Sequence[Refusal]) -> BidAnswer:
-        return BidAnswer(bids=tuple(seal_bid(bid, self._signer) for bid in offers), refusals=tuple(refusals))
+    def _answer(self, asking: _Asking, draft: _Draft) -> Answer:
+        bids = [*draft.standing, *(self._bid(asking, offer) for offer in draft.offers)]
+        self._counts.refusals.update(refusal.code for refusal in draft.refusals)
+        if asking.dry_run:
+            return OfferAnswer(offers=tuple(bids), refusals=draft.refusals)
+        self._counts.bids += len(bids)
+        return BidAnswer(bids=tuple(seal_bid(bid, self._signer) for bid in bids), refusals=draft.refusals)
 
     # Deciding
 
-    def _offers(self, asking: _Asking) -> tuple[list[Bid], list[Refusal]]:
+    def _draft(self, asking: _Asking) -> _Draft:
         refusals: list[Refusal] = []
         candidates: list[NodeRequest] = []
-        offers: list[Bid] = []
+        standing: list[Bid] = []
+        offers: list[NodeOffer] = []
         for node in asking.ensemble.request:
-            refusal = self._unsuitable(node, asking)
-            taken = self._taken(node, asking)
-            if refusal is not None:
+            if (taken := self._taken(node, asking)) is not None:
+                standing.append(taken)
+            elif (refusal := self._unsuitable(node, asking)) is not None:
                 refusals.append(refusal)
-            elif taken is not None:
-                offers.append(taken)
             else:
                 candidates.append(node)
         asked = [self._lease_request(node, asking, ttl=asking.ttl or asking.hold) for node in candidates]
@@ -144,8 +179,37 @@ class _Bidding:
             if isinstance(granted, RequestError):
                 refusals.append(_refusal(node, granted))
             else:
-                offers.append(self._bid(node, asking, granted.resources))
-        return offers, refusals
+                offers.append(NodeOffer(node=node, resources=granted.resources))
+        draft = _Draft(tuple(standing), tuple(offers), tuple(refusals))
+        if not offers or not self._terms.policies:
+            return draft
+        left, refused = decide_in_place(self._terms.policies, _policy_request(asking, draft))
+        return replace(draft, offers=left, refusals=draft.refusals + refused)
+
+    async def _decided(self, asking: _Asking, draft: _Draft) -> _Draft:
+        if not self._terms.async_policies:
+            return draft
+        left, refused = await decide_in_turn(self._terms.async_policies, _policy_request(asking, draft))
+        return replace(draft, offers=left, refusals=draft.refusals + refused)
+
+    async def _held(self, asking: _Asking, draft: _Draft) -> _Draft:
+        requests = [
+            replace_fields(
+                self._lease_request(offer.node, asking, ttl=asking.hold),
+                demand=_demand_as_offered(offer),
+                price=offer.price,
+            )
+            for offer in draft.offers
+        ]
+        try:
+            if requests:
+                await self._manager.hold(requests)
+        except (RequestError, ConflictError):
+            # No hold is allowed, or somebody else was faster: what would fit now, and what is short, without a hold.
+            return await self._decided(asking, self._draft(asking))
+        nodes = [offer.node for offer in draft.offers]
+        held = tuple(bid for node in nodes if (bid := self._taken(node, asking)) is not None)
+        return replace(draft, standing=draft.standing + held, offers=())
 
     def _unsuitable(self, node: NodeRequest, asking: _Asking) -> Refusal | None:
         if self._signer.peer_id in asking.ensemble.peer_exclusion:
@@ -169,7 +233,8 @@ class _Bidding:
         if lease is None or lease.holder != asking.requester:
             return None
         held = lease.state is LeaseState.HELD
-        return self._bid(node, asking, lease.resources, held_until=lease.deadline if held else None)
+        offer = NodeOffer(node=node, resources=lease.resources, price=lease.price)
+        return self._bid(asking, offer, held_until=lease.deadline if held else None)
 
     # Making bids
 
@@ -182,7 +247,8 @@ class _Bidding:
             ttl=ttl,
         )
 
-    def _bid(self, node: NodeRequest, asking: _Asking, resources: Resources, *, held_until: float | None = None) -> Bid:
+    def _bid(self, asking: _Asking, offer: NodeOffer, *, held_until: float | None = None) -> Bid:
+        node = offer.node
         valid_until = self._clock() + self._terms.valid_seconds
         return Bid(
             request_digest=asking.digest,
@@ -194,31 +260,31 @@ class _Bidding:
             provider=self._signer.peer_id,
             demand=node.resources,
             public_ports=node.public_ports,
-            resources=resources,
+            resources=offer.resources,
             valid_until=valid_until if held_until is None else min(valid_until, held_until),
-            price=self._terms.prices.price(resources) if self._terms.prices else None,
+            price=offer.price,
             location=self._terms.location,
             held=held_until is not None,
             simulated=self._manager.machine.simulated,
         )
 
-    async def _hold_and_answer(self, asking: _Asking, offers: list[Bid], refusals: list[Refusal]) -> BidAnswer:
-        nodes = {node.node_id: node for node in asking.ensemble.request}
-        fresh = [bid for bid in offers if self._manager.lease(bid.lease_id) is None]
-        asked = [self._lease_request(nodes[bid.node_id], asking, ttl=asking.hold) for bid in fresh]
-        try:
-            leases = {lease.lease_id: lease for lease in await self._manager.hold(asked)} if asked else {}
-        except RequestError:
-            # No hold is allowed, or somebody else was faster: what would fit now, and what is short, without a hold.
-            offers, refusals = self._offers(asking)
-        else:
-            offers = [
-                self._bid(nodes[bid.node_id], asking, lease.resources, held_until=lease.deadline)
-                if (lease := leases.get(bid.lease_id))
-                else bid
-                for bid in offers
-            ]
-        return self._signed(offers, refusals)
+
+def _policy_request(asking: _Asking, draft: _Draft) -> PolicyRequest:
+    return PolicyRequest(
+        requester=asking.requester,
+        ensemble_id=asking.ensemble.id,
+        nonce=asking.ensemble.nonce,
+        hold=asking.hold,
+        ttl=asking.ttl,
+        nodes=draft.offers,
+    )
+
+
+def _demand_as_offered(offer: NodeOffer) -> Demand:
+    """The demand for exactly the devices that were priced: a hold of others might be worth something else."""
+    demand, devices = offer.node.resources, offer.resources.gpus
+    named = (replace_fields(gpu, uuid=device.uuid) for gpu, device in zip(demand.gpus, devices, strict=True))
+    return replace_fields(demand, gpus=tuple(named))
 
 
 def _ensemble(request: BidRequest) -> EnsembleRequest:

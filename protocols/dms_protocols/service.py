@@ -27,6 +27,7 @@ from dms_resources.errors import ResourcesError
 
 from .cbor import decode_map
 from .conversion import from_map
+from .counts import OK, UNREADABLE, ServiceCounts
 from .error_bodies import encode_error_body
 from .errors import (
     AnswerTooLargeError,
@@ -68,22 +69,32 @@ async def serve_stream(
     operations: Operations,
     caller: Caller,
     limits: ServiceLimits | None = None,
+    counts: ServiceCounts | None = None,
 ) -> None:
     """Answer requests until the peer ends its side, goes silent or cannot be understood; then close the stream.
 
-    Raises nothing but cancellation, upon which whatever runs is cancelled and the stream is closed at once.
+    What is answered is counted in `counts`. Raises nothing but cancellation, upon which whatever runs is cancelled and
+    the stream is closed at once.
     """
-    await _Service(stream, operations, caller, limits or ServiceLimits()).run()
+    await _Service(stream, operations, caller, limits or ServiceLimits(), counts or ServiceCounts()).run()
 
 
 class _Service:
     def __init__(
-        self, stream: trio.abc.HalfCloseableStream, operations: Operations, caller: Caller, limits: ServiceLimits
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        operations: Operations,
+        caller: Caller,
+        limits: ServiceLimits,
+        counts: ServiceCounts,
     ) -> None:
         self._stream = stream
         self._operations = operations
         self._caller = caller
         self._limits = limits
+        self._counts = counts
+        # What the frame at hand asks for, as far as it was read.
+        self._operation = UNREADABLE
         self._frames = FrameReader(limits.frame_bytes, limits.skip_bytes)
         self._outbox = Outbox(stream, high_water=limits.outgoing_bytes, write_deadline=limits.write_deadline)
         self._handlers: trio.Nursery
@@ -93,6 +104,7 @@ class _Service:
         self._active_at = trio.current_time()
 
     async def run(self) -> None:
+        self._counts.streams += 1
         try:
             async with trio.open_nursery() as writing:
                 writing.start_soon(self._write, writing.cancel_scope)
@@ -104,6 +116,7 @@ class _Service:
                     await self._stream.aclose()
                 writing.cancel_scope.cancel()
         finally:
+            self._counts.streams -= 1
             # Costs nothing where the stream is closed already.
             await trio.aclose_forcefully(self._stream)
 
@@ -122,7 +135,7 @@ class _Service:
             try:
                 await self._take_frames()
             except FrameError as error:
-                self._outbox.put(encode_error(None, encode_error_body(error)))
+                self._refuse(None, error, UNREADABLE)
                 return
 
     async def _receive(self) -> bytes:
@@ -154,6 +167,7 @@ class _Service:
 
     def _take(self, frame: bytes | Oversize) -> None:
         request_id: int | None = None
+        self._operation = UNREADABLE
         try:
             if isinstance(frame, Oversize):
                 raise FrameError(
@@ -163,7 +177,7 @@ class _Service:
             request_id = read_id(message)
             self._begin(request_id, message)
         except Exception as error:
-            self._refuse(request_id, error)
+            self._refuse(request_id, error, self._operation)
 
     # Answering
 
@@ -172,23 +186,25 @@ class _Service:
         operation = self._operations.get(name) if type(name) is str else None
         if operation is None:
             return self._begin_other(request_id, name, message)
+        self._operation = operation.name
         request = from_map(message, operation.request_type)
         if operation.kind == "watch":
             return self._begin_watch(request_id, operation, request)
         answer = operation.handler(request, self._caller)
         if operation.kind == "slow" and isinstance(answer, Coroutine):
             return self._begin_slow(request_id, operation, answer)
-        return self._put_answer(request_id, answer)
+        return self._put_answer(request_id, operation.name, answer)
 
     def _begin_other(self, request_id: int, name: object, message: dict[str, Any]) -> None:
         if type(name) is not str:
             raise MessageError("op: the name of an operation is expected", path="op")
         if name != "cancel":
             raise UnknownOperationError(f"no operation {name[:64]!r} here")
+        self._operation = name
         scope = self._watches.get(from_map(message, CancelRequest).target)
         if scope is not None:
             scope.cancel()
-        self._put_answer(request_id, CancelAnswer(scope is not None))
+        self._put_answer(request_id, name, CancelAnswer(scope is not None))
 
     def _begin_slow(self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer]) -> None:
         if self._slow >= self._limits.operations_in_flight:
@@ -212,7 +228,7 @@ class _Service:
             if scope.cancelled_caught:
                 raise DeadlineExceededError(f"{operation.name} took longer than {self._limits.operation_deadline:g} s")
             await self._outbox.room()
-            self._put_answer(request_id, answer)
+            self._put_answer(request_id, operation.name, answer)
         except Exception as error:
             await self._outbox.room()
             self._refuse(request_id, error, operation.name)
@@ -230,7 +246,7 @@ class _Service:
                         self._put(request_id, encode_event(request_id, encode_answer(event)))
                         # The next event is asked for when this one has left: a slow reader sees the newest state.
                         await self._outbox.flushed()
-            self._put_answer(request_id, _DONE)
+            self._put_answer(request_id, operation.name, _DONE)
         except Exception as error:
             self._refuse(request_id, error, operation.name)
         finally:
@@ -245,18 +261,20 @@ class _Service:
         self._active_at = trio.current_time()
         self._watch_idleness()
 
-    def _put_answer(self, request_id: int, answer: Answer) -> None:
+    def _put_answer(self, request_id: int, operation: str, answer: Answer) -> None:
         self._put(request_id, encode_ok(request_id, encode_answer(answer)))
+        self._counts.requests[operation, OK] += 1
 
     def _put(self, request_id: int, frame: bytes) -> None:
         if len(frame) > self._limits.answer_bytes:
             raise AnswerTooLargeError(f"the answer has {len(frame)} bytes, {self._limits.answer_bytes} are allowed")
         self._outbox.put(frame)
 
-    def _refuse(self, request_id: int | None, error: Exception, operation: str = "") -> None:
+    def _refuse(self, request_id: int | None, error: Exception, operation: str) -> None:
         if not isinstance(error, ProtocolError | ResourcesError):
             self._report(request_id, error, operation)
             error = InternalError("the service failed at this request; its log says more")
+        self._counts.requests[operation, error.code] += 1
         self._outbox.put(encode_error(request_id, encode_error_body(error)))
 
     def _report(self, request_id: int | None, error: Exception, operation: str) -> None:

@@ -171,6 +171,12 @@ class ResourceManager:
         return self._ledger.journal.measures
 
     @property
+    def lease_counts(self) -> dict[LeaseState, int]:
+        """How many leases there are of each state."""
+        self._ledger.expire()
+        return {state: totals.count for state, totals in self._ledger.book.totals.items()}
+
+    @property
     def waiting_changes(self) -> int:
         """How many changes wait for the disk."""
         return self._ledger.journal.waiting

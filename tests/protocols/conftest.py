@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding import BidTerms, bid_operations
 from dms_protocols.client import Client, open_client
+from dms_protocols.counts import ServiceCounts
 from dms_protocols.errors import BusyError, EnvelopeError
 from dms_protocols.frames import FrameReader, encode_frame
 from dms_protocols.limits import ServiceLimits
@@ -214,12 +215,12 @@ def serving(market: Market) -> Any:
         limits: ServiceLimits | None = None,
         operations: Operations | None = None,
         pair: Callable[[], Any] = trio.testing.memory_stream_pair,
+        counts: ServiceCounts | None = None,
     ) -> AsyncIterator[RawPeer]:
         ours, theirs = pair()
+        served = market.operations if operations is None else operations
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                serve_stream, theirs, market.operations if operations is None else operations, Caller("peer-1"), limits
-            )
+            nursery.start_soon(serve_stream, theirs, served, Caller("peer-1"), limits, counts)
             yield RawPeer(ours)
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(ours)

@@ -1,0 +1,123 @@
+"""What a running peer shows to Prometheus.
+
+All numbers are read from memory when they are fetched; nothing is done for them on the way of a request but counting.
+Names follow the conventions of Prometheus: base units (bytes, seconds, cores), `_total` for what only grows. Labels
+come from this program's own code (operations, codes, states), never from what a peer sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dms_protocols.counts import ServiceCounts
+from dms_resources.components import FreeResources, OnboardedResources
+from dms_resources.leases import LeaseState
+from dms_resources.manager import ResourceManager
+from dms_resources.measures import WRITE_BUCKETS, LedgerMeasures
+
+__all__ = ["PeerCollector"]
+
+
+class PeerCollector(Collector):
+    """Collects from a manager, the counts of its services, and the host's `connections` and `limits_hit`."""
+
+    def __init__(
+        self,
+        manager: ResourceManager,
+        counts: ServiceCounts,
+        *,
+        connections: Callable[[], int],
+        limits_hit: Mapping[str, int],
+    ) -> None:
+        self._manager = manager
+        self._counts = counts
+        self._connections = connections
+        self._limits_hit = limits_hit
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        yield from _requests(self._counts)
+        yield from _ledger(self._manager.measures, self._manager.waiting_changes)
+        yield from _capacity(self._manager.get_onboarded_resources(), self._manager.get_free_resources())
+        yield _by_label(
+            GaugeMetricFamily("dms_leases", "Leases that stand, by state.", labels=["state"]),
+            ((state.value, self._manager.lease_counts[state]) for state in LeaseState),
+        )
+        yield GaugeMetricFamily("dms_connections", "Open connections to other peers.", self._connections())
+        yield _by_label(
+            CounterMetricFamily("dms_limits_hit", "How often a limit of the host was hit.", labels=["limit"]),
+            self._limits_hit.items(),
+        )
+        yield GaugeMetricFamily("dms_draining", "Whether nothing new is taken.", float(self._manager.draining))
+        yield GaugeMetricFamily(
+            "dms_storage_failed",
+            "Whether the ledger cannot be written.",
+            float(self._manager.storage_error is not None),
+        )
+        sample = self._manager.usage_sample
+        if sample is not None:
+            yield GaugeMetricFamily(
+                "dms_usage_sample_age_seconds", "How old the newest sample of the machine's use is.", sample.age
+            )
+
+
+def _requests(counts: ServiceCounts) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "dms_requests",
+        "Requests by operation and outcome: ok, or the code of an error.",
+        labels=["operation", "outcome"],
+    )
+    for (operation, outcome), count in counts.requests.items():
+        requests.add_metric([operation, outcome], count)
+    yield requests
+    yield CounterMetricFamily("dms_bids", "Bids that were signed.", counts.bids)
+    yield _by_label(
+        CounterMetricFamily("dms_refusals", "Nodes that were refused a bid, by the refusal's code.", labels=["code"]),
+        counts.refusals.items(),
+    )
+    yield GaugeMetricFamily("dms_streams", "Streams that are served now.", counts.streams)
+
+
+def _ledger(measures: LedgerMeasures, waiting: int) -> Iterator[Metric]:
+    yield _by_label(
+        CounterMetricFamily(
+            "dms_ledger_changes", "Durable changes: commit, allocate, released, expired, ...", labels=["change"]
+        ),
+        measures.changes.items(),
+    )
+    total, buckets = 0, []
+    for bound, count in zip([*map(str, WRITE_BUCKETS), "+Inf"], measures.writes, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    yield HistogramMetricFamily(
+        "dms_ledger_write_seconds", "How long the disk took for a durable write.", buckets, measures.write_seconds
+    )
+    yield CounterMetricFamily("dms_ledger_failed_writes", "Writes that failed.", measures.failed_writes)
+    yield GaugeMetricFamily("dms_ledger_waiting_changes", "Changes that wait for the disk.", waiting)
+
+
+def _capacity(onboarded: OnboardedResources | None, free: FreeResources) -> Iterator[Metric]:
+    cores = GaugeMetricFamily("dms_cores", "CPU cores, onboarded and free.", labels=["kind"])
+    ram = GaugeMetricFamily("dms_ram_bytes", "RAM, onboarded and free.", labels=["kind"])
+    disk = GaugeMetricFamily("dms_disk_bytes", "Disk, onboarded and free.", labels=["kind"])
+    vram = GaugeMetricFamily("dms_vram_bytes", "Memory of each GPU, onboarded and free.", labels=["kind", "index"])
+    for kind, amount in (("onboarded", onboarded), ("free", free)):
+        if amount is None:
+            continue
+        cores.add_metric([kind], amount.cpu.cores.millicores / 1000)
+        ram.add_metric([kind], amount.ram.size)
+        disk.add_metric([kind], amount.disk.size)
+        for gpu in amount.gpus:
+            vram.add_metric([kind, str(gpu.index)], gpu.vram)
+    yield from (cores, ram, disk, vram)
+
+
+def _by_label(
+    family: CounterMetricFamily | GaugeMetricFamily, values: Iterable[tuple[str, float]]
+) -> CounterMetricFamily | GaugeMetricFamily:
+    for label, value in values:
+        family.add_metric([label], value)
+    return family

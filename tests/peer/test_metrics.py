@@ -1,0 +1,115 @@
+"""Metrics: what Prometheus fetches, and what others who connect there get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from dms_peer import metrics_server
+from dms_peer.errors import ListenError
+from dms_peer.metrics import PeerCollector
+from dms_peer.metrics_server import serve_metrics
+from dms_protocols.counts import ServiceCounts
+from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
+from dms_resources.demands import CPUDemand, Demand
+from dms_resources.manager import open_manager
+from dms_resources.units import GIB, Cores
+
+
+@pytest.fixture
+async def manager(tmp_path: Any) -> Any:
+    machine = MachineResources(cpu=CPU(cores=Cores.of(4)), ram=RAM(size=8 * GIB), disk=Disk(size=100 * GIB), gpus=())
+    async with open_manager(tmp_path / "ledger.db", machine) as manager:
+        offered = OnboardedResources(cpu=CPU(cores=Cores.of(2)), ram=RAM(size=GIB), disk=Disk(size=GIB), gpus=())
+        await manager.update_onboarded_resources(offered)
+        yield manager
+
+
+@pytest.fixture
+async def served(manager: Any) -> Any:
+    counts = ServiceCounts()
+    collector = PeerCollector(manager, counts, connections=lambda: 3, limits_hit={"inbound_connections": 7})
+    async with serve_metrics(collector, "127.0.0.1", 0) as port:
+        yield f"http://127.0.0.1:{port}/metrics", counts
+
+
+def values(text: str) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_the_numbers_are_those_of_the_peer(manager: Any, served: Any) -> None:
+    address, counts = served
+    counts.requests["free", "ok"] = 5
+    counts.refusals["resources"] = 2
+    counts.bids = 4
+    await manager.commit_resources("lease", Demand(cpu=CPUDemand(cores=Cores.of("0.5"))), holder="peer", ttl=60)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        answer = await client.get(address)
+    assert answer.headers["content-type"].startswith("text/plain")
+    found = values(answer.text)
+    assert found["dms_requests_total", "free", "ok"] == 5
+    assert found["dms_refusals_total", "resources"] == 2
+    assert found["dms_bids_total",] == 4
+    assert found["dms_leases", "committed"] == 1
+    assert found["dms_ledger_changes_total", "commit"] == 1
+    assert found["dms_ledger_write_seconds_count",] >= 2
+    assert found["dms_ledger_write_seconds_bucket", "+Inf"] == found["dms_ledger_write_seconds_count",]
+    assert (found["dms_cores", "onboarded"], found["dms_cores", "free"]) == (2, 1.5)
+    assert found["dms_connections",] == 3
+    assert found["dms_limits_hit_total", "inbound_connections"] == 7
+    assert found["dms_draining",] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/", 404), ("POST", "/metrics", 405), ("GET", "/metrics/../key", 404)]
+)
+async def test_there_is_nothing_else(served: Any, method: str, path: str, status: int) -> None:
+    address, _ = served
+    async with httpx.AsyncClient(trust_env=False) as client:
+        answer = await client.request(method, address.removesuffix("/metrics") + path)
+    assert answer.status_code == status
+
+
+async def test_garbage_and_silence_are_dropped(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, _ = served
+    port = httpx.URL(address).port
+    monkeypatch.setattr(metrics_server, "_REQUEST_SECONDS", 0.05)
+    for sent in (b"", b"\x00\xff" * 100, b"GET /metrics HTTP/1.1\r\nHost: " + b"x" * 100_000, b"GET /metrics"):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        with trio.fail_after(5):
+            try:
+                await stream.send_all(sent)
+                while await stream.receive_some():
+                    pass
+            except trio.BrokenResourceError:
+                pass
+        await stream.aclose()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(address)).status_code == 200
+
+
+async def test_more_than_a_few_connections_are_closed_at_once(served: Any) -> None:
+    address, _ = served
+    port = httpx.URL(address).port
+    silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(8)]
+    one_more = await trio.open_tcp_stream("127.0.0.1", port)
+    with trio.fail_after(3):
+        assert await one_more.receive_some() == b""
+    for stream in (*silent, one_more):
+        await stream.aclose()
+
+
+async def test_an_address_in_use_is_a_clear_error(served: Any, manager: Any) -> None:
+    address, counts = served
+    collector = PeerCollector(manager, counts, connections=lambda: 0, limits_hit={})
+    with pytest.raises(ListenError, match="cannot serve metrics"):
+        async with serve_metrics(collector, "127.0.0.1", httpx.URL(address).port):
+            pass
