@@ -119,7 +119,9 @@ class _Allocations:
         if lease is not None:
             # Held or taken already, perhaps with other devices: the same contents make it the same request.
             demand = lease.demand
-        return LeaseRequest(lease_id=bid.lease_id, holder=holder, demand=demand, ports=bid.public_ports, ttl=ttl)
+        return LeaseRequest(
+            lease_id=bid.lease_id, holder=holder, demand=demand, ports=bid.public_ports, ttl=ttl, price=bid.price
+        )
 
 
 def _named_devices(bid: Bid) -> Demand:

@@ -2,7 +2,8 @@
 
 Rules, in the order in which they are asked:
 1. The same id with the same contents (holder, demand, ports) answers what it answered; with other contents it is a
-   `conflict`. The time to live is no part of the contents: a commitment may have been renewed since.
+   `conflict`. The time to live is no part of the contents: a commitment may have been renewed since. Nor is the price:
+   what was agreed first stands, until a commitment takes the place of a hold at the price of the bid that it takes.
 2. An id that ended is not given out again while it is remembered.
 3. Draining, not onboarded, outside the owner's windows: refused with that reason.
 4. Everything else is the room: refused with every dimension that falls short, or granted.
@@ -235,11 +236,12 @@ def _promise(
                 created=now.wall,
                 group=group,
                 processes=processes,
+                price=request.price,
             )
         elif record.lease.state is LeaseState.HELD and state is LeaseState.COMMITTED:
             # The commitment takes the place of the hold: there is no instant at which nobody has it.
             _check_window(now, request.ttl)
-            lease = replace(record.lease, state=state, group=group)
+            lease = replace(record.lease, state=state, group=group, price=request.price)
         else:
             leases.append(record.lease)
             continue
@@ -437,6 +439,7 @@ def _change(book: Book, before: Record, after: Record, now: Moment, action: str)
 
 
 def _entry(now: Moment, lease: Lease, action: str) -> HistoryEntry:
-    return HistoryEntry(
-        at=now.wall, actor=lease.holder, action=action, lease_id=lease.lease_id, detail=lease.demand.describe()
-    )
+    detail = lease.demand.describe()
+    if lease.price is not None:
+        detail += f", {lease.price.describe()}"
+    return HistoryEntry(at=now.wall, actor=lease.holder, action=action, lease_id=lease.lease_id, detail=detail)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from enum import Enum
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .components import Amount, Port, Resources
 from .demands import Demand, PortDemand
 
-__all__ = ["EndReason", "EndedLease", "Lease", "LeaseRequest", "LeaseState", "ResourceAllocation"]
+__all__ = ["EndReason", "EndedLease", "Lease", "LeaseRequest", "LeaseState", "Price", "ResourceAllocation"]
 
 
 class LeaseState(Enum):
@@ -23,14 +25,29 @@ class LeaseState(Enum):
     __hash__ = object.__hash__
 
 
+class Price(Struct, frozen=True, kw_only=True):
+    """What the owner asks: millionths of a unit of `currency` for an hour."""
+
+    micros_per_hour: Amount
+    currency: Annotated[str, Meta(max_length=128)]
+
+    def describe(self) -> str:
+        """The exact amount for people: "0.25 EUR per hour"."""
+        return f"{Decimal(self.micros_per_hour).scaleb(-6).normalize():f} {self.currency} per hour"
+
+
 class LeaseRequest(Struct, frozen=True, kw_only=True):
-    """One commitment to make: who asks (`holder`, a peer id or a local name), for what, for `ttl` seconds."""
+    """One commitment to make: who asks (`holder`, a peer id or a local name), for what, for `ttl` seconds.
+
+    `price` is what was agreed, kept with the lease; it is no part of what is asked for.
+    """
 
     lease_id: str
     holder: str
     demand: Demand
     ports: PortDemand = PortDemand()
     ttl: float
+    price: Price | None = None
 
 
 class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,7 +55,8 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `demand` and `asked_ports` are what was asked, `resources` and `ports` what was granted: GPUs are named devices with
     the bytes taken on each. `deadline` is Unix time in seconds, None for an allocation. `fence` is greater than that of
-    every earlier lease of this ledger. `group` is shared by leases that were committed together.
+    every earlier lease of this ledger. `group` is shared by leases that were committed together. `price` is what was
+    agreed when the lease was made, and stands whatever the owner asks of others since.
     """
 
     lease_id: str
@@ -54,6 +72,7 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
     deadline: float | None = None
     group: str = ""
     processes: tuple[tuple[int, float], ...] = ()
+    price: Price | None = None
 
 
 class EndReason(Enum):

@@ -20,7 +20,7 @@ from dms_resources.errors import (
     NotCommittedError,
     NotOnboardedError,
 )
-from dms_resources.leases import LeaseRequest, LeaseState
+from dms_resources.leases import LeaseRequest, LeaseState, Price, ResourceAllocation
 from dms_resources.units import GIB, Cores
 
 NewDemand = Callable[..., Demand]
@@ -184,3 +184,37 @@ async def test_a_hold_of_what_is_not_free_names_what_is_short(
         with pytest.raises(InsufficientError):
             await manager.hold([bid("one", new_demand(5)), bid("two", new_demand(5))])
         assert not manager.leases()
+
+
+async def test_a_price_stands_for_the_life_of_the_lease(
+    open_ledger: Any, new_demand: NewDemand, limited: Callable[..., Any]
+) -> None:
+    demand, agreed = new_demand(1), Price(micros_per_hour=250_000, currency="EUR")
+    dearer = Price(micros_per_hour=10**12, currency="EUR")
+
+    def asked(price: Price | None) -> LeaseRequest:
+        return LeaseRequest(lease_id="lease", holder="peer", demand=demand, ttl=20, price=price)
+
+    async with open_ledger(onboarded=limited()) as manager:
+        await manager.hold([asked(agreed)])
+        # What is held already is not held again at another price.
+        (held,) = await manager.hold([asked(dearer)])
+        assert held.price == agreed
+    async with open_ledger() as manager:
+        assert manager.lease("lease").price == agreed
+        (taken,) = await manager.commit_group([asked(agreed)])
+        (again,) = await manager.commit_group([asked(dearer)])
+        assert taken.price == again.price == agreed
+        allocated = await manager.allocate_resources(ResourceAllocation(lease_id="lease", holder="peer"))
+        assert allocated.price == agreed
+        history = [entry.detail for _, entry in await manager.history()]
+    assert [detail.endswith("0.25 EUR per hour") for detail in history] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("micros", "text"),
+    [(0, "0"), (1, "0.000001"), (250_000, "0.25"), (1_000_000, "1"), (1_500_000_000, "1500"), (2**63 - 1, None)],
+)
+def test_a_price_is_shown_exactly(micros: int, text: str | None) -> None:
+    shown = Price(micros_per_hour=micros, currency="EUR").describe()
+    assert shown == f"{text or '9223372036854.775807'} EUR per hour"

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from dms_resources.components import Amount, Resources
 from dms_resources.demands import Demand, PortDemand, Shortage
+from dms_resources.leases import Price
 
 from ..cbor import encode_deterministic
 
@@ -124,13 +125,6 @@ class BidRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fiel
     dry_run: bool = False
     hold: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     ttl: Annotated[float, Meta(ge=0)] = 0.0
-
-
-class Price(Struct, frozen=True, kw_only=True):
-    """What the owner asks: millionths of a unit of `currency` for an hour."""
-
-    micros_per_hour: Amount
-    currency: Name
 
 
 class Bid(Struct, frozen=True, kw_only=True, omit_defaults=True):
