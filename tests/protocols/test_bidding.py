@@ -20,6 +20,7 @@ from dms_protocols.messages.bid import (
     bid_lease_id,
     request_digest,
 )
+from dms_protocols.prices import PricesPerHour
 from dms_protocols.signing import open_bid, seal_bid
 from dms_resources.components import HoldLimits
 from dms_resources.demands import CPUShortage, Demand, GPUDemand, GPUShortage, PortDemand, RAMShortage
@@ -156,11 +157,8 @@ async def test_a_dry_run_gives_the_same_answer_unsigned_and_without_a_hold(
 
 
 async def test_a_price_and_a_place(provider: Any, requester: Any, ask: Any, node: Any) -> None:
-    class PerCore:
-        def price(self, resources: Any) -> Price:
-            return Price(micros_per_hour=resources.cpu.cores.millicores * 50, currency="EUR")
-
-    provider.terms = BidTerms(prices=PerCore(), location=Place(continent="Europe", country="DE"))
+    prices = PricesPerHour(currency="EUR", core=50_000)
+    provider.terms = BidTerms(policies=(prices,), location=Place(continent="Europe", country="DE"))
     (signed,) = (await ask_for_bids(provider, requester, ask(node(cores=2)))).bids
     assert signed.bid.price == Price(micros_per_hour=100_000, currency="EUR")
     assert signed.bid.location == Place(continent="Europe", country="DE")
