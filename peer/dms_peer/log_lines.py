@@ -1,0 +1,104 @@
+"""How a running peer logs: one line per event, key=value or JSON, and no peer can fill the disk.
+
+A record may carry `extra={"fields": {...}}`; its message is then the name of the event. Rules:
+
+1. One event, one line: whatever a peer put into a value is quoted, so that it cannot begin a line of its own.
+2. Events that name a peer are bounded for each peer, and for all together; what was left out is counted and said later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from .host.logs import RateLimiter
+
+__all__ = ["EventLine", "PeerLimit", "write_logs"]
+
+_ROOMS: Final = ("dms_peer", "dms_protocols", "dms_resources")
+_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:+@%,")
+_MOST_PEERS: Final = 1024
+_MOST_CHARACTERS: Final = 500
+
+
+class EventLine(logging.Formatter):
+    """Makes one line of a record: `time=... level=... event=... key=value ...`, or one JSON object."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields: dict[str, Any] = {
+            "time": moment.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            fields["error"] = f"{record.exc_info[0].__name__}: {record.exc_info[1]}"
+        if left_out := getattr(record, "left_out", 0):
+            fields["left_out"] = left_out
+        bounded = {key: value[:_MOST_CHARACTERS] if isinstance(value, str) else value for key, value in fields.items()}
+        if self._as_json:
+            return json.dumps(bounded, default=str)
+        return " ".join(f"{key}={_quoted(value)}" for key, value in bounded.items())
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if text and _PLAIN.issuperset(text) else json.dumps(text)
+
+
+class PeerLimit(logging.Filter):
+    """Lets each peer cause `burst` lines at once and `per_second` on average; the field `peer` says who it was.
+
+    Of peers that were not heard of for long it forgets the oldest: a bound on all lines together is kept for those who
+    come under ever new names.
+    """
+
+    def __init__(self, *, burst: int = 20, per_second: float = 1.0, total_per_second: float = 50.0) -> None:
+        super().__init__()
+        self._burst = burst
+        self._per_second = per_second
+        self._peers: OrderedDict[str, RateLimiter] = OrderedDict()
+        self._everybody = RateLimiter(burst=int(10 * total_per_second), per_second=total_per_second)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written; it is told how many of its peer's were not."""
+        peer = getattr(record, "fields", {}).get("peer")
+        if peer is None:
+            return True
+        limiter = self._limiter(str(peer))
+        if not limiter.admit() or not self._everybody.admit():
+            return False
+        record.left_out, limiter.swallowed = limiter.swallowed, 0
+        return True
+
+    def _limiter(self, peer: str) -> RateLimiter:
+        limiter = self._peers.get(peer)
+        if limiter is None:
+            limiter = self._peers[peer] = RateLimiter(self._burst, self._per_second)
+            if len(self._peers) > _MOST_PEERS:
+                self._peers.popitem(last=False)
+        self._peers.move_to_end(peer)
+        return limiter
+
+
+def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
+    """Writes what the three rooms log at `level` and above to stderr, one line each.
+
+    Other libraries are heard from `warning` on, whatever the level.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(EventLine(as_json=as_json))
+    handler.addFilter(PeerLimit())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for room in _ROOMS:
+        logging.getLogger(room).setLevel(level.upper())

@@ -1,0 +1,79 @@
+"""Log lines: one per event whatever is in it, and only so many for each peer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dms_peer.host import logs
+from dms_peer.log_lines import EventLine, PeerLimit
+
+
+def record(event: str = "refused a request", **fields: Any) -> logging.LogRecord:
+    made = logging.LogRecord("dms_peer.test", logging.INFO, "file.py", 1, event, (), None)
+    made.fields = fields
+    made.created = 1_800_000_000.5
+    return made
+
+
+def test_a_line_is_keys_and_values() -> None:
+    line = EventLine(as_json=False).format(record(peer="12D3Koo", code="busy", retry_after=1.5, detail="two words"))
+    assert line == (
+        'time=2027-01-15T08:00:00.500Z level=info logger=dms_peer.test event="refused a request" '
+        'peer=12D3Koo code=busy retry_after=1.5 detail="two words"'
+    )
+
+
+def test_a_line_of_json_has_the_same() -> None:
+    line = EventLine(as_json=True).format(record(peer="12D3Koo", code="busy", retry_after=1.5))
+    assert json.loads(line) == {
+        "time": "2027-01-15T08:00:00.500Z",
+        "level": "info",
+        "logger": "dms_peer.test",
+        "event": "refused a request",
+        "peer": "12D3Koo",
+        "code": "busy",
+        "retry_after": 1.5,
+    }
+
+
+@given(text=st.text(), as_json=st.booleans())
+def test_nothing_that_a_peer_says_begins_a_line_or_is_endless(text: str, as_json: bool) -> None:
+    line = EventLine(as_json=as_json).format(record(op=text * 100))
+    assert len(line.splitlines()) == 1
+    assert len(line) < 8000
+
+
+def test_an_exception_is_one_line_too() -> None:
+    made = record()
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError as error:
+        made.exc_info = (type(error), error, error.__traceback__)
+    assert EventLine(as_json=False).format(made).endswith('error="ValueError: first\\nsecond"')
+
+
+def test_each_peer_has_its_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
+    limit = PeerLimit(burst=3, per_second=1)
+    assert [limit.filter(record(peer="loud")) for _ in range(5)] == [True, True, True, False, False]
+    assert limit.filter(record(peer="quiet"))
+    now[0] += 1
+    after = record(peer="loud")
+    assert limit.filter(after)
+    assert "left_out=2" in EventLine(as_json=False).format(after)
+    assert all(limit.filter(record()) for _ in range(100)), "what no peer caused is not held back"
+
+
+def test_many_names_have_a_share_together_and_no_endless_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs.time, "monotonic", lambda: 100.0)
+    limit = PeerLimit(burst=3, per_second=1, total_per_second=10)
+    passed = sum(limit.filter(record(peer=f"peer-{number}")) for number in range(5000))
+    assert passed == 100
+    assert len(limit._peers) <= 1024
