@@ -1,0 +1,255 @@
+"""Ensemble files: what several nodes need, in YAML with the DMS's field names (docs/ensembles.md).
+
+Besides the fields of a bid request, a node may name the `peer` that is to take it, and `different_peers` asks that no
+two nodes share a peer: both are for the requester to keep and are not sent.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import base58
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dms_protocols.conversion import from_map, to_bytes, to_map
+from dms_protocols.errors import MessageError
+from dms_protocols.limits import ServiceLimits
+from dms_protocols.messages.bid import (
+    MAX_GPUS,
+    MAX_NODES,
+    MAX_PORTS,
+    BidRequest,
+    EnsembleRequest,
+    GeneralRequirements,
+    Location,
+    NodeRequest,
+    Place,
+)
+from dms_resources.components import GPUVendor
+from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
+
+from .yaml_fields import Field, parse_fields, read_file
+
+__all__ = ["EnsembleFile", "parse_ensemble", "read_ensemble_file", "read_peer_id", "read_place"]
+
+_CODE: Final = "bad_ensemble"
+_MOST_EXCLUDED: Final = 1024
+_MOST_PLACES: Final = 64
+_MOST_EXECUTORS: Final = 16
+_LARGEST_AMOUNT: Final = 2**63 - 1
+_CLOCK: Final = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,9}))?\s*GHz", re.IGNORECASE)
+# What surrounds the ensemble in a request: its id, the operation, hold and ttl.
+_ENVELOPE_BYTES: Final = 256
+
+Value = TypeVar("Value")
+
+
+class EnsembleFile(Struct, frozen=True, kw_only=True):
+    """What an ensemble file asks for.
+
+    `pins` has the peer that is to take a node, by `node_id`; with `different_peers` no peer may take two of the nodes.
+    """
+
+    id: str = ""
+    nodes: tuple[NodeRequest, ...]
+    peer_exclusion: tuple[str, ...] = ()
+    pins: dict[str, str] = {}
+    different_peers: bool = False
+
+    def asked(self, *, deadline: float, nonce: int | None = None) -> EnsembleRequest:
+        """The request for bids until `deadline` (Unix seconds); a nonce is drawn, and an id where there is none."""
+        return EnsembleRequest(
+            id=self.id or secrets.token_hex(8),
+            nonce=secrets.randbits(53) if nonce is None else nonce,
+            deadline=deadline,
+            request=self.nodes,
+            peer_exclusion=self.peer_exclusion,
+        )
+
+    def for_peer(self, peer_id: str) -> EnsembleFile:
+        """What this peer may take of it: the nodes that are not pinned to another one; perhaps none."""
+        nodes = tuple(node for node in self.nodes if self.pins.get(node.node_id, peer_id) == peer_id)
+        return replace(self, nodes=nodes)
+
+
+def read_ensemble_file(path: Path) -> EnsembleFile:
+    """Reads an ensemble file. Raises DocumentError `bad_ensemble`. Blocks on disk."""
+    return parse_ensemble(read_file(path, _CODE), str(path))
+
+
+def parse_ensemble(content: bytes, name: str) -> EnsembleFile:
+    """Reads an ensemble; `name` is what errors call it.
+
+    Raises DocumentError `bad_ensemble`, which names line, column and field, and nothing else, whatever the bytes are.
+    """
+    root = parse_fields(content, name, _CODE)
+    fields = root.fields(("id", "request", "peer_exclusion", "different_peers"), needed=("request",))
+    entries = fields["request"].items(MAX_NODES)
+    if not entries:
+        fields["request"].fail("asks for no node", "write at least one node")
+    read = [_node(entry) for entry in entries]
+    ensemble = EnsembleFile(
+        id=_read(fields, "id", Field.text, ""),
+        nodes=tuple(node for node, _ in read),
+        peer_exclusion=_read(fields, "peer_exclusion", _excluded, ()),
+        pins={node.node_id: peer for node, peer in read if peer},
+        different_peers=_read(fields, "different_peers", Field.flag, False),
+    )
+    _check_nodes(ensemble, entries)
+    _check_message(ensemble, root)
+    return ensemble
+
+
+def read_peer_id(field: Field) -> str:
+    """A peer id in its usual form (base58 of a multihash)."""
+    text = field.text()
+    try:
+        raw = base58.b58decode(text)
+    except ValueError:
+        raw = b""
+    # The multihash of a key: its SHA-256, or a short key as it is.
+    if len(raw) < 34 or raw[0] not in (0x00, 0x12) or raw[1] != len(raw) - 2:
+        field.fail(f"{text[:64]!r} is no peer id", "write one as `dms-peer status` shows it: 12D3KooW...")
+    return text
+
+
+def read_place(field: Field) -> Place:
+    """A place, as exactly as its fields say."""
+    fields = field.fields(("continent", "country", "city"))
+    if not fields:
+        field.fail("says nothing", "write continent, country or city")
+    return Place(**{name: part.text() for name, part in fields.items()})
+
+
+def _read(fields: dict[str, Field], name: str, read: Callable[[Field], Value], default: Value) -> Value:
+    return read(fields[name]) if name in fields else default
+
+
+def _node(field: Field) -> tuple[NodeRequest, str]:
+    """One node and the peer it is pinned to, if any."""
+    fields = field.fields(
+        ("node_id", "peer", "executors", "resources", "location", "public_ports", "general_requirements"),
+        needed=("node_id", "resources"),
+    )
+    node = NodeRequest(
+        node_id=fields["node_id"].text(),
+        executors=_read(fields, "executors", lambda one: one.texts(_MOST_EXECUTORS), ()),
+        resources=_resources(fields["resources"]),
+        location=_read(fields, "location", _location, Location()),
+        public_ports=_read(fields, "public_ports", _ports, PortDemand()),
+        general_requirements=_read(fields, "general_requirements", _requirements, GeneralRequirements()),
+    )
+    return node, _read(fields, "peer", read_peer_id, "")
+
+
+def _resources(field: Field) -> Demand:
+    fields = field.fields(("cpu", "ram", "disk", "gpus"), needed=("cpu", "ram", "disk"))
+    return Demand(
+        cpu=_cpu(fields["cpu"]),
+        ram=RAMDemand(size=_size_of(fields["ram"])),
+        disk=DiskDemand(size=_size_of(fields["disk"])),
+        gpus=_read(fields, "gpus", lambda one: tuple(map(_gpu, one.items(MAX_GPUS))), ()),
+    )
+
+
+def _size_of(field: Field) -> int:
+    return field.fields(("size",), needed=("size",))["size"].size()
+
+
+def _cpu(field: Field) -> CPUDemand:
+    fields = field.fields(("cores", "architecture", "clock_speed"), needed=("cores",))
+    return CPUDemand(
+        cores=fields["cores"].cores(),
+        architecture=_read(fields, "architecture", Field.text, ""),
+        clock_speed=_read(fields, "clock_speed", _clock_speed, 0),
+    )
+
+
+def _clock_speed(field: Field) -> int:
+    """Hertz, written as "2.5GHz" or as a number."""
+    found = _CLOCK.fullmatch(field.text())
+    if found is None:
+        return field.whole(0, _LARGEST_AMOUNT)
+    return int(found[1]) * 10**9 + int((found[2] or "").ljust(9, "0"))
+
+
+def _gpu(field: Field) -> GPUDemand:
+    fields = field.fields(("vram", "vendor", "model", "uuid", "exclusive"), needed=("vram",))
+    vendors = [vendor.value for vendor in GPUVendor if vendor is not GPUVendor.NONE]
+    return GPUDemand(
+        vram=fields["vram"].size(),
+        vendor=GPUVendor(_read(fields, "vendor", lambda one: one.choice(vendors), GPUVendor.UNKNOWN.value)),
+        model=_read(fields, "model", Field.text, ""),
+        uuid=_read(fields, "uuid", Field.text, ""),
+        exclusive=_read(fields, "exclusive", Field.flag, False),
+    )
+
+
+def _location(field: Field) -> Location:
+    fields = field.fields(("accept", "reject"))
+
+    def places(one: Field) -> tuple[Place, ...]:
+        return tuple(map(read_place, one.items(_MOST_PLACES)))
+
+    return Location(accept=_read(fields, "accept", places, ()), reject=_read(fields, "reject", places, ()))
+
+
+def _ports(field: Field) -> PortDemand:
+    fields = field.fields(("static", "dynamic"))
+    static = [(one, one.whole(1, 65535)) for one in fields["static"].items(MAX_PORTS)] if "static" in fields else []
+    seen: set[int] = set()
+    for one, port in static:
+        if port in seen:
+            one.fail(f"port {port} is there twice", "keep one of them")
+        seen.add(port)
+    return PortDemand(
+        static=tuple(port for _, port in static),
+        dynamic=_read(fields, "dynamic", lambda one: one.whole(0, 65535), 0),
+    )
+
+
+def _requirements(field: Field) -> GeneralRequirements:
+    fields = field.fields(("privileged_docker",))
+    return GeneralRequirements(privileged_docker=_read(fields, "privileged_docker", Field.flag, False))
+
+
+def _excluded(field: Field) -> tuple[str, ...]:
+    return tuple(map(read_peer_id, field.items(_MOST_EXCLUDED)))
+
+
+def _check_nodes(ensemble: EnsembleFile, entries: list[Field]) -> None:
+    """What one node says against another, or against the ensemble."""
+    known: set[str] = set()
+    pinned: dict[str, str] = {}
+    for node, entry in zip(ensemble.nodes, entries, strict=True):
+        if node.node_id in known:
+            entry.fail(f"another node is named {node.node_id} too", "give each node a node_id of its own")
+        known.add(node.node_id)
+        peer = ensemble.pins.get(node.node_id)
+        if peer is None:
+            continue
+        if peer in ensemble.peer_exclusion:
+            entry.fail(f"its peer {peer} is excluded", "take it out of peer or of peer_exclusion")
+        if ensemble.different_peers and peer in pinned:
+            entry.fail(
+                f"its peer is that of {pinned[peer]}, and different_peers is true", "pin one of them to another peer"
+            )
+        pinned[peer] = node.node_id
+
+
+def _check_message(ensemble: EnsembleFile, root: Field) -> None:
+    """Whether a provider would read it: one that refuses could only say that much."""
+    request = ensemble.asked(deadline=0.0, nonce=2**53)
+    try:
+        from_map(to_map(request), EnsembleRequest)
+    except MessageError as error:
+        root.fail(f"it makes no request: {error.message}")
+    size = len(to_bytes(BidRequest(ensemble=to_map(request)))) + _ENVELOPE_BYTES
+    most = ServiceLimits().frame_bytes
+    if size > most:
+        root.fail(f"the request has {size} bytes, and {most} can be sent", "split the ensemble")
