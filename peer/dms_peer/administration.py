@@ -1,4 +1,4 @@
-"""What the owner of a machine asks of their own peer: status, onboarding, offboarding, history, audit.
+"""What a peer answers its owner: status, onboarding, offboarding, history, audit.
 
 The same operations run behind the Unix socket of a running peer and, when none runs, on the ledger itself. They are
 never offered to other peers.
@@ -8,170 +8,36 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from msgspec import Meta, Struct
-
-from dms_protocols.client import Client
 from dms_protocols.errors import ProtocolError
 from dms_protocols.operations import Caller, Operations
-from dms_resources.audit import Finding
-from dms_resources.book import HistoryEntry
 from dms_resources.changes import describe_missing
-from dms_resources.components import Amount, FreeResources, MachineResources, OnboardedResources, Resources
 from dms_resources.demands import describe_shortage
-from dms_resources.leases import Lease
 
-from .offers import Offer, onboarded_resources
+from .offers import onboarded_resources
+from .owner_messages import (
+    AuditAnswer,
+    AuditRequest,
+    DrainEvent,
+    DrainRequest,
+    HistoryAnswer,
+    HistoryRequest,
+    HistoryRow,
+    OffboardRequest,
+    OfferAnswer,
+    OnboardRequest,
+    StatusAnswer,
+    StatusRequest,
+)
 
 if TYPE_CHECKING:
     from dms_resources.manager import ResourceManager
 
-__all__ = [
-    "Administration",
-    "AuditAnswer",
-    "AuditRequest",
-    "DrainEvent",
-    "DrainRequest",
-    "HistoryAnswer",
-    "HistoryRequest",
-    "HistoryRow",
-    "LocalAdministration",
-    "OffboardRequest",
-    "OfferAnswer",
-    "OnboardRequest",
-    "RemoteAdministration",
-    "StatusAnswer",
-    "StatusRequest",
-    "administration_operations",
-]
+__all__ = ["LocalAdministration", "administration_operations"]
 
 # So many leases go into one answer; `lease_count` says how many there are.
 _MOST_LEASES: Final = 500
-_TIMEOUT: Final = 30.0
-
-
-class StatusRequest(Struct, frozen=True, tag_field="op", tag="status"):
-    """What is onboarded, promised and free, and to whom."""
-
-
-class StatusAnswer(Struct, frozen=True, kw_only=True):
-    """The state of one peer. `running` is false when the ledger was read without a peer.
-
-    `addrs` end in `/p2p/PEER_ID`; `leases` are the newest ones, `lease_count` counts all; `limits` and `problems` are
-    sentences on the machine, `missing` on what is onboarded and no longer there, `short_now` on what the ledger has
-    free and the machine has not. `storage_error` says why nothing can be promised now, `findings` are those of the last
-    audit, `audited` (Unix seconds) is when that was. `usage` is what the whole machine used `usage_age` seconds ago,
-    None where nothing watches it.
-    """
-
-    peer_id: str
-    addrs: tuple[str, ...]
-    running: bool
-    simulated: bool
-    draining: bool
-    onboarded: OnboardedResources | None
-    free: FreeResources
-    committed: Resources
-    allocated: Resources
-    leases: tuple[Lease, ...]
-    lease_count: int
-    limits: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-    usage: Resources | None = None
-    usage_age: float | None = None
-    missing: tuple[str, ...] = ()
-    short_now: tuple[str, ...] = ()
-    storage_error: str | None = None
-    findings: tuple[Finding, ...] = ()
-    audited: float | None = None
-
-
-class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):
-    """Offers these resources from now on; ends a drain. `machine` is what the owner believes the machine to be.
-
-    A `dry_run` asks whether that could be done, and changes nothing.
-    """
-
-    offer: Offer
-    machine: MachineResources | None = None
-    dry_run: bool = False
-
-
-class OffboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="offboard"):
-    """Offers nothing any more; refused while anything is promised."""
-
-
-class OfferAnswer(Struct, frozen=True, kw_only=True):
-    """What is offered now, and what of it is free."""
-
-    onboarded: OnboardedResources | None
-    free: FreeResources
-    simulated: bool
-
-
-class DrainRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="drain"):
-    """Takes nothing new; tells how much is still promised until nothing is."""
-
-
-class DrainEvent(Struct, frozen=True, kw_only=True):
-    """How many leases have not ended yet."""
-
-    leases: int
-
-
-class HistoryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="history"):
-    """The newest entries first; `before` continues from an entry's number."""
-
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-    before: Amount | None = None
-
-
-class HistoryRow(HistoryEntry, frozen=True, kw_only=True):
-    """One entry of the history and its number."""
-
-    number: int
-
-
-class HistoryAnswer(Struct, frozen=True, kw_only=True):
-    """Entries of the history, newest first."""
-
-    entries: tuple[HistoryRow, ...]
-
-
-class AuditRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="audit"):
-    """Compares the ledger with itself, with its file and with the operating system; `repair` mends what can be."""
-
-    repair: bool = False
-
-
-class AuditAnswer(Struct, frozen=True, kw_only=True):
-    """What does not match: by how many, and each with its code."""
-
-    findings: tuple[Finding, ...]
-    repaired: bool
-
-
-class Administration(Protocol):
-    """What an owner can ask, of a running peer or of the ledger alike. May be cancelled at any time."""
-
-    async def status(self) -> StatusAnswer:
-        """What is onboarded, promised and free."""
-
-    async def onboard(self, request: OnboardRequest) -> OfferAnswer:
-        """Offers resources. Raises what `ResourceManager.update_onboarded_resources` raises."""
-
-    async def offboard(self) -> OfferAnswer:
-        """Offers nothing. Raises what `ResourceManager.offboard` raises."""
-
-    async def drain(self, tell: Callable[[int], None]) -> None:
-        """Takes nothing new and returns when nothing is promised; `tell` hears how many leases are left."""
-
-    async def history(self, request: HistoryRequest) -> HistoryAnswer:
-        """What happened, newest first."""
-
-    async def audit(self, request: AuditRequest) -> AuditAnswer:
-        """What does not match. Raises what `ResourceManager.audit` raises."""
 
 
 class LocalAdministration:
@@ -183,7 +49,7 @@ class LocalAdministration:
         self._addrs = addrs
 
     async def status(self) -> StatusAnswer:
-        """As the protocol says."""
+        """What is onboarded, promised and free."""
         manager = self._manager
         leases = manager.leases()
         audited, findings = manager.last_audit or (None, ())
@@ -212,7 +78,7 @@ class LocalAdministration:
         )
 
     async def onboard(self, request: OnboardRequest) -> OfferAnswer:
-        """As the protocol says. Raises ProtocolError `other_machine` when the owner means another machine."""
+        """Offers resources from now on. Raises ProtocolError `other_machine` when the owner means another machine."""
         if request.machine is not None and request.machine != self._manager.machine:
             raise ProtocolError(
                 "the running peer describes another machine than the --machine given", code="other_machine"
@@ -229,12 +95,12 @@ class LocalAdministration:
         return self._offer()
 
     async def offboard(self) -> OfferAnswer:
-        """As the protocol says."""
+        """Offers nothing. Raises what `ResourceManager.offboard` raises."""
         await self._manager.offboard()
         return self._offer()
 
     async def drain(self, tell: Callable[[int], None]) -> None:
-        """As the protocol says."""
+        """Takes nothing new and returns when nothing is promised; `tell` hears how many leases are left."""
         async with aclosing(self.draining()) as counts:
             async for count in counts:
                 tell(count)
@@ -250,7 +116,7 @@ class LocalAdministration:
                     return
 
     async def history(self, request: HistoryRequest) -> HistoryAnswer:
-        """As the protocol says."""
+        """What happened, newest first."""
         found = await self._manager.history(limit=request.limit, before=request.before)
         return HistoryAnswer(
             entries=tuple(
@@ -268,7 +134,7 @@ class LocalAdministration:
         )
 
     async def audit(self, request: AuditRequest) -> AuditAnswer:
-        """As the protocol says."""
+        """What does not match. Raises what `ResourceManager.audit` raises."""
         findings = await self._manager.audit(repair=request.repair)
         return AuditAnswer(findings=tuple(findings), repaired=request.repair)
 
@@ -279,39 +145,6 @@ class LocalAdministration:
             free=manager.get_free_resources(),
             simulated=manager.machine.simulated,
         )
-
-
-class RemoteAdministration:
-    """Administers a running peer over its socket; errors arrive as RemoteError with the codes of the ledger."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def status(self) -> StatusAnswer:
-        """As the protocol says."""
-        return await self._client.call(StatusRequest(), StatusAnswer, timeout=_TIMEOUT)
-
-    async def onboard(self, request: OnboardRequest) -> OfferAnswer:
-        """As the protocol says."""
-        return await self._client.call(request, OfferAnswer, timeout=_TIMEOUT)
-
-    async def offboard(self) -> OfferAnswer:
-        """As the protocol says."""
-        return await self._client.call(OffboardRequest(), OfferAnswer, timeout=_TIMEOUT)
-
-    async def drain(self, tell: Callable[[int], None]) -> None:
-        """As the protocol says."""
-        async with self._client.watch(DrainRequest(), DrainEvent, timeout=_TIMEOUT) as events:
-            async for event in events:
-                tell(event.leases)
-
-    async def history(self, request: HistoryRequest) -> HistoryAnswer:
-        """As the protocol says."""
-        return await self._client.call(request, HistoryAnswer, timeout=_TIMEOUT)
-
-    async def audit(self, request: AuditRequest) -> AuditAnswer:
-        """As the protocol says."""
-        return await self._client.call(request, AuditAnswer, timeout=_TIMEOUT)
 
 
 def administration_operations(administration: LocalAdministration) -> Operations:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-import typer
 from msgspec import Struct
 
 from dms_protocols.conversion import to_map
@@ -14,12 +13,10 @@ from dms_protocols.errors import ProtocolError as WireError
 from dms_protocols.errors import RemoteError
 from dms_resources.errors import AmountError, ResourcesError
 
-from .errors import AddressError, PeerError, RefusedError
+from .errors import AddressError, DocumentError, PeerError, RefusedError, UsageError
 
 __all__ = ["Failure", "describe_failure", "printable"]
 
-# The base of all that typer says about a command line that cannot be understood.
-_UsageError: Final[Any] = typer.BadParameter.__mro__[1]
 _USAGE: Final = 2
 _OTHER: Final = 1
 
@@ -80,28 +77,27 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 def _known(error: BaseException) -> Failure | None:
     match error:
-        case AddressError():
+        case UsageError() | AddressError():
             return _failure(error.code, error.message, error.hint, exit_code=_USAGE)
         case AmountError():
             return _failure(error.code, error.message, error.hint, exit_code=_USAGE)
         case RefusedError():
             refusal = to_map(error.refusal)
             return Failure({**refusal, "message": error.message, "peer_id": error.peer_id}, _OTHER)
+        case DocumentError():
+            place = {"line": error.line, "column": error.column, "field": error.field}
+            return Failure({**_failure(error.code, error.message, error.hint).error, **place}, _OTHER)
         case PeerError():
             return _failure(error.code, error.message, error.hint)
         case RemoteError():
             return Failure({"code": error.code, "message": error.message, **error.details}, _OTHER)
         case WireError() | ResourcesError():
             return Failure(to_map(error_body(error)), _OTHER)
-        case typer.Abort():
-            return _failure("aborted", "nothing was changed", "")
         case KeyboardInterrupt():
             return Failure({"code": "interrupted", "message": "interrupted"}, 130)
         case OSError() if error.strerror:
             name = f"{error.filename}: " if error.filename else ""
             return _failure("os_error", f"{name}{error.strerror}", "check the path and its permissions")
-        case _ if isinstance(error, _UsageError):
-            return _failure("usage", error.format_message(), "see --help", exit_code=_USAGE)
     return None
 
 

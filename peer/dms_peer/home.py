@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-from dms_resources.components import MachineResources
-from dms_resources.machine_file import read_machine_file, write_machine_file
+from typing import TYPE_CHECKING, Final
 
 from .errors import PeerError
 
-__all__ = ["MEASURED", "PATIENCE", "RETRY_INTERVAL", "Home", "default_home"]
+if TYPE_CHECKING:
+    from dms_resources.components import MachineResources
+
+__all__ = ["MEASURED", "PATIENCE", "RETRY_INTERVAL", "Home", "default_home", "home_at"]
 
 MEASURED: Final = "measured"
 # Seconds that a command waits for another one, or for a peer that is just starting, to be done with the ledger.
@@ -83,17 +83,20 @@ class Home:
 
         Raises MachineFileError. Blocks, for seconds where a GPU driver is slow.
         """
+        # Of no use to those who ask a running peer, and they must start fast.
+        from dms_resources.hardware import measure_machine
+        from dms_resources.machine_file import read_machine_file
+
         if choice is not None and choice != MEASURED:
             return read_machine_file(Path(choice))
         if choice is None and self.machine_path.exists():
             return read_machine_file(self.machine_path)
-        # Of no use to those who ask a running peer, and they must start fast.
-        from dms_resources.hardware import measure_machine
-
         return measure_machine(self.path)
 
     def remember_machine(self, choice: str | None, machine: MachineResources) -> None:
         """Keeps the choice for later commands; only for the process that holds the ledger. Blocks on disk."""
+        from dms_resources.machine_file import write_machine_file
+
         if choice == MEASURED:
             self.machine_path.unlink(missing_ok=True)
         elif choice is not None:
@@ -111,3 +114,8 @@ class Home:
     def remember_listen_addresses(self, addresses: list[str]) -> None:
         """Keeps the addresses for the next start. Blocks on disk."""
         self.listen_path.write_text("\n".join(addresses) + "\n", encoding="utf-8")
+
+
+def home_at(path: str | Path | None) -> Home:
+    """The home directory that was named, or the default one."""
+    return Home(Path(path) if path is not None else default_home(), PATIENCE)

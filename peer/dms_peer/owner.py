@@ -1,133 +1,146 @@
-"""The owner's way to their peer: through its socket when it runs, else by opening the ledger itself."""
+"""The owner's way to their peer: through its socket when it runs, else by opening the ledger itself.
+
+All of this blocks. A command that only asks the running peer loads no more than it needs for that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
 
-import trio
+from msgspec import Struct
 
+from dms_protocols.blocking_client import BlockingClient
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 
-from .administration import (
-    Administration,
+from .home import MEASURED, RETRY_INTERVAL, Home
+from .offers import Offer
+from .owner_messages import (
     AuditAnswer,
     AuditRequest,
+    DrainEvent,
+    DrainRequest,
     HistoryAnswer,
     HistoryRequest,
     HistoryRow,
-    LocalAdministration,
+    OffboardRequest,
     OfferAnswer,
     OnboardRequest,
-    RemoteAdministration,
     StatusAnswer,
+    StatusRequest,
 )
-from .home import MEASURED, RETRY_INTERVAL, Home
-from .identity import load_or_create_identity
-from .local_socket import connect_socket
-from .offers import Offer
+from .socket_file import connect
 
 __all__ = [
+    "ask",
     "audit",
     "offboard",
     "onboard",
-    "open_administration",
     "read_hardware",
     "read_history",
     "read_machine_of",
     "read_status",
+    "watch",
 ]
 
+Answer = TypeVar("Answer", bound=Struct)
+Result = TypeVar("Result")
 
-@asynccontextmanager
-async def open_administration(home: Home, machine: str | None = None) -> AsyncIterator[Administration]:
-    """Reaches the peer of this home, running or not; `machine` is the owner's `--machine`.
+_TIMEOUT: Final = 30.0
 
-    Raises IdentityError, MachineFileError, PeerError, and `LedgerInUseError` when the home is held by a process that
-    does not answer.
+
+def ask(home: Home, request: Struct, answer_type: type[Answer], machine: str | None = None) -> Answer:
+    """What the peer of this home answers, running or not; `machine` is the owner's `--machine`.
+
+    Raises IdentityError, MachineFileError, PeerError, `LedgerInUseError` when the home is held by a process that does
+    not answer, RemoteError with the refusal of a running peer, and what the ledger raises where none runs.
     """
+
+    def in_ledger() -> Answer:
+        from .own_ledger import ask_ledger
+
+        return ask_ledger(home, machine, request, answer_type)
+
+    return _reach(home, lambda peer: peer.call(request, answer_type, timeout=_TIMEOUT), in_ledger)
+
+
+def watch(home: Home, request: Struct, event_type: type[Answer], tell: Callable[[Answer], None]) -> None:
+    """Tells what happens at the peer of this home, running or not, until there is no more. Raises as `ask` does."""
+
+    def in_peer(peer: BlockingClient) -> None:
+        for event in peer.watch(request, event_type, timeout=_TIMEOUT):
+            tell(event)
+
+    def in_ledger() -> None:
+        from .own_ledger import watch_ledger
+
+        watch_ledger(home, request, tell)
+
+    _reach(home, in_peer, in_ledger)
+
+
+def _reach(home: Home, in_peer: Callable[[BlockingClient], Result], in_ledger: Callable[[], Result]) -> Result:
     home.prepare()
-    deadline = trio.current_time() + home.patience
-    async with AsyncExitStack() as stack:
-        while True:
-            client = await stack.enter_async_context(connect_socket(home.socket_path))
-            if client is not None:
-                yield RemoteAdministration(client)
-                return
-            try:
-                administration, measured = await _open_ledger(stack, home, machine)
-                break
-            except LedgerInUseError:
-                # A peer that is starting answers soon; another command is done soon.
-                if trio.current_time() > deadline:
-                    raise
-                await trio.sleep(RETRY_INTERVAL)
-        yield administration
-        # Only when what the owner wanted was done.
-        home.remember_machine(machine, measured)
+    deadline = time.monotonic() + home.patience
+    while True:
+        connection = connect(home.socket_path)
+        if connection is not None:
+            with connection:
+                return in_peer(BlockingClient(connection))
+        try:
+            return in_ledger()
+        except LedgerInUseError:
+            # A peer that is starting answers soon; another command is done soon.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_INTERVAL)
 
 
-async def _open_ledger(
-    stack: AsyncExitStack, home: Home, machine: str | None
-) -> tuple[LocalAdministration, MachineResources]:
-    # Only where no peer runs: asking one must not cost the time to load all this.
-    from dms_resources.manager import open_manager
-
-    identity = load_or_create_identity(home.key_path)
-    measured = await trio.to_thread.run_sync(home.machine, machine)
-    manager = await stack.enter_async_context(open_manager(home.ledger_path, measured))
-    return LocalAdministration(manager, identity.peer_id), measured
+def read_status(home: Home) -> StatusAnswer:
+    """What is onboarded, promised and free, and to whom. Raises what `ask` raises."""
+    return ask(home, StatusRequest(), StatusAnswer)
 
 
-async def read_status(home: Home) -> StatusAnswer:
-    """What is onboarded, promised and free, and to whom. Raises what `open_administration` raises."""
-    async with open_administration(home) as administration:
-        return await administration.status()
-
-
-async def onboard(home: Home, offer: Offer, machine: str | None = None, *, dry_run: bool = False) -> OfferAnswer:
-    """Offers a part of the machine; a dry run only checks. Raises what `open_administration` and the ledger raise."""
+def onboard(home: Home, offer: Offer, machine: str | None = None, *, dry_run: bool = False) -> OfferAnswer:
+    """Offers a part of the machine; a dry run only checks. Raises what `ask` raises."""
     expected = None
     if machine is not None and machine != MEASURED:
-        expected = await trio.to_thread.run_sync(home.machine, machine)
-    async with open_administration(home, machine) as administration:
-        return await administration.onboard(OnboardRequest(offer=offer, machine=expected, dry_run=dry_run))
+        expected = home.machine(machine)
+    return ask(home, OnboardRequest(offer=offer, machine=expected, dry_run=dry_run), OfferAnswer, machine)
 
 
-async def offboard(home: Home, *, drain: bool, tell: Callable[[int], None]) -> OfferAnswer:
+def offboard(home: Home, *, drain: bool, tell: Callable[[int], None]) -> OfferAnswer:
     """Offers nothing any more; with `drain` waits first until all has ended, and `tell` hears how much is left."""
-    async with open_administration(home) as administration:
-        if drain:
-            await administration.drain(tell)
-        return await administration.offboard()
+    if drain:
+        watch(home, DrainRequest(), DrainEvent, lambda event: tell(event.leases))
+    return ask(home, OffboardRequest(), OfferAnswer)
 
 
-async def read_history(home: Home, limit: int) -> HistoryAnswer:
+def read_history(home: Home, limit: int) -> HistoryAnswer:
     """The newest entries of the history, across as many answers as it takes."""
-    async with open_administration(home) as administration:
-        entries: list[HistoryRow] = []
-        while len(entries) < limit:
-            before = entries[-1].number if entries else None
-            page = await administration.history(HistoryRequest(limit=min(1000, limit - len(entries)), before=before))
-            entries += page.entries
-            if not page.entries:
-                break
-        return HistoryAnswer(entries=tuple(entries))
+    entries: list[HistoryRow] = []
+    while len(entries) < limit:
+        before = entries[-1].number if entries else None
+        page = ask(home, HistoryRequest(limit=min(1000, limit - len(entries)), before=before), HistoryAnswer)
+        entries += page.entries
+        if not page.entries:
+            break
+    return HistoryAnswer(entries=tuple(entries))
 
 
-async def audit(home: Home, *, repair: bool) -> AuditAnswer:
-    """Compares the ledger with its file and the operating system. Raises what `open_administration` raises."""
-    async with open_administration(home) as administration:
-        return await administration.audit(AuditRequest(repair=repair))
+def audit(home: Home, *, repair: bool) -> AuditAnswer:
+    """Compares the ledger with its file and the operating system. Raises what `ask` raises."""
+    return ask(home, AuditRequest(repair=repair), AuditAnswer)
 
 
-async def read_hardware(home: Home, machine: str | None) -> MachineResources:
+def read_hardware(home: Home, machine: str | None) -> MachineResources:
     """What the machine has, or what the file says that it has. Raises MachineFileError."""
-    return await trio.to_thread.run_sync(home.machine, MEASURED if machine is None else machine)
+    return home.machine(MEASURED if machine is None else machine)
 
 
-async def read_machine_of(home: Home, machine: str | None) -> MachineResources:
+def read_machine_of(home: Home, machine: str | None) -> MachineResources:
     """The machine of this home: as given, as remembered, else as measured. Raises MachineFileError."""
     home.prepare()
-    return await trio.to_thread.run_sync(home.machine, machine)
+    return home.machine(machine)

@@ -11,8 +11,8 @@ from dms_resources.components import GPU, Resources
 from dms_resources.leases import Lease
 from dms_resources.units import format_duration, format_size
 
-from .administration import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswer
 from .failures import printable
+from .owner_messages import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswer
 
 if TYPE_CHECKING:
     # They come with libp2p, which local commands do not load.

@@ -25,15 +25,13 @@ from .errors import (
     ConnectionLostError,
     DeadlineExceededError,
     FrameError,
-    MessageError,
     ProtocolError,
-    RemoteError,
 )
 from .frames import FrameReader, Oversize
 from .limits import ClientLimits
 from .outbox import Outbox
 from .service import CancelRequest
-from .wire import MAX_ID, encode_request
+from .wire import MAX_ID, encode_request, read_ok
 
 __all__ = ["Client", "open_client"]
 
@@ -100,7 +98,7 @@ class _Watch(Generic[Event]):
             return from_map(self._messages.popleft()["event"], self._event_type)
         if self._last is None:
             raise self._client.lost_error()
-        _ok_body(self._last)
+        read_ok(self._last)
         raise StopAsyncIteration
 
 
@@ -155,7 +153,7 @@ class Client:
             answer = await self._exchange(fields)
         if scope.cancelled_caught:
             raise DeadlineExceededError(f"no answer within {timeout:g} s")
-        return from_map(_ok_body(answer), answer_type)
+        return from_map(read_ok(answer), answer_type)
 
     @asynccontextmanager
     async def watch(
@@ -296,17 +294,3 @@ async def open_client(
             await stream.aclose()
     if failure is not None:
         raise failure
-
-
-def _ok_body(message: Message) -> Message:
-    """What an answer holds; raises RemoteError for an error, MessageError for what is neither."""
-    if "ok" in message:
-        body: Message = message["ok"]
-        return body
-    error = message.get("error")
-    if not isinstance(error, dict):
-        raise MessageError("an answer without ok and error")
-    code, text = error.get("code"), error.get("message")
-    if type(code) is not str or type(text) is not str:
-        raise MessageError("an error without code and message", path="error")
-    raise RemoteError(code, text, error)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from .errors import MessageError
+from .errors import MessageError, RemoteError
 from .frames import encode_frame
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "encode_ok",
     "encode_request",
     "read_id",
+    "read_ok",
 ]
 
 MAX_ID = 2**53 - 1
@@ -88,3 +89,17 @@ def read_id(message: dict[str, Any]) -> int:
     if type(value) is not int or not 0 <= value <= MAX_ID:
         raise MessageError(f"id: an integer from 0 to {MAX_ID} is expected", path="id")
     return value
+
+
+def read_ok(answer: dict[str, Any]) -> dict[str, Any]:
+    """What an answer holds; raises RemoteError for an error, MessageError for what is neither."""
+    if "ok" in answer:
+        body: dict[str, Any] = answer["ok"]
+        return body
+    error = answer.get("error")
+    if not isinstance(error, dict):
+        raise MessageError("an answer without ok and error")
+    code, text = error.get("code"), error.get("message")
+    if type(code) is not str or type(text) is not str:
+        raise MessageError("an error without code and message", path="error")
+    raise RemoteError(code, text, error)

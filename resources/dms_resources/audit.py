@@ -13,29 +13,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
-from msgspec import Struct
 
 from .book import Book
 from .components import Resources
 from .leases import Lease, LeaseState
 from .placement import DeviceState
+from .records import Finding
 from .storage import Contents
 from .units import format_size
 
-__all__ = ["AuditSnapshot", "Finding", "audit_snapshot", "started_after_boot"]
+__all__ = ["AuditSnapshot", "audit_snapshot", "started_after_boot"]
 
 # Drivers and desktops use some memory of every GPU.
 _VRAM_TOLERANCE = 1 << 30
 # Far less than it takes for a process number to come round again.
 _START_TOLERANCE = 1.0
-
-
-class Finding(Struct, frozen=True, kw_only=True):
-    """One thing that does not match: a stable code, a sentence for people, and the lease concerned, if one."""
-
-    code: str
-    message: str
-    lease_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ from .components import CPU, DEFAULT_PORT_RANGE, GPU, MachineResources, Onboarde
 from .leases import EndedLease, Lease, LeaseState
 from .placement import DeviceState
 from .ports import PortPool
+from .records import HistoryEntry
 from .room import Room
 from .units import Cores
 
-__all__ = ["MOST_ENDED", "NOTHING_OFFERED", "Book", "Change", "HistoryEntry", "Offer", "Record", "Totals"]
+__all__ = ["MOST_ENDED", "NOTHING_OFFERED", "Book", "Change", "Offer", "Record", "Totals"]
 
 # So many ended leases are remembered for repeated releases; older ones are forgotten first.
 MOST_ENDED = 65_536
@@ -41,17 +42,6 @@ class Record(Struct, frozen=True):
 
     lease: Lease
     due: float | None = None
-
-
-class HistoryEntry(Struct, frozen=True, kw_only=True):
-    """What happened: `at` Unix seconds, who did it, what, to which lease, and why."""
-
-    at: float
-    actor: str
-    action: str
-    lease_id: str = ""
-    reason: str = ""
-    detail: str = ""
 
 
 class Change(Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from .book import NOTHING_OFFERED, Book, Change, HistoryEntry, Offer, Record
+from .book import NOTHING_OFFERED, Book, Change, Offer, Record
 from .demands import Demand, PortDemand, Shortage, describe_shortage
 from .errors import (
     AmountError,
@@ -42,6 +42,7 @@ from .errors import (
 from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .onboarding import onboarding_problems
 from .placement import place_together
+from .records import HistoryEntry
 from .room import Granted, Room
 from .windows import ALWAYS_OPEN, Opening
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import trio
 
 from . import decisions
-from .book import Book, Change, HistoryEntry, Record
+from .book import Book, Change, Record
 from .clock import Clock, due_after_restart
 from .components import MachineResources
 from .decisions import Moment
@@ -22,6 +22,7 @@ from .demands import Demand, Shortage
 from .errors import ResourcesError, StorageError
 from .journal import Journal, Worker
 from .ledger_file import damaged_error
+from .records import HistoryEntry
 from .storage import Contents, SQLiteStorage
 from .windows import ALWAYS_OPEN, Opening, Window, opening_at
 

@@ -18,8 +18,8 @@ import psutil
 import trio
 
 from . import decisions
-from .audit import AuditSnapshot, Finding, audit_snapshot, started_after_boot
-from .book import Change, HistoryEntry
+from .audit import AuditSnapshot, audit_snapshot, started_after_boot
+from .book import Change
 from .changes import Missing, describe_missing, missing_resources
 from .clock import Clock, SystemClock
 from .components import (
@@ -48,6 +48,7 @@ from .journal import Worker, new_worker
 from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .ledger import Ledger
 from .measures import LedgerMeasures
+from .records import Finding, HistoryEntry
 from .room import Granted
 from .storage import Contents, SQLiteStorage
 from .summaries import free_resources, promised_resources

@@ -18,10 +18,11 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
-from .book import MOST_ENDED, Change, HistoryEntry, Offer, Record
+from .book import MOST_ENDED, Change, Offer, Record
 from .errors import StorageError
 from .leases import EndedLease, Lease
 from .ledger_file import connect_ledger, damaged_error, empty_log, lock_ledger, primary_code, storage_error
+from .records import HistoryEntry
 from .schema import Schema, ledger_schema
 from .units import decode_value, encode_value
 

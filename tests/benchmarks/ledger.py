@@ -31,12 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dms_resources import decisions
-from dms_resources.book import Change, HistoryEntry, Offer, Record
+from dms_resources.book import Change, Offer, Record
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources, Resources
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand, RAMDemand
 from dms_resources.leases import Lease, LeaseRequest, LeaseState, ResourceAllocation
 from dms_resources.ledger_file import connect_ledger
 from dms_resources.manager import ResourceManager, open_manager
+from dms_resources.records import HistoryEntry
 from dms_resources.schema import ledger_schema
 from dms_resources.storage import SQLiteStorage
 from dms_resources.units import GIB, MIB, Cores

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dms_peer.__main__ import app, run_command
+from dms_peer.__main__ import run_command
+from dms_peer.command_line import command_app
 from dms_peer.identity import load_identity
 from dms_resources.storage import SQLiteStorage
 
@@ -211,7 +212,7 @@ def test_a_peer_that_is_not_there(failing: Any, home: str) -> None:
 
 def test_a_home_in_use(failing: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(home).mkdir()
-    monkeypatch.setattr("dms_peer.commands.options.PATIENCE", 0.1)
+    monkeypatch.setattr("dms_peer.home.PATIENCE", 0.1)
     with SQLiteStorage(Path(home) / "ledger.db", boot_id="test"):
         for command in (["run"], ["onboard", *OFFER], ["status"]):
             exit_code, error, line = failing(*command, "--home", home)
@@ -301,7 +302,7 @@ def test_what_nobody_expected_is_one_line_too(failing: Any, home: str, monkeypat
 
 
 def test_every_command_has_help_and_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sorted(command.callback.__name__ for command in app.registered_commands) == sorted(COMMANDS)
+    assert sorted(command.callback.__name__ for command in command_app().registered_commands) == sorted(COMMANDS)
     for command in COMMANDS:
         assert run_command([command, "--help"]) == 0
         text = capsys.readouterr().out

@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ import pytest
 import trio
 
 from dms_peer import owner
-from dms_peer.administration import StatusAnswer, StatusRequest
 from dms_peer.errors import AddressError, IdentityError, ListenError
 from dms_peer.home import Home
 from dms_peer.host import HardenedHost, dial, open_stream
-from dms_peer.local_socket import connect_socket
 from dms_peer.node import Node, Ready
 from dms_peer.offers import GPUChoice, Offer
+from dms_peer.own_ledger import open_ledger
+from dms_peer.owner_messages import DrainEvent, DrainRequest, StatusAnswer, StatusRequest
 from dms_peer.requester import open_allocations, open_bids, open_resources
+from dms_peer.socket_file import connect
 from dms_protocols.client import open_client
 from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
@@ -35,6 +37,11 @@ from dms_resources.units import GIB, Cores
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": [{"vram": "24GiB"}]}
 OFFER = Offer(cpu=Cores.of(4), ram=16 * GIB, disk=100 * GIB, gpus=(GPUChoice(device="all"),))
+
+
+async def in_thread(ask: Any, *arguments: Any, **options: Any) -> Any:
+    """The owner's commands block, and the peer runs in this very process."""
+    return await trio.to_thread.run_sync(partial(ask, *arguments, **options))
 
 
 @pytest.fixture
@@ -94,7 +101,7 @@ async def test_the_socket_is_never_wider_not_even_under_an_open_umask(
             modes.append(stat.S_IMODE(home.socket_path.stat().st_mode))
         chmod(path, mode)
 
-    monkeypatch.setattr("dms_peer.local_socket.os.chmod", note)
+    monkeypatch.setattr("dms_peer.socket_file.os.chmod", note)
     before = os.umask(0)
     try:
         async with running():
@@ -107,11 +114,11 @@ async def test_the_socket_is_never_wider_not_even_under_an_open_umask(
 async def test_the_owner_talks_to_the_running_peer(home: Home, running: Any, client: HardenedHost) -> None:
     async with running() as ready:
         assert not ready.offers
-        answer = await owner.onboard(home, OFFER)
+        answer = await in_thread(owner.onboard, home, OFFER)
         assert answer.onboarded is not None
         assert answer.onboarded.cpu.cores == Cores.of(4)
         lease_id = await _committed(client, ready)
-        status = await owner.read_status(home)
+        status = await in_thread(owner.read_status, home)
         assert status.running
         assert status.simulated
         assert status.addrs == ready.addrs
@@ -121,7 +128,7 @@ async def test_the_owner_talks_to_the_running_peer(home: Home, running: Any, cli
         assert [lease.lease_id for lease in status.leases] == [lease_id]
         assert status.leases[0].holder == client.get_id().to_base58()
     # The same without the peer, from the ledger itself.
-    status = await owner.read_status(home)
+    status = await in_thread(owner.read_status, home)
     assert not status.running
     assert status.free.cpu.cores == Cores.of(3)
     assert [lease.lease_id for lease in status.leases] == [lease_id]
@@ -131,7 +138,7 @@ async def test_errors_of_the_ledger_keep_their_codes_through_the_socket(home: Ho
     async with running():
         too_much = Offer(cpu=Cores.of(9), ram=GIB, disk=GIB)
         with pytest.raises(RemoteError) as caught:
-            await owner.onboard(home, too_much)
+            await in_thread(owner.onboard, home, too_much)
         assert caught.value.code == "onboarding"
         assert "9 cores" in caught.value.details["problems"][0]
 
@@ -141,39 +148,39 @@ async def test_a_running_peer_keeps_its_machine(home: Home, running: Any, machin
     other.write_text(json.dumps(MACHINE | {"cpu": {"cores": 64}}))
     async with running():
         with pytest.raises(RemoteError) as caught:
-            await owner.onboard(home, OFFER, str(other))
+            await in_thread(owner.onboard, home, OFFER, str(other))
         assert caught.value.code == "other_machine"
         # Its own is no contradiction.
-        await owner.onboard(home, OFFER, machine_file)
-    assert (await owner.read_status(home)).free.cpu.cores == Cores.of(4)
+        await in_thread(owner.onboard, home, OFFER, machine_file)
+    assert (await in_thread(owner.read_status, home)).free.cpu.cores == Cores.of(4)
 
 
 async def test_onboarding_goes_on_while_capacity_is_promised(home: Home, running: Any, client: HardenedHost) -> None:
     async with running() as ready:
-        await owner.onboard(home, OFFER)
+        await in_thread(owner.onboard, home, OFFER)
         await _committed(client, ready, cores=3)
-        more = await owner.onboard(home, Offer(cpu=Cores.of(6), ram=16 * GIB, disk=100 * GIB))
+        more = await in_thread(owner.onboard, home, Offer(cpu=Cores.of(6), ram=16 * GIB, disk=100 * GIB))
         assert more.free.cpu.cores == Cores.of(3)
         with pytest.raises(RemoteError, match="promised"):
-            await owner.onboard(home, Offer(cpu=Cores.of(2), ram=16 * GIB, disk=100 * GIB))
+            await in_thread(owner.onboard, home, Offer(cpu=Cores.of(2), ram=16 * GIB, disk=100 * GIB))
         with pytest.raises(RemoteError) as caught:
-            await owner.offboard(home, drain=False, tell=print)
+            await in_thread(owner.offboard, home, drain=False, tell=print)
         assert caught.value.code == "still_promised"
 
 
 async def test_draining_waits_for_what_is_promised(home: Home, running: Any, client: HardenedHost) -> None:
     heard: list[int] = []
     async with running() as ready, trio.open_nursery() as nursery:
-        await owner.onboard(home, OFFER)
+        await in_thread(owner.onboard, home, OFFER)
         lease_id = await _committed(client, ready)
         draining = trio.Event()
 
         def hear(leases: int) -> None:
             heard.append(leases)
-            draining.set()
+            trio.from_thread.run_sync(draining.set)
 
         async def drain() -> None:
-            answer = await owner.offboard(home, drain=True, tell=hear)
+            answer = await in_thread(owner.offboard, home, drain=True, tell=hear)
             assert answer.onboarded is None
 
         nursery.start_soon(drain)
@@ -188,22 +195,21 @@ async def test_draining_waits_for_what_is_promised(home: Home, running: Any, cli
 
 async def test_onboarding_ends_a_drain(home: Home, running: Any) -> None:
     async with running():
-        await owner.onboard(home, OFFER)
-        async with owner.open_administration(home) as administration:
-            await administration.drain(lambda leases: None)
-        assert (await owner.read_status(home)).draining
-        await owner.onboard(home, OFFER)
-        assert not (await owner.read_status(home)).draining
+        await in_thread(owner.onboard, home, OFFER)
+        await in_thread(owner.watch, home, DrainRequest(), DrainEvent, lambda event: None)
+        assert (await in_thread(owner.read_status, home)).draining
+        await in_thread(owner.onboard, home, OFFER)
+        assert not (await in_thread(owner.read_status, home)).draining
 
 
 async def test_history_across_several_answers(home: Home, running: Any) -> None:
     async with running():
         for cores in (1, 2, 3):
-            await owner.onboard(home, Offer(cpu=Cores.of(cores), ram=GIB, disk=GIB))
-        entries = (await owner.read_history(home, 1002)).entries
+            await in_thread(owner.onboard, home, Offer(cpu=Cores.of(cores), ram=GIB, disk=GIB))
+        entries = (await in_thread(owner.read_history, home, 1002)).entries
         assert [entry.number for entry in entries] == sorted((entry.number for entry in entries), reverse=True)
         assert [entry.action for entry in entries] == ["onboard"] * 3
-        assert (await owner.read_history(home, 2)).entries == entries[:2]
+        assert (await in_thread(owner.read_history, home, 2)).entries == entries[:2]
 
 
 async def test_a_second_peer_on_the_same_home_is_refused(home: Home, running: Any) -> None:
@@ -212,14 +218,13 @@ async def test_a_second_peer_on_the_same_home_is_refused(home: Home, running: An
             async with running():
                 pytest.fail("two peers on one ledger")
         # The first one did not suffer.
-        assert (await owner.read_status(home)).running
+        assert (await in_thread(owner.read_status, home)).running
 
 
 async def test_a_starting_peer_waits_for_a_command_and_a_command_for_a_starting_peer(home: Home, running: Any) -> None:
     patient = Home(home.path, patience=30)
     async with trio.open_nursery() as nursery:
-        async with owner.open_administration(patient) as administration:
-            assert not (await administration.status()).running
+        async with open_ledger(patient, None):
             opened = trio.Event()
 
             async def run() -> None:
@@ -233,11 +238,11 @@ async def test_a_starting_peer_waits_for_a_command_and_a_command_for_a_starting_
                 await opened.wait()
             assert not opened.is_set()
         # The ledger is free, and the first to ask again after that is the peer, or this command just before it.
-        status = await owner.read_status(patient)
+        status = await in_thread(owner.read_status, patient)
         assert status.peer_id
         with trio.fail_after(30):
             await opened.wait()
-        assert (await owner.read_status(patient)).running
+        assert (await in_thread(owner.read_status, patient)).running
         nursery.cancel_scope.cancel()
 
 
@@ -255,9 +260,12 @@ async def test_administration_is_not_offered_to_other_peers(home: Home, running:
 async def test_the_socket_speaks_the_protocols_of_the_peers_too(home: Home, running: Any) -> None:
     from dms_protocols.requesters import ResourcesClient
 
-    async with running(), connect_socket(home.socket_path) as local:
-        assert local is not None
-        machine = await ResourcesClient(local).machine()
+    async with running():
+        connection = connect(home.socket_path)
+        assert connection is not None
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        async with open_client(stream) as local:
+            machine = await ResourcesClient(local).machine()
         assert isinstance(machine, MachineResources)
         assert machine.cpu.cores == Cores.of(8)
 
@@ -268,7 +276,7 @@ async def test_garbage_on_the_socket_hurts_nobody(home: Home, running: Any) -> N
             with socket.socket(socket.AF_UNIX) as raw:
                 raw.connect(str(home.socket_path))
                 raw.sendall(garbage)
-        assert (await owner.read_status(home)).running
+        assert (await in_thread(owner.read_status, home)).running
 
 
 async def test_the_port_is_kept_and_given_up_when_it_is_taken(home: Home, running: Any) -> None:
@@ -288,7 +296,7 @@ async def test_the_port_is_kept_and_given_up_when_it_is_taken(home: Home, runnin
 async def test_a_home_with_a_long_path(tmp_path: Path, running: Any) -> None:
     home = Home(tmp_path / ("long" * 30) / ("path" * 30))
     async with running(at=home):
-        assert (await owner.read_status(home)).running
+        assert (await in_thread(owner.read_status, home)).running
     assert not home.socket_path.exists()
 
 

@@ -65,7 +65,7 @@ async def home(tmp_path: Path) -> Home:
     machine = tmp_path / "machine.json"
     machine.write_text(json.dumps(MACHINE))
     home = Home(tmp_path / "provider")
-    await owner.onboard(home, OFFER, str(machine))
+    await trio.to_thread.run_sync(owner.onboard, home, OFFER, str(machine))
     return home
 
 
@@ -278,13 +278,13 @@ async def test_the_commands_all_the_way(home: Home, tmp_path: Path, dms_peer: An
         assert (code, allocated["error"]["code"]) == (1, "stale_fence")
         code, allocated = await dms_peer("allocate", at, lease["lease_id"], "--home", mine)
         assert (code, allocated["state"], allocated["fence"]) == (0, "allocated", lease["fence"])
-        status = await owner.read_status(home)
+        status = await trio.to_thread.run_sync(owner.read_status, home)
         assert status.allocated.cpu.cores == Cores.of("1.3")
         code, stolen = await dms_peer("release", at, lease["lease_id"], "--home", str(tmp_path / "other"))
         assert (code, stolen["error"]["code"]) == (1, "not_holder")
         code, ended = await dms_peer("release", at, lease["lease_id"], "--home", mine)
         assert (code, ended["reason"]) == (0, "released")
-        assert (await owner.read_status(home)).allocated.cpu.cores == Cores(0)
+        assert (await trio.to_thread.run_sync(owner.read_status, home)).allocated.cpu.cores == Cores(0)
 
 
 async def test_files_that_hold_no_bid(home: Home, tmp_path: Path, dms_peer: Any) -> None:

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 import dms_resources
-from dms_resources.book import Change, HistoryEntry, Offer, Record
+from dms_resources.book import Change, Offer, Record
 from dms_resources.components import CPU, GPU, RAM, Disk, OnboardedResources, Resources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.errors import LedgerDamagedError, LedgerInUseError, LedgerVersionError, StorageError
 from dms_resources.leases import EndedLease, EndReason, Lease, LeaseState
+from dms_resources.records import HistoryEntry
 from dms_resources.schema import Schema, ledger_schema
 from dms_resources.storage import Contents, SQLiteStorage
 from dms_resources.units import GIB, Cores

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import trio
 
-from dms_resources.book import Change, HistoryEntry, Offer, Record
+from dms_resources.book import Change, Offer, Record
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources, Resources
 from dms_resources.demands import Demand, PortDemand
 from dms_resources.errors import LedgerDamagedError, LedgerInUseError, LedgerVersionError, StorageError
 from dms_resources.leases import EndedLease, EndReason, Lease, LeaseState
 from dms_resources.ledger_file import connect_ledger
+from dms_resources.records import HistoryEntry
 from dms_resources.schema import Schema, ledger_schema
 from dms_resources.storage import SQLiteStorage, StoredLease
 from dms_resources.units import Cores

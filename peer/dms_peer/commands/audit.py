@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .options import DebugOption, HomeOption, JSONOption, home_at
-from .output import run_and_show
+from .output import show_answer
 
 __all__ = ["audit"]
 
@@ -24,4 +24,4 @@ def audit(
     from ..owner import audit as compare
     from ..tables import show_audit
 
-    run_and_show(as_json, show_audit, compare, home_at(home), repair=repair)
+    show_answer(as_json, show_audit, compare(home_at(home), repair=repair))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .options import DebugOption, HomeOption, JSONOption, MachineOption, home_at
-from .output import run_and_show
+from .output import show_answer
 
 __all__ = ["hardware"]
 
@@ -15,4 +15,4 @@ def hardware(
     from ..machine_tables import show_hardware
     from ..owner import read_hardware
 
-    run_and_show(as_json, show_hardware, read_hardware, home_at(home), machine)
+    show_answer(as_json, show_hardware, read_hardware(home_at(home), machine))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .options import DebugOption, HomeOption, JSONOption, home_at
-from .output import run_and_show
+from .output import show_answer
 
 __all__ = ["history"]
 
@@ -22,4 +22,4 @@ def history(
     from ..owner import read_history
     from ..tables import show_history
 
-    run_and_show(as_json, show_history, read_history, home_at(home), limit)
+    show_answer(as_json, show_history, read_history(home_at(home), limit))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import DebugOption, HomeOption, JSONOption, home_at
-from .output import run_and_show
+from .output import show_answer
 
 __all__ = ["offboard"]
 
@@ -25,7 +25,7 @@ def offboard(
     from ..owner import offboard as withdraw
     from ..tables import show_offer
 
-    run_and_show(as_json, show_offer, withdraw, home_at(home), drain=drain, tell=_tell)
+    show_answer(as_json, show_offer, withdraw(home_at(home), drain=drain, tell=_tell))
 
 
 def _tell(leases: int) -> None:

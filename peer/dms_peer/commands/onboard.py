@@ -26,7 +26,7 @@ from .options import (
     home_at,
     port_range,
 )
-from .output import run_and_show
+from .output import show_answer
 
 __all__ = ["onboard"]
 
@@ -106,17 +106,15 @@ def onboard(
         headroom=round(keep * 10),
     )
     show = show_proposed_offer if dry_run else show_offer
-    run_and_show(as_json, show, offer_resources, place, offer, machine, dry_run=dry_run)
+    show_answer(as_json, show, offer_resources(place, offer, machine, dry_run=dry_run))
 
 
 def _ask(home: Home, machine: str | None) -> Offer:
-    import trio
-
     from ..machine_tables import show_hardware
     from ..owner import read_machine_of
     from ..proposals import questions, settle
 
-    measured = trio.run(read_machine_of, home, machine)
+    measured = read_machine_of(home, machine)
     show_hardware(measured)
     answers = {}
     for question in questions(measured):

@@ -12,7 +12,7 @@ from dms_resources.demands import GPUDemand
 from dms_resources.errors import AmountError
 from dms_resources.units import Cores, parse_duration, parse_size
 
-from ..home import PATIENCE, Home, default_home
+from ..home import home_at
 from ..offers import GPUChoice
 
 __all__ = [
@@ -95,11 +95,6 @@ def port_range(text: Any) -> PortRange:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= 65535):
         raise typer.BadParameter(f"{text!r} is no range of ports (write 20000-20999)")
     return PortRange(first=int(first), last=int(last))
-
-
-def home_at(path: Path | None) -> Home:
-    """The home directory that was named, or the default one."""
-    return Home(path if path is not None else default_home(), PATIENCE)
 
 
 HomeOption: TypeAlias = Annotated[

@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
-import trio
 
 from dms_resources.units import encode_value
 
-__all__ = ["json_line", "print_json", "run_and_show"]
+__all__ = ["json_line", "print_json", "run_and_show", "show_answer"]
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
@@ -29,12 +28,19 @@ def print_json(document: msgspec.Struct | Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def run_and_show(
-    as_json: bool, show: Callable[[Answer], None], ask: Callable[..., Any], *arguments: Any, **options: Any
-) -> None:
-    """Runs the async function `ask` and shows its answer."""
-    answer: Answer = trio.run(partial(ask, *arguments, **options))
+def show_answer(as_json: bool, show: Callable[[Answer], None], answer: Answer) -> None:
+    """Prints an answer as JSON, or shows it to a person."""
     if as_json:
         print_json(answer)
     else:
         show(answer)
+
+
+def run_and_show(
+    as_json: bool, show: Callable[[Answer], None], ask: Callable[..., Any], *arguments: Any, **options: Any
+) -> None:
+    """Runs the async function `ask` and shows its answer."""
+    # Who asks the own peer alone does without it, and is done before it would be loaded.
+    import trio
+
+    show_answer(as_json, show, trio.run(partial(ask, *arguments, **options)))

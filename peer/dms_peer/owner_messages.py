@@ -1,0 +1,129 @@
+"""What the owner of a machine asks of their own peer, and what they are answered: the messages of its socket."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from dms_resources.components import Amount, FreeResources, MachineResources, OnboardedResources, Resources
+from dms_resources.leases import Lease
+from dms_resources.records import Finding, HistoryEntry
+
+from .offers import Offer
+
+__all__ = [
+    "AuditAnswer",
+    "AuditRequest",
+    "DrainEvent",
+    "DrainRequest",
+    "HistoryAnswer",
+    "HistoryRequest",
+    "HistoryRow",
+    "OffboardRequest",
+    "OfferAnswer",
+    "OnboardRequest",
+    "StatusAnswer",
+    "StatusRequest",
+]
+
+
+class StatusRequest(Struct, frozen=True, tag_field="op", tag="status"):
+    """What is onboarded, promised and free, and to whom."""
+
+
+class StatusAnswer(Struct, frozen=True, kw_only=True):
+    """The state of one peer. `running` is false when the ledger was read without a peer.
+
+    `addrs` end in `/p2p/PEER_ID`; `leases` are the newest ones, `lease_count` counts all; `limits` and `problems` are
+    sentences on the machine, `missing` on what is onboarded and no longer there, `short_now` on what the ledger has
+    free and the machine has not. `storage_error` says why nothing can be promised now, `findings` are those of the last
+    audit, `audited` (Unix seconds) is when that was. `usage` is what the whole machine used `usage_age` seconds ago,
+    None where nothing watches it.
+    """
+
+    peer_id: str
+    addrs: tuple[str, ...]
+    running: bool
+    simulated: bool
+    draining: bool
+    onboarded: OnboardedResources | None
+    free: FreeResources
+    committed: Resources
+    allocated: Resources
+    leases: tuple[Lease, ...]
+    lease_count: int
+    limits: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    usage: Resources | None = None
+    usage_age: float | None = None
+    missing: tuple[str, ...] = ()
+    short_now: tuple[str, ...] = ()
+    storage_error: str | None = None
+    findings: tuple[Finding, ...] = ()
+    audited: float | None = None
+
+
+class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):
+    """Offers these resources from now on; ends a drain. `machine` is what the owner believes the machine to be.
+
+    A `dry_run` asks whether that could be done, and changes nothing.
+    """
+
+    offer: Offer
+    machine: MachineResources | None = None
+    dry_run: bool = False
+
+
+class OffboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="offboard"):
+    """Offers nothing any more; refused while anything is promised."""
+
+
+class OfferAnswer(Struct, frozen=True, kw_only=True):
+    """What is offered now, and what of it is free."""
+
+    onboarded: OnboardedResources | None
+    free: FreeResources
+    simulated: bool
+
+
+class DrainRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="drain"):
+    """Takes nothing new; tells how much is still promised until nothing is."""
+
+
+class DrainEvent(Struct, frozen=True, kw_only=True):
+    """How many leases have not ended yet."""
+
+    leases: int
+
+
+class HistoryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="history"):
+    """The newest entries first; `before` continues from an entry's number."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    before: Amount | None = None
+
+
+class HistoryRow(HistoryEntry, frozen=True, kw_only=True):
+    """One entry of the history and its number."""
+
+    number: int
+
+
+class HistoryAnswer(Struct, frozen=True, kw_only=True):
+    """Entries of the history, newest first."""
+
+    entries: tuple[HistoryRow, ...]
+
+
+class AuditRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="audit"):
+    """Compares the ledger with itself, with its file and with the operating system; `repair` mends what can be."""
+
+    repair: bool = False
+
+
+class AuditAnswer(Struct, frozen=True, kw_only=True):
+    """What does not match: by how many, and each with its code."""
+
+    findings: tuple[Finding, ...]
+    repaired: bool
