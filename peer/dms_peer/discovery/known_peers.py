@@ -1,0 +1,220 @@
+"""Known peers: who answered before, where, and what they had free then. The cheapest source.
+
+The table is in memory; a task of its own writes it down at intervals and at the end, in a thread, never on the way of a
+request. It is bounded: the least recently seen peer goes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+from msgspec.structs import replace
+
+from dms_protocols.messages.bid import EnsembleRequest
+from dms_resources.components import CPU, GPU, RAM, Disk, FreeResources
+from dms_resources.estimates import would_fit
+
+from ..requesting.network import Candidate
+from .peers_file import KnownPeer, PeersFile, merge_peers
+
+__all__ = ["KnownPeers", "open_known_peers"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_ADDRESSES: Final = 8
+_LONGEST_ADDRESS: Final = 256
+_MOST_GPUS: Final = 64
+_LONGEST_NAME: Final = 128
+# Seconds for which a peer is left alone after its first failure, doubled by each further one.
+_FIRST_PAUSE: Final = 30.0
+_LONGEST_PAUSE: Final = 6 * 3600.0
+
+
+class KnownPeers:
+    """The table: a CandidateSource and a PeerObserver. Times in Unix seconds."""
+
+    name = "known"
+
+    def __init__(
+        self, peers: Sequence[KnownPeer] = (), *, most: int = 4096, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._peers = {peer.peer_id: peer for peer in sorted(peers, key=lambda peer: peer.last_seen)}
+        self._most = most
+        self._clock = clock
+        self.changes = 0
+        """Grows with every change."""
+
+    # What is known
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def get(self, peer_id: str) -> KnownPeer | None:
+        """What is known of one peer."""
+        return self._peers.get(peer_id)
+
+    def recent(self, most: int) -> tuple[KnownPeer, ...]:
+        """So many at most, the last seen first."""
+        return tuple(reversed(self._peers.values()))[:most]
+
+    # PeerObserver
+
+    def seen(self, peer_id: str, addrs: Sequence[str], free: FreeResources | None = None) -> None:
+        """As the protocol says."""
+        now = self._clock()
+        before = self._peers.pop(peer_id, None) or KnownPeer(peer_id=peer_id, addrs=(), last_seen=now)
+        newest_first = dict.fromkeys(addr for addr in (*addrs, *before.addrs) if len(addr) <= _LONGEST_ADDRESS)
+        after = replace(before, addrs=tuple(newest_first)[:_MOST_ADDRESSES], last_seen=now, failures=0)
+        if free is not None:
+            after = replace(after, free=_in_short(free), free_at=now)
+        # At the end: the table is in the order of the last sign of life.
+        self._peers[peer_id] = after
+        if len(self._peers) > self._most:
+            del self._peers[next(iter(self._peers))]
+        self.changes += 1
+
+    def unreachable(self, peer_id: str) -> None:
+        """As the protocol says."""
+        if (before := self._peers.get(peer_id)) is not None:
+            self._peers[peer_id] = replace(before, failures=before.failures + 1, last_failure=self._clock())
+            self.changes += 1
+
+    # CandidateSource
+
+    @asynccontextmanager
+    async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
+        """As the protocol says: those that had room first, then those that never said, then the others."""
+        async with aclosing(self._candidates(request)) as found:
+            yield found
+
+    async def _candidates(self, request: EnsembleRequest) -> AsyncGenerator[Candidate, None]:
+        await trio.lowlevel.checkpoint()
+        for peer in self._ranked(request):
+            yield Candidate(peer.peer_id, peer.addrs, self.name, peer.free, peer.free_at)
+
+    def _ranked(self, request: EnsembleRequest) -> list[KnownPeer]:
+        now, excluded = self._clock(), frozenset(request.peer_exclusion)
+        able: list[KnownPeer] = []
+        silent: list[KnownPeer] = []
+        short: list[KnownPeer] = []
+        for peer in reversed(self._peers.values()):
+            if peer.peer_id in excluded or now < peer.last_failure + _pause(peer.failures):
+                continue
+            if peer.free is None:
+                silent.append(peer)
+            elif any(would_fit(peer.free, node.resources) for node in request.request):
+                able.append(peer)
+            else:
+                short.append(peer)
+        able.sort(key=lambda peer: -(peer.free_at or 0))
+        # The older the figure, the sooner it is another one.
+        short.sort(key=lambda peer: peer.free_at or 0)
+        return able + silent + short
+
+    # Keeping
+
+    def table(self) -> dict[str, KnownPeer]:
+        """A copy, for whoever writes it down."""
+        return dict(self._peers)
+
+    def absorb(self, peers: dict[str, KnownPeer]) -> None:
+        """Takes in what other programs of this home learned."""
+        self._peers = merge_peers(self._peers.values(), peers.values(), most=self._most, now=self._clock())
+
+
+def _pause(failures: int) -> float:
+    return min(_FIRST_PAUSE * 2 ** min(failures - 1, 32), _LONGEST_PAUSE) if failures else 0.0
+
+
+def _in_short(free: FreeResources) -> FreeResources:
+    """What a search needs of it, so that no peer can fill the table with what it says."""
+
+    def cut(text: str) -> str:
+        return text[:_LONGEST_NAME]
+
+    return FreeResources(
+        cpu=CPU(cores=free.cpu.cores, clock_speed=free.cpu.clock_speed, architecture=cut(free.cpu.architecture)),
+        ram=RAM(size=free.ram.size),
+        disk=Disk(size=free.disk.size),
+        gpus=tuple(
+            GPU(uuid=cut(gpu.uuid), vendor=gpu.vendor, model=cut(gpu.model), vram=gpu.vram, exclusive=gpu.exclusive)
+            for gpu in free.gpus[:_MOST_GPUS]
+        ),
+        ports=free.ports,
+        onboarded=free.onboarded,
+        draining=free.draining,
+        simulated=free.simulated,
+    )
+
+
+@asynccontextmanager
+async def open_known_peers(
+    path: Path | None, *, most: int = 4096, save_interval: float = 60.0, clock: Callable[[], float] = time.time
+) -> AsyncIterator[KnownPeers]:
+    """The known peers of the file at `path` (None: of no file), kept while the block runs and written at its end.
+
+    At most every `save_interval` seconds, and at the end, what has changed is written. A file that cannot be read or
+    written costs a line in the log, nothing else. Closing waits for the disk.
+    """
+    if path is None:
+        yield KnownPeers(most=most, clock=clock)
+        return
+    file = PeersFile(path, most)
+    peers = KnownPeers(tuple((await _load(file, path)).values()), most=most, clock=clock)
+    saved = _Saved(peers, file, path)
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(saved.keep, save_interval)
+            try:
+                yield peers
+            except Exception as error:
+                # Raised again behind the nursery, which would wrap it in a group.
+                failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await saved.save()
+    if failure is not None:
+        raise failure
+
+
+async def _load(file: PeersFile, path: Path) -> dict[str, KnownPeer]:
+    try:
+        return await trio.to_thread.run_sync(file.load)
+    except OSError as error:
+        _log.warning("the known peers in %s cannot be read: %s", path, error.strerror)
+        return {}
+
+
+class _Saved:
+    """What of the table is on the disk."""
+
+    def __init__(self, peers: KnownPeers, file: PeersFile, path: Path) -> None:
+        self._peers = peers
+        self._file = file
+        self._path = path
+        self._changes = 0
+
+    async def keep(self, interval: float) -> None:
+        while True:
+            await trio.sleep(interval)
+            await self.save()
+
+    async def save(self) -> None:
+        changes = self._peers.changes
+        if changes == self._changes:
+            return
+        try:
+            merged = await trio.to_thread.run_sync(self._file.save, self._peers.table())
+        except OSError as error:
+            _log.warning("the known peers cannot be written to %s: %s", self._path, error.strerror)
+            return
+        self._changes = changes
+        self._peers.absorb(merged)

@@ -1,0 +1,149 @@
+"""The file of the known peers: whole or not at all, shared by all programs of one home.
+
+Rules:
+1. The file is replaced in one step, with mode 0600, and read and written under a lock of its own, so that a running
+   peer and its owner's commands may both keep it: who writes first takes in what others wrote.
+2. Of two entries for one peer the later one counts. Nothing is ever removed but by age and by number, which all agree
+   on.
+3. A file that cannot be understood is set aside under another name, never overwritten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from dms_resources.components import FreeResources
+from dms_resources.units import decode_value, encode_value
+
+__all__ = ["FORGET_AFTER", "KnownPeer", "PeersFile", "merge_peers"]
+
+_log = logging.getLogger(__name__)
+
+# Seconds without a sign of life after which a peer is forgotten.
+FORGET_AFTER: Final = 30 * 86400.0
+
+_VERSION: Final = 1
+# Bytes; more is not ours.
+_MOST_READ: Final = 64 * 1024 * 1024
+
+
+class KnownPeer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A peer that answered once.
+
+    `addrs` are where, the newest first; `free` is what it said at `free_at` that it had free. `failures` counts how
+    often it could not be reached since it was last seen. Times in Unix seconds.
+    """
+
+    peer_id: str
+    addrs: tuple[str, ...]
+    last_seen: float
+    free: FreeResources | None = None
+    free_at: float | None = None
+    failures: int = 0
+    last_failure: float = 0.0
+
+    @property
+    def touched(self) -> float:
+        """When something was last learned of it."""
+        return max(self.last_seen, self.last_failure)
+
+
+class _Contents(Struct, frozen=True):
+    version: int
+    peers: tuple[KnownPeer, ...]
+
+
+_decoder: Final = msgspec.json.Decoder(_Contents, dec_hook=decode_value)
+
+
+def merge_peers(
+    ours: Iterable[KnownPeer], theirs: Iterable[KnownPeer], *, most: int, now: float
+) -> dict[str, KnownPeer]:
+    """Both tables in one, by peer id, the least recently seen first: `most` at most, none that is forgotten."""
+    merged: dict[str, KnownPeer] = {}
+    for peer in (*theirs, *ours):
+        other = merged.get(peer.peer_id)
+        if other is None or peer.touched >= other.touched:
+            merged[peer.peer_id] = peer
+    kept = sorted(
+        # A time that has not come yet is some other clock's, and would stay for ever.
+        (peer for peer in merged.values() if now - FORGET_AFTER < peer.last_seen <= now + FORGET_AFTER),
+        key=lambda peer: peer.last_seen,
+    )
+    return {peer.peer_id: peer for peer in kept[max(0, len(kept) - most) :]}
+
+
+class PeersFile:
+    """Reads and writes the table; every method blocks on the disk."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self._path = path
+        self._most = most
+
+    def load(self) -> dict[str, KnownPeer]:
+        """What is there. Raises OSError; what cannot be understood is set aside, with a line in the log."""
+        with self._locked():
+            return merge_peers((), self._read(), most=self._most, now=time.time())
+
+    def save(self, peers: Mapping[str, KnownPeer]) -> dict[str, KnownPeer]:
+        """Writes the table together with what others wrote, and returns that. Raises OSError; then nothing changed."""
+        with self._locked():
+            merged = merge_peers(peers.values(), self._read(), most=self._most, now=time.time())
+            self._write(msgspec.json.encode(_Contents(_VERSION, tuple(merged.values())), enc_hook=encode_value))
+            return merged
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            # Closing lets go of the lock.
+            os.close(lock)
+
+    def _read(self) -> tuple[KnownPeer, ...]:
+        try:
+            with open(self._path, "rb") as file:
+                raw = file.read(_MOST_READ + 1)
+        except FileNotFoundError:
+            return ()
+        try:
+            contents = _decoder.decode(raw)
+            if contents.version != _VERSION:
+                raise ValueError(f"it is of version {contents.version}")
+        except (ValueError, RecursionError) as error:
+            self._set_aside(error)
+            return ()
+        return contents.peers
+
+    def _set_aside(self, error: Exception) -> None:
+        aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+        self._path.replace(aside)
+        reason = " ".join(str(error).split())[:200]
+        _log.warning("the known peers in %s cannot be read (%s): put aside as %s", self._path, reason, aside.name)
+
+    def _write(self, content: bytes) -> None:
+        draft = self._path.with_name(f".{self._path.name}.draft")
+        # Of a writer that was killed.
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            draft.replace(self._path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
