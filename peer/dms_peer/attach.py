@@ -10,11 +10,12 @@ import trio
 from libp2p.abc import IHost
 
 from dms_protocols.allocations import allocation_operations
+from dms_protocols.bid_versions import BID_VERSIONS
 from dms_protocols.bidding import BidTerms, bid_operations
 from dms_protocols.counts import ServiceCounts
 from dms_protocols.limits import ServiceLimits
 from dms_protocols.operations import Caller, Operations
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, RESOURCES_PROTOCOL
 from dms_protocols.queries import resource_operations
 from dms_protocols.service import serve_stream
 from dms_resources.manager import ResourceManager
@@ -57,10 +58,15 @@ def peer_operations(
     terms: BidTerms | None = None,
     counts: ServiceCounts | None = None,
 ) -> dict[str, Operations]:
-    """What a peer answers, by protocol id."""
+    """What a peer answers, by protocol id: every version of every protocol."""
+    signer = IdentitySigner(identity)
+    bids = {
+        version.protocol: bid_operations(manager, signer, terms, counts=counts, version=version)
+        for version in BID_VERSIONS
+    }
     return {
         RESOURCES_PROTOCOL: resource_operations(manager),
-        BID_PROTOCOL: bid_operations(manager, IdentitySigner(identity), terms, counts=counts),
+        **bids,
         ALLOCATION_PROTOCOL: allocation_operations(manager, identity.peer_id, EnvelopeChecker()),
     }
 

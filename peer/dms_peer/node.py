@@ -20,6 +20,7 @@ from typing import Final
 
 import trio
 
+from dms_protocols.protocol_ids import newest_of_each
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 from dms_resources.manager import Guard, ResourceManager, open_manager
@@ -94,7 +95,7 @@ class Node:
             await stack.enter_async_context(serve(host, manager, identity=identity))
             addrs = host_addresses(host)
             local = administration_operations(LocalAdministration(manager, identity.peer_id, addrs))
-            operations = reduce(or_, peer_operations(manager, identity).values(), local)
+            operations = reduce(or_, newest_of_each(peer_operations(manager, identity)).values(), local)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             offers = manager.get_onboarded_resources() is not None
             yield Ready(identity.peer_id, addrs, machine.simulated, offers)

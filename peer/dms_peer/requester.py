@@ -1,4 +1,5 @@
-"""The asking side on libp2p: a stream for each of the three protocols, on a connection that was dialled before."""
+"""The asking side on libp2p: a stream for each of the three protocols, on a connection that was dialled before, in
+the newest version that the provider has."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from contextlib import asynccontextmanager
 from libp2p.abc import IHost
 
 from dms_protocols.client import Client, open_client
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL, versions_of
 from dms_protocols.requesters import AllocationClient, BidClient, ResourcesClient
 
 from .host import open_stream
@@ -41,6 +42,6 @@ async def open_allocations(host: IHost, peer_id: str) -> AsyncIterator[Allocatio
 
 @asynccontextmanager
 async def _open_client(host: IHost, peer_id: str, protocol: str) -> AsyncIterator[Client]:
-    stream = await open_stream(host, peer_id, [protocol])
+    stream = await open_stream(host, peer_id, versions_of(protocol))
     async with open_client(stream) as client:
         yield client

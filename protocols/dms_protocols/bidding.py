@@ -1,4 +1,4 @@
-"""Answers `/dms/bid/1.0.0`: bids on what would fit, refusals that say why not.
+"""Answers `/dms/bid`, in any of its versions: bids on what would fit, refusals that say why not.
 
 Rules:
 
@@ -32,6 +32,7 @@ from dms_resources.errors import (
 from dms_resources.leases import LeaseRequest, LeaseState
 from dms_resources.manager import ResourceManager
 
+from .bid_versions import BID_1_0, BidVersion
 from .conversion import from_map
 from .counts import ServiceCounts
 from .errors import MessageError
@@ -46,7 +47,6 @@ from .messages.bid import (
     Place,
     Refusal,
     bid_lease_id,
-    request_digest,
 )
 from .operations import Answer, Caller, Operations
 from .policies import AsyncPolicy, NodeOffer, Policy, PolicyRequest, decide_in_place, decide_in_turn
@@ -101,13 +101,14 @@ def bid_operations(
     *,
     clock: Callable[[], float] = time.time,
     counts: ServiceCounts | None = None,
+    version: BidVersion = BID_1_0,
 ) -> Operations:
     """The operations that bid for this manager; `clock` tells the Unix time in seconds.
 
-    Bids and refusals are counted in `counts`.
+    Bids and refusals are counted in `counts`; `version` says in which version of the protocol they are asked for.
     """
     operations = Operations()
-    bidding = _Bidding(manager, signer, terms or BidTerms(), clock, counts or ServiceCounts())
+    bidding = _Bidding(manager, signer, terms or BidTerms(), clock, counts or ServiceCounts(), version)
     operations.slow(BidRequest, bidding.answer)
     return operations
 
@@ -120,12 +121,14 @@ class _Bidding:
         terms: BidTerms,
         clock: Callable[[], float],
         counts: ServiceCounts,
+        version: BidVersion,
     ) -> None:
         self._manager = manager
         self._signer = signer
         self._terms = terms
         self._clock = clock
         self._counts = counts
+        self._version = version
 
     def answer(self, request: BidRequest, caller: Caller) -> Answer | Coroutine[Any, Any, Answer]:
         asking = self._asking(request, caller)
@@ -143,7 +146,7 @@ class _Bidding:
         return self._answer(asking, draft)
 
     def _asking(self, request: BidRequest, caller: Caller) -> _Asking:
-        ensemble, digest = _ensemble(request), request_digest(request.ensemble)
+        ensemble, digest = _ensemble(request), self._version.digest(request.ensemble)
         lease_ids = {
             node.node_id: bid_lease_id(
                 requester=caller.peer_id, digest=digest, node_id=node.node_id, provider=self._signer.peer_id

@@ -16,7 +16,14 @@ import cbor2
 
 from .errors import CBORError
 
-__all__ = ["MAX_DEPTH", "MAX_ITEMS", "decode_map", "encode_deterministic", "encode_fast"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_ITEMS",
+    "decode_map",
+    "encode_deterministic",
+    "encode_fast",
+    "whole_numbers_as_integers",
+]
 
 MAX_DEPTH = 16
 """Containers within containers, unless the caller asks for another limit."""
@@ -24,6 +31,7 @@ MAX_DEPTH = 16
 MAX_ITEMS = 4096
 """Values in a map, at every depth together, unless the caller asks for another limit."""
 
+_FIRST_INEXACT = 2**53
 _LEAVES = frozenset((int, str, bytes, bool, type(None)))
 
 
@@ -80,6 +88,22 @@ def encode_deterministic(value: Mapping[str, Any]) -> bytes:
     Keys are sorted and every value has its shortest form.
     """
     return cbor2.dumps(value, canonical=True)
+
+
+def whole_numbers_as_integers(value: Any) -> Any:
+    """The same value with the floats that are whole, and that every language holds exactly, as integers.
+
+    The "numeric reduction" of dCBOR (draft-mcnally-deterministic-cbor), for integers below 2^53: what a decoder with
+    one type of number reads, and writes again as an integer.
+    """
+    kind = type(value)
+    if kind is float:
+        return int(value) if value.is_integer() and abs(value) < _FIRST_INEXACT else value
+    if kind is dict:
+        return {key: whole_numbers_as_integers(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [whole_numbers_as_integers(item) for item in value]
+    return value
 
 
 def _check(value: dict[str, Any], max_items: int) -> None:

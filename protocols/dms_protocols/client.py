@@ -106,6 +106,8 @@ class Client:
     """One stream to a service; made by `open_client`."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, limits: ClientLimits) -> None:
+        self.protocol = str(getattr(stream, "protocol", ""))
+        """The protocol id with the version that was agreed on; empty where the stream knows of none."""
         self._stream = stream
         self._limits = limits
         self._frames = FrameReader(limits.frame_bytes, limits.frame_bytes)

@@ -1,11 +1,75 @@
-"""The names under which libp2p offers these protocols, each with its semantic version."""
+"""The names under which libp2p offers these protocols, each with its semantic version.
+
+A provider serves every version that it knows, side by side. A client offers all that it knows, the newest first, and
+multistream-select picks the first that the provider has: a client that speaks 1.1 and a provider of 1.0 meet at 1.0,
+and the other way round. What is different between two versions of a protocol stands in one place (`bid_versions`).
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
-__all__ = ["ALLOCATION_PROTOCOL", "BID_PROTOCOL", "RESOURCES_PROTOCOL"]
+__all__ = [
+    "ALLOCATION_PROTOCOL",
+    "BID_PROTOCOL",
+    "BID_PROTOCOL_1_1",
+    "RESOURCES_PROTOCOL",
+    "ProtocolID",
+    "newest_first",
+    "newest_of_each",
+    "versions_of",
+]
 
 RESOURCES_PROTOCOL: Final = "/dms/resources/1.0.0"
 BID_PROTOCOL: Final = "/dms/bid/1.0.0"
+BID_PROTOCOL_1_1: Final = "/dms/bid/1.1.0"
 ALLOCATION_PROTOCOL: Final = "/dms/allocation/1.0.0"
+
+_KNOWN: Final = (RESOURCES_PROTOCOL, BID_PROTOCOL, BID_PROTOCOL_1_1, ALLOCATION_PROTOCOL)
+_NUMBER: Final = r"(0|[1-9][0-9]{0,8})"
+_FORM: Final = re.compile(rf"(/.+)/{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
+
+Served = TypeVar("Served")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ProtocolID:
+    """The name of a protocol and its semantic version; of the same name, the newer version is the greater one."""
+
+    name: str
+    major: int
+    minor: int
+    patch: int
+
+    @classmethod
+    def parse(cls, text: str) -> ProtocolID:
+        """Read "/dms/bid/1.0.0"; raises ValueError for text of another form."""
+        found = _FORM.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{text!r} is no protocol id with a version")
+        return cls(found[1], *map(int, found.groups()[1:]))
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.major}.{self.minor}.{self.patch}"
+
+
+def newest_first(protocols: Iterable[str]) -> list[str]:
+    """Versions of one protocol in the order in which a client offers them. Raises ValueError as `parse` does."""
+    return sorted(protocols, key=ProtocolID.parse, reverse=True)
+
+
+def versions_of(protocol: str) -> list[str]:
+    """All versions of this protocol that this package speaks, the newest first; itself alone where it knows none."""
+    name = protocol.rpartition("/")[0]
+    return newest_first(known for known in _KNOWN if known.rpartition("/")[0] == name) or [protocol]
+
+
+def newest_of_each(served: Mapping[str, Served]) -> dict[str, Served]:
+    """Of what is served by protocol id, the newest version of each protocol: for streams on which none is agreed."""
+    newest: dict[str, str] = {}
+    for protocol in sorted(served, key=ProtocolID.parse):
+        newest[ProtocolID.parse(protocol).name] = protocol
+    return {protocol: served[protocol] for protocol in newest.values()}

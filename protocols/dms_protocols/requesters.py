@@ -14,6 +14,7 @@ from typing import Any
 from dms_resources.components import FreeResources, MachineResources, OnboardedResources, Resources
 from dms_resources.leases import EndedLease, Lease
 
+from .bid_versions import bid_version
 from .client import Client
 from .conversion import to_map
 from .errors import BidError
@@ -36,7 +37,6 @@ from .messages.bid import (
     OfferAnswer,
     Refusal,
     bid_lease_id,
-    request_digest,
 )
 from .messages.resources import (
     AllocatedRequest,
@@ -119,6 +119,7 @@ class BidClient:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
+        self._version = bid_version(client.protocol)
         self._opener = opener
         self._requester = requester
         self._provider = provider
@@ -143,7 +144,7 @@ class BidClient:
             raise BidError(f"the bid is {bid.provider}'s, not {self._provider}'s", code="not_my_bid")
         if bid.requester != self._requester:
             raise BidError("the bid is for another requester", code="not_your_bid")
-        digest = request_digest(asked)
+        digest = self._version.digest(asked)
         node = next((node for node in ensemble.request if node.node_id == bid.node_id), None)
         if node is None or bid.request_digest != digest:
             raise BidError("the bid answers another request")

@@ -19,6 +19,7 @@ from dms_resources.errors import InsufficientError
 from dms_resources.leases import EndedLease, EndReason, Lease, LeaseState
 from dms_resources.units import Cores
 
+from .bid_versions import BID_1_1
 from .capability_classes import CapabilityClass, Dimension
 from .cbor import decode_map, encode_deterministic
 from .conversion import sealed_bytes, to_bytes, to_map
@@ -184,6 +185,7 @@ def make_vectors() -> dict[str, Any]:
             "request": _plain(to_map(_ENSEMBLE)),
             "request_deterministic": encode_deterministic(to_map(_ENSEMBLE)).hex(),
             "request_digest": _DIGEST.hex(),
+            "request_digest_1_1": BID_1_1.digest(to_map(_ENSEMBLE)).hex(),
             "lease_id": {
                 "requester": "the-requester",
                 "node_id": "node-1",

@@ -272,6 +272,8 @@ async def test_a_forged_or_foreign_bid_is_not_believed(provider: Any, requester:
 
     async def believe(envelope: bytes, *, asked: Any = ensemble) -> str:
         class Answering:
+            protocol = ""
+
             async def call(self, request: Any, answer_type: Any, *, timeout: float) -> BidAnswer:  # noqa: ASYNC109
                 return BidAnswer(bids=(envelope,), refusals=())
 
