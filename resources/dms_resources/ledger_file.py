@@ -69,6 +69,9 @@ def connect_ledger(path: Path, schema: Schema) -> sqlite3.Connection:
             raise
     except sqlite3.Error as error:
         raise storage_error(path, error) from error
+    except UnicodeError as error:
+        # What SQLite says of a damaged file may quote its bytes.
+        raise damaged_error(path, "it has text that is none") from error
     except OSError as error:
         raise StorageError(f"the ledger {path} cannot be opened: {error.strerror}", hint=_DISK_HINT) from error
     return db

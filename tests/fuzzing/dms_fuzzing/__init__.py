@@ -1,0 +1,1 @@
+"""Feeds hostile bytes to everything here that reads bytes of others."""

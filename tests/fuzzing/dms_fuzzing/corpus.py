@@ -1,0 +1,110 @@
+"""Seeds for the fuzzing: valid bytes of each kind, of the test vectors and of what this peer itself writes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from dms_peer.identity import new_identity
+from dms_peer.signing import IdentitySigner
+from dms_protocols.cbor import encode_deterministic
+from dms_protocols.conversion import from_map
+from dms_protocols.messages.bid import Bid
+from dms_protocols.signing import seal_bid
+from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
+from dms_resources.demands import CPUDemand, Demand
+from dms_resources.machine_file import machine_document
+from dms_resources.manager import open_manager
+from dms_resources.units import GIB, Cores
+
+__all__ = ["corpus"]
+
+_ENSEMBLE = b"""\
+request:
+  - node_id: training
+    executors: [docker]
+    resources:
+      cpu: {cores: 2}
+      ram: {size: 16GiB}
+      disk: {size: 100GiB}
+      gpus: [{vram: 16GiB, vendor: NVIDIA}]
+    location: {accept: [{continent: Europe}], reject: [{country: FR}]}
+    public_ports: {static: [8080], dynamic: 2}
+  - node_id: database
+    resources: {cpu: {cores: 0.5}, ram: {size: 1073741824}}
+peer_exclusion: []
+"""
+_MACHINE = MachineResources(cpu=CPU(cores=Cores.of(4)), ram=RAM(size=8 * GIB), disk=Disk(size=100 * GIB), gpus=())
+
+
+def corpus(target: str) -> list[bytes]:
+    """Seeds for one target."""
+    vectors = _vectors()
+    frames = [bytes.fromhex(vector["hex"]) for vector in (*vectors["frames"], *vectors["refused"])]
+    match target:
+        case "frames":
+            return [*frames, b"".join(frames)]
+        case "cbor" | "messages":
+            return [encode_deterministic(message) for message in _maps(vectors)]
+        case "envelopes":
+            bid = next(found for found in map(_as_bid, _maps(vectors)) if found is not None)
+            return [seal_bid(bid, IdentitySigner(new_identity(bytes(32))))]
+        case "ensembles":
+            return [_ENSEMBLE]
+        case "machines":
+            return [json.dumps(machine_document(_MACHINE)).encode()]
+        case "ledgers":
+            return [_ledger()]
+        case _:
+            return frames
+
+
+def _vectors() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((files("dms_protocols") / "test_vectors.json").read_text())
+    return found
+
+
+def _maps(value: Any) -> list[dict[str, Any]]:
+    """Every map within the vectors, however deep."""
+    if isinstance(value, list):
+        return [found for one in value for found in _maps(one)]
+    if not isinstance(value, dict):
+        return []
+    plain = {key: _bytes(one) for key, one in value.items()}
+    return [plain, *(found for one in value.values() for found in _maps(one))]
+
+
+def _bytes(value: Any) -> Any:
+    """Byte strings are written as {"hex": ...} in the vectors."""
+    if isinstance(value, dict):
+        return (
+            bytes.fromhex(value["hex"]) if set(value) == {"hex"} else {key: _bytes(one) for key, one in value.items()}
+        )
+    return [_bytes(one) for one in value] if isinstance(value, list) else value
+
+
+def _as_bid(value: dict[str, Any]) -> Bid | None:
+    try:
+        return from_map(value, Bid)
+    except Exception:
+        return None
+
+
+def _ledger() -> bytes:
+    """The file of a ledger in which something happened."""
+
+    async def keep(path: Path) -> None:
+        async with open_manager(path, _MACHINE) as manager:
+            offered = OnboardedResources(cpu=CPU(cores=Cores.of(2)), ram=RAM(size=GIB), disk=Disk(size=GIB), gpus=())
+            await manager.update_onboarded_resources(offered)
+            await manager.commit_resources("lease", Demand(cpu=CPUDemand(cores=Cores.of(1))), holder="peer", ttl=1e6)
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "ledger.db"
+        trio.run(keep, path)
+        return path.read_bytes()
