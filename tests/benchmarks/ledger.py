@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import sqlite3
@@ -27,32 +26,23 @@ from typing import Any
 
 import psutil
 import trio
+from bare_sqlite import DEMAND, MACHINE, OFFER, PORTS, bare_cycles, sample_rows
+from figures import machine_description
 from rich.console import Console
 from rich.table import Table
 
 from dms_resources import decisions
 from dms_resources.book import Change, Offer, Record
-from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources, Resources
-from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand, RAMDemand
+from dms_resources.components import CPU, GPU, RAM, Disk, Resources
+from dms_resources.demands import CPUDemand, Demand, GPUDemand, RAMDemand
 from dms_resources.leases import Lease, LeaseRequest, LeaseState, ResourceAllocation
-from dms_resources.ledger_file import connect_ledger
 from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.records import HistoryEntry
-from dms_resources.schema import ledger_schema
 from dms_resources.storage import SQLiteStorage
-from dms_resources.units import GIB, MIB, Cores
+from dms_resources.units import MIB, Cores
 
 CALLERS = (1, 8, 64, 256)
 SIZES = (10, 1_000, 100_000)
-MACHINE = MachineResources(
-    cpu=CPU(cores=Cores(200_000), architecture="x86_64"),
-    ram=RAM(size=4096 * GIB),
-    disk=Disk(size=4096 * GIB),
-    gpus=tuple(GPU(uuid=f"GPU-{number}", index=number, model="A100", vram=80 * GIB) for number in range(8)),
-)
-OFFER = OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=MACHINE.gpus)
-DEMAND = Demand(cpu=CPUDemand(cores=Cores(100)), ram=RAMDemand(size=GIB), gpus=(GPUDemand(vram=GIB),))
-PORTS = PortDemand(dynamic=1)
 
 
 async def ledger_cycles(path: Path, callers: int, seconds: float) -> float:
@@ -77,107 +67,6 @@ async def ledger_cycles(path: Path, callers: int, seconds: float) -> float:
             for number in range(callers):
                 nursery.start_soon(caller, manager, f"caller-{number}")
         return done / (trio.current_time() - begin)
-
-
-Write = tuple[str, tuple[Any, ...]]
-_LEASE = "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?)"
-_DELETE = "DELETE FROM leases WHERE lease_id = ?"
-_ENDED = "INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?)"
-_HISTORY = "INSERT INTO history (at, actor, action, lease_id, reason, detail) VALUES (?, ?, ?, ?, ?, ?)"
-_HEAD = "UPDATE ledger SET fence = ?"
-
-
-class BareSQLite:
-    """Group commit and nothing else: rows in, one transaction for all that wait, one fsync."""
-
-    def __init__(self, path: Path) -> None:
-        self._db = connect_ledger(path, ledger_schema())
-        self._waiting: list[Write] = []
-        self._done = trio.Event()
-        self._wake = trio.Event()
-        self._batches = 0
-
-    async def write(self, *writes: Write) -> None:
-        """Returns when the disk has the rows."""
-        self._waiting += writes
-        self._wake.set()
-        await self._done.wait()
-
-    async def run(self) -> None:
-        """Writes batch after batch until it is cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            batch, self._waiting = self._waiting, []
-            done, self._done = self._done, trio.Event()
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._commit, batch)
-            done.set()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._db.close()
-
-    def _commit(self, batch: list[Write]) -> None:
-        by_statement: dict[str, list[tuple[Any, ...]]] = {}
-        for statement, row in batch:
-            by_statement.setdefault(statement, []).append(row)
-        self._batches += 1
-        self._db.execute("BEGIN IMMEDIATE")
-        for statement, rows in by_statement.items():
-            self._db.executemany(statement, rows)
-        self._db.execute(_HEAD, (self._batches,))
-        self._db.execute("COMMIT")
-
-
-def sample_rows(path: Path) -> dict[str, tuple[Any, ...]]:
-    """One row of each kind as the ledger writes it, so that the bare rows have its sizes."""
-
-    async def one_cycle() -> tuple[Any, ...]:
-        async with open_manager(path, MACHINE) as manager:
-            await manager.update_onboarded_resources(OFFER)
-            await manager.commit_resources("caller-10-1000", DEMAND, PORTS, holder="caller-10", ttl=60.0)
-            db = sqlite3.connect(path)
-            row = db.execute("SELECT * FROM leases").fetchone()
-            await manager.release("caller-10-1000")
-            ended = db.execute("SELECT * FROM ended").fetchone()
-            history = db.execute("SELECT at, actor, action, lease_id, reason, detail FROM history WHERE number = 2")
-            rows = row, ended, history.fetchone()
-            db.close()
-            return rows
-
-    lease, ended, history = trio.run(one_cycle)
-    return {"lease": lease, "ended": ended, "history": history}
-
-
-async def bare_cycles(path: Path, callers: int, seconds: float, rows: dict[str, tuple[Any, ...]]) -> float:
-    """The same cycles per second of SQLite alone."""
-    done = 0
-
-    async def caller(bare: BareSQLite, name: str) -> None:
-        nonlocal done
-        number = 0
-        while trio.current_time() < end:
-            key, number = f"{name}-{number}", number + 1
-            lease, ended = (key, *rows["lease"][1:]), (key, *rows["ended"][1:])
-            history = (*rows["history"][:3], key, *rows["history"][4:])
-            await bare.write((_LEASE, lease), (_HISTORY, history))
-            await bare.write((_LEASE, lease), (_HISTORY, history))
-            await bare.write((_DELETE, (key,)), (_ENDED, ended), (_HISTORY, history))
-            done += 1
-
-    bare = BareSQLite(path)
-    async with trio.open_nursery() as writer:
-        writer.start_soon(bare.run)
-        begin = trio.current_time()
-        end = begin + seconds
-        async with trio.open_nursery() as nursery:
-            for number in range(callers):
-                nursery.start_soon(caller, bare, f"caller-{number}")
-        rate = done / (trio.current_time() - begin)
-        writer.cancel_scope.cancel()
-    bare.close()
-    return rate
 
 
 def measure_cycles(folder: Path, runs: int, seconds: float) -> list[dict[str, Any]]:
@@ -292,16 +181,6 @@ async def start(path: Path) -> None:
         print(json.dumps({"seconds": seconds, "bytes": psutil.Process().memory_info().rss - before}))
 
 
-def machine_description() -> str:
-    """CPU, cores and versions; no names."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return (
-        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {platform.system()}, "
-        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
-    )
-
-
 def show(found: dict[str, Any]) -> None:
     """Prints the tables."""
     console = Console()
@@ -338,7 +217,7 @@ def main() -> None:
         for size, path in paths.items():
             fill(path, size)
         found = {
-            "machine": machine_description(),
+            "machine": f"{machine_description()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}",
             "start": measure_start(paths[SIZES[-1]], runs),
             "decisions": trio.run(measure_decisions, paths, runs, loops),
             "cycles": measure_cycles(folder, runs, seconds),

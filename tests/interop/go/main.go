@@ -3,6 +3,7 @@
 //	interop client MULTIADDR   asks a peer all that there is to ask, and prints one JSON object
 //	interop provider           offers an imagined machine on loopback until its standard input ends
 //	interop vectors FILE       decodes the test vectors of the wire
+//	interop load               asks many things of a peer for the benchmarks, as each line of its standard input says
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"runtime/debug"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
@@ -35,11 +37,14 @@ func run(arguments []string) error {
 		return runProvider()
 	case len(arguments) == 2 && arguments[0] == "vectors":
 		return checkVectors(arguments[1])
+	case len(arguments) == 1 && arguments[0] == "load":
+		return runLoad()
 	}
-	return fmt.Errorf("usage: client MULTIADDR | provider | vectors FILE")
+	return fmt.Errorf("usage: client MULTIADDR | provider | vectors FILE | load")
 }
 
-// openHost makes a host that speaks TCP, Noise and Yamux and nothing else.
+// openHost makes a host that speaks TCP, Noise and Yamux and nothing else, without bounds: the benchmarks open more
+// connections than the defaults allow.
 func openHost(listen ...string) (host.Host, error) {
 	return libp2p.New(
 		libp2p.Transport(tcp.NewTCPTransport),
@@ -48,6 +53,8 @@ func openHost(listen ...string) (host.Host, error) {
 		libp2p.ListenAddrStrings(listen...),
 		libp2p.DisableRelay(),
 		libp2p.DisableMetrics(),
+		libp2p.ResourceManager(&network.NullResourceManager{}),
+		libp2p.ConnectionManager(connmgr.NullConnMgr{}),
 	)
 }
 

@@ -103,8 +103,9 @@ export const openHost = async (...listen) => {
     transports: [tcp()],
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
-    // Five a second, unless said otherwise: every command of dms-peer is a connection.
-    connectionManager: { inboundConnectionThreshold: 1000 },
+    // Five a second and 300 in all, unless said otherwise: every command of dms-peer is a connection, and the benchmarks
+    // open a thousand.
+    connectionManager: { inboundConnectionThreshold: 1000, maxConnections: 2000, maxIncomingPendingConnections: 100 },
     services: { identify: identify() }
   })
   return { host, privateKey }

@@ -1,0 +1,64 @@
+"""Our provider, for measuring: a simulated machine with room for everything that is asked of it.
+
+    python tests/benchmarks/provider.py HOME
+
+It prints one line of JSON with its address when it is ready, as the providers in tests/interop do, and runs until its
+standard input ends. Its limits are the usual ones but for the number of connections and each peer's share, which the
+benchmark is to reach.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from dms_peer import host_addresses, new_identity, open_host, serve
+from dms_peer.host import HostLimits
+from dms_protocols.limits import Share, Shares
+from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
+from dms_resources.manager import open_manager
+from dms_resources.units import GIB, Cores
+
+CONNECTIONS: Final = 1_200
+MACHINE: Final = MachineResources(
+    cpu=CPU(cores=Cores.of(4_000)),
+    ram=RAM(size=65_536 * GIB),
+    disk=Disk(size=65_536 * GIB),
+    gpus=(GPU(uuid="GPU-a", vram=80 * GIB),),
+    simulated=True,
+)
+OFFER: Final = OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=MACHINE.gpus)
+# Out of the way: one load is one peer, and asks for all that there is.
+PLENTY: Final = Share(
+    requests=1e9,
+    requests_burst=1e9,
+    bids=1e9,
+    bids_burst=1e9,
+    bytes_in_flight=64 * 1024 * 1024,
+    operations=1_024,
+    streams=1_024,
+    commitments=1_000_000,
+)
+
+
+async def provide(home: Path) -> None:
+    """Answers until the standard input ends."""
+    identity = new_identity()
+    limits = replace(HostLimits(), max_connections=CONNECTIONS, max_inbound_connections=CONNECTIONS)
+    async with (
+        open_manager(home / "ledger.db", MACHINE) as manager,
+        open_host(identity, ["/ip4/127.0.0.1/tcp/0"], limits) as host,
+        serve(host, manager, identity=identity, shares=Shares(peer=PLENTY, total=PLENTY)),
+    ):
+        await manager.update_onboarded_resources(OFFER)
+        print(json.dumps({"peer_id": identity.peer_id, "addrs": host_addresses(host)}), flush=True)
+        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+
+
+if __name__ == "__main__":
+    trio.run(provide, Path(sys.argv[1]))

@@ -1,0 +1,100 @@
+"""The tables of a run: for a terminal, and for the page in docs, which is rewritten between its markers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aims import aims
+from figures import OURS_TO_OURS, Run, distinct
+from measurements import PARTS
+from rich.console import Console
+from rich.table import Table as RichTable
+
+BEGIN: Final = "<!-- benchmarks: written by the run -->\n"
+END: Final = "<!-- end of the benchmarks -->\n"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading and rows of text, the first of them naming the columns."""
+
+    title: str
+    rows: list[list[str]]
+
+
+def tables(run: Run) -> Iterator[Table]:
+    """One for each part, and one of the aims."""
+    for part in distinct(figure.part for figure in run.figures):
+        yield part_table(run, part)
+    reached = [[f"({aim.part})", aim.aim, aim.reached, "met" if aim.met else "missed"] for aim in aims(run)]
+    if reached:
+        yield Table("Aims", [["", "aim", "reached", ""], *reached])
+
+
+def part_table(run: Run, part: str) -> Table:
+    """The medians of a part, a column for each series, and the first of them against each of the others."""
+    figures = run.of_part(part)
+    series, unit = distinct(figure.series for figure in figures), figures[0].unit
+    ours, *others = series
+    # What our own requester gets is no measure for others.
+    others = [one for one in others if one != OURS_TO_OURS]
+    head = [unit, *series, *(f"{ours} / {other}" for other in others)]
+    rows = []
+    for what in distinct(figure.what for figure in figures):
+        medians = [amount(run, part, what, one) for one in series]
+        ratios = [run.ratio((part, what, ours), (part, what, other)) for other in others]
+        rows.append([what, *medians, *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)])
+    return Table(f"({part}) {PARTS[part]}", [head, *rows])
+
+
+def amount(run: Run, part: str, what: str, series: str) -> str:
+    """A median with three digits that count."""
+    figure = run.figure(part, what, series)
+    if figure is None:
+        return ""
+    return f"{figure.median:,.0f}" if figure.median >= 100 else f"{figure.median:.3g}"
+
+
+def description(run: Run) -> str:
+    """What was measured, on what, with what."""
+    software = ", ".join(f"{name} {version}" for name, version in run.software.items())
+    return f"Version {run.version}, {run.date}, {run.machine}; {software}; medians of {run.rounds} rounds."
+
+
+def show_run(run: Run) -> None:
+    """Prints the tables."""
+    console = Console()
+    console.print(description(run))
+    for table in tables(run):
+        shown = RichTable(title=table.title, title_justify="left")
+        for index, name in enumerate(table.rows[0]):
+            shown.add_column(name, justify="left" if index == 0 or table.title == "Aims" else "right")
+        for row in table.rows[1:]:
+            shown.add_row(*row)
+        console.print(shown)
+
+
+def markdown(run: Run) -> str:
+    """The tables as they stand in the page."""
+    lines = [description(run), ""]
+    for table in tables(run):
+        head, *rows = table.rows
+        lines += [f"### {table.title[0].upper()}{table.title[1:]}", ""]
+        align = "---" if table.title == "Aims" else "---:"
+        lines += [line(head), line(["---", *[align] * (len(head) - 1)]), *map(line, rows), ""]
+    return "\n".join(lines)
+
+
+def line(cells: list[str]) -> str:
+    """A row in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def write_page(run: Run, page: Path) -> None:
+    """Puts the tables between the markers of the page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{markdown(run)}\n{END}{after}", encoding="utf-8")
