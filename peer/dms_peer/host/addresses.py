@@ -28,6 +28,12 @@ class PeerAddress:
     host: str
     port: int
     peer_id: ID
+    relay_id: ID | None = None
+
+    @property
+    def relayed(self) -> bool:
+        """Whether the peer is reached through a relay, which is then what listens there."""
+        return self.relay_id is not None
 
     @property
     def transport(self) -> Multiaddr:

@@ -1,47 +1,41 @@
-"""Reaching a peer at an address, and opening streams to it.
+"""Reaching a peer at an address, or at the first of several that answers.
 
 What breaks with `host.connect`: a peer that moved is looked for at its old address first, and a negative cache then
 refuses the new one for a minute; a listener that says nothing costs two minutes (four attempts of thirty seconds); a
 cancelled dial leaves its socket open; a connection that is dead but not yet noticed is taken for a living one.
 Measure: `dial` opens the socket itself, to the address it was given, once, within a deadline, and closes it whatever
-happens; a connection that exists is asked for a sign of life first.
+happens; a connection that exists is asked for a sign of life first. `dial_any` does so with several addresses, each a
+head start after the one before it, so that one that swallows packets holds up none.
 Upstream: no upstream report found (November 2026).
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
 import trio
-from libp2p.abc import IHost, INetConn, INetStream, IRawConnection
-from libp2p.custom_types import TProtocol
-from libp2p.io.trio import TrioTCPStream
-from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.abc import IHost, INetConn, IRawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNotSupportedError
-from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 
-from ..errors import AddressError, DialError
+from ..errors import DialError
 from ..shields import shielded
-from ..streams import PeerStream, reset_stream
 from .addresses import PeerAddress, parse_peer_address
-from .limits import HostLimits
-from .multistream import BoundedCommunicator
+from .gate import ConnectionGate
+from .outbound_streams import open_connections
+from .peer_locks import PeerLocks
+from .sockets import open_socket
 from .yamux import BoundedYamux
 
-__all__ = ["dial", "open_stream"]
+__all__ = ["dial", "dial_any", "has_living_connection"]
 
 # Seconds that an address of a peer is remembered for.
 ADDRESS_TTL = 3600
-# Of a name, as many addresses are tried, one after the other.
-MAX_RESOLVED = 4
-FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
+# Seconds for closing a connection that nobody wants any more.
+CLOSE_TIMEOUT = 2.0
 
 
 class _Upgrades(Protocol):
@@ -50,8 +44,8 @@ class _Upgrades(Protocol):
     async def upgrade_outbound_connection(self, raw_conn: IRawConnection, peer_id: ID) -> INetConn: ...
 
 
-# Per host and peer, the lock of the dial under way and how many hold or wait for it.
-_dials: WeakKeyDictionary[IHost, dict[ID, tuple[trio.Lock, int]]] = WeakKeyDictionary()
+# Two dials of one peer at once would make two connections where one is wanted.
+_dials: WeakKeyDictionary[IHost, PeerLocks] = WeakKeyDictionary()
 
 
 async def dial(host: IHost, address: str, deadline: float = 15.0) -> str:
@@ -61,45 +55,56 @@ async def dial(host: IHost, address: str, deadline: float = 15.0) -> str:
     AddressError for an address that nobody could dial, DialError when the peer is not reached. May be cancelled.
     """
     target = parse_peer_address(address)
-    if target.peer_id == host.get_id():
-        raise DialError("self_dial", address, f"{address} is this peer itself", "give the address of another peer")
+    await dial_any(host, [target], deadline=deadline, attempt_deadline=deadline)
+    return target.peer_id.to_base58()
+
+
+async def dial_any(
+    host: IHost,
+    targets: Sequence[PeerAddress],
+    *,
+    deadline: float = 15.0,
+    attempt_deadline: float = 8.0,
+    head_start: float = 0.25,
+) -> PeerAddress | None:
+    """Connect to a peer at the first of its addresses that answers, and return that one.
+
+    None is returned where a living connection is used instead. Takes `deadline` seconds at most, of which each address
+    may take `attempt_deadline`; the next is tried once one has failed or `head_start` seconds have passed, relayed ones
+    when all others have failed. Raises the DialError of the first address. May be cancelled.
+    """
+    first = targets[0]
+    if first.peer_id == host.get_id():
+        raise DialError("self_dial", first.text, f"{first.text} is this peer itself", "give another peer's address")
+    _check_gate(host, first)
     with trio.move_on_after(deadline):
-        async with _one_dial(host, target.peer_id):
-            if not await _has_living_connection(host, target.peer_id, deadline):
-                await _connect(host, target)
-            return target.peer_id.to_base58()
-    raise DialError(
-        "timeout",
-        address,
-        f"{address} did not answer within {deadline:g} seconds",
-        "check that the peer runs and that no firewall is in between",
-    )
+        async with _dials.setdefault(host, PeerLocks()).held(first.peer_id.to_base58()):
+            if await has_living_connection(host, first.peer_id, deadline):
+                return None
+            return await _Race(host, attempt_deadline, head_start).run(targets)
+    raise _timeout(first, deadline)
 
 
-@asynccontextmanager
-async def _one_dial(host: IHost, peer_id: ID) -> AsyncIterator[None]:
-    # Two at once would make two connections where one is wanted.
-    locks = _dials.setdefault(host, {})
-    lock, users = locks.get(peer_id, (trio.Lock(), 0))
-    locks[peer_id] = (lock, users + 1)
-    try:
-        async with lock:
-            yield
-    finally:
-        lock, users = locks[peer_id]
-        if users == 1:
-            del locks[peer_id]
-        else:
-            locks[peer_id] = (lock, users - 1)
+def gate_of(host: IHost) -> ConnectionGate:
+    """The lists of a host; a foreign one has none."""
+    gate: ConnectionGate = getattr(host, "gate", ConnectionGate())
+    return gate
 
 
-def _open_connections(host: IHost, peer_id: ID) -> list[INetConn]:
-    # The newest first: it is the one that the peer itself believes in.
-    return [conn for conn in reversed(host.get_network().get_connections(peer_id)) if not conn.is_closed]
+def _check_gate(host: IHost, target: PeerAddress) -> None:
+    peer_id = target.peer_id.to_base58()
+    if not gate_of(host).allows_peer(peer_id):
+        raise DialError(
+            "denied",
+            target.text,
+            f"the lists of this host do not allow {peer_id}",
+            "change the lists of allowed and denied peers",
+        )
 
 
-async def _has_living_connection(host: IHost, peer_id: ID, deadline: float) -> bool:
-    for connection in _open_connections(host, peer_id):
+async def has_living_connection(host: IHost, peer_id: ID, deadline: float) -> bool:
+    """Whether a connection to the peer gives a sign of life within `deadline` seconds; those that do not are closed."""
+    for connection in open_connections(host, peer_id):
         muxed = connection.muxed_conn
         if not isinstance(muxed, BoundedYamux):
             return True
@@ -110,41 +115,68 @@ async def _has_living_connection(host: IHost, peer_id: ID, deadline: float) -> b
     return False
 
 
-async def _connect(host: IHost, target: PeerAddress) -> None:
-    raw = await _open_socket(target)
-    try:
-        await cast(_Upgrades, host).upgrade_outbound_connection(raw, target.peer_id)
-    except BaseException as error:
-        with trio.CancelScope(shield=True):
-            # Closing is immediate; what it awaits is only a checkpoint.
-            await raw.close()
-        if isinstance(error, Exception):
-            raise _handshake_failed(target, error) from error
-        raise
-    _remember(host, target)
+class _Race:
+    """Several addresses of one peer, of which the first that shakes hands wins."""
 
+    def __init__(self, host: IHost, attempt_deadline: float, head_start: float) -> None:
+        self._host = host
+        self._attempt_deadline = attempt_deadline
+        self._head_start = head_start
+        self._winner: PeerAddress | None = None
+        self._connection: INetConn | None = None
+        self._failures: dict[PeerAddress, DialError] = {}
 
-async def _open_socket(target: PeerAddress) -> IRawConnection:
-    try:
-        for ip in (addresses := await _resolve(target)):
-            try:
-                stream = await trio.open_tcp_stream(ip, target.port)
-                return RawConnection(TrioTCPStream(stream), True)
-            except OSError:
-                if ip == addresses[-1]:
-                    raise
-    except OSError as error:
-        raise _unreachable(target, error) from error
-    raise AddressError("bad_address", target.text, f"{target.host} has no address", "check the name")
+    async def run(self, targets: Sequence[PeerAddress]) -> PeerAddress:
+        """The address that won. Raises the DialError of the first; cancelled, it leaves no connection behind."""
+        try:
+            await self._start(targets)
+        except BaseException:
+            if self._connection is not None:
+                with shielded(CLOSE_TIMEOUT):
+                    await self._connection.muxed_conn.close()
+            raise
+        if self._winner is None:
+            raise self._failures[targets[0]]
+        return self._winner
 
+    async def _start(self, targets: Sequence[PeerAddress]) -> None:
+        async with trio.open_nursery() as nursery:
+            for target in targets:
+                over = trio.Event()
+                nursery.start_soon(self._attempt, target, over, nursery.cancel_scope)
+                with trio.move_on_after(self._head_start):
+                    await over.wait()
 
-async def _resolve(target: PeerAddress) -> list[str]:
-    if target.kind not in FAMILIES:
-        return [target.host]
-    found = await trio.socket.getaddrinfo(
-        target.host, target.port, family=FAMILIES[target.kind], type=socket.SOCK_STREAM
-    )
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))[:MAX_RESOLVED]
+    async def _attempt(self, target: PeerAddress, over: trio.Event, others: trio.CancelScope) -> None:
+        try:
+            with trio.move_on_after(self._attempt_deadline) as scope:
+                connection = await self._connect(target)
+                if self._winner is not None:
+                    # Both shook hands in the same turn, and one connection is enough.
+                    await connection.muxed_conn.close()
+                    return
+                self._winner, self._connection = target, connection
+                others.cancel()
+            if scope.cancelled_caught:
+                self._failures[target] = _timeout(target, self._attempt_deadline)
+        except DialError as error:
+            self._failures[target] = error
+        finally:
+            over.set()
+
+    async def _connect(self, target: PeerAddress) -> INetConn:
+        raw = await open_socket(target, gate_of(self._host))
+        try:
+            connection = await cast(_Upgrades, self._host).upgrade_outbound_connection(raw, target.peer_id)
+        except BaseException as error:
+            with trio.CancelScope(shield=True):
+                # Closing is immediate; what it awaits is only a checkpoint.
+                await raw.close()
+            if isinstance(error, Exception):
+                raise _handshake_failed(target, error) from error
+            raise
+        _remember(self._host, target)
+        return connection
 
 
 def _remember(host: IHost, target: PeerAddress) -> None:
@@ -157,22 +189,12 @@ def _remember(host: IHost, target: PeerAddress) -> None:
         network.unblock_peer(target.peer_id)
 
 
-def _unreachable(target: PeerAddress, error: OSError) -> DialError:
-    cause: BaseException = error
-    while isinstance(cause.__cause__, BaseExceptionGroup | OSError):
-        cause = cause.__cause__
-    if isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    if isinstance(cause, ConnectionRefusedError):
-        return DialError(
-            "refused",
-            target.text,
-            f"nobody listens at {target.text}",
-            "check that the peer runs, and that the address and port are its own",
-        )
-    reason = getattr(cause, "strerror", None) or str(cause)
+def _timeout(target: PeerAddress, deadline: float) -> DialError:
     return DialError(
-        "unreachable", target.text, f"cannot reach {target.text}: {reason}", "check the address and the network"
+        "timeout",
+        target.text,
+        f"{target.text} did not answer within {deadline:g} seconds",
+        "check that the peer runs and that no firewall is in between",
     )
 
 
@@ -195,57 +217,4 @@ def _handshake_failed(target: PeerAddress, error: BaseException) -> DialError:
         target.text,
         f"{target.text} does not shake hands over Noise and Yamux ({reason})",
         "check that a libp2p peer listens there",
-    )
-
-
-async def open_stream(host: IHost, peer_id: str, protocols: Sequence[str], deadline: float = 10.0) -> PeerStream:
-    """Open a stream on the existing connection to `peer_id`, with the first of `protocols` that the peer speaks.
-
-    Takes `deadline` seconds at most (and what a frame already on its way takes). Raises DialError: `not_connected`,
-    `protocol_not_supported`, `busy`, `timeout`, `stream_failed`. Cancelled, it leaves no stream behind.
-    """
-    connections = _open_connections(host, ID.from_string(peer_id))
-    if not connections:
-        raise DialError("not_connected", peer_id, f"there is no connection to {peer_id}", "dial its address first")
-    with trio.move_on_after(deadline):
-        stream = await _open_raw_stream(connections[0], peer_id, deadline)
-        try:
-            await _negotiate(stream, protocols, peer_id, getattr(host, "limits", HostLimits()))
-        except BaseException:
-            await reset_stream(stream, deadline)
-            raise
-        return PeerStream(stream)
-    raise DialError(
-        "timeout", peer_id, f"{peer_id} agreed on no protocol within {deadline:g} seconds", "try again later"
-    )
-
-
-async def _open_raw_stream(connection: INetConn, peer_id: str, deadline: float) -> INetStream:
-    try:
-        # Shielded: between opening the stream and owning it, the library has checkpoints that would lose it.
-        with shielded(deadline):
-            return await connection.new_stream()
-    except Exception as error:
-        code = "busy" if "are open" in str(error) else "stream_failed"
-        raise DialError(code, peer_id, f"cannot open a stream to {peer_id}: {error}", "try again later") from error
-    raise DialError("timeout", peer_id, f"{peer_id} takes no new stream", "try again later")
-
-
-async def _negotiate(stream: INetStream, protocols: Sequence[str], peer_id: str, limits: HostLimits) -> None:
-    client, communicator = MultiselectClient(), BoundedCommunicator(stream, limits)
-    try:
-        await client.handshake(communicator)
-        for protocol in map(TProtocol, protocols):
-            try:
-                stream.set_protocol(await client.try_select(communicator, protocol))
-                return
-            except ProtocolNotSupportedError:
-                continue
-    except MultiselectClientError as error:
-        raise DialError("stream_failed", peer_id, f"{peer_id} ended the stream at once", "try again later") from error
-    raise DialError(
-        "protocol_not_supported",
-        peer_id,
-        f"{peer_id} speaks none of {', '.join(protocols)}",
-        "it may be another kind of peer, or an older version",
     )

@@ -1,0 +1,292 @@
+"""The network that requesters ask over: real connections to real peers."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+from libp2p.abc import IHost, INetConn
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+
+from dms_protocols.client import Client
+
+from ..errors import DialError
+from ..host import PeerAddress, dial_any, open_stream
+from ..host.dialing import has_living_connection
+from ..host.outbound_streams import open_connections as connections_to
+from ..host.peer_locks import PeerLocks
+from ..shields import shielded
+from ..streams import PeerStream
+from .limits import ConnectionLimits
+from .routes import Routes
+from .shared import SharedClient
+
+__all__ = ["AddressBook", "ConnectionStatistics", "PeerConnections", "open_connections"]
+
+logger = logging.getLogger(__name__)
+
+AddressBook = Callable[[str], Sequence[str]]
+
+CLOSE_TIMEOUT = 2.0
+# Failures to dial that are ours and say nothing of the peer.
+OUR_CODES = frozenset({"busy", "denied"})
+# Failures to open a stream that a new connection may repair.
+LOST_CODES = frozenset({"not_connected", "stream_failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """What a peer's connections are at one moment, and what was dialled since it started."""
+
+    clients: int
+    dialled_connections: int
+    dials_running: int
+    dials_waiting: int
+    backing_off: int
+    dials: int
+    failed_dials: int
+
+
+@dataclass(slots=True)
+class _Dialled:
+    connection: INetConn
+    used_at: float
+
+
+class PeerConnections:
+    """Reaches peers for a requester: the real `PeerNetwork`. Made by `open_connections`.
+
+    One connection to a peer serves all, and on it one stream for each protocol; both are opened when they are needed
+    and closed when they were idle, if it was us who dialled.
+    """
+
+    def __init__(self, host: IHost, addresses: AddressBook, limits: ConnectionLimits, nursery: trio.Nursery) -> None:
+        self._host = host
+        self._addresses = addresses
+        self._limits = limits
+        self._nursery = nursery
+        self._routes = Routes(limits, random.Random())
+        self._locks = PeerLocks()
+        self._turns = trio.CapacityLimiter(limits.dials)
+        self._clients: OrderedDict[tuple[str, str], SharedClient] = OrderedDict()
+        self._dialled: dict[str, _Dialled] = {}
+        self._dials = self._failed_dials = 0
+        self._closed = False
+
+    @property
+    def peer_id(self) -> str:
+        """Who asks."""
+        return self._host.get_id().to_base58()
+
+    @property
+    def statistics(self) -> ConnectionStatistics:
+        """What there is now; walks the tables, which are bounded."""
+        turns = self._turns.statistics()
+        return ConnectionStatistics(
+            clients=len(self._clients),
+            dialled_connections=len(self._dialled),
+            dials_running=turns.borrowed_tokens,
+            dials_waiting=turns.tasks_waiting,
+            backing_off=self._routes.backing_off,
+            dials=self._dials,
+            failed_dials=self._failed_dials,
+        )
+
+    @asynccontextmanager
+    async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Client]:
+        """A client of one protocol of a peer, on the stream that all who ask for it share.
+
+        Where there is no connection it is made, to `addrs` or whatever the address book knows; an address that was not
+        tried before is tried also while the peer is left alone (`backing_off`). Raises DialError. The caller may be
+        cancelled at any time, which harms nobody else; other callers' requests may be answered before one's own.
+        """
+        while True:
+            shared, ours = self._shared(peer_id, protocol, addrs)
+            with shared.used():
+                try:
+                    client = await shared.opened()
+                except DialError:
+                    # Somebody else's attempt did not know what we know.
+                    if ours or not self._routes.has_new(peer_id, addrs):
+                        raise
+                    continue
+                yield client
+                return
+
+    async def connect(self, peer_id: str, addrs: Sequence[str] = ()) -> None:
+        """Make sure that there is a living connection to the peer. Raises DialError; may be cancelled."""
+        remote = self._remote(peer_id)
+        async with self._locks.held(peer_id):
+            if not await has_living_connection(self._host, remote, self._limits.dial_deadline):
+                await self._dial(peer_id, remote, self._routes.order(peer_id, [*addrs, *self._addresses(peer_id)]))
+
+    def forget(self, peer_id: str) -> None:
+        """Close what is open to a peer, such as one that lied. Never blocks."""
+        for shared in [shared for (peer, _), shared in self._clients.items() if peer == peer_id]:
+            shared.close()
+        if (dialled := self._dialled.pop(peer_id, None)) is not None:
+            self._nursery.start_soon(_close, dialled.connection)
+
+    # Clients
+
+    def _shared(self, peer_id: str, protocol: str, addrs: Sequence[str]) -> tuple[SharedClient, bool]:
+        """The client to join, and whether it was opened for this caller."""
+        key = (peer_id, protocol)
+        shared = self._clients.get(key)
+        if shared is not None and shared.usable:
+            self._clients.move_to_end(key)
+            return shared, False
+        if self._closed:
+            raise DialError("closed", peer_id, "the connections of this peer were closed", "start it again")
+        self._make_room(peer_id)
+        self._clients[key] = shared = SharedClient(self._limits.stream_idle)
+        self._clients.move_to_end(key)
+        self._nursery.start_soon(self._run, key, shared, tuple(addrs))
+        return shared, True
+
+    def _make_room(self, peer_id: str) -> None:
+        if len(self._clients) < self._limits.clients:
+            return
+        oldest = next((key for key, shared in self._clients.items() if shared.unused), None)
+        if oldest is None:
+            raise DialError("busy", peer_id, f"all {self._limits.clients} clients are in use", "try again later")
+        self._clients.pop(oldest).close()
+
+    async def _run(self, key: tuple[str, str], shared: SharedClient, addrs: Sequence[str]) -> None:
+        try:
+            await shared.run(partial(self._open_stream, *key, addrs))
+        finally:
+            if self._clients.get(key) is shared:
+                del self._clients[key]
+
+    async def _open_stream(self, peer_id: str, protocol: str, addrs: Sequence[str]) -> PeerStream:
+        await self.connect(peer_id, addrs)
+        try:
+            return await open_stream(self._host, peer_id, [protocol], self._limits.stream_deadline)
+        except DialError as error:
+            if error.code not in LOST_CODES:
+                raise
+        # The connection ended between its sign of life and now.
+        await self.connect(peer_id, addrs)
+        return await open_stream(self._host, peer_id, [protocol], self._limits.stream_deadline)
+
+    # Dialling
+
+    def _remote(self, peer_id: str) -> ID:
+        if peer_id == self.peer_id:
+            raise DialError("self_dial", peer_id, f"{peer_id} is this peer itself", "ask another peer")
+        try:
+            return ID.from_string(peer_id)
+        except ValueError:
+            raise DialError("no_address", peer_id, f"{peer_id!r} is no peer id", "one looks like 12D3KooW...") from None
+
+    async def _dial(self, peer_id: str, remote: ID, targets: Sequence[PeerAddress]) -> None:
+        async with self._turns:
+            self._dials += 1
+            try:
+                reached = await dial_any(
+                    self._host,
+                    targets,
+                    deadline=self._limits.dial_deadline,
+                    attempt_deadline=self._limits.attempt_deadline,
+                    head_start=self._limits.head_start,
+                )
+            except DialError as error:
+                self._failed_dials += 1
+                if error.code not in OUR_CODES:
+                    self._routes.failed(peer_id, targets, error)
+                raise
+        self._routes.reached(peer_id, reached)
+        connections = connections_to(self._host, remote)
+        if reached is not None and connections:
+            self._dialled[peer_id] = _Dialled(connections[0], trio.current_time())
+
+    # Closing
+
+    def stop(self) -> None:
+        """Lose all clients and open no more. Never blocks."""
+        self._closed = True
+        self._nursery.cancel_scope.cancel()
+
+    async def close_idle(self) -> None:
+        """Close the connections that we dialled and nobody uses, again and again. Run by `open_connections`."""
+        while True:
+            await trio.sleep(self._limits.connection_idle / 4)
+            idle_since = trio.current_time() - self._limits.connection_idle
+            for peer_id, dialled in list(self._dialled.items()):
+                if dialled.connection.is_closed:
+                    del self._dialled[peer_id]
+                elif self._in_use(peer_id, dialled.connection):
+                    dialled.used_at = trio.current_time()
+                elif dialled.used_at <= idle_since:
+                    del self._dialled[peer_id]
+                    self._nursery.start_soon(_close, dialled.connection)
+
+    def _in_use(self, peer_id: str, connection: INetConn) -> bool:
+        # Streams of others count too: the peer's own to us, identify, gossip. Those we are done with do not.
+        streams = getattr(connection.muxed_conn, "streams", {})
+        open_ = any(getattr(stream, "abandoned_at", None) is None for stream in streams.values())
+        return open_ or self._protected(peer_id)
+
+    def _protected(self, peer_id: str) -> bool:
+        # Some keep a connection without a stream on it, and say so in the library's own way.
+        network = self._host.get_network()
+        return isinstance(network, Swarm) and network.is_protected(ID.from_string(peer_id))
+
+    async def close(self) -> None:
+        """Close what was dialled, unless its peer is protected. Not cancellable, bounded by CLOSE_TIMEOUT."""
+        with shielded(CLOSE_TIMEOUT):
+            async with trio.open_nursery() as nursery:
+                for peer_id, dialled in self._dialled.items():
+                    if not self._protected(peer_id):
+                        nursery.start_soon(_close, dialled.connection)
+        self._dialled.clear()
+
+
+async def _close(connection: INetConn) -> None:
+    with shielded(CLOSE_TIMEOUT):
+        try:
+            # The connection around it follows; closing that instead would wait a tenth of a second for nothing.
+            await connection.muxed_conn.close()
+        except Exception as error:
+            logger.debug("closing a connection failed: %r", error)
+
+
+def _no_addresses(peer_id: str) -> Sequence[str]:
+    return ()
+
+
+@asynccontextmanager
+async def open_connections(
+    host: IHost, *, addresses: AddressBook = _no_addresses, limits: ConnectionLimits | None = None
+) -> AsyncIterator[PeerConnections]:
+    """Connections of `host` while the block runs; `addresses` names what is known of a peer (multiaddrs), never blocks.
+
+    At the end all clients are lost and the connections that were dialled here are closed, within a few seconds, also
+    when cancelled. An error raised in the block comes out as it is.
+    """
+    failure: Exception | None = None
+    connections: PeerConnections | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            connections = PeerConnections(host, addresses, limits or ConnectionLimits(), nursery)
+            nursery.start_soon(connections.close_idle)
+            try:
+                yield connections
+            except Exception as error:
+                # Raised behind the nursery, which would wrap it in a group.
+                failure = error
+            finally:
+                connections.stop()
+    finally:
+        if connections is not None:
+            await connections.close()
+    if failure is not None:
+        raise failure

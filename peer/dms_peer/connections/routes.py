@@ -1,0 +1,119 @@
+"""What is remembered of each peer that was dialled: where it was reached, and when it may be tried again."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+
+from ..errors import AddressError, DialError
+from ..host import PeerAddress, parse_peer_address
+from .limits import ConnectionLimits
+
+__all__ = ["Routes"]
+
+
+@dataclass(slots=True)
+class _Route:
+    reached_at: str | None = None
+    failures: int = 0
+    tried: frozenset[str] = frozenset()
+    retry_time: float = 0.0
+    failure: DialError | None = None
+
+
+class Routes:
+    """A bounded table by peer id; the peers that were not asked for longest give way."""
+
+    def __init__(self, limits: ConnectionLimits, chance: random.Random) -> None:
+        self._limits = limits
+        self._chance = chance
+        self._routes: OrderedDict[str, _Route] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._routes)
+
+    @property
+    def backing_off(self) -> int:
+        """How many peers are left alone at the moment."""
+        now = trio.current_time()
+        return sum(route.retry_time > now for route in self._routes.values())
+
+    def order(self, peer_id: str, addresses: Sequence[str]) -> list[PeerAddress]:
+        """What to try, the most promising first: where it was reached last, direct addresses, then relayed ones.
+
+        Raises DialError: `no_address`, or `backing_off` unless one of `addresses` is new.
+        """
+        route = self._routes.get(peer_id, _Route())
+        known = [route.reached_at] if route.reached_at is not None else []
+        targets = list(_readable(peer_id, [*known, *addresses]).values())
+        if not targets:
+            raise DialError("no_address", peer_id, f"no address of {peer_id} is known", "give one, or look for it")
+        new = [target for target in targets if target.text not in route.tried]
+        wait = route.retry_time - trio.current_time()
+        if wait > 0 and not new:
+            raise self._backing_off(peer_id, route, wait)
+        if route.failures:
+            # What failed before comes after what was not tried yet: the peer may have moved.
+            targets = new + [target for target in targets if target.text in route.tried]
+        targets.sort(key=lambda target: target.relayed)
+        return targets[: self._limits.addresses]
+
+    def has_new(self, peer_id: str, addresses: Sequence[str]) -> bool:
+        """Whether one of `addresses` was not among those that failed."""
+        route = self._routes.get(peer_id)
+        return route is not None and not _readable(peer_id, addresses).keys() <= route.tried
+
+    def reached(self, peer_id: str, target: PeerAddress | None) -> None:
+        """The peer was reached: at `target`, or (None) on a connection that was there."""
+        route = self._route(peer_id)
+        reached_at = route.reached_at if target is None else target.text
+        self._routes[peer_id] = _Route(reached_at=reached_at)
+
+    def failed(self, peer_id: str, targets: Sequence[PeerAddress], failure: DialError) -> None:
+        """None of `targets` answered: the peer is left alone for a time that doubles with every failure."""
+        route = self._route(peer_id)
+        route.reached_at = None
+        route.failures += 1
+        route.tried = route.tried | {target.text for target in targets}
+        if len(route.tried) > 4 * self._limits.addresses:
+            # Somebody names ever new ones: the older ones may be tried again, in their turn.
+            route.tried = frozenset(target.text for target in targets)
+        delay = min(self._limits.backoff_longest, self._limits.backoff_first * 2 ** min(route.failures - 1, 30))
+        # Half of it by chance, so that those who lost the same peer do not come back at the same moment.
+        route.retry_time = trio.current_time() + delay * self._chance.uniform(0.5, 1.0)
+        route.failure = failure
+
+    def _route(self, peer_id: str) -> _Route:
+        route = self._routes.setdefault(peer_id, _Route())
+        self._routes.move_to_end(peer_id)
+        while len(self._routes) > self._limits.peers:
+            self._routes.popitem(last=False)
+        return route
+
+    def _backing_off(self, peer_id: str, route: _Route, wait: float) -> DialError:
+        why = route.failure.message if route.failure is not None else "it was not reached"
+        return DialError(
+            "backing_off",
+            peer_id,
+            f"{peer_id} is left alone for {wait:.1f} s after {route.failures} failures: {why}",
+            "try again later, or give a new address",
+            retry_after=wait,
+        )
+
+
+def _readable(peer_id: str, addresses: Sequence[str]) -> dict[str, PeerAddress]:
+    """Those that lead to this peer, by their text. Others are passed over: they come from strangers."""
+    found: dict[str, PeerAddress] = {}
+    for text in addresses:
+        whole = text if "/p2p/" in text.rpartition("/p2p-circuit")[2] else f"{text}/p2p/{peer_id}"
+        try:
+            target = parse_peer_address(whole)
+        except AddressError:
+            continue
+        if target.peer_id.to_base58() == peer_id:
+            found.setdefault(whole, target)
+    return found

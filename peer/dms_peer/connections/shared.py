@@ -1,0 +1,122 @@
+"""One client on one stream, shared by everybody who asks this peer over this protocol."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from dms_protocols.client import Client, open_client
+
+from ..errors import DialError
+from ..streams import PeerStream
+
+__all__ = ["SharedClient"]
+
+logger = logging.getLogger(__name__)
+
+
+class SharedClient:
+    """Opens its stream in a task of its own, so that who came first may go without harming who came after.
+
+    While it opens, it ends with the last one who waits for it; once open, when nobody used it for `idle` seconds, when
+    its stream is lost, or when it is told to.
+    """
+
+    def __init__(self, idle: float) -> None:
+        self._idle = idle
+        self._users = 0
+        self._changed = trio.Event()
+        self._settled = trio.Event()
+        self._scope = trio.CancelScope()
+        self._client: Client | None = None
+        self._ending = False
+        self._failure: DialError | None = None
+        self.used_at = trio.current_time()
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may be joined: it opens or is open, and its stream is not known to be gone."""
+        opening = not self._settled.is_set()
+        open_ = self._client is not None and not self._client.lost
+        return not self._ending and (opening or open_)
+
+    @property
+    def unused(self) -> bool:
+        """Whether nobody uses it or waits for it."""
+        return self._users == 0
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While the block runs, the client is not idle."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self.used_at = trio.current_time()
+            self._changed.set()
+            if not self._users and not self._settled.is_set():
+                self.close()
+
+    async def opened(self) -> Client:
+        """The client, once it is open. Raises DialError."""
+        await self._settled.wait()
+        if self._client is not None:
+            return self._client
+        raise _copy(self._failure) if self._failure is not None else _closed()
+
+    def close(self) -> None:
+        """End it; those who use it see its stream lost. Never blocks."""
+        self._ending = True
+        self._scope.cancel()
+
+    async def run(self, open_stream: Callable[[], Awaitable[PeerStream]]) -> None:
+        """Open the stream and keep it for as long as it is used. Raises nothing but cancellation."""
+        try:
+            with self._scope:
+                stream = await open_stream()
+                async with open_client(stream) as client:
+                    self._client = client
+                    self._settled.set()
+                    await self._wait_for_end(client)
+        except DialError as error:
+            self._failure = error
+        except Exception as error:
+            # An error of ours or of the library must not take the connections of all others along.
+            logger.exception("opening a client failed")
+            self._failure = _unexpected(error)
+        finally:
+            self._ending = True
+            self._settled.set()
+
+    async def _wait_for_end(self, client: Client) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_unused)
+            await client.wait_lost()
+            nursery.cancel_scope.cancel()
+
+    async def _close_unused(self) -> None:
+        while True:
+            self._changed = trio.Event()
+            with trio.move_on_at(self.used_at + self._idle if self.unused else float("inf")):
+                await self._changed.wait()
+                continue
+            # Whoever comes from here on gets another one.
+            self.close()
+            return
+
+
+def _copy(error: DialError) -> DialError:
+    # An exception that is raised in several tasks collects the tracebacks of all.
+    return DialError(error.code, error.address, error.message, error.hint, error.retry_after)
+
+
+def _unexpected(error: Exception) -> DialError:
+    return DialError("stream_failed", "", f"opening a stream failed: {type(error).__name__}", "see the log")
+
+
+def _closed() -> DialError:
+    return DialError("closed", "", "the connections of this peer were closed", "start it again")
