@@ -1,0 +1,292 @@
+"""Takes every node of an ensemble, or says why not.
+
+Rules:
+
+1. Bids are collected until an assignment of all nodes is among them and either as many as are wanted are in, or better
+   ones were waited for long enough.
+2. All peers of an assignment are asked to commit at the same time, each for all its nodes at once.
+3. When some fail, their bids are dropped, and the next best assignment is tried at once; what is committed stays where
+   it is while an assignment has it there, and is given back otherwise, before anything else is taken.
+4. Where no assignment is left, fresh bids are asked for, first for what is missing while the rest is kept for some
+   seconds, then for everything, with nothing kept: two requesters that each hold half of what both want would else
+   wait for each other. Before that there is a pause of a random length.
+5. A node that peers refused, without any failure to commit, is given up at once, unless it is to be waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+
+import trio
+from msgspec.structs import replace
+
+from dms_protocols.messages.bid import EnsembleRequest
+
+from ..errors import ReservationError
+from .assignment import Assignment, AssignmentRules, Option, assign
+from .bids import PeerAnswer, ReceivedBid
+from .collecting import BidSearch
+from .context import RequesterContext
+from .holdings import Holding, Holdings, HoldingState
+from .peers import CallError
+from .progress import ProgressLog
+from .reasons import ReasonLog
+from .strategies import Strategy
+
+__all__ = ["Acquisition"]
+
+
+class Acquisition:
+    """One attempt at an ensemble until its deadline. Renewals and releases run in `nursery`, beyond the attempt."""
+
+    def __init__(
+        self,
+        context: RequesterContext,
+        ensemble: EnsembleRequest,
+        holdings: Holdings,
+        nursery: trio.Nursery,
+        *,
+        strategy: Strategy,
+        rules: AssignmentRules,
+        want: int,
+        ttl: float,
+        wait: bool,
+        progress: ProgressLog,
+    ) -> None:
+        self._context = context
+        self._ensemble = ensemble
+        self._node_ids = [node.node_id for node in ensemble.request]
+        self._holdings = holdings
+        self._nursery = nursery
+        self._strategy = strategy
+        self._rules = rules
+        self._want = want
+        self._ttl = ttl
+        self._wait = wait
+        self._progress = progress
+        self._deadline = context.moment(ensemble.deadline)
+        self._numbers = count()
+        self._bids: list[ReceivedBid] = []
+        self._kept: dict[str, Holding] = {}
+        self._stood_in: dict[Holding, set[int]] = {}
+        self._avoided: set[str] = set()
+        self._reasons = ReasonLog()
+        self._contended = False
+        self._on_lost: Callable[[Holding], None] = lambda holding: None
+
+    async def run(self) -> dict[str, Holding]:
+        """The holding of each node, all committed. Raises ReservationError; may be cancelled."""
+        pause = self._context.limits.retry_delay
+        while True:
+            # Some time has to be left to commit in.
+            await self._collect(self._node_ids, max(self._left - self._context.limits.commit_budget, self._left / 2))
+            if await self._take() or await self._take_the_rest():
+                return dict(self._kept)
+            assignment = self._assign(self._bids)
+            await self._give_back(list(self._kept.values()))
+            if not (self._wait or self._contended) or self._left <= pause:
+                raise self._error(assignment)
+            self._bids.clear()
+            self._avoided.clear()
+            await trio.sleep(pause * (0.5 + self._context.rng.random()))
+            pause = min(2 * pause, self._context.limits.retry_delay_most)
+
+    def tell_losses(self, on_lost: Callable[[Holding], None]) -> None:
+        """From now on a commitment that is lost is told to this."""
+        self._on_lost = on_lost
+        for holding in self._kept.values():
+            if not holding.live:
+                on_lost(holding)
+
+    # Collecting
+
+    @property
+    def _left(self) -> float:
+        return max(0.0, self._deadline - trio.current_time())
+
+    async def _collect(self, node_ids: Sequence[str], seconds: float) -> None:
+        """Fresh bids on these nodes, beside what is kept."""
+        wanted = [node for node in self._ensemble.request if node.node_id in node_ids]
+        enough_at = trio.Event()
+
+        def arrived(answer: PeerAnswer) -> None:
+            self._bids += answer.bids
+            for holding in self._kept.values():
+                # Whatever was bid now was bid beside what stands there.
+                if holding.bid.peer_id == answer.peer_id:
+                    self._stood_in[holding].add(answer.number)
+
+        def missing() -> int:
+            short = search.missing()
+            if enough_at.is_set():
+                return short
+            if not search.covered():
+                return max(1, short)
+            assignment = self._assign(self._bids)
+            if not assignment.complete:
+                return max(short, len(assignment.uncovered))
+            enough_at.set()
+            return short
+
+        search = BidSearch(
+            self._context,
+            replace(self._ensemble, request=tuple(wanted), deadline=self._context.clock() + seconds),
+            rules=self._rules,
+            want=self._want,
+            ttl=self._ttl,
+            with_free=self._strategy.needs_free,
+            progress=self._progress,
+            reasons=self._reasons,
+            numbers=self._numbers,
+            enough=missing,
+            on_answer=arrived,
+            skip=self._avoided,
+        )
+
+        async def settle(scope: trio.CancelScope) -> None:
+            await enough_at.wait()
+            await trio.sleep(self._context.limits.settle)
+            scope.cancel()
+
+        self._progress.at_stage("searching")
+        with trio.move_on_after(seconds) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(settle, scope)
+                await search.run()
+                nursery.cancel_scope.cancel()
+
+    # Choosing
+
+    def _assign(self, bids: Iterable[ReceivedBid]) -> Assignment[ReceivedBid | Holding]:
+        """The best assignment that leaves what is kept where it is, or else the best of all."""
+        now = self._context.clock()
+        usable = [bid for bid in bids if bid.bid.valid_until > now]
+        costs = self._strategy.costs(usable)
+        kept = [self._kept_option(holding) for holding in self._kept.values()]
+        fresh: list[Option[ReceivedBid | Holding]] = [
+            Option(bid.node_id, bid.peer_id, cost, frozenset({bid.answer}), bid)
+            for bid, cost in zip(usable, costs, strict=True)
+        ]
+        staying = self._solve([*kept, *(one for one in fresh if one.node_id not in self._kept)])
+        return staying if staying.complete or not kept else self._solve([*kept, *fresh])
+
+    def _solve(self, options: list[Option[ReceivedBid | Holding]]) -> Assignment[ReceivedBid | Holding]:
+        return assign(
+            self._node_ids,
+            options,
+            self._rules,
+            crowding=self._strategy.crowding,
+            steps=self._context.limits.assignment_steps,
+        )
+
+    def _kept_option(self, holding: Holding) -> Option[ReceivedBid | Holding]:
+        return Option(holding.node_id, holding.bid.peer_id, 0, frozenset(self._stood_in[holding]), holding)
+
+    # Taking
+
+    async def _take(self) -> bool:
+        """Commit the best assignment among the bids, and when that fails the next best, until none is left."""
+        while True:
+            self._forget_lost()
+            assignment = self._assign(self._bids)
+            if not assignment.complete:
+                return False
+            chosen = assignment.chosen.values()
+            stays = {option.item for option in chosen if isinstance(option.item, Holding)}
+            await self._give_back([holding for holding in self._kept.values() if holding not in stays])
+            bids = [option.item for option in chosen if isinstance(option.item, ReceivedBid)]
+            if bids:
+                if not self._left:
+                    return False
+                await self._commit_all(bids)
+            if all(node_id in self._kept and self._kept[node_id].live for node_id in self._node_ids):
+                return True
+
+    async def _take_the_rest(self) -> bool:
+        """Ask again for what is missing, while the rest is kept for a while."""
+        if not self._kept or not self._left:
+            return False
+        left = [node_id for node_id in self._node_ids if node_id not in self._kept]
+        await self._collect(left, min(self._left, self._context.limits.keep))
+        return await self._take()
+
+    async def _commit_all(self, bids: Sequence[ReceivedBid]) -> None:
+        by_peer: dict[str, list[ReceivedBid]] = {}
+        for bid in bids:
+            by_peer.setdefault(bid.peer_id, []).append(bid)
+        self._progress.at_stage("committing", attempt=True)
+        async with trio.open_nursery() as nursery:
+            for own in by_peer.values():
+                nursery.start_soon(self._commit, own)
+
+    async def _commit(self, bids: Sequence[ReceivedBid]) -> None:
+        # A bid is taken once: whatever comes of it, it is none that could be taken again.
+        taken = set(map(id, bids))
+        self._bids = [bid for bid in self._bids if id(bid) not in taken]
+        try:
+            budget = min(self._context.limits.commit_budget, self._left)
+            holdings = await self._holdings.commit(bids, budget=budget)
+        except CallError as error:
+            self._failed(bids, error)
+            return
+        for holding in holdings:
+            self._kept[holding.node_id] = holding
+            self._stood_in[holding] = {holding.bid.answer}
+            self._nursery.start_soon(self._holdings.keep, holding, self._lost)
+
+    def _failed(self, bids: Sequence[ReceivedBid], error: CallError) -> None:
+        self._contended = True
+        self._progress.failed(error.code)
+        self._reasons.failed([bid.node_id for bid in bids], error.code, error.message)
+        peer_id = bids[0].peer_id
+        if error.remote is None:
+            # Whoever does not answer now is not asked again so soon.
+            self._avoided.add(peer_id)
+            self._bids = [bid for bid in self._bids if bid.peer_id != peer_id]
+        else:
+            # What was counted on there is no longer there.
+            answers = {bid.answer for bid in bids}
+            self._bids = [bid for bid in self._bids if bid.answer not in answers]
+        if error.uncertain:
+            for holding in self._holdings.standing:
+                if any(holding.bid is bid for bid in bids):
+                    self._nursery.start_soon(self._holdings.release, holding)
+
+    async def _give_back(self, holdings: Sequence[Holding]) -> None:
+        """Release these, and wait for that as long as for any call: their room may be needed for the next attempt."""
+        for holding in holdings:
+            del self._kept[holding.node_id]
+        with trio.move_on_after(self._context.limits.call_budget):
+            async with trio.open_nursery() as nursery:
+                for holding in holdings:
+                    nursery.start_soon(self._holdings.release, holding)
+        for holding in holdings:
+            if holding.state is not HoldingState.GONE:
+                self._nursery.start_soon(self._holdings.release, holding)
+
+    def _lost(self, holding: Holding) -> None:
+        self._on_lost(holding)
+
+    def _forget_lost(self) -> None:
+        for node_id, holding in list(self._kept.items()):
+            if not holding.live:
+                del self._kept[node_id]
+                self._reasons.failed([node_id], "lost", holding.lost)
+
+    # Saying why not
+
+    def _error(self, assignment: Assignment[ReceivedBid | Holding]) -> ReservationError:
+        progress = self._progress.snapshot()
+        uncovered = assignment.uncovered or dict.fromkeys(self._node_ids, "peers did not keep their bids on it")
+        reasons = tuple(self._reasons.about(node_id, why) for node_id, why in uncovered.items())
+        if not progress.asked and not progress.answered:
+            code, hint = "no_peers", "give an address to begin with, or switch more sources on"
+        elif self._contended:
+            code, hint = "not_taken", "try again: others are taking the same capacity"
+        elif any(why == "no peer bids on it" or "pinned" in why for why in uncovered.values()):
+            code, hint = "no_bids", "ask for less, or wait"
+        else:
+            code, hint = "no_assignment", "allow nodes to share a peer, or ask for less"
+        described = "; ".join(reason.describe() for reason in reasons)
+        return ReservationError(code, f"the ensemble cannot be had: {described}", hint, reasons)

@@ -1,0 +1,255 @@
+"""Which peer takes which node: a complete assignment where there is one, the cheapest of them.
+
+Rules:
+
+1. If the bids allow an assignment of all nodes, one is found, and none is cheaper.
+2. Bids of one answer go together. Bids of two answers of one peer do not: the peer counted on one or the other.
+3. With `different_peers` each peer takes one node at most; a pinned node goes to its peer; excluded pairs never meet.
+4. Where not all can be covered, as many as possible are, and for the others it is said why.
+
+Nodes, peers and the places at a peer make a flow network, whose cheapest largest flow is the assignment. Rule 2 is no
+matter of flows: where the flow breaks it at a peer, that peer is bound to each of its answers in turn, and the most
+promising branch is followed first. Only this is bounded (`steps`), and beyond the bound still answered, if perhaps not
+at the lowest cost.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+__all__ = ["Assignment", "AssignmentRules", "Option", "assign"]
+
+_T = TypeVar("_T")
+
+# Costs become integers, as flows want them: so many steps lie between nothing and the greatest of them.
+_STEPS: Final = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentRules:
+    """What an assignment has to keep to: `pins` are peers by node, `exclusions` are (peer, node)."""
+
+    different_peers: bool = False
+    pins: Mapping[str, str] = field(default_factory=dict)
+    exclusions: frozenset[tuple[str, str]] = frozenset()
+
+    def allows(self, peer_id: str, node_id: str) -> bool:
+        """Whether this peer may take this node."""
+        return self.pins.get(node_id, peer_id) == peer_id and (peer_id, node_id) not in self.exclusions
+
+
+@dataclass(frozen=True, slots=True)
+class Option(Generic[_T]):
+    """A peer that would take a node at a cost. `answers` are those in which it counted on taking it."""
+
+    node_id: str
+    peer_id: str
+    cost: float
+    answers: frozenset[int]
+    item: _T
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment(Generic[_T]):
+    """The option that was chosen for each node, and why there is none for the others."""
+
+    chosen: dict[str, Option[_T]]
+    uncovered: dict[str, str]
+    cost: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether every node is covered."""
+        return not self.uncovered
+
+
+def assign(
+    node_ids: Sequence[str],
+    options: Iterable[Option[_T]],
+    rules: AssignmentRules | None = None,
+    *,
+    crowding: Callable[[int], float] = lambda nth: 0.0,
+    steps: int = 200,
+) -> Assignment[_T]:
+    """The cheapest assignment of the nodes, or of as many of them as can be covered.
+
+    `crowding` is what the nth further node on one peer costs more (n from 1); it must not fall as n grows.
+    """
+    rules = rules or AssignmentRules()
+    extra = (0.0, *(crowding(nth) for nth in range(1, len(node_ids))))
+    usable = [one for one in options if rules.allows(one.peer_id, one.node_id)]
+    problem = _Problem(node_ids, _cheapest(node_ids, usable), rules, extra)
+    chosen = problem.solve(steps)
+    return Assignment(chosen, _why_uncovered(node_ids, chosen, usable, rules), problem.real_cost(chosen))
+
+
+def _cheapest(node_ids: Sequence[str], options: Sequence[Option[_T]]) -> list[Option[_T]]:
+    """For each node the options of as many peers as there are nodes, the cheapest: further ones are never needed.
+
+    Of that many peers one is not used for the other nodes, and it costs no more than any peer left out.
+    """
+    kept: list[Option[_T]] = []
+    for node_id in node_ids:
+        peers: set[str] = set()
+        own = (one for one in options if one.node_id == node_id)
+        for option in sorted(own, key=lambda one: one.cost if math.isfinite(one.cost) else math.inf):
+            if option.peer_id in peers or len(peers) < len(node_ids):
+                peers.add(option.peer_id)
+                kept.append(option)
+    return kept
+
+
+def _why_uncovered(
+    node_ids: Sequence[str], chosen: Mapping[str, Option[_T]], options: Sequence[Option[_T]], rules: AssignmentRules
+) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    for node_id in node_ids:
+        if node_id in chosen:
+            continue
+        peers = sorted({one.peer_id for one in options if one.node_id == node_id})
+        if peers:
+            named = ", ".join(peers[:3]) + (f" and {len(peers) - 3} more" if len(peers) > 3 else "")
+            reasons[node_id] = f"the peers that bid on it are needed for other nodes: {named}"
+        elif node_id in rules.pins:
+            reasons[node_id] = f"the peer that it is pinned to does not bid on it: {rules.pins[node_id]}"
+        else:
+            reasons[node_id] = "no peer bids on it"
+    return reasons
+
+
+class _Problem(Generic[_T]):
+    """One assignment to make; costs are whole numbers in here."""
+
+    def __init__(
+        self, node_ids: Sequence[str], options: Sequence[Option[_T]], rules: AssignmentRules, crowding: Sequence[float]
+    ) -> None:
+        self._node_ids = node_ids
+        self._options = options
+        self._rules = rules
+        self._crowding = crowding
+        self._costs, self._extra = _whole_numbers([one.cost for one in options], crowding)
+
+    def real_cost(self, chosen: Mapping[str, Option[_T]]) -> float:
+        counts: dict[str, int] = {}
+        cost = 0.0
+        for option in chosen.values():
+            cost += option.cost + self._crowding[counts.get(option.peer_id, 0)]
+            counts[option.peer_id] = counts.get(option.peer_id, 0) + 1
+        return cost
+
+    def solve(self, steps: int) -> dict[str, Option[_T]]:
+        everything = list(range(len(self._options)))
+        simple = self._each_cheapest()
+        if simple is not None:
+            return self._named(simple)
+        number = 0
+        first = self._flow(everything)
+        branches = [(self._rank(first), number, first, everything)]
+        while branches:
+            _, _, chosen, left = heapq.heappop(branches)
+            peer_id = self._torn(chosen)
+            if peer_id is None:
+                return self._named(chosen)
+            answers = self._answers_of(peer_id, left)
+            if number >= steps:
+                # Enough was tried: from here on the answer that has most of what was chosen, and nothing else.
+                branches.clear()
+                mine = [option for option in chosen.values() if self._options[option].peer_id == peer_id]
+                answers = [max(answers, key=lambda one: sum(one in self._options[option].answers for option in mine))]
+            for answer in answers:
+                bound = [
+                    one for one in left if self._options[one].peer_id != peer_id or answer in self._options[one].answers
+                ]
+                number += 1
+                flow = self._flow(bound)
+                heapq.heappush(branches, (self._rank(flow), number, flow, bound))
+        raise AssertionError("a branch always leaves another or an answer")
+
+    def _named(self, chosen: Mapping[str, int]) -> dict[str, Option[_T]]:
+        return {node_id: self._options[chosen[node_id]] for node_id in self._node_ids if node_id in chosen}
+
+    def _rank(self, chosen: Mapping[str, int]) -> tuple[int, int]:
+        counts: dict[str, int] = {}
+        cost = 0
+        for number in chosen.values():
+            peer_id = self._options[number].peer_id
+            cost += self._costs[number] + self._extra[counts.get(peer_id, 0)]
+            counts[peer_id] = counts.get(peer_id, 0) + 1
+        return (-len(chosen), cost)
+
+    def _each_cheapest(self) -> dict[str, int] | None:
+        """The cheapest option of each node, where these go together; None where that has to be looked into."""
+        chosen: dict[str, int] = {}
+        for number, option in enumerate(self._options):
+            best = chosen.get(option.node_id)
+            if best is None or self._costs[number] < self._costs[best]:
+                chosen[option.node_id] = number
+        peers = {self._options[number].peer_id for number in chosen.values()}
+        apart = len(peers) == len(chosen)
+        if not apart and (self._rules.different_peers or any(self._extra)):
+            return None
+        return chosen if self._torn(chosen) is None else None
+
+    def _torn(self, chosen: Mapping[str, int]) -> str | None:
+        """A peer of which options were chosen that no single answer has."""
+        together: dict[str, frozenset[int]] = {}
+        for number in chosen.values():
+            option = self._options[number]
+            together[option.peer_id] = together.get(option.peer_id, option.answers) & option.answers
+        return next((peer_id for peer_id, answers in together.items() if not answers), None)
+
+    def _answers_of(self, peer_id: str, left: Iterable[int]) -> list[int]:
+        return sorted({a for one in left if self._options[one].peer_id == peer_id for a in self._options[one].answers})
+
+    def _flow(self, left: Sequence[int]) -> dict[str, int]:
+        """The cheapest largest choice among these options, whether or not the bids of each peer go together."""
+        # It takes a while to load, and one node alone never needs it.
+        import networkx
+
+        graph: Any = networkx.DiGraph()
+        best: dict[tuple[str, str], int] = {}
+        for number in left:
+            pair = (self._options[number].node_id, self._options[number].peer_id)
+            if pair not in best or self._costs[number] < self._costs[best[pair]]:
+                best[pair] = number
+        wanted: dict[str, int] = {}
+        for (node_id, peer_id), number in best.items():
+            graph.add_edge("source", ("node", node_id), capacity=1, weight=0)
+            graph.add_edge(("node", node_id), ("peer", peer_id), capacity=1, weight=self._costs[number])
+            wanted[peer_id] = wanted.get(peer_id, 0) + 1
+        if not wanted:
+            return {}
+        for peer_id, count in wanted.items():
+            self._add_places(graph, peer_id, 1 if self._rules.different_peers else count)
+        flow = networkx.max_flow_min_cost(graph, "source", "sink")
+        return {
+            node_id: number for (node_id, peer_id), number in best.items() if flow["node", node_id]["peer", peer_id]
+        }
+
+    def _add_places(self, graph: Any, peer_id: str, count: int) -> None:
+        if not any(self._extra[:count]):
+            graph.add_edge(("peer", peer_id), "sink", capacity=count, weight=0)
+            return
+        for nth in range(count):
+            graph.add_edge(("peer", peer_id), ("place", peer_id, nth), capacity=1, weight=self._extra[nth])
+            graph.add_edge(("place", peer_id, nth), "sink", capacity=1, weight=0)
+
+
+def _whole_numbers(costs: Sequence[float], crowding: Sequence[float]) -> tuple[list[int], list[int]]:
+    """The costs as integers, in proportion; whole ones stay as they are. What is no number costs more than the rest."""
+    finite = [cost for cost in (*costs, *crowding) if math.isfinite(cost)]
+    greatest = max(map(abs, finite), default=0.0)
+    scale = 1.0 if all(float(cost).is_integer() for cost in finite) or not greatest else _STEPS / greatest
+
+    def whole(cost: float) -> int:
+        return int(cost) if scale == 1.0 else round(cost * scale)
+
+    beyond = 1 + 2 * sum(abs(whole(cost)) for cost in finite)
+    return (
+        [whole(cost) if math.isfinite(cost) else beyond for cost in costs],
+        [whole(cost) if math.isfinite(cost) else beyond for cost in crowding],
+    )

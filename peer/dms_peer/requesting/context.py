@@ -1,0 +1,35 @@
+"""What every search and every reservation of one requester works with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from .limits import RequesterLimits
+from .network import Broadcast, CandidateSource
+from .peers import PeerCalls
+
+__all__ = ["RequesterContext"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequesterContext:
+    """The calls of peers, where peers are looked for, the limits, the clock (Unix seconds) and a source of chance."""
+
+    calls: PeerCalls
+    sources: Sequence[CandidateSource]
+    broadcast: Broadcast | None
+    limits: RequesterLimits
+    clock: Callable[[], float]
+    rng: random.Random
+
+    def nonce(self) -> int:
+        """A number that no other request has."""
+        return self.rng.getrandbits(62)
+
+    def moment(self, unix: float) -> float:
+        """The event loop's time at a Unix time."""
+        return trio.current_time() + unix - self.clock()

@@ -1,0 +1,271 @@
+"""Leases at peers: how they are taken, kept and given back.
+
+Rules:
+
+1. A lease is on record before it is asked for. Its id is known from the bid, so it can be given back whatever becomes
+   of the answer.
+2. Whatever is not known to be gone is given back, again and again, until the peer says that it is gone or until its
+   deadline must have freed it.
+3. It is lost when the peer says so, or when its deadline passed without an answer to its renewal: from that moment on
+   it may be somebody else's. Deadlines count from when they were asked for, so they are never later than the peer's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeVar
+
+import trio
+
+from dms_resources.leases import Lease
+
+from .bids import ReceivedBid
+from .limits import RequesterLimits
+from .peers import CallError, PeerAddress, PeerCalls
+
+__all__ = ["Holding", "HoldingState", "Holdings"]
+
+_T = TypeVar("_T")
+
+# What a peer answers about a lease that has ended there, one that it does not know, and one that is somebody else's.
+_ENDED: Final = frozenset({"ended", "expired"})
+_UNKNOWN: Final = frozenset({"not_committed", "not_allocated"})
+_NOT_OURS: Final = frozenset({"not_holder", "stale_fence"})
+_LOST: Final = _ENDED | _UNKNOWN | _NOT_OURS
+
+# So often a peer has to say that it does not know a lease whose request may still be on its way.
+_UNKNOWN_ANSWERS: Final = 4
+
+
+class HoldingState(Enum):
+    """`ASKED`: it may stand or not. `COMMITTED`: it stands until its deadline. `ALLOCATED`: until it is released.
+    `RELEASING`: it is being given back. `GONE`: it does not stand, and will not."""
+
+    ASKED = "asked"
+    COMMITTED = "committed"
+    ALLOCATED = "allocated"
+    RELEASING = "releasing"
+    GONE = "gone"
+
+
+@dataclass(slots=True, eq=False)
+class Holding:
+    """One node's lease at a peer, or what may be one; it ends at `ends` (on the event loop's clock) unless renewed."""
+
+    bid: ReceivedBid
+    state: HoldingState = HoldingState.ASKED
+    lease: Lease | None = None
+    ends: float = math.inf
+    renewed_at: float = 0.0
+    lost: str = ""
+
+    @property
+    def node_id(self) -> str:
+        """The node that it is for."""
+        return self.bid.node_id
+
+    @property
+    def lease_id(self) -> str:
+        """Its id at the peer."""
+        return self.bid.bid.lease_id
+
+    @property
+    def peer(self) -> PeerAddress:
+        """Where it is."""
+        return PeerAddress(self.bid.peer_id, self.bid.addrs)
+
+    @property
+    def fence(self) -> int | None:
+        """Its fencing number, where the peer's answer came."""
+        return self.lease.fence if self.lease else None
+
+    @property
+    def live(self) -> bool:
+        """Whether it is known to stand."""
+        return not self.lost and self.state in (HoldingState.COMMITTED, HoldingState.ALLOCATED)
+
+    def be_gone(self) -> None:
+        """It stands no more."""
+        self.state = HoldingState.GONE
+
+
+class Holdings:
+    """All that one reservation has taken or may have taken, for `ttl` seconds at a time."""
+
+    def __init__(self, calls: PeerCalls, limits: RequesterLimits, ttl: float) -> None:
+        self._calls = calls
+        self._limits = limits
+        self._ttl = ttl
+        self._all: list[Holding] = []
+        self._release_until: float | None = None
+
+    @property
+    def standing(self) -> list[Holding]:
+        """Whatever is not known to be gone."""
+        return [holding for holding in self._all if holding.state is not HoldingState.GONE]
+
+    async def commit(self, bids: Sequence[ReceivedBid], *, budget: float) -> list[Holding]:
+        """Take bids of one peer, all or none, within `budget` seconds.
+
+        Raises CallError; then nothing was taken, or what may have been taken is on record. May be cancelled.
+        """
+        holdings = [Holding(bid) for bid in bids]
+        self._all += holdings
+        try:
+            await self._commit(holdings, trio.current_time() + budget)
+        except CallError as error:
+            if not error.uncertain:
+                for holding in holdings:
+                    holding.be_gone()
+            raise
+        return holdings
+
+    async def keep(self, holding: Holding, on_lost: Callable[[Holding], None]) -> None:
+        """Renew a commitment at a third of its time, until it is lost, allocated or gone. May be cancelled."""
+        while True:
+            await trio.sleep_until(holding.renewed_at + self._ttl / 3)
+            if holding.state is HoldingState.COMMITTED:
+                await self._renew(holding)
+            elif holding.state is HoldingState.ASKED:
+                # It is being allocated: whoever does that says what becomes of it.
+                holding.renewed_at = trio.current_time()
+            else:
+                return
+            if holding.lost:
+                on_lost(holding)
+                return
+
+    async def allocate(self, holding: Holding) -> None:
+        """Turn a commitment into an allocation; asked again while that may help. Raises CallError; may be cancelled."""
+        holding.state = HoldingState.ASKED
+
+        async def allocate(budget: float) -> Lease:
+            return await self._calls.allocate(holding.peer, holding.lease_id, fence=holding.fence, budget=budget)
+
+        try:
+            holding.lease = await self._persist(holding, allocate)
+            holding.state = HoldingState.ALLOCATED
+        finally:
+            # It may be allocated, whatever came of it here; and nothing frees an allocation but its release.
+            holding.ends = math.inf
+
+    async def release(self, holding: Holding) -> None:
+        """Give a lease back, or what may be one: returns when it is gone, or must be by its deadline. Cancellable."""
+        unknown = 0
+        pause = _Pause(self._limits)
+        if holding.state is not HoldingState.GONE:
+            holding.state = HoldingState.RELEASING
+        while holding.state is not HoldingState.GONE:
+            try:
+                await self._calls.release(
+                    holding.peer, holding.lease_id, fence=holding.fence, budget=self._limits.call_budget
+                )
+                holding.be_gone()
+            except CallError as error:
+                unknown += error.remote is not None and error.code in _UNKNOWN
+                if error.remote is not None and _answers_that_it_is_gone(holding, error.code, unknown):
+                    holding.be_gone()
+                elif trio.current_time() > holding.ends + self._limits.call_budget:
+                    # The last request for it took no longer than that to arrive, or never did.
+                    holding.be_gone()
+                else:
+                    await pause.sleep()
+
+    async def release_all(self, *, but: Collection[Holding] = ()) -> list[Holding]:
+        """Give everything back, at all peers at once; returns what may still stand when the time was up.
+
+        Not cut by a cancellation from outside: takes `release_deadline` seconds at most, all calls together.
+        """
+        if self._release_until is None:
+            self._release_until = trio.current_time() + self._limits.release_deadline
+        with trio.CancelScope(deadline=self._release_until, shield=True):
+            async with trio.open_nursery() as nursery:
+                for holding in self.standing:
+                    if holding not in but:
+                        nursery.start_soon(self.release, holding)
+        return [holding for holding in self.standing if holding not in but]
+
+    # Inside
+
+    async def _commit(self, holdings: Sequence[Holding], give_up: float) -> None:
+        envelopes = [holding.bid.signed.envelope for holding in holdings]
+        for holding in holdings:
+            holding.ends = give_up + self._ttl
+        uncertain = False
+        while True:
+            sent = trio.current_time()
+            try:
+                leases = await self._calls.commit(
+                    holdings[0].peer, envelopes, ttl=self._ttl, budget=max(0.001, give_up - sent)
+                )
+            except CallError as error:
+                # Asked again it answers the same, and another stream may do better.
+                again = error.code == "connection_lost" and not uncertain and trio.current_time() < give_up
+                uncertain = uncertain or error.uncertain
+                if not again:
+                    error.uncertain = uncertain
+                    raise
+            else:
+                self._committed(holdings, leases, sent)
+                return
+
+    def _committed(self, holdings: Sequence[Holding], leases: Sequence[Lease], sent: float) -> None:
+        by_id = {lease.lease_id: lease for lease in leases}
+        if any(holding.lease_id not in by_id for holding in holdings):
+            raise CallError("bad_message", "the peer answered with other leases", reached=True, uncertain=True)
+        for holding in holdings:
+            holding.lease = by_id[holding.lease_id]
+            holding.state, holding.renewed_at, holding.ends = HoldingState.COMMITTED, sent, sent + self._ttl
+
+    async def _renew(self, holding: Holding) -> None:
+        async def renew(budget: float) -> tuple[Lease, float]:
+            sent = trio.current_time()
+            lease = await self._calls.renew(
+                holding.peer, holding.lease_id, ttl=self._ttl, fence=holding.fence, budget=budget
+            )
+            return lease, sent
+
+        try:
+            lease, sent = await self._persist(holding, renew)
+        except CallError as error:
+            if holding.state is HoldingState.COMMITTED:
+                holding.lost = f"{error.code}: {error.message}"
+        else:
+            if holding.state is HoldingState.COMMITTED:
+                holding.lease, holding.renewed_at, holding.ends = lease, sent, sent + self._ttl
+
+    async def _persist(self, holding: Holding, ask: Callable[[float], Awaitable[_T]]) -> _T:
+        """Ask again after every failure until the lease's own end. Raises CallError."""
+        pause = _Pause(self._limits)
+        while True:
+            left = holding.ends - trio.current_time()
+            try:
+                return await ask(max(0.001, min(self._limits.call_budget, left)))
+            except CallError as error:
+                if error.remote is not None and error.code in _LOST:
+                    raise
+                if trio.current_time() + pause.next >= holding.ends:
+                    raise
+            await pause.sleep()
+
+
+def _answers_that_it_is_gone(holding: Holding, code: str, unknown: int) -> bool:
+    if code in _ENDED or code in _NOT_OURS:
+        return True
+    # A request that was lost on its way may yet arrive; one that was answered cannot.
+    return code in _UNKNOWN and (holding.lease is not None or unknown >= _UNKNOWN_ANSWERS)
+
+
+class _Pause:
+    """Pauses that grow."""
+
+    def __init__(self, limits: RequesterLimits) -> None:
+        self.next = limits.retry_delay
+        self._most = limits.retry_delay_most
+
+    async def sleep(self) -> None:
+        await trio.sleep(self.next)
+        self.next = min(self._most, 2 * self.next)

@@ -1,0 +1,184 @@
+"""Calls of single peers, each with a time budget, and their errors as one kind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import trio
+
+from dms_protocols.client import Client
+from dms_protocols.errors import ProtocolError, RemoteError
+from dms_protocols.messages.bid import EnsembleRequest, OfferAnswer
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.requesters import AllocationClient, BidClient, Bids, ResourcesClient
+from dms_protocols.signing import EnvelopeOpener
+from dms_resources.components import FreeResources
+from dms_resources.leases import EndedLease, Lease
+
+from ..errors import PeerError
+from .network import PeerNetwork, PeerObserver
+
+__all__ = ["CallError", "PeerAddress", "PeerCalls"]
+
+_T = TypeVar("_T")
+
+# The answer says that it may have happened all the same.
+_UNCERTAIN: Final = frozenset({"deadline_exceeded", "internal"})
+# The peer is not where it was looked for; whoever knows it should know that.
+_UNREACHABLE: Final = frozenset(
+    {"unreachable", "refused", "timeout", "wrong_peer", "handshake_failed", "not_connected", "no_address",
+     "relay_failed", "stream_failed"}
+)  # fmt: skip
+
+
+class CallError(Exception):
+    """A call that brought no answer, or an error; `code` is stable.
+
+    `reached` says whether there was a connection, `uncertain` whether what was asked may have happened, `refused`
+    whether the peer itself said no.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, reached: bool, uncertain: bool, remote: RemoteError | None = None
+    ) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+        self.reached = reached
+        self.uncertain = uncertain
+        self.remote = remote
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """A peer and where it was last reached."""
+
+    peer_id: str
+    addrs: tuple[str, ...] = ()
+
+
+class _NoObserver:
+    def seen(self, peer_id: str, addrs: Sequence[str], free: FreeResources | None = None) -> None:
+        pass
+
+    def unreachable(self, peer_id: str) -> None:
+        pass
+
+
+class PeerCalls:
+    """Asks peers over a network, as one requester. Every call raises CallError, and may be cancelled at any time."""
+
+    def __init__(
+        self,
+        network: PeerNetwork,
+        opener: EnvelopeOpener,
+        *,
+        observer: PeerObserver | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._network = network
+        self._opener = opener
+        self._observer = observer or _NoObserver()
+        self._clock = clock
+
+    @property
+    def requester(self) -> str:
+        """Who asks."""
+        return self._network.peer_id
+
+    async def bids(
+        self, peer: PeerAddress, ensemble: EnsembleRequest, *, hold: float, ttl: float, budget: float
+    ) -> tuple[Bids, float]:
+        """The peer's checked bids and refusals, and how long (seconds) it took to answer."""
+
+        async def ask(client: Client) -> tuple[Bids, float]:
+            started = trio.current_time()
+            bids = await self._bidder(client, peer, budget).request_bids(ensemble, hold=hold, ttl=ttl)
+            return bids, trio.current_time() - started
+
+        return await self._call(peer, BID_PROTOCOL, budget, ask)
+
+    async def dry_run(
+        self, peer: PeerAddress, ensemble: EnsembleRequest, *, ttl: float, budget: float
+    ) -> tuple[OfferAnswer, float]:
+        """What the peer would bid, and how long (seconds) it took to answer."""
+
+        async def ask(client: Client) -> tuple[OfferAnswer, float]:
+            started = trio.current_time()
+            offers = await self._bidder(client, peer, budget).dry_run(ensemble, ttl=ttl)
+            return offers, trio.current_time() - started
+
+        return await self._call(peer, BID_PROTOCOL, budget, ask)
+
+    async def free(self, peer: PeerAddress, *, budget: float) -> FreeResources:
+        """What the peer has free now."""
+        free = await self._call(
+            peer, RESOURCES_PROTOCOL, budget, lambda client: ResourcesClient(client, timeout=budget).free()
+        )
+        self._observer.seen(peer.peer_id, peer.addrs, free)
+        return free
+
+    async def commit(
+        self, peer: PeerAddress, envelopes: Sequence[bytes], *, ttl: float, budget: float
+    ) -> tuple[Lease, ...]:
+        """Takes bids of the peer for `ttl` seconds, all or none."""
+        return await self._allocations(peer, budget, lambda client: client.commit(envelopes, ttl=ttl))
+
+    async def renew(self, peer: PeerAddress, lease_id: str, *, ttl: float, fence: int | None, budget: float) -> Lease:
+        """Moves the deadline of a commitment to `ttl` seconds from now."""
+        return await self._allocations(peer, budget, lambda client: client.renew(lease_id, ttl=ttl, fence=fence))
+
+    async def allocate(self, peer: PeerAddress, lease_id: str, *, fence: int | None, budget: float) -> Lease:
+        """Turns a commitment into an allocation."""
+        return await self._allocations(peer, budget, lambda client: client.allocate(lease_id, fence=fence))
+
+    async def release(self, peer: PeerAddress, lease_id: str, *, fence: int | None, budget: float) -> EndedLease:
+        """Gives a lease back."""
+        return await self._allocations(peer, budget, lambda client: client.release(lease_id, fence=fence))
+
+    def _bidder(self, client: Client, peer: PeerAddress, budget: float) -> BidClient:
+        return BidClient(
+            client,
+            self._opener,
+            requester=self.requester,
+            provider=peer.peer_id,
+            timeout=budget,
+            clock=self._clock,
+        )
+
+    async def _allocations(
+        self, peer: PeerAddress, budget: float, work: Callable[[AllocationClient], Awaitable[_T]]
+    ) -> _T:
+        return await self._call(
+            peer, ALLOCATION_PROTOCOL, budget, lambda client: work(AllocationClient(client, timeout=budget))
+        )
+
+    async def _call(
+        self, peer: PeerAddress, protocol: str, budget: float, work: Callable[[Client], Awaitable[_T]]
+    ) -> _T:
+        reached = False
+        try:
+            with trio.fail_after(budget):
+                async with self._network.client(peer.peer_id, protocol, peer.addrs) as client:
+                    reached = True
+                    answer = await work(client)
+        except RemoteError as error:
+            self._observer.seen(peer.peer_id, peer.addrs)
+            raise CallError(
+                error.code, error.message, reached=True, uncertain=error.code in _UNCERTAIN, remote=error
+            ) from error
+        except trio.TooSlowError as error:
+            if not reached:
+                self._observer.unreachable(peer.peer_id)
+            raise CallError("timeout", f"no answer within {budget:g} s", reached=reached, uncertain=reached) from error
+        except PeerError as error:
+            if error.code in _UNREACHABLE:
+                self._observer.unreachable(peer.peer_id)
+            raise CallError(error.code, error.message, reached=reached, uncertain=reached) from error
+        except ProtocolError as error:
+            raise CallError(error.code, error.message, reached=reached, uncertain=reached) from error
+        self._observer.seen(peer.peer_id, peer.addrs)
+        return answer

@@ -1,0 +1,112 @@
+"""How far a search has come, for whoever watches it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import trio
+from msgspec import Struct
+
+from dms_protocols.messages.bid import Refusal
+
+__all__ = ["OnProgress", "ProgressLog", "SearchProgress"]
+
+
+class SearchProgress(Struct, frozen=True, kw_only=True):
+    """A search at one moment.
+
+    Peers `asked`, `answered` and `in_flight`, and those `skipped` because they are known to be full; `bids` that came;
+    nodes `refused` and peers `failed`, by code. `source` is where peers are looked for now, `stage` one of searching,
+    committing, reserved; `attempts` counts the tries to commit; `elapsed` is in seconds.
+    """
+
+    stage: str
+    source: str
+    asked: int
+    answered: int
+    in_flight: int
+    skipped: int
+    bids: int
+    attempts: int
+    refused: dict[str, int]
+    failed: dict[str, int]
+    elapsed: float
+
+
+OnProgress: TypeAlias = Callable[[SearchProgress], None]
+"""Is called with every change; must not wait and must not raise."""
+
+
+class ProgressLog:
+    """Counts what happens in one search or reservation, and tells it."""
+
+    def __init__(self, tell: OnProgress | None = None) -> None:
+        self._tell = tell
+        self._started = trio.current_time()
+        self._refused: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
+        self._stage = "searching"
+        self._source = ""
+        self._asked = self._answered = self._in_flight = self._skipped = self._bids = self._attempts = 0
+
+    def snapshot(self) -> SearchProgress:
+        """How far it has come now."""
+        return SearchProgress(
+            stage=self._stage,
+            source=self._source,
+            asked=self._asked,
+            answered=self._answered,
+            in_flight=self._in_flight,
+            skipped=self._skipped,
+            bids=self._bids,
+            attempts=self._attempts,
+            refused=dict(self._refused),
+            failed=dict(self._failed),
+            elapsed=trio.current_time() - self._started,
+        )
+
+    def at_stage(self, stage: str, *, attempt: bool = False) -> None:
+        """Another stage begins."""
+        self._stage = stage
+        self._attempts += attempt
+        self._changed()
+
+    def at_source(self, name: str) -> None:
+        """Peers are looked for elsewhere from now on."""
+        self._source = name
+        self._changed()
+
+    def skipped(self) -> None:
+        """A peer need not be asked."""
+        self._skipped += 1
+        self._changed()
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """A peer is asked while the block runs."""
+        self._asked += 1
+        self._in_flight += 1
+        self._changed()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def answered(self, bids: int, refusals: Sequence[Refusal]) -> None:
+        """A peer answered with so many bids, and with these refusals."""
+        self._answered += 1
+        self._bids += bids
+        self._refused.update(refusal.code[:64] for refusal in refusals)
+        self._changed()
+
+    def failed(self, code: str) -> None:
+        """A peer did not answer, or answered with an error."""
+        self._failed[code[:64]] += 1
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._tell is not None:
+            self._tell(self.snapshot())

@@ -1,0 +1,88 @@
+"""Why a node is not covered: every refusal with its shortages, and every failure, counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from dms_protocols.messages.bid import Refusal
+from dms_resources.demands import Shortage
+
+__all__ = ["CountedReason", "NodeReasons", "ReasonLog"]
+
+# So many different reasons are told apart for one node; the others are counted by their codes.
+_MOST_REASONS = 64
+
+
+class CountedReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A no that `count` peers gave in the same words; `retry_after` (seconds) is the earliest that was named."""
+
+    code: str
+    count: int
+    message: str
+    shortages: tuple[Shortage, ...] = ()
+    retry_after: float | None = None
+
+
+class NodeReasons(Struct, frozen=True, kw_only=True):
+    """Why one node is not covered: in a sentence, and what the peers said, the most frequent first."""
+
+    node_id: str
+    why: str
+    peers: tuple[CountedReason, ...]
+
+    def describe(self) -> str:
+        """One line for people: "n1: no peer bids on it (2 resources: ram: 8 GiB asked, 2 GiB free of 4 GiB)"."""
+        said = "; ".join(f"{reason.count} {reason.code}: {reason.message}" for reason in self.peers[:3])
+        more = len(self.peers) - 3
+        return f"{self.node_id}: {self.why}" + (
+            f" ({said}{f'; {more} other reasons' if more > 0 else ''})" * bool(said)
+        )
+
+
+class ReasonLog:
+    """Collects reasons; bounded, whatever peers say."""
+
+    def __init__(self) -> None:
+        self._by_node: dict[str, dict[tuple[str, str], CountedReason]] = {}
+
+    def refused(self, refusal: Refusal) -> None:
+        """A peer refused a node."""
+        self._add(refusal.node_id, refusal.code, refusal.message, refusal.shortages, refusal.retry_after)
+
+    def failed(self, node_ids: Iterable[str], code: str, message: str) -> None:
+        """A peer could not be asked about these nodes, or did not keep its bids on them."""
+        for node_id in node_ids:
+            self._add(node_id, code, message, (), None)
+
+    def about(self, node_id: str, why: str) -> NodeReasons:
+        """What is known about one node."""
+        peers = sorted(self._by_node.get(node_id, {}).values(), key=lambda one: (-one.count, one.code, one.message))
+        return NodeReasons(node_id=node_id, why=why, peers=tuple(peers))
+
+    def codes(self, node_ids: Sequence[str]) -> Counter[str]:
+        """How often each code was said about these nodes."""
+        codes: Counter[str] = Counter()
+        for node_id in node_ids:
+            for reason in self._by_node.get(node_id, {}).values():
+                codes[reason.code] += reason.count
+        return codes
+
+    def _add(
+        self, node_id: str, code: str, message: str, shortages: tuple[Shortage, ...], retry_after: float | None
+    ) -> None:
+        reasons = self._by_node.setdefault(node_id, {})
+        key = (code[:64], message[:300])
+        if key not in reasons and len(reasons) >= _MOST_REASONS:
+            key, shortages = ("others", "other reasons"), ()
+        known = reasons.get(key)
+        times = [one for one in (known.retry_after if known else None, retry_after) if one is not None]
+        reasons[key] = CountedReason(
+            code=key[0],
+            message=key[1],
+            count=known.count + 1 if known else 1,
+            shortages=known.shortages if known else shortages,
+            retry_after=min(times, default=None),
+        )

@@ -1,0 +1,140 @@
+"""The requester: one front for finding, asking and taking."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from msgspec.structs import replace
+
+from dms_protocols.messages.bid import EnsembleRequest
+from dms_protocols.signing import EnvelopeOpener
+
+from .assignment import AssignmentRules
+from .collecting import BidCollection, collect_bids
+from .context import RequesterContext
+from .discovering import Discovery, discover
+from .limits import RequesterLimits
+from .network import Broadcast, CandidateSource, PeerNetwork, PeerObserver
+from .peers import PeerCalls
+from .progress import OnProgress, ProgressLog
+from .reservations import Reservation, reserve
+from .strategies import Strategy, StrategyOptions, strategy_named
+
+__all__ = ["Requester"]
+
+
+class Requester:
+    """Finds free capacity on a network and takes it, as one peer.
+
+    `sources` are asked in their order, the cheapest first, and `broadcast` after all of them; `observer` is told of
+    every peer that answers or cannot be reached. `clock` tells the Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        network: PeerNetwork,
+        opener: EnvelopeOpener,
+        sources: Sequence[CandidateSource],
+        *,
+        broadcast: Broadcast | None = None,
+        observer: PeerObserver | None = None,
+        limits: RequesterLimits | None = None,
+        clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._context = RequesterContext(
+            calls=PeerCalls(network, opener, observer=observer, clock=clock),
+            sources=tuple(sources),
+            broadcast=broadcast,
+            limits=limits or RequesterLimits(),
+            clock=clock,
+            rng=rng or random.SystemRandom(),
+        )
+
+    def discover(
+        self,
+        request: EnsembleRequest,
+        *,
+        count: int | None = None,
+        ttl: float = 0.0,
+        deadline: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractAsyncContextManager[Discovery]:
+        """Peers and what they have free, as they answer: `async with ... as peers: async for peer in peers`.
+
+        Ends when `count` peers would take a node of the request (None: when nobody is left to ask) or at the `deadline`
+        (Unix seconds; None: the request's own). `ttl` (seconds) is how long capacity is to be committed, if that is
+        known. Takes nothing. Raises nothing but cancellation.
+        """
+        request = _until(request, deadline)
+        return discover(self._context, request, count=count, ttl=ttl, progress=ProgressLog(on_progress))
+
+    def collect_bids(
+        self,
+        ensemble: EnsembleRequest,
+        *,
+        want: int = 1,
+        deadline: float | None = None,
+        rules: AssignmentRules | None = None,
+        hold: float = 0.0,
+        ttl: float = 0.0,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractAsyncContextManager[BidCollection]:
+        """Bids as they arrive: `async with ... as bids: async for bid in bids`.
+
+        Ends when every node has bids of `want` peers, nobody is left to ask, or at the `deadline` (Unix seconds; None:
+        the ensemble's own); leaving the block ends it as well. `hold` and `ttl` (seconds) go with the requests; a hold
+        that is not taken ends by itself. Raises nothing but cancellation.
+        """
+        return collect_bids(
+            self._context,
+            _until(ensemble, deadline),
+            want=want,
+            rules=rules or AssignmentRules(),
+            hold=hold,
+            ttl=ttl,
+            progress=ProgressLog(on_progress),
+        )
+
+    def reserve(
+        self,
+        ensemble: EnsembleRequest,
+        *,
+        strategy: Strategy | str = "cheapest",
+        currency: str = "",
+        rules: AssignmentRules | None = None,
+        want: int = 3,
+        ttl: float = 60.0,
+        deadline: float | None = None,
+        wait: bool = False,
+        keep: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> AbstractAsyncContextManager[Reservation]:
+        """All nodes of the ensemble while the block runs, or none: `async with ... as reservation`.
+
+        Among bids of `want` peers for each node, where there are so many, the `strategy` chooses (see `strategies`;
+        `currency` is what prices are wanted in). Committed for `ttl` seconds at a time and renewed; given back at the
+        block's end, also when it is cancelled, unless `keep` and it ends without an error. Gives up at the `deadline`
+        (Unix seconds; None: the ensemble's own), or at once when nobody bids, unless `wait`. Cancels the block and
+        raises ReservationLostError when a commitment is lost. Raises ReservationError, or StrategyError.
+        """
+        if isinstance(strategy, str):
+            strategy = strategy_named(strategy, StrategyOptions(self._context.rng, currency))
+        return reserve(
+            self._context,
+            _until(ensemble, deadline),
+            strategy=strategy,
+            rules=rules or AssignmentRules(),
+            want=want,
+            ttl=ttl,
+            wait=wait,
+            keep=keep,
+            progress=ProgressLog(on_progress),
+        )
+
+
+def _until(ensemble: EnsembleRequest, deadline: float | None) -> EnsembleRequest:
+    return ensemble if deadline is None else replace(ensemble, deadline=deadline)

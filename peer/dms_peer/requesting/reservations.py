@@ -1,0 +1,180 @@
+"""All of an ensemble or none of it, kept while a block runs.
+
+Rules:
+
+1. The block runs when every node is committed, and not before.
+2. While it runs every commitment is renewed. When one is lost the block is cancelled and ReservationLostError raised:
+   an ensemble is used as a whole, and what is lost may be somebody else's.
+3. At its end everything is given back, allocations too, however the block ends; with `keep` nothing is, if it ended
+   without an error.
+4. Whatever may have been taken on the way is given back as well. What cannot be given back, because its peer is gone,
+   ends at its deadline; an allocation has none, and is named in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+
+from dms_protocols.messages.bid import EnsembleRequest
+from dms_resources.leases import Lease
+
+from ..errors import ReservationError, ReservationLostError
+from .acquisition import Acquisition
+from .assignment import AssignmentRules
+from .context import RequesterContext
+from .holdings import Holding, Holdings, HoldingState
+from .peers import CallError
+from .progress import ProgressLog, SearchProgress
+from .strategies import Strategy
+
+__all__ = ["Reservation", "reserve"]
+
+_log = logging.getLogger(__name__)
+
+
+class Reservation:
+    """An ensemble that is taken. `lost` is set when it no longer is, and `why_lost` says why."""
+
+    def __init__(
+        self, holdings: Holdings, by_node: Mapping[str, Holding], progress: ProgressLog, block: trio.CancelScope
+    ) -> None:
+        self.lost = trio.Event()
+        self.why_lost = ""
+        self._holdings = holdings
+        self._by_node = dict(by_node)
+        self._progress = progress
+        self._block = block
+        self._lost_nodes: list[str] = []
+
+    @property
+    def holdings(self) -> list[Holding]:
+        """What is held, in the order of the nodes."""
+        return list(self._by_node.values())
+
+    @property
+    def leases(self) -> dict[str, Lease]:
+        """The lease of each node, as it was last heard of."""
+        return {node_id: holding.lease for node_id, holding in self._by_node.items() if holding.lease is not None}
+
+    @property
+    def peers(self) -> dict[str, str]:
+        """The peer id that each node is at."""
+        return {node_id: holding.bid.peer_id for node_id, holding in self._by_node.items()}
+
+    @property
+    def addrs(self) -> dict[str, tuple[str, ...]]:
+        """The addresses of the peer that each node is at."""
+        return {node_id: holding.bid.addrs for node_id, holding in self._by_node.items()}
+
+    @property
+    def lost_nodes(self) -> tuple[str, ...]:
+        """The nodes that are known to be lost."""
+        return tuple(self._lost_nodes)
+
+    @property
+    def progress(self) -> SearchProgress:
+        """What it took to reserve."""
+        return self._progress.snapshot()
+
+    async def allocate(self) -> dict[str, Lease]:
+        """Turn all commitments into allocations, or none: returns the allocations by node.
+
+        Raises ReservationError `not_allocated` when one cannot be had; then everything is given back, and the block is
+        cancelled. A cancellation gives everything back too. Allocations have no deadline: unlike commitments, they
+        outlive a requester that dies.
+        """
+        failures: dict[str, CallError] = {}
+        done = False
+        try:
+            async with trio.open_nursery() as nursery:
+                for holding in self._by_node.values():
+                    if holding.state is not HoldingState.ALLOCATED:
+                        nursery.start_soon(self._allocate, holding, failures, nursery.cancel_scope)
+            done = not failures and not self.lost.is_set()
+        finally:
+            if not done:
+                self.lose(list(failures), "it could not be allocated as a whole")
+                await self._holdings.release_all()
+        if not done:
+            said = "; ".join(f"{node_id}: {error.message} ({error.code})" for node_id, error in failures.items())
+            raise ReservationError("not_allocated", f"not all nodes could be allocated: {said or self.why_lost}")
+        return self.leases
+
+    def lose(self, node_ids: list[str], why: str) -> None:
+        """Say that nodes are lost: the block is cancelled."""
+        self._lost_nodes += node_ids
+        if not self.lost.is_set():
+            self.why_lost = why
+            self.lost.set()
+            self._block.cancel()
+
+    async def _allocate(self, holding: Holding, failures: dict[str, CallError], all_of_it: trio.CancelScope) -> None:
+        try:
+            await self._holdings.allocate(holding)
+        except CallError as error:
+            failures[holding.node_id] = error
+            all_of_it.cancel()
+
+
+@asynccontextmanager
+async def reserve(
+    context: RequesterContext,
+    ensemble: EnsembleRequest,
+    *,
+    strategy: Strategy,
+    rules: AssignmentRules,
+    want: int,
+    ttl: float,
+    wait: bool,
+    keep: bool,
+    progress: ProgressLog,
+) -> AsyncIterator[Reservation]:
+    """Takes the ensemble while the block runs. Raises ReservationError, or ReservationLostError out of the block."""
+    holdings = Holdings(context.calls, context.limits, ttl)
+    failure: BaseException | None = None
+    reservation: Reservation | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                block = trio.CancelScope()
+                acquisition = Acquisition(
+                    context, ensemble, holdings, nursery, strategy=strategy, rules=rules, want=want, ttl=ttl, wait=wait,
+                    progress=progress,
+                )  # fmt: skip
+                by_node = await acquisition.run()
+                reservation = Reservation(holdings, by_node, progress, block)
+                acquisition.tell_losses(partial(_lose, reservation))
+                progress.at_stage("reserved")
+                with block:
+                    yield reservation
+            except BaseException as error:
+                # Raised below: the nursery would wrap it in a group.
+                failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        kept: list[Holding] = []
+        if keep and failure is None and reservation is not None and not reservation.lost.is_set():
+            kept = reservation.holdings
+        _report(await holdings.release_all(but=kept))
+    if failure is not None:
+        raise failure
+    if reservation is not None and reservation.lost.is_set():
+        raise ReservationLostError(
+            f"the reservation is lost: {reservation.why_lost}", "reserve again", reservation.lost_nodes
+        )
+
+
+def _lose(reservation: Reservation, holding: Holding) -> None:
+    reservation.lose([holding.node_id], f"{holding.node_id} at {holding.bid.peer_id}: {holding.lost}")
+
+
+def _report(left: list[Holding]) -> None:
+    for holding in left:
+        fields: tuple[Any, ...] = (holding.lease_id, holding.bid.peer_id, holding.state.value)
+        _log.warning("not given back, its peer does not answer: lease=%s peer=%s state=%s", *fields)

@@ -1,0 +1,181 @@
+"""Asks one peer after the other, and as few as it takes.
+
+Rules:
+
+1. As many peers are asked at first as answers are missing, and `slack` more. A peer that answers but does not help, or
+   fails, makes room for the next; so does one that has been silent for `hedge_delay`, whose answer is still welcome.
+2. Where few of those who answered help, more are asked at the same time, in proportion; never more than
+   `peers_in_flight` at once, nor than `peers_asked` in all.
+3. The sources are used in their order, one after the other, and only as far as they are needed. A source that is silent
+   for `source_patience` is left. No peer is asked twice, but where a question is put again on purpose.
+4. The last resort is begun when the sources are at their end and those who were asked do not suffice.
+5. As soon as nothing is missing, everything that is under way is cancelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import trio
+
+from dms_protocols.messages.bid import EnsembleRequest
+
+from .limits import RequesterLimits
+from .network import Candidate, CandidateSource
+
+__all__ = ["Inquiry", "Search"]
+
+Inquiry: TypeAlias = Callable[[], Awaitable[bool]]
+"""Asks one peer; says whether that helped."""
+
+
+class Search:
+    """One search. `missing` says for how many more helpful answers it is worth asking: none ends the search.
+
+    `inquire` gives the inquiry for a candidate, None for one that need not be asked. `at_source` is told which source
+    is used now. Everything that `inquire` makes runs in `run` and raises nothing but cancellation.
+    """
+
+    def __init__(
+        self,
+        limits: RequesterLimits,
+        missing: Callable[[], int],
+        inquire: Callable[[Candidate], Inquiry | None],
+        *,
+        at_source: Callable[[str], None] = lambda name: None,
+        skip: Iterable[str] = (),
+    ) -> None:
+        self._limits = limits
+        self._missing = missing
+        self._inquire = inquire
+        self._at_source = at_source
+        self._seen = set(skip)
+        self._again: deque[Inquiry] = deque()
+        self._late_at: dict[int, float] = {}
+        self._short = 0
+        self._asked = 0
+        self._answered = 0
+        self._helpful = 0
+        self._news = trio.lowlevel.ParkingLot()
+        self._leftover: Callable[[], Iterable[Inquiry]] = tuple
+        self._nursery: trio.Nursery
+
+    async def run(
+        self,
+        sources: Sequence[CandidateSource],
+        request: EnsembleRequest,
+        *,
+        first: Sequence[Candidate] = (),
+        leftover: Callable[[], Iterable[Inquiry]] = tuple,
+        last_resort: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Search until nothing is missing or nobody is left. Raises nothing but cancellation, which ends all of it.
+
+        `leftover` gives questions that are worth putting once the sources are at their end.
+        """
+        self._leftover = leftover
+        self._short = self._missing()
+        if not self._short:
+            return
+        async with trio.open_nursery() as self._nursery:
+            for candidate in first:
+                await self._turn()
+                self._consider(candidate)
+            for source in sources:
+                if self._exhausted:
+                    break
+                await self._turn()
+                self._at_source(source.name)
+                async with source.candidates(request) as found:
+                    await self._use(found)
+            # Who is late may still answer, but is not waited for before the last resort is tried.
+            while self._put_again() or self._on_time():
+                await self._wait_for_news()
+            if last_resort is not None:
+                await last_resort()
+            while self._put_again() or self._late_at:
+                await self._wait_for_news()
+
+    def again(self, inquiry: Inquiry) -> None:
+        """Put one more question to a peer that was asked already, as soon as there is room."""
+        self._again.append(inquiry)
+
+    def check(self) -> None:
+        """Look again whether anything is missing: something has changed that may end the search, or widen it."""
+        self._short = self._missing()
+        if not self._short:
+            self._nursery.cancel_scope.cancel()
+        self._news.unpark_all()
+
+    @property
+    def _exhausted(self) -> bool:
+        return self._asked >= self._limits.peers_asked
+
+    async def _use(self, found: AsyncIterator[Candidate]) -> None:
+        while not self._exhausted:
+            await self._turn()
+            candidate: Candidate | None = None
+            with trio.move_on_after(self._limits.source_patience):
+                candidate = await anext(found, None)
+            if candidate is None:
+                return
+            self._consider(candidate)
+
+    def _consider(self, candidate: Candidate) -> None:
+        if candidate.peer_id in self._seen or self._exhausted:
+            return
+        self._seen.add(candidate.peer_id)
+        inquiry = self._inquire(candidate)
+        if inquiry is not None:
+            self._start(inquiry)
+
+    def _put_again(self) -> bool:
+        """Whether questions wait that are put again; with nobody else left to ask, all are that may help."""
+        self._again.extend(self._leftover())
+        self._pump()
+        return bool(self._again)
+
+    def _start(self, inquiry: Inquiry) -> None:
+        self._asked += 1
+        self._late_at[self._asked] = trio.current_time() + self._limits.hedge_delay
+        self._nursery.start_soon(self._run, self._asked, inquiry)
+
+    async def _run(self, number: int, inquiry: Inquiry) -> None:
+        helped = await inquiry()
+        del self._late_at[number]
+        self._answered += 1
+        self._helpful += helped
+        self.check()
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._again and self._room() and not self._exhausted:
+            self._start(self._again.popleft())
+        if self._exhausted:
+            self._again.clear()
+
+    async def _turn(self) -> None:
+        """Wait until one more peer should be asked."""
+        self._pump()
+        while not self._room():
+            await self._wait_for_news()
+            self._pump()
+
+    def _room(self) -> bool:
+        return len(self._late_at) < self._limits.peers_in_flight and len(self._on_time()) < self._wanted()
+
+    def _wanted(self) -> int:
+        """How many should be under way: what is missing, by the share of answers that helped so far."""
+        wanted = self._short + self._limits.slack
+        return math.ceil(wanted * (self._answered + 1) / (self._helpful + 1))
+
+    def _on_time(self) -> list[float]:
+        now = trio.current_time()
+        return [late_at for late_at in self._late_at.values() if late_at > now]
+
+    async def _wait_for_news(self) -> None:
+        with trio.CancelScope(deadline=min(self._on_time(), default=math.inf)):
+            await self._news.park()
