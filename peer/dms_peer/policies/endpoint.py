@@ -1,0 +1,83 @@
+"""A policy behind HTTP: the question is posted as JSON, the answer is the body of a 200.
+
+Connections are kept and used again. Redirects, proxies of the environment and compressed bodies are not followed, used
+or taken: the answer comes from where the owner said, and is as long as it is.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from dms_protocols.policies import Decisions, PolicyRequest
+
+from ..errors import PolicyError
+from .documents import LARGEST_ANSWER, question_document, read_answer
+from .settings import EndpointSettings
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["EndpointPolicy", "open_endpoint"]
+
+_HEADERS = {
+    "accept": "application/json",
+    "accept-encoding": "identity",
+    "content-type": "application/json",
+    "user-agent": "dms-peer",
+}
+
+
+class EndpointPolicy:
+    """Asks an endpoint; made by `open_endpoint`. `decide` raises httpx.HTTPError and PolicyError."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
+        self._client = client
+        self._url = url
+
+    async def decide(self, request: PolicyRequest) -> Decisions:
+        """Posts the question and reads what is decided. May be cancelled: then the connection is closed."""
+        question = question_document(request)
+        async with self._client.stream("POST", self._url, content=question, headers=_HEADERS) as response:
+            if response.status_code != 200:
+                raise PolicyError("policy_failed", f"it answered with status {response.status_code}")
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise PolicyError("policy_failed", "it answered with a compressed body")
+            body = await _read(response)
+        if len(body) > LARGEST_ANSWER:
+            raise PolicyError("policy_failed", f"it answered with more than {LARGEST_ANSWER} bytes")
+        return read_answer(body, request)
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """The body, or a little more than the largest answer of it."""
+    body = bytearray()
+    # Leaving the loop would leave httpx's generators half way; cancelled, they end in good order.
+    with trio.CancelScope() as scope:
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > LARGEST_ANSWER:
+                scope.cancel()
+    return bytes(body)
+
+
+@asynccontextmanager
+async def open_endpoint(settings: EndpointSettings) -> AsyncIterator[EndpointPolicy]:
+    """A policy with its connections, which are closed at its end."""
+    # Half a second, and only for those who have such a policy.
+    import httpx
+
+    limits = httpx.Limits(max_connections=settings.max_concurrent, max_keepalive_connections=settings.max_concurrent)
+    async with httpx.AsyncClient(
+        # The gate has the only clock.
+        timeout=None,
+        limits=limits,
+        follow_redirects=False,
+        trust_env=False,
+        verify=ssl.create_default_context(),
+    ) as client:
+        yield EndpointPolicy(client, settings.url)

@@ -1,0 +1,127 @@
+"""A policy that is Python code: an entry point, run in processes of its own.
+
+Code that blocks, or never comes back, would stop the peer with everything in it; a thread could not be stopped. So some
+workers are kept ready. One that fails to answer in time is killed, and another takes its place in the background.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+import trio
+
+from dms_protocols.logs import LimitedLog
+from dms_protocols.policies import Decisions, PolicyRequest
+
+from ..errors import PolicyError
+from .documents import LARGEST_ANSWER, question_document, read_answer
+from .processes import PolicyProcesses
+
+__all__ = ["EntryPointPolicy"]
+
+_log = LimitedLog(logging.getLogger(__name__))
+
+_START_SECONDS: Final = 30.0
+_PAUSE: Final = 0.2
+
+
+class _Started(Protocol):
+    """What a nursery's `start` hands in. trio's own name for it is hidden by the outdated stubs that libp2p brings."""
+
+    def started(self) -> None:
+        """Says that there is a worker."""
+
+
+class EntryPointPolicy:
+    """Asks the entry point `name` in its workers, which `keep_worker` keeps. `decide` raises PolicyError."""
+
+    def __init__(self, name: str, processes: PolicyProcesses) -> None:
+        self._name = name
+        self._processes = processes
+        self._usable = False
+        self._ready, self._waiting = trio.open_memory_channel[_Worker](math.inf)
+
+    async def decide(self, request: PolicyRequest) -> Decisions:
+        """What the entry point decides. May be cancelled: then its worker is killed."""
+        worker = await self._waiting.receive()
+        try:
+            said = await worker.exchange(question_document(request))
+        except BaseException:
+            worker.broken.set()
+            raise
+        self._ready.send_nowait(worker)
+        if "answer" not in said:
+            raise PolicyError("policy_failed", str(said.get("error", "it said nothing")))
+        return read_answer(msgspec.json.encode(said["answer"]), request)
+
+    async def keep_worker(self, *, task_status: _Started = trio.TASK_STATUS_IGNORED) -> None:
+        """Keeps one worker ready until it is cancelled.
+
+        Raises PolicyError `policy_unusable` when the first one of all cannot be started; others are tried again.
+        """
+        while True:
+            try:
+                async with self._processes.start(_command(self._name), python=True) as process:
+                    worker = _Worker(process)
+                    await worker.wait_ready()
+                    self._ready.send_nowait(worker)
+                    if not self._usable:
+                        self._usable = True
+                        task_status.started()
+                    await worker.broken.wait()
+            except (OSError, PolicyError) as error:
+                if not self._usable:
+                    raise PolicyError(
+                        "policy_unusable", f"the policy {self._name} cannot be used: {error}", "correct it, try again"
+                    ) from error
+                _log.error("a worker of policy %s cannot be started: %.300s", self._name, error)
+            # Neither code that always crashes nor who makes it crash keeps the machine busy with starting it.
+            await trio.sleep(_PAUSE)
+
+
+class _Worker:
+    """One process that answers one question at a time."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+        self.broken = trio.Event()
+
+    async def wait_ready(self) -> None:
+        with trio.move_on_after(_START_SECONDS):
+            said = await self._read_line()
+            if "error" in said:
+                raise PolicyError("policy_unusable", str(said["error"]))
+            return
+        raise PolicyError("policy_unusable", f"it is not ready after {_START_SECONDS:g} s")
+
+    async def exchange(self, question: bytes) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            await self._process.stdin.send_all(question + b"\n")
+        except trio.BrokenResourceError:
+            raise PolicyError("policy_failed", "its worker ended") from None
+        return await self._read_line()
+
+    async def _read_line(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            part = await self._process.stdout.receive_some(LARGEST_ANSWER)
+            if not part:
+                raise PolicyError("policy_failed", "its worker ended")
+            line += part
+            if len(line) > 2 * LARGEST_ANSWER:
+                raise PolicyError("policy_failed", f"it answered with more than {LARGEST_ANSWER} bytes")
+        try:
+            return msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise PolicyError("policy_failed", f"its worker is confused: {error}") from None
+
+
+def _command(name: str) -> Sequence[str]:
+    return sys.executable, "-P", "-m", f"{__package__}.worker", name
