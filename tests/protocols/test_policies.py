@@ -16,6 +16,7 @@ from dms_protocols.messages.bid import BidAnswer, BidRequest
 from dms_protocols.operations import Caller
 from dms_protocols.policies import Decision, Decisions, PeerList, Policy, PolicyRequest
 from dms_protocols.prices import PricesPerHour
+from dms_protocols.requesters import AllocationClient
 from dms_protocols.signing import open_bid
 from dms_resources.components import CPU, GPU, RAM, Disk, HoldLimits, Resources
 from dms_resources.demands import GPUDemand
@@ -192,8 +193,6 @@ async def test_the_first_refusal_stands_and_later_policies_are_not_asked(
 
 
 async def commit(provider: Any, requester: Any, *signed: Any) -> Any:
-    from dms_protocols.requesters import AllocationClient
-
     async with provider.connect(requester.peer_id) as client:
         return await AllocationClient(client).commit([one.envelope for one in signed], ttl=60)
 

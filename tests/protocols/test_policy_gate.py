@@ -57,7 +57,7 @@ async def test_its_budget_is_the_longest_that_anybody_waits(autojump_clock: trio
 
 @pytest.mark.parametrize(
     "answer",
-    [ValueError("x" * 10_000), ExceptionGroup("two", [ValueError(), OSError()]), Decisions(decisions=())],,
+    [ValueError("x" * 10_000), ExceptionGroup("two", [ValueError(), OSError()]), Decisions(decisions=())],
 )
 async def test_whatever_it_does_is_a_refusal_and_one_bounded_line(
     autojump_clock: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, answer: Any
