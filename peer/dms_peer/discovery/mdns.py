@@ -1,0 +1,294 @@
+"""Peers on the local network, by multicast DNS as all libp2p peers use it.
+
+What is heard is nothing but an address to dial: who listens there is proved by the handshake.
+Source: https://github.com/libp2p/specs/blob/master/discovery/mdns.md (service `_p2p._udp.local`, TXT strings
+`dnsaddr=MULTIADDR`). The DNS itself is zeroconf's, in two threads that end with the block; what it hears is handed over
+in a mailbox of bounded size.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import string
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from dms_protocols.messages.bid import EnsembleRequest
+
+from ..errors import AddressError
+from ..host.addresses import PeerAddress, parse_peer_address
+from ..requesting.network import Candidate
+
+if TYPE_CHECKING:
+    from zeroconf import ServiceInfo, Zeroconf
+
+__all__ = ["MDNSPeers", "open_mdns"]
+
+_log = logging.getLogger(__name__)
+
+_SERVICE: Final = "_p2p._udp.local."
+_TXT: Final = 16
+_PREFIX: Final = b"dnsaddr="
+_LONGEST_STRING: Final = 255
+_MOST_ADDRESSES: Final = 16
+_MOST_PEERS: Final = 256
+_MOST_HEARD: Final = 256
+# Seconds in which those who are there have answered.
+_SETTLING: Final = 2.0
+# Where many peers say the port 0, nobody listens: it is there because the record has to have one.
+_SOME_PORT: Final = 4001
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """One TXT record: of whom, what, and for how long it holds (seconds; 0 says goodbye)."""
+
+    name: str
+    text: bytes
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    text: bytes
+    peer_id: str
+    addrs: tuple[str, ...]
+    expires: float
+
+
+class MDNSPeers:
+    """Who was heard on the local network: a CandidateSource. Made by `open_mdns`."""
+
+    name = "mdns"
+
+    def __init__(self, own_id: str, settled_at: float) -> None:
+        self._own_id = own_id
+        self._settled_at = settled_at
+        self._deaf = False
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._changed = trio.Event()
+
+    def peers(self) -> dict[str, tuple[str, ...]]:
+        """The addresses of each peer that was heard and has not gone."""
+        now = trio.current_time()
+        return {entry.peer_id: entry.addrs for entry in self._entries.values() if entry.expires > now}
+
+    async def wait_changed(self) -> None:
+        """Returns when somebody new was heard."""
+        await self._changed.wait()
+
+    @asynccontextmanager
+    async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
+        """As the protocol says; just after the start it waits for those who are about to answer."""
+        async with aclosing(self._candidates(request)) as found:
+            yield found
+
+    async def _candidates(self, request: EnsembleRequest) -> AsyncGenerator[Candidate, None]:
+        told = set(request.peer_exclusion)
+        await trio.lowlevel.checkpoint()
+        while True:
+            changed = self._changed
+            for peer_id, addrs in self.peers().items():
+                if peer_id not in told:
+                    told.add(peer_id)
+                    yield Candidate(peer_id, addrs, self.name)
+            if self._deaf:
+                return
+            with trio.move_on_at(self._settled_at) as waiting:
+                await changed.wait()
+            if waiting.cancelled_caught:
+                return
+
+    def nobody_answers(self) -> None:
+        """There is nothing to wait for: this machine has no such network."""
+        self._deaf = True
+        self._wake()
+
+    def heard(self, record: _Heard) -> None:
+        """Takes in one record."""
+        before = self._entries.pop(record.name, None)
+        if record.ttl <= 0:
+            return
+        expires = trio.current_time() + record.ttl
+        if before is not None and before.text == record.text:
+            # Said again, as it is every few minutes.
+            self._entries[record.name] = replace(before, expires=expires)
+            return
+        found = tuple(_addresses(record.text))
+        peers = {address.peer_id.to_base58() for address in found}
+        if len(peers) != 1 or self._own_id in peers:
+            return
+        addrs = tuple(address.text for address in found)
+        self._entries[record.name] = _Entry(record.text, peers.pop(), addrs, expires)
+        if len(self._entries) > _MOST_PEERS:
+            self._entries.popitem(last=False)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def _addresses(text: bytes) -> Iterator[PeerAddress]:
+    """The addresses in a TXT record (RFC 6763, section 6.1) that could be dialled."""
+    found = 0
+    while text and found < _MOST_ADDRESSES:
+        said, text = text[1 : 1 + text[0]], text[1 + text[0] :]
+        if not said.startswith(_PREFIX):
+            continue
+        # Counted whether it is one or not: a record is not to cost more for being wrong.
+        found += 1
+        try:
+            yield parse_peer_address(said[len(_PREFIX) :].decode(errors="replace"))
+        except AddressError:
+            # Peers of other transports are no news.
+            continue
+
+
+@asynccontextmanager
+async def open_mdns(
+    peer_id: str, addrs: Sequence[str] = (), *, interfaces: Sequence[str] | None = None
+) -> AsyncIterator[MDNSPeers]:
+    """Listens for peers on the local network while the block runs, and tells them `addrs`, where there are any.
+
+    It begins to listen beside the block. `interfaces` are the IP addresses of those to use, by default all. A network
+    without multicast costs one line in the log. At the end it says goodbye, which takes a second.
+    """
+    peers = MDNSPeers(peer_id, trio.current_time() + _SETTLING)
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_run, peers, tuple(addrs), interfaces)
+        try:
+            yield peers
+        except Exception as error:
+            # Raised again behind the nursery, which would wrap it in a group.
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _run(peers: MDNSPeers, addrs: Sequence[str], interfaces: Sequence[str] | None) -> None:
+    mailbox = _Mailbox(peers, trio.lowlevel.current_trio_token())
+    try:
+        # No thread may outlive the block, so that starting, a matter of milliseconds, is waited for.
+        zeroconf = await trio.to_thread.run_sync(_start, mailbox, interfaces)
+    except Exception as error:
+        # Each system has its own errors where there is no network; all of them mean the same.
+        _log.warning("no peers are looked for on the local network (mDNS): %s", _one_line(error))
+        peers.nobody_answers()
+        return
+    try:
+        if addrs:
+            await trio.to_thread.run_sync(_announce, zeroconf, _service_info(addrs))
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            # Bounded by zeroconf itself.
+            await trio.to_thread.run_sync(_close, zeroconf)
+
+
+class _Mailbox:
+    """What zeroconf's thread heard, on its way to ours; what is too much is lost, and said again sooner or later."""
+
+    def __init__(self, peers: MDNSPeers, token: trio.lowlevel.TrioToken) -> None:
+        self._peers = peers
+        self._token = token
+        self._waiting: deque[_Heard] = deque(maxlen=_MOST_HEARD)
+
+    def put(self, heard: _Heard) -> None:
+        """Called by zeroconf's thread."""
+        self._waiting.append(heard)
+        # However often this is asked for, it waits once.
+        self._token.run_sync_soon(self._deliver, idempotent=True)
+
+    def _deliver(self) -> None:
+        while self._waiting:
+            self._peers.heard(self._waiting.popleft())
+
+
+def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
+    # Not above: it takes a tenth of a second, which no command should pay that does not listen.
+    from zeroconf import InterfaceChoice, RecordUpdate, RecordUpdateListener, ServiceListener, Zeroconf
+
+    class Records(RecordUpdateListener):
+        """Hears every record; zeroconf's own resolver waits for SRV and address records that not all peers send."""
+
+        def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
+            for record in (update.new for update in records):
+                if record.type == _TXT and record.name.lower().endswith(f".{_SERVICE}"):
+                    text: bytes = getattr(record, "text", b"")
+                    mailbox.put(_Heard(record.name, text, 0.0 if record.is_expired(now) else record.ttl))
+
+        def async_update_records_complete(self) -> None:
+            """Nothing is left to do."""
+
+    class Asking(ServiceListener):
+        """Makes zeroconf ask for the service, at the intervals that the standard wants; `Records` hears the answers."""
+
+        def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+            """Nothing."""
+
+        def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+            """Nothing."""
+
+        def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
+            """Nothing."""
+
+    zeroconf = Zeroconf(
+        interfaces=InterfaceChoice.All if interfaces is None else list(interfaces),
+        # A thread of its own, whatever runs in ours.
+        use_asyncio=False,
+    )
+    try:
+        zeroconf.add_listener(Records(), None)
+        zeroconf.add_service_listener(_SERVICE, Asking())
+    except BaseException:
+        zeroconf.close()
+        raise
+    return zeroconf
+
+
+def _announce(zeroconf: Zeroconf, info: ServiceInfo) -> None:
+    try:
+        zeroconf.register_service(info)
+    except Exception as error:
+        _log.warning("this peer is not announced on the local network (mDNS): %s", _one_line(error))
+
+
+def _close(zeroconf: Zeroconf) -> None:
+    try:
+        zeroconf.close()
+    except Exception as error:
+        # Saying goodbye fails where the network is gone.
+        _log.debug("closing mDNS failed: %s", _one_line(error))
+
+
+def _service_info(addrs: Sequence[str]) -> ServiceInfo:
+    from zeroconf import ServiceInfo
+
+    # Random, as the standard wants it, so that nobody is followed from network to network by it.
+    name = "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=40))
+    strings = [string for string in map(_string, addrs) if len(string) <= 1 + _LONGEST_STRING][:_MOST_ADDRESSES]
+    parsed = [parse_peer_address(address) for address in addrs]
+    options: dict[str, Any] = {"parsed_addresses": [one.host for one in parsed if one.kind in ("ip4", "ip6")]}
+    port = next((one.port for one in parsed), _SOME_PORT)
+    # The strings one by one: a mapping would have the key `dnsaddr` only once.
+    return ServiceInfo(
+        _SERVICE, f"{name}.{_SERVICE}", port=port, properties=b"".join(strings), server=f"{name}.local.", **options
+    )
+
+
+def _string(address: str) -> bytes:
+    content = _PREFIX + address.encode()
+    return bytes([min(len(content), _LONGEST_STRING)]) + content
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]
