@@ -4,7 +4,7 @@ Every error says what is wrong (`message`), what to do about it (`hint`) and car
 that scripts may rely on. Whose fault it is decides the class; whether a retry helps is said by the class too.
 
     PeerError
-    ├── IdentityError   the key file: ours to repair, a retry does not help
+    ├── IdentityError   a key file: ours to repair, a retry does not help
     ├── UsageError      a command line that makes no sense: the caller's to correct
     ├── AbortedError    the user does not want it after all
     ├── AddressError    an address that nobody can dial or listen on: the caller's to correct
@@ -62,9 +62,9 @@ class PeerError(Exception):
 
 
 class IdentityError(PeerError):
-    """The key file cannot be used.
+    """A key file cannot be used: this peer's own, or the one of a private network.
 
-    Codes: `key_missing`, `key_unreadable`, `key_exposed`, `key_foreign`, `key_damaged`, `key_unwritable`.
+    Codes: `key_missing`, `key_unreadable`, `key_exposed`, `key_foreign`, `key_damaged`, `key_unwritable`, `key_exists`.
     """
 
     def __init__(self, code: str, path: str, message: str, hint: str) -> None:

@@ -11,15 +11,14 @@ Rules:
 
 from __future__ import annotations
 
-import os
 import secrets
-import stat
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import IdentityError
+from .key_files import create_key_file, damaged_key, read_key_file
 
 if TYPE_CHECKING:
     from libp2p.crypto.keys import KeyPair
@@ -31,9 +30,6 @@ SEED_SIZE = 32
 KEY_PREFIX = b"\x08\x01\x12\x20"
 # A peer id of a short key is the key itself under the identity multihash: code 0, length 36.
 IDENTITY_MULTIHASH = b"\x00\x24"
-# No key of ours is longer; what is longer is no key.
-MAX_FILE_SIZE = 4096
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,7 @@ def load_or_create_identity(path: Path) -> Identity:
         if error.code != "key_missing":
             raise
     try:
-        _create(path, KEY_PREFIX + new_identity().seed)
+        create_key_file(path, KEY_PREFIX + new_identity().seed)
     except FileExistsError:
         pass  # Another process was first: its key is the one that counts.
     except OSError as error:
@@ -97,95 +93,15 @@ def load_or_create_identity(path: Path) -> Identity:
 
 def load_identity(path: Path) -> Identity:
     """The identity in `path`. Raises IdentityError: missing, exposed, foreign, damaged… Blocks on disk."""
-    try:
-        status, raw = _read(path)
-    except FileNotFoundError as error:
-        raise IdentityError(
-            "key_missing", str(path), f"there is no key file {path}", "start the peer once to create it"
-        ) from error
-    except OSError as error:
-        raise IdentityError(
-            "key_unreadable",
-            str(path),
-            f"cannot read the key file {path}: {error.strerror}",
-            "run the peer as the user who owns its home directory",
-        ) from error
-    _check_owner(path, status)
-    return _parse(path, raw)
-
-
-def _read(path: Path) -> tuple[os.stat_result, bytes]:
-    # Without O_NONBLOCK a FIFO in the file's place would hang the peer at start.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        return status, os.read(descriptor, MAX_FILE_SIZE) if stat.S_ISREG(status.st_mode) else b""
-    finally:
-        os.close(descriptor)
-
-
-def _check_owner(path: Path, status: os.stat_result) -> None:
-    # Asked of the open file, not of the path: nobody can put another file there in between.
-    if not stat.S_ISREG(status.st_mode):
-        raise _damaged(path, "it is not a regular file")
-    if status.st_uid != os.geteuid():
-        raise IdentityError(
-            "key_foreign",
-            str(path),
-            f"the key file {path} belongs to user {status.st_uid}, not to {os.geteuid()} who runs this peer",
-            f"run the peer as its owner, or: chown {os.geteuid()} {path}",
-        )
-    if status.st_mode & OTHERS:
-        raise IdentityError(
-            "key_exposed",
-            str(path),
-            f"other users can access the key file {path} (mode {stat.S_IMODE(status.st_mode):04o})",
-            f"chmod 600 {path}; if somebody may have read it, delete it and start with a new identity",
-        )
+    return _parse(path, read_key_file(path, "start the peer once to create it"))
 
 
 def _parse(path: Path, raw: bytes) -> Identity:
     if not raw:
-        raise _damaged(path, "it is empty")
+        raise damaged_key(path, "it is empty")
     # In both cases the type comes first, so that a key of another type is named as such.
     if raw[:1] == KEY_PREFIX[:1] and raw[1:2] != KEY_PREFIX[1:2] and len(raw) > len(KEY_PREFIX):
-        raise _damaged(path, "its key is not an Ed25519 key")
+        raise damaged_key(path, "its key is not an Ed25519 key")
     if not raw.startswith(KEY_PREFIX) or len(raw) != len(KEY_PREFIX) + SEED_SIZE:
-        raise _damaged(path, f"its {len(raw)} bytes are not an Ed25519 key")
+        raise damaged_key(path, f"its {len(raw)} bytes are not an Ed25519 key")
     return new_identity(raw[len(KEY_PREFIX) :])
-
-
-def _damaged(path: Path, why: str) -> IdentityError:
-    return IdentityError(
-        "key_damaged",
-        str(path),
-        f"the key file {path} is damaged: {why}",
-        "restore it from a backup, or delete it to start with a new identity",
-    )
-
-
-def _create(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            # The umask may have taken bits away that the owner needs.
-            os.fchmod(descriptor, 0o600)
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        # A link, not a rename: it fails where the name is taken, so an existing key is never replaced.
-        os.link(draft, path)
-    finally:
-        os.unlink(draft)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    # Without it the name may be gone after a power cut, and with it the identity that others already know.
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
