@@ -29,6 +29,7 @@ from .owner_messages import (
     OnboardRequest,
     StatusAnswer,
     StatusRequest,
+    TermsSummary,
 )
 
 if TYPE_CHECKING:
@@ -41,12 +42,22 @@ _MOST_LEASES: Final = 500
 
 
 class LocalAdministration:
-    """Administers an open ledger in this process; `addrs` are where the peer listens, None when it does not run."""
+    """Administers an open ledger in this process; `addrs` are where the peer listens, None when it does not run.
 
-    def __init__(self, manager: ResourceManager, peer_id: str, addrs: tuple[str, ...] | None = None) -> None:
+    `terms` are those on which it bids.
+    """
+
+    def __init__(
+        self,
+        manager: ResourceManager,
+        peer_id: str,
+        addrs: tuple[str, ...] | None = None,
+        terms: TermsSummary | None = None,
+    ) -> None:
         self._manager = manager
         self._peer_id = peer_id
         self._addrs = addrs
+        self._terms = terms
 
     async def status(self) -> StatusAnswer:
         """What is onboarded, promised and free."""
@@ -75,6 +86,7 @@ class LocalAdministration:
             storage_error=manager.storage_error.message if manager.storage_error else None,
             findings=findings,
             audited=audited,
+            terms=self._terms,
         )
 
     async def onboard(self, request: OnboardRequest) -> OfferAnswer:

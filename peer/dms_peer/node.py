@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -33,6 +34,8 @@ from .home import RETRY_INTERVAL, Home
 from .host import HardenedHost, host_addresses, open_host, parse_listen_address
 from .identity import Identity, load_or_create_identity
 from .local_socket import serve_socket
+from .policies.opening import open_policies
+from .terms_file import OwnerTerms, read_terms_file
 
 __all__ = ["Node", "Ready", "announce", "announce_json", "write_logs"]
 
@@ -54,13 +57,15 @@ class Ready:
 @dataclass(frozen=True, slots=True)
 class Node:
     """What a peer is started with: its home, where it listens, its machine (None: as remembered), what it does with a
-    promise that the machine itself is short of now, and every how many seconds it samples the machine's use."""
+    promise that the machine itself is short of now, every how many seconds it samples the machine's use, and the file
+    of the terms on which it bids."""
 
     home: Home
     listen: tuple[str, ...] = ()
     machine: str | None = None
     guard: Guard = "warn"
     sample_interval: float = 5.0
+    terms: Path | None = None
 
     async def run(self, announce: Callable[[Ready | None], None]) -> None:
         """Runs until a signal asks it to stop; `announce` is told when it is ready, and (None) when it has stopped.
@@ -79,11 +84,13 @@ class Node:
     async def open(self) -> AsyncIterator[Ready]:
         """A peer that answers while the block runs.
 
-        Raises IdentityError, MachineFileError, ListenError, AddressError, StorageError and PeerError.
+        Raises IdentityError, MachineFileError, ListenError, AddressError, DocumentError, PolicyError, StorageError and
+        PeerError.
         """
         home = self.home
         for address in self.listen:
             parse_listen_address(address)
+        owner_terms = await trio.to_thread.run_sync(read_terms_file, self.terms) if self.terms else OwnerTerms()
         home.prepare()
         identity = load_or_create_identity(home.key_path)
         machine = await trio.to_thread.run_sync(home.machine, self.machine)
@@ -91,11 +98,14 @@ class Node:
         async with AsyncExitStack() as stack:
             manager = await self._open_manager(stack, machine, monitor)
             home.remember_machine(self.machine, machine)
+            policies = await stack.enter_async_context(open_policies(owner_terms.policies))
+            terms = owner_terms.bid_terms(policies)
             host = await self._open_host(stack, identity)
-            await stack.enter_async_context(serve(host, manager, identity=identity))
+            await stack.enter_async_context(serve(host, manager, identity=identity, terms=terms))
             addrs = host_addresses(host)
-            local = administration_operations(LocalAdministration(manager, identity.peer_id, addrs))
-            operations = reduce(or_, newest_of_each(peer_operations(manager, identity)).values(), local)
+            summary = owner_terms.summary() if self.terms else None
+            local = administration_operations(LocalAdministration(manager, identity.peer_id, addrs, summary))
+            operations = reduce(or_, newest_of_each(peer_operations(manager, identity, terms)).values(), local)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             offers = manager.get_onboarded_resources() is not None
             yield Ready(identity.peer_id, addrs, machine.simulated, offers)

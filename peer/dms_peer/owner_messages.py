@@ -25,11 +25,30 @@ __all__ = [
     "OnboardRequest",
     "StatusAnswer",
     "StatusRequest",
+    "TermsSummary",
 ]
 
 
 class StatusRequest(Struct, frozen=True, tag_field="op", tag="status"):
     """What is onboarded, promised and free, and to whom."""
+
+
+class TermsSummary(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """On what terms a running peer bids.
+
+    `micros_per_hour` has the price of each of core, ram_gib, disk_gib, gpu, vram_gib and bid that costs anything, in
+    millionths of a unit of `currency`; `executors` None are all; `location` goes from the continent to the city.
+    """
+
+    currency: str = ""
+    micros_per_hour: dict[str, int] = {}
+    location: tuple[str, ...] = ()
+    executors: tuple[str, ...] | None = None
+    privileged_docker: bool = False
+    valid_seconds: float = 300.0
+    allowed_peers: tuple[str, ...] = ()
+    denied_peers: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
 
 
 class StatusAnswer(Struct, frozen=True, kw_only=True):
@@ -39,7 +58,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     sentences on the machine, `missing` on what is onboarded and no longer there, `short_now` on what the ledger has
     free and the machine has not. `storage_error` says why nothing can be promised now, `findings` are those of the last
     audit, `audited` (Unix seconds) is when that was. `usage` is what the whole machine used `usage_age` seconds ago,
-    None where nothing watches it.
+    None where nothing watches it. `terms` are those of the running peer, None where it was given none.
     """
 
     peer_id: str
@@ -62,6 +81,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     storage_error: str | None = None
     findings: tuple[Finding, ...] = ()
     audited: float | None = None
+    terms: TermsSummary | None = None
 
 
 class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):

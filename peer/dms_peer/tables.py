@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from dms_resources.components import GPU, Resources
-from dms_resources.leases import Lease
+from dms_resources.leases import Lease, Price
 from dms_resources.units import format_duration, format_size
 
 from .failures import printable
-from .owner_messages import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswer
+from .owner_messages import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswer, TermsSummary
 
 if TYPE_CHECKING:
     # They come with libp2p, which local commands do not load.
@@ -132,6 +132,8 @@ def show_status(status: StatusAnswer) -> None:
     if status.usage is not None:
         amounts["in use now"] = status.usage
     show_resources("resources", amounts)
+    if status.terms is not None:
+        _show_terms(status.terms)
     if status.usage_age is not None:
         print(f"  use of the machine sampled {format_duration(status.usage_age)} ago")
     if status.leases:
@@ -146,6 +148,31 @@ def show_status(status: StatusAnswer) -> None:
         print(f"  audit: {finding.code}: {printable(finding.message)}")
     for sentence in (*status.limits, *status.problems):
         print(f"  note: {printable(sentence)}")
+
+
+_PRICED: Final = {
+    "core": "a core",
+    "ram_gib": "a GiB of RAM",
+    "disk_gib": "a GiB of disk",
+    "gpu": "a GPU",
+    "vram_gib": "a GiB of VRAM",
+    "bid": "each bid",
+}
+
+
+def _show_terms(terms: TermsSummary) -> None:
+    rows = [
+        [_PRICED.get(name, name), Price(micros_per_hour=micros, currency=terms.currency).describe()]
+        for name, micros in terms.micros_per_hour.items()
+    ]
+    rows += [["location", ", ".join(terms.location)]] if terms.location else []
+    rows += [["executors", ", ".join(terms.executors) or "none"]] if terms.executors is not None else []
+    rows += [["privileged containers", "allowed" if terms.privileged_docker else "refused"]]
+    rows += [["bids are valid for", format_duration(terms.valid_seconds)]]
+    rows += [["bids only for", peer] for peer in terms.allowed_peers]
+    rows += [["no bids for", peer] for peer in terms.denied_peers]
+    rows += [["decides", policy] for policy in terms.policies]
+    show_table("terms", ["", ""], rows)
 
 
 def show_leases(title: str, leases: Sequence[Lease]) -> None:
@@ -206,7 +233,7 @@ def show_bid(report: BidReport) -> None:
         f"{report.peer_id} {what}" + (", simulated machine" if bid.simulated else ""), {"bid": bid.resources}
     )
     if bid.price is not None:
-        print(f"price: {bid.price.micros_per_hour / 1e6:g} {printable(bid.price.currency)} per hour")
+        print(f"price: {printable(bid.price.describe())}")
     if report.dry_run:
         return
     print(f"valid for {format_duration(bid.valid_until - time.time())}" + (", held until then" if bid.held else ""))

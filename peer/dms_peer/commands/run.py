@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import trio
@@ -43,6 +44,10 @@ def run(
         float,
         typer.Option("--sample-interval", min=0.5, max=3600, help="Seconds between samples of the machine's use."),
     ] = 5.0,
+    terms: Annotated[
+        Path | None,
+        typer.Option("--terms", metavar="FILE", help="Prices, place, executors and policies; see docs/policies.md."),
+    ] = None,
     home: HomeOption = None,
     machine: MachineOption = None,
     as_json: JSONOption = False,
@@ -58,5 +63,6 @@ def run(
         machine=machine,
         guard=guard.value,
         sample_interval=sample_interval,
+        terms=terms,
     )
     trio.run(node.run, announce_json if as_json else announce)
