@@ -24,6 +24,7 @@ from dms_resources.components import (
     HoldLimits,
     MachineResources,
     OnboardedResources,
+    PortRange,
 )
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
 from dms_resources.manager import ResourceManager, open_manager
@@ -79,13 +80,16 @@ def ledger_directory() -> Iterator[Path]:
 async def open_simulated_manager(
     path: Path, machine: MachineResources, *, clock: Clock | None = None
 ) -> AsyncIterator[ResourceManager]:
-    """A ledger in virtual time. A new one offers the whole machine, and allows holds of a minute."""
+    """A ledger in virtual time. A new one offers the whole machine, and allows holds of a minute.
+
+    It has few ports to give, because the pool of all of them is what costs most in a small ledger.
+    """
     async with open_manager(path, machine, clock=clock or VirtualClock(), worker=in_place) as manager:
         if manager.get_onboarded_resources() is None:
             await manager.update_onboarded_resources(
                 OnboardedResources(
                     cpu=machine.cpu, ram=machine.ram, disk=machine.disk, gpus=machine.gpus,
-                    holds=HoldLimits(max_seconds=60, share=1000),
+                    port_range=PortRange(first=16384, last=16447), holds=HoldLimits(max_seconds=60, share=1000),
                 )
             )  # fmt: skip
         yield manager
