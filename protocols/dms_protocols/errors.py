@@ -13,6 +13,8 @@
     ├── AnswerTooLargeError          answer_too_large              ask for less
     ├── EnvelopeError                bad_envelope, bad_signature
     ├── BidError                     not_your_bid, not_my_bid, bid_expired, bad_bid
+    ├── AdvertError                  bad_advert, advert_expired, advert_ahead, old_advert, not_your_advert
+    ├── BroadcastError               bad_broadcast, broadcast_expired, not_waiting, delivered_already
     ├── InternalError                internal                      a fault of the side that answers
     └── RemoteError                  whatever code the other side sent
 
@@ -26,8 +28,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 __all__ = [
+    "AdvertError",
     "AnswerTooLargeError",
     "BidError",
+    "BroadcastError",
     "BusyError",
     "CBORError",
     "ConnectionLostError",
@@ -119,6 +123,20 @@ class BidError(ProtocolError):
     """A bid is genuine but not good for this: `not_your_bid`, `not_my_bid`, `bid_expired` or `bad_bid`."""
 
     default_code = "bad_bid"
+
+
+class AdvertError(ProtocolError):
+    """An advert that is not taken: `bad_advert` (it names another than its signer, or is too large), `advert_expired`,
+    `advert_ahead` (issued in the future), `old_advert` (a later one is known) or `not_your_advert`."""
+
+    default_code = "bad_advert"
+
+
+class BroadcastError(ProtocolError):
+    """A broadcast request (`bad_broadcast`, `broadcast_expired`) or an answer to one (`not_waiting`,
+    `delivered_already`) that is not taken."""
+
+    default_code = "bad_broadcast"
 
 
 class InternalError(ProtocolError):

@@ -14,8 +14,10 @@ from typing import Final, TypeVar
 
 __all__ = [
     "ALLOCATION_PROTOCOL",
+    "BID_DELIVERY_PROTOCOL",
     "BID_PROTOCOL",
     "BID_PROTOCOL_1_1",
+    "PEERS_PROTOCOL",
     "RESOURCES_PROTOCOL",
     "ProtocolID",
     "newest_first",
@@ -27,8 +29,17 @@ RESOURCES_PROTOCOL: Final = "/dms/resources/1.0.0"
 BID_PROTOCOL: Final = "/dms/bid/1.0.0"
 BID_PROTOCOL_1_1: Final = "/dms/bid/1.1.0"
 ALLOCATION_PROTOCOL: Final = "/dms/allocation/1.0.0"
+PEERS_PROTOCOL: Final = "/dms/peers/1.0.0"
+BID_DELIVERY_PROTOCOL: Final = "/dms/bid-delivery/1.0.0"
 
-_KNOWN: Final = (RESOURCES_PROTOCOL, BID_PROTOCOL, BID_PROTOCOL_1_1, ALLOCATION_PROTOCOL)
+_KNOWN: Final = (
+    RESOURCES_PROTOCOL,
+    BID_PROTOCOL,
+    BID_PROTOCOL_1_1,
+    ALLOCATION_PROTOCOL,
+    PEERS_PROTOCOL,
+    BID_DELIVERY_PROTOCOL,
+)
 _NUMBER: Final = r"(0|[1-9][0-9]{0,8})"
 _FORM: Final = re.compile(rf"(/.+)/{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
 

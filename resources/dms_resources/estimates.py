@@ -1,16 +1,49 @@
-"""Whether a job would find room in what a peer said, some time ago, that it has free.
+"""Whether a job would find room in what a peer said, some time ago, that it has free; and as much of that as is needed.
 
 An estimate for choosing whom to ask: the peer alone decides, by its ledger.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from .architectures import architecture_name
-from .components import FreeResources
+from .components import CPU, GPU, RAM, Disk, FreeResources
 from .demands import Demand
 from .placement import DeviceState, place
 
-__all__ = ["would_fit"]
+__all__ = ["in_short", "would_fit"]
+
+_MOST_GPUS: Final = 64
+_LONGEST_NAME: Final = 128
+
+
+def in_short(free: FreeResources) -> FreeResources:
+    """What `would_fit` needs of it, and no more than a table of many peers can keep."""
+    return FreeResources(
+        cpu=CPU(
+            cores=free.cpu.cores,
+            clock_speed=free.cpu.clock_speed,
+            architecture=free.cpu.architecture[:_LONGEST_NAME],
+        ),
+        ram=RAM(size=free.ram.size),
+        disk=Disk(size=free.disk.size),
+        gpus=tuple(_gpu_in_short(gpu) for gpu in free.gpus[:_MOST_GPUS]),
+        ports=free.ports,
+        onboarded=free.onboarded,
+        draining=free.draining,
+        simulated=free.simulated,
+    )
+
+
+def _gpu_in_short(gpu: GPU) -> GPU:
+    return GPU(
+        uuid=gpu.uuid[:_LONGEST_NAME],
+        vendor=gpu.vendor,
+        model=gpu.model[:_LONGEST_NAME],
+        vram=gpu.vram,
+        exclusive=gpu.exclusive,
+    )
 
 
 def would_fit(free: FreeResources, demand: Demand) -> bool:

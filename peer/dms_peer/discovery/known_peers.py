@@ -17,8 +17,8 @@ import trio
 from msgspec.structs import replace
 
 from dms_protocols.messages.bid import EnsembleRequest
-from dms_resources.components import CPU, GPU, RAM, Disk, FreeResources
-from dms_resources.estimates import would_fit
+from dms_resources.components import FreeResources
+from dms_resources.estimates import in_short, would_fit
 
 from ..requesting.network import Candidate
 from .peers_file import KnownPeer, PeersFile, merge_peers
@@ -29,8 +29,6 @@ _log = logging.getLogger(__name__)
 
 _MOST_ADDRESSES: Final = 8
 _LONGEST_ADDRESS: Final = 256
-_MOST_GPUS: Final = 64
-_LONGEST_NAME: Final = 128
 # Seconds for which a peer is left alone after its first failure, doubled by each further one.
 _FIRST_PAUSE: Final = 30.0
 _LONGEST_PAUSE: Final = 6 * 3600.0
@@ -72,7 +70,7 @@ class KnownPeers:
         newest_first = dict.fromkeys(addr for addr in (*addrs, *before.addrs) if len(addr) <= _LONGEST_ADDRESS)
         after = replace(before, addrs=tuple(newest_first)[:_MOST_ADDRESSES], last_seen=now, failures=0)
         if free is not None:
-            after = replace(after, free=_in_short(free), free_at=now)
+            after = replace(after, free=in_short(free), free_at=now)
         # At the end: the table is in the order of the last sign of life.
         self._peers[peer_id] = after
         if len(self._peers) > self._most:
@@ -130,27 +128,6 @@ class KnownPeers:
 
 def _pause(failures: int) -> float:
     return min(_FIRST_PAUSE * 2 ** min(failures - 1, 32), _LONGEST_PAUSE) if failures else 0.0
-
-
-def _in_short(free: FreeResources) -> FreeResources:
-    """What a search needs of it, so that no peer can fill the table with what it says."""
-
-    def cut(text: str) -> str:
-        return text[:_LONGEST_NAME]
-
-    return FreeResources(
-        cpu=CPU(cores=free.cpu.cores, clock_speed=free.cpu.clock_speed, architecture=cut(free.cpu.architecture)),
-        ram=RAM(size=free.ram.size),
-        disk=Disk(size=free.disk.size),
-        gpus=tuple(
-            GPU(uuid=cut(gpu.uuid), vendor=gpu.vendor, model=cut(gpu.model), vram=gpu.vram, exclusive=gpu.exclusive)
-            for gpu in free.gpus[:_MOST_GPUS]
-        ),
-        ports=free.ports,
-        onboarded=free.onboarded,
-        draining=free.draining,
-        simulated=free.simulated,
-    )
 
 
 @asynccontextmanager

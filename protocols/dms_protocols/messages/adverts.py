@@ -1,0 +1,65 @@
+"""What a peer says of itself to everybody: a capacity advert, the deterministic CBOR of which is signed and passed on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeAlias
+
+from msgspec import Meta, Struct
+
+from dms_resources.components import Amount, FreeResources
+
+from .bid import MAX_GPUS, Name, Place
+
+__all__ = [
+    "ADVERT_DOMAIN",
+    "ADVERT_PAYLOAD_TYPE",
+    "LONGEST_ADVERT_TTL",
+    "MAX_ADDRS",
+    "MAX_ADVERT_SIZE",
+    "Addrs",
+    "CapacityAdvert",
+    "PeerID",
+]
+
+ADVERT_DOMAIN: Final = "dms-advert"
+"""Keeps a signature under an advert from counting for anything else."""
+
+ADVERT_PAYLOAD_TYPE: Final = b"/dms/advert/1.0.0"
+
+MAX_ADVERT_SIZE: Final = 8 * 1024
+"""Bytes of a signed advert; a machine with eight GPUs needs about 1,500."""
+
+MAX_ADDRS: Final = 8
+"""Addresses in an advert or a broadcast request."""
+
+LONGEST_ADVERT_TTL: Final = 21600.0
+"""Seconds for which an advert may hold."""
+
+PeerID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
+Addrs: TypeAlias = Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=MAX_ADDRS)]
+
+
+class CapacityAdvert(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `peer_id` had free at `issued_at` (Unix seconds), and where it is reached; holds for `ttl` seconds.
+
+    Of two adverts of one peer the one with the higher `sequence` counts. `executors` are those that it has; None where
+    it has not said. Whether it drains, offers anything and is simulated stands in `free`.
+    """
+
+    peer_id: PeerID
+    addrs: Addrs
+    sequence: Amount
+    issued_at: float
+    ttl: Annotated[float, Meta(gt=0, le=LONGEST_ADVERT_TTL)]
+    free: FreeResources
+    location: Place | None = None
+    executors: Annotated[tuple[Name, ...], Meta(max_length=64)] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.free.gpus) > MAX_GPUS:
+            raise ValueError(f"at most {MAX_GPUS} GPUs can be advertised")
+
+    @property
+    def expires_at(self) -> float:
+        """When it holds no more (Unix seconds)."""
+        return self.issued_at + self.ttl
