@@ -10,8 +10,11 @@ import trio
 
 from dms_peer.attach import peer_operations
 from dms_peer.identity import new_identity
+from dms_protocols.bidding import BidTerms
 from dms_protocols.messages.bid import BidAnswer
 from dms_protocols.operations import Caller
+from dms_protocols.policies import PeerList
+from dms_protocols.prices import PricesPerHour
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.manager import open_manager
@@ -27,6 +30,7 @@ MACHINE = MachineResources(
     gpus=(GPU(uuid="GPU-a", vram=24 * GIB),),
     simulated=True,
 )
+TERMS = BidTerms(policies=(PeerList(deny=frozenset({"somebody"})), PricesPerHour(currency="EUR", core=10_000)))
 QUERIES = ("free", "onboarded", "allocated", "machine", "usage")
 
 
@@ -38,7 +42,7 @@ async def main(home: Path, disturb: bool) -> None:
         )
         await manager.commit_resources("one", Demand(cpu=CPUDemand(cores=Cores(500))), holder="other", ttl=600)
         operations = {}
-        for protocol in peer_operations(manager, new_identity()).values():
+        for protocol in peer_operations(manager, new_identity(), TERMS).values():
             operations.update(protocol)
         bid = operations["bid_request"]
         answer_all(operations, bid, 20)
