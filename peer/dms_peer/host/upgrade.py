@@ -1,17 +1,21 @@
-"""What a raw connection must become: Noise and Yamux, and nothing else.
+"""What a raw connection must become: Noise or TLS, and Yamux, and nothing else.
 
 What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer is whoever it says, and secio; Mplex, where one
 frame can end the host and one slow stream stops all others; and `MuxerMultistream.new_conn` builds the library's own
 Yamux whatever class is configured.
-Measure: `hardened_upgrader` offers Noise alone and BoundedYamux alone.
+Measure: `hardened_upgrader` offers Noise and our TLS (see `tls.py`), in this order, and BoundedYamux alone.
 Upstream: no upstream report found (November 2026).
 """
 
 from __future__ import annotations
 
-from libp2p.abc import IMuxedConn, ISecureConn
+from collections.abc import Callable
+from typing import Final
+
+from libp2p.abc import IMuxedConn, ISecureConn, ISecureTransport
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -22,19 +26,32 @@ from libp2p.transport.upgrader import TransportUpgrader
 
 from .limits import HostLimits
 from .multistream import BoundedSelector
+from .tls import TLS, TLSTransport
 from .yamux import BoundedYamux
 
 __all__ = ["hardened_upgrader"]
 
 
-class _NoiseOnly(SecurityMultistream):
-    """Chooses between one security protocol and none."""
+# What is offered, as the dialing side in this order.
+OFFERED: tuple[TProtocol, ...] = (NOISE, TLS)
+
+
+class _NoiseOrTLS(SecurityMultistream):
+    """Chooses a security protocol, or none."""
 
     def __init__(self, key_pair: KeyPair, limits: HostLimits) -> None:
         super().__init__({})
         self._selector = BoundedSelector(limits)
-        # Noise wants a key of its own, for Diffie-Hellman; it is signed with the peer's key in the handshake.
-        self.add_transport(NOISE, NoiseTransport(key_pair, create_noise_key_pair().private_key))
+        for protocol in OFFERED:
+            self.add_transport(protocol, _SECURITY[protocol](key_pair))
+
+
+def _noise(key_pair: KeyPair) -> ISecureTransport:
+    # Noise wants a key of its own, for Diffie-Hellman; it is signed with the peer's key in the handshake.
+    return NoiseTransport(key_pair, create_noise_key_pair().private_key)
+
+
+_SECURITY: Final[dict[TProtocol, Callable[[KeyPair], ISecureTransport]]] = {NOISE: _noise, TLS: TLSTransport}
 
 
 class _YamuxOnly(MuxerMultistream):
@@ -53,8 +70,8 @@ class _YamuxOnly(MuxerMultistream):
 
 
 def hardened_upgrader(key_pair: KeyPair, limits: HostLimits) -> TransportUpgrader:
-    """An upgrader that secures with Noise and multiplexes with BoundedYamux, or fails."""
+    """An upgrader that secures with Noise or TLS and multiplexes with BoundedYamux, or fails."""
     upgrader = TransportUpgrader({}, {})
-    upgrader.security_multistream = _NoiseOnly(key_pair, limits)
+    upgrader.security_multistream = _NoiseOrTLS(key_pair, limits)
     upgrader.muxer_multistream = _YamuxOnly(limits)
     return upgrader
