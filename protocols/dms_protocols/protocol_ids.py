@@ -17,6 +17,7 @@ __all__ = [
     "BID_DELIVERY_PROTOCOL",
     "BID_PROTOCOL",
     "BID_PROTOCOL_1_1",
+    "KADEMLIA_PROTOCOL",
     "PEERS_PROTOCOL",
     "RESOURCES_PROTOCOL",
     "ProtocolID",
@@ -31,6 +32,8 @@ BID_PROTOCOL_1_1: Final = "/dms/bid/1.1.0"
 ALLOCATION_PROTOCOL: Final = "/dms/allocation/1.0.0"
 PEERS_PROTOCOL: Final = "/dms/peers/1.0.0"
 BID_DELIVERY_PROTOCOL: Final = "/dms/bid-delivery/1.0.0"
+# libp2p's own kad-dht, under a prefix of our own: not the public network.
+KADEMLIA_PROTOCOL: Final = "/dms/kad/1.0.0"
 
 _KNOWN: Final = (
     RESOURCES_PROTOCOL,
