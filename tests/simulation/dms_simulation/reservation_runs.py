@@ -4,7 +4,9 @@ Providers die, come back, drain, fill up with other work, answer late or lose co
 fails, is killed, allocates, or merely ends; another requester may want the same. What has to hold:
 
 1. While the block runs and the reservation is not lost, every node is taken at every provider that runs.
-2. When the block is over and all deadlines have passed, nothing is taken anywhere, and everything is free again. Only
+2. When the reservation is over, and its requester was not killed, it has nothing at any provider that runs, except what
+   the log names, and what a late connection may yet deliver.
+3. When all deadlines have passed, nothing is taken anywhere, and everything is free again. Only
    an allocation, which has no deadline, may be left, at a provider that was away, and then the log names it.
 """
 
@@ -76,7 +78,8 @@ class _Scenario:
         self._directory = directory
         self._rng = random.Random(run.seed)
         self._onboarded: dict[str, FreeResources] = {}
-        self._left_allocated: set[str] = set()
+        self._late: set[str] = set()
+        self._reported: set[str] = set()
         self._ending = self._rng.choice(("normal", "normal", "normal", "error", "cancelled", "cancelled", "killed"))
         self._ttl = self._rng.choice((9.0, 15.0, 30.0))
         # Who is killed while it allocates leaves what was allocated till then: that has no deadline.
@@ -86,7 +89,7 @@ class _Scenario:
         async with open_market(self._directory, random.Random(self._rng.getrandbits(64))) as market:
             for number in range(self._rng.randint(2, 5)):
                 await self._open_provider(market, f"p{number}")
-            with _reported_leases(self._left_allocated):
+            with _reported_leases(self._reported):
                 async with trio.open_nursery() as nursery:
                     for peer_id in market.peer_ids:
                         nursery.start_soon(self._trouble, market, peer_id)
@@ -101,7 +104,10 @@ class _Scenario:
     async def _open_provider(self, market: SimulatedMarket, peer_id: str) -> None:
         rng = self._rng
         machine = simulated_machine(cores=rng.choice((2, 4, 8)), gpus=rng.choice(((), (), (16,), (16, 24))))
-        manager = await market.start(peer_id, machine, conditions=self._conditions())
+        conditions = self._conditions()
+        if conditions.late:
+            self._late.add(peer_id)
+        manager = await market.start(peer_id, machine, conditions=conditions)
         self._onboarded[peer_id] = manager.get_free_resources()
 
     def _conditions(self) -> LinkConditions:
@@ -218,6 +224,9 @@ class _Scenario:
             self._run.say(error.code, why=error.message[:300])
         except ZeroDivisionError:
             self._run.say("error")
+        finally:
+            if self._ending != "killed":
+                self._check_given_back(market)
 
     async def _use(self, market: SimulatedMarket, reservation: Reservation) -> None:
         rng = self._rng
@@ -234,6 +243,15 @@ class _Scenario:
             raise ZeroDivisionError
 
     # What has to hold
+
+    def _check_given_back(self, market: SimulatedMarket) -> None:
+        for peer_id in market.peer_ids:
+            if not market.running(peer_id) or peer_id in self._late:
+                continue
+            left = [one for one in market.manager(peer_id).leases("requester") if one.lease_id not in self._reported]
+            if left:
+                raise BrokenPromiseError(f"{peer_id} was not given back {left}")
+        self._run.say("given back")
 
     def _check_taken(
         self, market: SimulatedMarket, reservation: Reservation, state: LeaseState = LeaseState.COMMITTED
@@ -257,7 +275,7 @@ class _Scenario:
         await trio.sleep(20.0 + self._ttl + 1.0)
         for peer_id in market.peer_ids:
             manager = market.manager(peer_id)
-            left = [lease for lease in manager.leases() if lease.lease_id not in self._left_allocated]
+            left = [lease for lease in manager.leases() if lease.lease_id not in self._reported]
             if left:
                 raise BrokenPromiseError(f"{peer_id} still has {left}")
             for lease in manager.leases():
