@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import cbor2
 
+from .deterministic import encode_deterministic
 from .errors import CBORError
 
 __all__ = [
@@ -80,14 +81,6 @@ def decode_map(data: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_
 def encode_fast(value: Mapping[str, Any]) -> bytes:
     """Encode a map of plain values in the order it has."""
     return cbor2.dumps(value)
-
-
-def encode_deterministic(value: Mapping[str, Any]) -> bytes:
-    """Encode so that equal maps give equal bytes (RFC 8949, 4.2.1), for digests and signatures.
-
-    Keys are sorted and every value has its shortest form.
-    """
-    return cbor2.dumps(value, canonical=True)
 
 
 def whole_numbers_as_integers(value: Any) -> Any:

@@ -1,0 +1,95 @@
+"""The deterministic encoding of RFC 8949, 4.2.1, several times as fast as cbor2's own.
+
+cbor2 encodes every key of every map to sort them. Here keys are sorted once for each set of keys in its order, of which
+a protocol has few, and cbor2 encodes what is in order already. Whatever this module does not know is left to cbor2.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any, Final
+
+import cbor2
+
+__all__ = ["encode_deterministic"]
+
+_LEAVES: Final = frozenset((int, str, bytes, bool, type(None)))
+_HALF: Final = struct.Struct(">e")
+_SINGLE: Final = struct.Struct(">f")
+# Peers choose the keys of what is digested: once so many sets are known, all are forgotten.
+_MOST_ORDERS: Final = 1024
+_MOST_KEYS: Final = 32
+_LONGEST_KEY: Final = 64
+
+_orders: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+
+class _UnknownError(Exception):
+    """Something that only cbor2 knows how to encode."""
+
+
+class _Encoded:
+    """A value that is encoded already."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+
+def encode_deterministic(value: Mapping[str, Any]) -> bytes:
+    """Encode so that equal maps give equal bytes, for digests and signatures.
+
+    Keys are sorted and every value has its shortest form.
+    """
+    try:
+        return cbor2.dumps(_ordered_map(value), default=_write)
+    except (_UnknownError, UnicodeEncodeError):
+        return cbor2.dumps(value, canonical=True)
+
+
+def _write(encoder: cbor2.CBOREncoder, value: _Encoded) -> None:
+    encoder.write(value.raw)
+
+
+def _ordered_map(value: Mapping[str, Any]) -> dict[str, Any]:
+    names = tuple(value)
+    order = _orders.get(names) or _order(names)
+    return {name: one if type(one := value[name]) in _LEAVES else _ordered(one) for name in order}
+
+
+def _ordered(value: object) -> object:
+    kind = type(value)
+    if kind is dict:
+        return _ordered_map(value)  # type: ignore[arg-type]
+    if kind is list or kind is tuple:
+        return [one if type(one) in _LEAVES else _ordered(one) for one in value]  # type: ignore[attr-defined]
+    if kind is float:
+        return _shortest(value)  # type: ignore[arg-type]
+    raise _UnknownError
+
+
+def _order(names: tuple[str, ...]) -> tuple[str, ...]:
+    if any(type(name) is not str for name in names):
+        raise _UnknownError
+    # Bytewise order of what is encoded: the length comes first.
+    order = tuple(sorted(names, key=lambda name: (len(raw := name.encode()), raw)))
+    if len(names) <= _MOST_KEYS and all(len(name) <= _LONGEST_KEY for name in names):
+        if len(_orders) >= _MOST_ORDERS:
+            _orders.clear()
+        _orders[names] = order
+    return order
+
+
+def _shortest(value: float) -> object:
+    if value != value:
+        raise _UnknownError
+    for initial, form in ((b"\xf9", _HALF), (b"\xfa", _SINGLE)):
+        try:
+            raw = form.pack(value)
+        except OverflowError:
+            continue
+        if form.unpack(raw)[0] == value:
+            return _Encoded(initial + raw)
+    return value
