@@ -109,7 +109,8 @@ class DialError(PeerError):
 
     `retry_after` (seconds) says when a further attempt makes sense, where that is known.
     Codes: `unreachable`, `refused`, `timeout`, `wrong_peer`, `handshake_failed`, `self_dial`, `busy`, `not_connected`,
-    `protocol_not_supported`, `stream_failed`, `no_address`, `backing_off`, `denied`, `relay_failed`, `closed`.
+    `protocol_not_supported`, `stream_failed`, `no_address`, `backing_off`, `denied`, `wrong_network`,
+    `relay_failed`, `closed`.
     """
 
     def __init__(self, code: str, address: str, message: str, hint: str, retry_after: float | None = None) -> None:

@@ -14,9 +14,11 @@ from libp2p.tools.anyio_service.exceptions import LifecycleError
 from ..identity import Identity
 from .addresses import parse_listen_address
 from .cage import cage
+from .gate import ConnectionGate
 from .limits import HostLimits
 from .logs import route_library_logs
 from .multistream import BoundedClient, BoundedMultiselect
+from .private_network import KEY_SIZE
 from .swarm import HardenedSwarm
 
 __all__ = ["HardenedHost", "open_host"]
@@ -31,13 +33,27 @@ class HardenedHost(BasicHost):
     the whole program, and whatever address a stranger claims to have seen us under is advertised.
     """
 
-    def __init__(self, identity: Identity, limits: HostLimits) -> None:
-        self.swarm = HardenedSwarm(identity.key_pair(), limits)
+    def __init__(
+        self, identity: Identity, limits: HostLimits, gate: ConnectionGate | None = None, psk: bytes | None = None
+    ) -> None:
+        self.swarm = HardenedSwarm(identity.key_pair(), limits, gate, psk)
         super().__init__(self.swarm, disable_identify_address_discovery=True)
         self.limits = limits
         self.multiselect = BoundedMultiselect(self.multiselect.handlers, limits)
         self.multiselect_client = BoundedClient(limits)
         self.swarm.set_stream_handler(cage(self._swarm_stream_handler, limits.close_timeout))
+
+    @property
+    def gate(self) -> ConnectionGate:
+        """Who may connect."""
+        return self.swarm.gate
+
+    async def change_gate(self, gate: ConnectionGate) -> int:
+        """Let these lists decide from now on, and close what they do not allow; returns how many that were.
+
+        Not cancellable, but bounded by close_timeout.
+        """
+        return await self.swarm.change_gate(gate)
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
         known = peer_id in self._identify_inflight or self._has_cached_protocols(peer_id)
@@ -57,16 +73,25 @@ class HardenedHost(BasicHost):
 
 @asynccontextmanager
 async def open_host(
-    identity_key: Identity, listen_addrs: Sequence[str] = (), limits: HostLimits | None = None
+    identity_key: Identity,
+    listen_addrs: Sequence[str] = (),
+    limits: HostLimits | None = None,
+    *,
+    gate: ConnectionGate | None = None,
+    psk: bytes | None = None,
 ) -> AsyncIterator[HardenedHost]:
     """A started host with this identity, listening on `listen_addrs` (multiaddrs), closed when the block ends.
 
-    Raises AddressError or ListenError for an address that cannot be used. Closing takes HostLimits.close_timeout at
-    most, also when cancelled. An error raised in the block comes out as it is, not wrapped in a group.
+    `gate` says who may connect, by default everybody; `psk` is the 32-byte key of a private network, outside of which
+    the host talks to nobody (ValueError for another length). Raises AddressError or ListenError for an address that
+    cannot be used. Closing takes HostLimits.close_timeout at most, also when cancelled. An error raised in the block
+    comes out as it is, not wrapped in a group.
     """
+    if psk is not None and len(psk) != KEY_SIZE:
+        raise ValueError(f"the key of a private network has {KEY_SIZE} bytes, not {len(psk)}")
     route_library_logs()
     addresses = [parse_listen_address(address) for address in listen_addrs]
-    host = HardenedHost(identity_key, limits or HostLimits())
+    host = HardenedHost(identity_key, limits or HostLimits(), gate, psk)
     failure: Exception | None = None
     async with background_trio_service(host.swarm):
         try:

@@ -27,6 +27,7 @@ from .addresses import PeerAddress, parse_peer_address
 from .gate import ConnectionGate
 from .outbound_streams import open_connections
 from .peer_locks import PeerLocks
+from .private_network import OtherNetworkError
 from .sockets import open_socket
 from .yamux import BoundedYamux
 
@@ -208,6 +209,10 @@ def _handshake_failed(target: PeerAddress, error: BaseException) -> DialError:
             target.text,
             f"another peer answers at {target.text}",
             "ask the peer for its current address",
+        )
+    if any(isinstance(cause, OtherNetworkError) for cause in causes):
+        return DialError(
+            "wrong_network", target.text, f"{target.text} is not in this private network", "give both the same key"
         )
     if "limit reached" in str(error):
         return DialError("busy", target.text, "this host has all its connections in use", "try again later")

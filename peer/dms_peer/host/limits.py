@@ -18,7 +18,9 @@ class HostLimits:
     max_connections: int = 256
     # Inbound connections, so that a host flooded from outside can still dial.
     max_inbound_connections: int = 192
-    # Of these, how many may be shaking hands: strangers that have proved nothing yet.
+    # Inbound connections from one IPv4 address or one IPv6 /64, so that one machine with many keys does not take all.
+    max_inbound_per_address: int = 32
+    # Of all inbound connections, how many may be shaking hands: strangers that have proved nothing yet.
     max_inbound_handshakes: int = 64
     # A handshake (security and multiplexer) that takes longer is given up.
     handshake_timeout: float = 10.0

@@ -32,13 +32,18 @@ __all__ = ["BoundedClient", "BoundedMultiselect", "BoundedSelector"]
 
 Handler = TypeVar("Handler")
 
+# Bytes of "/multistream/1.0.0" and the end of the line.
+GREETING_LINE = 19
+
 
 class BoundedCommunicator(MultiselectCommunicator):
     """Reads lines of bounded length and number; every failure is a MultiselectCommunicatorError."""
 
     def __init__(self, stream: ReadWriteCloser, limits: HostLimits) -> None:
         super().__init__(stream)
-        self._max_line = limits.max_negotiation_line
+        # Both sides begin with the same line: what announces a longer one is no negotiation, and not worth a wait.
+        self._max_line = GREETING_LINE
+        self._max_further_line = limits.max_negotiation_line
         self._lines_left = limits.max_negotiation_lines
 
     async def read(self) -> str:
@@ -47,10 +52,11 @@ class BoundedCommunicator(MultiselectCommunicator):
         if self._lines_left < 0:
             raise MultiselectCommunicatorError("too many lines in one negotiation")
         try:
-            line = await read_varint_prefixed_bytes_limited(self.read_writer, self._max_line)
-            return _decode(line)
+            line = _decode(await read_varint_prefixed_bytes_limited(self.read_writer, self._max_line))
         except (ParseError, IOException, ValueError) as error:
             raise MultiselectCommunicatorError(f"no line of multistream-select: {type(error).__name__}") from error
+        self._max_line = self._max_further_line
+        return line
 
 
 def _decode(line: bytes) -> str:

@@ -11,12 +11,12 @@ import socket
 
 import trio
 from libp2p.abc import IRawConnection
-from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 
 from ..errors import AddressError, DialError
 from .addresses import PeerAddress
 from .gate import ConnectionGate
+from .tcp import PeerSocket
 
 __all__ = ["open_socket"]
 
@@ -37,7 +37,7 @@ async def open_socket(target: PeerAddress, gate: ConnectionGate) -> IRawConnecti
     for ip in allowed:
         try:
             stream = await trio.open_tcp_stream(ip, target.port)
-            return RawConnection(TrioTCPStream(stream), True)
+            return RawConnection(PeerSocket(stream), True)
         except OSError as error:
             failure = error
     raise _unreachable(target, failure) from failure

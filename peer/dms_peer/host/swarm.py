@@ -2,7 +2,8 @@
 
 What breaks in py-libp2p's `Swarm`:
 - each inbound connection holds its slot and its task until the swarm ends: after 250 connections it accepts no more;
-- a peer may hold any number of connections, as long as they are young;
+- a peer may hold any number of connections, as long as they are young, and so may a machine with many keys;
+- a handshake of ours has a deadline for a part of it only;
 - it remembers something of every peer that ever connected;
 - closing it closes one connection after the other, a fifth of a second each, and cancelled it closes none;
 - a listen address that is refused is only logged.
@@ -14,17 +15,19 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import trio
-from libp2p.abc import INetConn
+from libp2p.abc import IMuxedConn, INetConn, IRawConnection
 from libp2p.crypto.keys import KeyPair
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
@@ -32,12 +35,16 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 
 from ..errors import ListenError
 from ..shields import shielded
+from .gate import ConnectionGate, address_group
 from .limits import HostLimits
 from .logs import RateLimiter, log_limited
+from .private_network import ProtectedConnection
 from .tcp import ExclusiveTCP
 from .upgrade import hardened_upgrader
 
 if TYPE_CHECKING:
+    from libp2p.network.connection.swarm_connection import SwarmConn
+
     from .yamux import BoundedYamux
 
 __all__ = ["HardenedSwarm"]
@@ -62,7 +69,9 @@ class _NoAutoConnector(AutoConnector):
 class HardenedSwarm(Swarm):
     """A swarm of TCP, Noise and Yamux within HostLimits."""
 
-    def __init__(self, key_pair: KeyPair, limits: HostLimits) -> None:
+    def __init__(
+        self, key_pair: KeyPair, limits: HostLimits, gate: ConnectionGate | None = None, psk: bytes | None = None
+    ) -> None:
         peer_id = ID.from_pubkey(key_pair.public_key)
         # Its tables: addresses and protocols that peers tell of themselves.
         peerstore = PeerStore(max_records=2 * limits.max_connections, max_peers=2 * limits.max_connections)
@@ -70,16 +79,19 @@ class HardenedSwarm(Swarm):
         super().__init__(
             peer_id,
             peerstore,
-            hardened_upgrader(key_pair, limits),
-            transports=[ExclusiveTCP()],
+            hardened_upgrader(key_pair, limits, self._allows_peer),
+            transports=[ExclusiveTCP(self._allows_address)],
             # Retries are the caller's, who knows what the time is worth.
             retry_config=RetryConfig(max_retries=0),
             connection_config=_connection_config(limits),
         )
         self.auto_connector = _NoAutoConnector(self)
         self.limits = limits
+        self.gate = gate or ConnectionGate()
         self.inbound_connections = 0
         self.inbound_handshakes = 0
+        self.inbound_by_address: Counter[str] = Counter()
+        self._psk = psk
 
     # Listening
 
@@ -103,33 +115,82 @@ class HardenedSwarm(Swarm):
         self.listeners[str(address)] = listener
         await self.notify_listen(address)
 
+    # Gating
+
+    def _allows_peer(self, peer_id: ID) -> bool:
+        return self.gate.allows_peer(peer_id.to_base58())
+
+    def _allows_address(self, address: str) -> bool:
+        return self.gate.allows_address(address)
+
+    def _allows(self, connection: IMuxedConn) -> bool:
+        return self._allows_peer(connection.peer_id) and self._allows_address(remote_ip(connection))
+
+    async def change_gate(self, gate: ConnectionGate) -> int:
+        """Let these lists decide from now on, and close what they do not allow; returns how many that were.
+
+        Not cancellable, but bounded by close_timeout.
+        """
+        self.gate = gate
+        unwanted = [connection for connection in self.get_connections() if not self._allows(connection.muxed_conn)]
+        with shielded(self.limits.close_timeout):
+            async with trio.open_nursery() as nursery:
+                for connection in unwanted:
+                    nursery.start_soon(self._close_connection_async, connection)
+        return len(unwanted)
+
     # Accepting
 
     async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
         """Hold a slot for as long as the connection lives; the listener closes the socket after."""
-        if self.inbound_connections >= self.limits.max_inbound_connections:
-            log_limited(
-                logger, limiter, logging.WARNING, "turned a connection away: %d are open", self.inbound_connections
-            )
+        address = (read_write_closer.get_remote_address() or ("", 0))[0]
+        if not self._allows_address(address):
+            logger.debug("turned a connection away: %s is not allowed", address)
             return
-        self.inbound_connections += 1
-        try:
-            connection = await self._shake_hands(read_write_closer, maddr)
+        await self.accept(RawConnection(read_write_closer, False), maddr, address_group(address))
+
+    async def accept(self, raw: IRawConnection, maddr: Multiaddr, group: str) -> None:
+        """Shake hands on an inbound connection and hold a slot for as long as it lives.
+
+        `group` is what counts as one machine. Whoever calls closes `raw` after.
+        """
+        if self.inbound_connections >= self.limits.max_inbound_connections:
+            self._turn_away(f"{self.inbound_connections} are open")
+            return
+        if self.inbound_by_address[group] >= self.limits.max_inbound_per_address:
+            self._turn_away(f"{self.inbound_by_address[group]} are open from {group}")
+            return
+        with self._slot(group):
+            connection = await self._shake_hands(raw, maddr)
             if connection is not None:
+                # The lists may have changed while it shook hands.
+                if not self._allows(connection):
+                    await connection.close()
                 await connection.event_closed.wait()
+
+    @contextmanager
+    def _slot(self, group: str) -> Iterator[None]:
+        self.inbound_connections += 1
+        self.inbound_by_address[group] += 1
+        try:
+            yield
         finally:
             self.inbound_connections -= 1
+            self.inbound_by_address[group] -= 1
+            if not self.inbound_by_address[group]:
+                del self.inbound_by_address[group]
 
-    async def _shake_hands(self, stream: ReadWriteCloser, maddr: Multiaddr) -> BoundedYamux | None:
+    def _turn_away(self, why: str) -> None:
+        log_limited(logger, limiter, logging.WARNING, "turned a connection away: %s", why)
+
+    async def _shake_hands(self, raw: IRawConnection, maddr: Multiaddr) -> BoundedYamux | None:
         if self.inbound_handshakes >= self.limits.max_inbound_handshakes:
-            log_limited(logger, limiter, logging.WARNING, "turned a connection away: too many handshakes at once")
+            self._turn_away("too many handshakes at once")
             return None
         self.inbound_handshakes += 1
         try:
             # The upgrade has a deadline of its own, inbound_upgrade_timeout.
-            connection: BoundedYamux = await self.upgrade_inbound_raw_conn(  # type: ignore[assignment]  # ours
-                RawConnection(stream, False), maddr
-            )
+            connection: BoundedYamux = await self.upgrade_inbound_raw_conn(raw, maddr)  # type: ignore[assignment]  # ours
             return connection
         except Exception as error:
             # A stranger can make each layer of the handshake fail in its own way, and all of them are its business.
@@ -137,6 +198,34 @@ class HardenedSwarm(Swarm):
             return None
         finally:
             self.inbound_handshakes -= 1
+
+    async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
+        """As the original, inside the private network where there is one."""
+        return await super().upgrade_inbound_raw_conn(self._protected(raw_conn), maddr)
+
+    async def upgrade_outbound_raw_conn(
+        self, raw_conn: IRawConnection, peer_id: ID, pre_scope: Any = None
+    ) -> SwarmConn:
+        """As the original, inside the private network where there is one, within handshake_timeout.
+
+        Raises SwarmException also for a peer that is not allowed.
+        """
+        if not self._allows_peer(peer_id):
+            raise SwarmException(f"{peer_id} is not allowed")
+        try:
+            with trio.fail_after(self.limits.handshake_timeout):
+                connection = await super().upgrade_outbound_raw_conn(self._protected(raw_conn), peer_id, pre_scope)
+        except trio.TooSlowError as error:
+            raise SwarmException(f"no handshake within {self.limits.handshake_timeout:g} seconds") from error
+        # The lists may have changed while they shook hands.
+        if not self._allows(connection.muxed_conn):
+            await connection.close()
+            raise SwarmException(f"{peer_id} is not allowed")
+        return connection
+
+    def _protected(self, raw: IRawConnection) -> IRawConnection:
+        # Before anything else, so that nobody outside the network gets as far as a byte of ours.
+        return raw if self._psk is None else ProtectedConnection(raw, self._psk)
 
     # Keeping
 
@@ -182,6 +271,12 @@ class HardenedSwarm(Swarm):
         self.listeners.clear()
         with suppress(Exception):
             await self.manager.stop()
+
+
+def remote_ip(connection: IMuxedConn) -> str:
+    """The IP address at the other end of a connection; empty where there is none, as behind a relay."""
+    address: tuple[str, int] | None = getattr(connection, "get_remote_address", lambda: None)()
+    return "" if address is None else address[0]
 
 
 def _connection_config(limits: HostLimits) -> ConnectionConfig:

@@ -2,30 +2,49 @@
 
 What breaks: the library listens with SO_REUSEPORT, so that a second peer on the same port starts without complaint and
 the kernel deals connections out between the two; its accept loop is a trio system task, which nobody waits for and
-whose failure ends the program; a refused address is only logged.
-Measure: `ExclusiveTCP` listens without SO_REUSEPORT, in the swarm's nursery, and reports the operating system's error.
+whose failure ends the program; a refused address is only logged; of a connection over IPv6 it does not know the other
+side's address, so that its own connection gate lets everybody through.
+Measure: `ExclusiveTCP` listens without SO_REUSEPORT, in the swarm's nursery, and reports the operating system's error;
+`PeerSocket` knows the address; what the gate does not allow is not dialled, on whichever of the library's ways.
 Upstream: no upstream report found (November 2026).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
-from libp2p.abc import IListener
+from libp2p.abc import IListener, IRawConnection
 from libp2p.custom_types import THandler
 from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.transport.exceptions import OpenConnectionError
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.utils.multiaddr_utils import extract_ip_from_multiaddr, multiaddr_from_socket
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
 from .logs import RateLimiter, log_limited
 
-__all__ = ["ExclusiveTCP"]
+__all__ = ["ExclusiveTCP", "PeerSocket"]
 
 logger = logging.getLogger(__name__)
 limiter = RateLimiter()
+
+
+class PeerSocket(TrioTCPStream):
+    """A socket that knows where the other side is."""
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """The other side's IP address and port; None once the socket is gone."""
+        if self._cached_remote_address is None:
+            try:
+                # Over IPv6 there are two more fields, which the original takes for an error.
+                host, port = self.stream.socket.getpeername()[:2]
+            except OSError:
+                return None
+            self._cached_remote_address = (str(host), int(port))
+        return self._cached_remote_address
 
 
 class _ExclusiveListener(IListener):
@@ -51,7 +70,7 @@ class _ExclusiveListener(IListener):
 
     async def _handle(self, stream: trio.SocketStream) -> None:
         try:
-            await self._handler(TrioTCPStream(stream))
+            await self._handler(PeerSocket(stream))
         except* Exception as group:
             log_limited(logger, limiter, logging.INFO, "an inbound connection failed: %r", group.exceptions[0])
         finally:
@@ -72,7 +91,20 @@ class _ExclusiveListener(IListener):
 
 
 class ExclusiveTCP(TCP):
-    """The TCP transport with our listener."""
+    """The TCP transport with our listener, and a gate for what is dialled."""
+
+    def __init__(self, allows_address: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._allows_address = allows_address
+
+    async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
+        # Named addresses have been resolved by here.
+        if not self._allows_address(extract_ip_from_multiaddr(maddr) or ""):
+            raise OpenConnectionError(f"{maddr} is not allowed")
+        connection = await super()._dial_resolved(maddr, source)
+        if isinstance(connection, RawConnection) and isinstance(connection.stream, TrioTCPStream):
+            connection.stream = PeerSocket(connection.stream.stream)
+        return connection
 
     # The declared type is the library's own listener, the interface is IListener.
     def create_listener(self, handler_function: THandler) -> _ExclusiveListener:  # type: ignore[override]

@@ -2,8 +2,9 @@
 
 What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer is whoever it says, and secio; Mplex, where one
 frame can end the host and one slow stream stops all others; and `MuxerMultistream.new_conn` builds the library's own
-Yamux whatever class is configured.
-Measure: `hardened_upgrader` offers Noise and our TLS (see `tls.py`), in this order, and BoundedYamux alone.
+Yamux whatever class is configured. Who a peer is decides nothing.
+Measure: `hardened_upgrader` offers Noise and our TLS (see `tls.py`), in this order, and BoundedYamux alone; it lets go
+of a peer that is not allowed as soon as it is proved who that is, before it gets a byte of anything else.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from libp2p.abc import IMuxedConn, ISecureConn, ISecureTransport
+from libp2p.abc import IMuxedConn, IRawConnection, ISecureConn, ISecureTransport
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
@@ -22,6 +23,7 @@ from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.security.security_multistream import SecurityMultistream
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 
 from .limits import HostLimits
@@ -69,9 +71,33 @@ class _YamuxOnly(MuxerMultistream):
         return self._annotate_connection(BoundedYamux(conn, peer_id, self._limits), conn, protocol)
 
 
-def hardened_upgrader(key_pair: KeyPair, limits: HostLimits) -> TransportUpgrader:
-    """An upgrader that secures with Noise or TLS and multiplexes with BoundedYamux, or fails."""
-    upgrader = TransportUpgrader({}, {})
+class _GatedUpgrader(TransportUpgrader):
+    """Asks about each peer between the one layer and the other."""
+
+    def __init__(self, allows_peer: Callable[[ID], bool]) -> None:
+        super().__init__({}, {})
+        self._allows_peer = allows_peer
+
+    async def upgrade_security(
+        self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
+    ) -> ISecureConn:
+        """As the original. Raises SecurityUpgradeFailure also for a peer that is not allowed."""
+        secured = await super().upgrade_security(raw_conn, is_initiator, peer_id)
+        if not self._allows_peer(secured.get_remote_peer()):
+            await secured.close()
+            raise SecurityUpgradeFailure(f"{secured.get_remote_peer()} is not allowed")
+        return secured
+
+
+def _everybody(peer_id: ID) -> bool:
+    return True
+
+
+def hardened_upgrader(
+    key_pair: KeyPair, limits: HostLimits, allows_peer: Callable[[ID], bool] = _everybody
+) -> TransportUpgrader:
+    """An upgrader that secures the connection, asks `allows_peer` and multiplexes with BoundedYamux, or fails."""
+    upgrader = _GatedUpgrader(allows_peer)
     upgrader.security_multistream = _NoiseOrTLS(key_pair, limits)
     upgrader.muxer_multistream = _YamuxOnly(limits)
     return upgrader

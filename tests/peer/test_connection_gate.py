@@ -1,0 +1,247 @@
+"""Who may connect: lists of peers and addresses, before the handshake where possible, and no machine takes all."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.exceptions import IOException
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import info_from_p2p_addr
+from multiaddr import Multiaddr
+
+from dms_peer.errors import DialError
+from dms_peer.host import ConnectionGate, HostLimits, dial, host_addresses, open_host
+from dms_peer.host.addresses import parse_peer_address
+from dms_peer.host.gate import address_group
+from dms_peer.identity import new_identity
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+LOOPBACK6 = "/ip6/::1/tcp/0"
+SOMEBODY = new_identity().peer_id
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "address", "allowed"),
+    [
+        ((), (), "192.0.2.1", True),
+        ((), (), "", True),
+        ((), ("192.0.2.0/24",), "192.0.2.1", False),
+        ((), ("192.0.2.0/24",), "192.0.3.1", True),
+        ((), ("192.0.2.7",), "192.0.2.7", False),
+        # A range whose host bits are set is taken for the range it is in.
+        ((), ("192.0.2.7/24",), "192.0.2.1", False),
+        (("10.0.0.0/8",), (), "10.1.2.3", True),
+        (("10.0.0.0/8",), (), "192.0.2.1", False),
+        (("10.0.0.0/8",), (), "2001:db8::1", False),
+        (("10.0.0.0/8",), (), "", False),
+        # Deny wins.
+        (("10.0.0.0/8",), ("10.1.0.0/16",), "10.1.2.3", False),
+        (("10.1.2.3",), ("10.0.0.0/8",), "10.1.2.3", False),
+        ((), ("2001:db8::/32",), "2001:db8:1::1", False),
+        ((), ("2001:db8::/32",), "2001:db9::1", True),
+        (("fe80::/10",), (), "fe80::1%eth0", True),
+        # IPv4 over an IPv6 socket is IPv4, in the address and in the list.
+        ((), ("192.0.2.0/24",), "::ffff:192.0.2.1", False),
+        ((), ("::ffff:192.0.2.0/120",), "192.0.2.1", False),
+        ((), ("::ffff:192.0.2.0/120",), "192.0.3.1", True),
+    ],
+)
+def test_address_lists(allow, deny, address: str, allowed: bool) -> None:
+    assert ConnectionGate(allow_addresses=allow, deny_addresses=deny).allows_address(address) is allowed
+
+
+def test_peer_lists() -> None:
+    other = new_identity().peer_id
+    assert ConnectionGate().allows_peer(SOMEBODY)
+    assert not ConnectionGate(deny_peers=[SOMEBODY]).allows_peer(SOMEBODY)
+    assert ConnectionGate(deny_peers=[SOMEBODY]).allows_peer(other)
+    assert ConnectionGate(allow_peers=[SOMEBODY]).allows_peer(SOMEBODY)
+    assert not ConnectionGate(allow_peers=[SOMEBODY]).allows_peer(other)
+    assert not ConnectionGate(allow_peers=[SOMEBODY], deny_peers=[SOMEBODY]).allows_peer(SOMEBODY)
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"allow_peers": ["nonsense"]},
+        {"deny_peers": [SOMEBODY[:-3]]},
+        {"allow_addresses": ["256.0.0.0/8"]},
+        {"deny_addresses": ["10.0.0.0/33"]},
+        {"deny_addresses": ["example.org"]},
+    ],
+)
+def test_lists_that_make_no_sense_are_refused(lists) -> None:
+    with pytest.raises(ValueError, match=next(iter(next(iter(lists.values())))).partition("/")[0][:4]):
+        ConnectionGate(**lists)
+
+
+def test_equal_lists_are_equal() -> None:
+    assert ConnectionGate(deny_addresses=["10.0.0.0/8"]) == ConnectionGate(deny_addresses=("10.0.0.0/8",))
+    assert hash(ConnectionGate(deny_peers=[SOMEBODY])) == hash(ConnectionGate(deny_peers=frozenset([SOMEBODY])))
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_what_counts_as_one_machine(address: str, group: str) -> None:
+    assert address_group(address) == group
+
+
+# Inbound
+
+
+async def turned_away(address: str, source: str | None = None) -> bool:
+    """Whether a host hangs up on a stranger without a word; a host that takes it speaks first."""
+    target = parse_peer_address(address)
+    stranger = await trio.open_tcp_stream(target.host, target.port, local_address=source)
+    async with stranger:
+        with trio.fail_after(5):
+            return await stranger.receive_some(1) == b""
+
+
+@pytest.mark.parametrize(("listen", "denied"), [(LOOPBACK, "127.0.0.0/8"), (LOOPBACK6, "::1"), (LOOPBACK6, "::/64")])
+async def test_a_denied_address_gets_not_a_byte(listen: str, denied: str) -> None:
+    async with open_host(new_identity(), [listen], gate=ConnectionGate(deny_addresses=[denied])) as host:
+        assert await turned_away(host_addresses(host)[0])
+    async with open_host(new_identity(), [listen], gate=ConnectionGate(allow_addresses=[denied])) as host:
+        assert not await turned_away(host_addresses(host)[0])
+
+
+async def test_a_denied_address_takes_no_slot(caplog) -> None:
+    caplog.set_level(logging.DEBUG, "dms_peer.host.swarm")
+    gate = ConnectionGate(deny_addresses=["127.0.0.1"])
+    limits = HostLimits(max_inbound_connections=1)
+    async with open_host(new_identity(), [LOOPBACK], limits, gate=gate) as host:
+        address = host_addresses(host)[0]
+        # With all slots in use, only what comes before the slots can say why.
+        host.swarm.inbound_connections = 1
+        assert await turned_away(address)
+        assert [record.getMessage() for record in caplog.records] == [
+            "turned a connection away: 127.0.0.1 is not allowed"
+        ]
+        host.swarm.inbound_connections = 0
+
+
+async def test_a_peer_that_is_not_allowed_gets_as_far_as_noise(noise_attacker) -> None:
+    async with open_host(new_identity(), [LOOPBACK], gate=ConnectionGate(allow_peers=[SOMEBODY])) as host:
+        async with noise_attacker(host_addresses(host)[0]) as secured:
+            with trio.fail_after(5), pytest.raises(IOException):
+                await secured.read(1)
+        assert host.get_network().get_connections() == []
+
+
+async def test_only_those_on_the_list_connect(eventually) -> None:
+    friend, stranger = new_identity(), new_identity()
+    gate = ConnectionGate(allow_peers=[friend.peer_id])
+    async with (
+        open_host(new_identity(), [LOOPBACK], gate=gate) as host,
+        open_host(friend) as welcome,
+        open_host(stranger) as unwelcome,
+    ):
+        with pytest.raises(DialError) as caught:
+            await dial(unwelcome, host_addresses(host)[0])
+        assert caught.value.code == "handshake_failed"
+        await dial(welcome, host_addresses(host)[0])
+        await eventually(lambda: host.get_connected_peers() == [ID.from_string(friend.peer_id)])
+        assert host.swarm.inbound_connections == 1
+
+
+async def test_one_machine_does_not_take_all_slots(eventually) -> None:
+    async with (
+        open_host(new_identity(), [LOOPBACK], HostLimits(max_inbound_per_address=3)) as host,
+        AsyncExitStack() as stack,
+    ):
+        address = host_addresses(host)[0]
+        target = parse_peer_address(address)
+        for _ in range(3):
+            await stack.enter_async_context(await trio.open_tcp_stream(target.host, target.port))
+        await eventually(lambda: host.swarm.inbound_connections == 3)
+        assert await turned_away(address)
+        assert not await turned_away(address, source="127.0.0.2")
+        await stack.aclose()
+        await eventually(lambda: not host.swarm.inbound_by_address)
+        assert not await turned_away(address)
+
+
+# Outbound
+
+
+async def refusal(host, address: str) -> DialError:
+    with pytest.raises(DialError) as caught:
+        await dial(host, address)
+    return caught.value
+
+
+@pytest.mark.parametrize("listen", [LOOPBACK, LOOPBACK6])
+async def test_a_denied_address_is_not_dialled(listen: str, monkeypatch) -> None:
+    gate = ConnectionGate(deny_addresses=["127.0.0.0/8", "::1"])
+    async with open_host(new_identity(), [listen]) as host, open_host(new_identity(), gate=gate) as caller:
+        # A socket would be the end of this test.
+        monkeypatch.setattr(trio, "open_tcp_stream", None)
+        assert (await refusal(caller, host_addresses(host)[0])).code == "denied"
+        with pytest.raises(BaseLibp2pError):
+            await caller.connect(info_from_p2p_addr(Multiaddr(host_addresses(host)[0])))
+
+
+async def test_a_name_leads_to_no_denied_address(server) -> None:
+    target = parse_peer_address(host_addresses(server)[0])
+    name = f"/dns4/localhost/tcp/{target.port}/p2p/{target.peer_id}"
+    async with open_host(new_identity(), gate=ConnectionGate(deny_addresses=["127.0.0.0/8"])) as caller:
+        assert (await refusal(caller, name)).code == "denied"
+
+
+async def test_a_denied_peer_is_not_dialled(server, monkeypatch) -> None:
+    gate = ConnectionGate(deny_peers=[server.get_id().to_base58()])
+    async with open_host(new_identity(), gate=gate) as caller:
+        with pytest.raises(BaseLibp2pError):
+            await caller.connect(info_from_p2p_addr(Multiaddr(host_addresses(server)[0])))
+        assert caller.get_network().get_connections() == []
+        monkeypatch.setattr(trio, "open_tcp_stream", None)
+        assert (await refusal(caller, host_addresses(server)[0])).code == "denied"
+
+
+# Changing
+
+
+async def test_a_changed_list_closes_what_it_does_not_allow(server, eventually) -> None:
+    async with open_host(new_identity()) as friend, open_host(new_identity()) as foe:
+        for host in (friend, foe):
+            await dial(host, host_addresses(server)[0])
+        await eventually(lambda: len(server.get_connected_peers()) == 2)
+        assert await server.change_gate(ConnectionGate(deny_peers=[foe.get_id().to_base58()])) == 1
+        await eventually(lambda: not foe.get_connected_peers())
+        assert server.get_connected_peers() == [friend.get_id()]
+        assert (await refusal(foe, host_addresses(server)[0])).code == "handshake_failed"
+        assert await server.change_gate(ConnectionGate(deny_addresses=["127.0.0.1"])) == 1
+        await eventually(lambda: not friend.get_connected_peers())
+        # Both directions: the one who dialled may be the one whose lists change.
+        assert await server.change_gate(ConnectionGate()) == 0
+        await dial(friend, host_addresses(server)[0])
+        assert await friend.change_gate(ConnectionGate(deny_addresses=["127.0.0.1"])) == 1
+        await eventually(lambda: not server.get_connected_peers())
+
+
+async def test_a_list_that_changes_during_the_handshake_counts(server, client, eventually) -> None:
+    upgrade = server.swarm.upgrade_inbound_raw_conn
+
+    async def change_lists_at_the_last_moment(*args):
+        connection = await upgrade(*args)
+        server.swarm.gate = ConnectionGate(deny_addresses=["127.0.0.1"])
+        return connection
+
+    server.swarm.upgrade_inbound_raw_conn = change_lists_at_the_last_moment
+    await dial(client, host_addresses(server)[0])
+    await eventually(lambda: not server.swarm.inbound_connections)
+    await eventually(lambda: not client.get_connected_peers())
