@@ -1,7 +1,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from libp2p.peer.envelope import unmarshal_envelope
+from libp2p.crypto import secp256k1
+from libp2p.peer.envelope import Envelope, make_unsigned, unmarshal_envelope
 from libp2p.peer.id import ID
 
 from dms_peer.envelopes import MAX_ENVELOPE_SIZE, open_envelope, sign_envelope
@@ -32,6 +33,38 @@ def test_libp2p_itself_verifies_the_bytes(payload: bytes) -> None:
     assert ID.from_pubkey(envelope.public_key).to_base58() == KEY.peer_id
     with pytest.raises(ValueError, match="signature"):
         envelope.validate("another domain")
+
+
+@given(payload=payloads, payload_type=st.binary(min_size=1, max_size=200), domain=st.text(min_size=1, max_size=200))
+def test_the_bytes_are_those_of_libp2p(payload: bytes, payload_type: bytes, domain: str) -> None:
+    pair = KEY.key_pair()
+    signature = pair.private_key.sign(make_unsigned(domain, payload_type, payload))
+    theirs = Envelope(pair.public_key, payload_type, payload, signature).marshal_envelope()
+    assert sign_envelope(KEY, domain, payload_type, payload) == theirs
+    assert open_envelope(theirs, domain, payload_type) == (KEY.peer_id, payload)
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, MAX_ENVELOPE_SIZE - 200])
+def test_a_payload_of_any_length_comes_back(size: int) -> None:
+    payload = b"\x80" * size
+    raw = sign_envelope(KEY, DOMAIN, TYPE, payload)
+    assert raw == unmarshal_envelope(raw).marshal_envelope()
+    assert open_envelope(raw, DOMAIN, TYPE) == (KEY.peer_id, payload)
+
+
+def test_the_envelope_of_another_kind_of_key_is_left_to_libp2p() -> None:
+    pair = secp256k1.create_new_key_pair(bytes(range(1, 33)))
+    signature = pair.private_key.sign(make_unsigned(DOMAIN, TYPE, b"payload"))
+    raw = Envelope(pair.public_key, TYPE, b"payload", signature).marshal_envelope()
+    assert open_envelope(raw, DOMAIN, TYPE) == (ID.from_pubkey(pair.public_key).to_base58(), b"payload")
+    assert refusal(raw, domain="dms-lease") == "bad_signature"
+
+
+def test_a_padded_length_is_one_encoding_too_many() -> None:
+    raw = sign_envelope(KEY, DOMAIN, TYPE, b"payload")
+    padded = raw.replace(b"\x1a\x07payload", b"\x1a\x87\x00payload")
+    unmarshal_envelope(padded).validate(DOMAIN)
+    assert refusal(padded) == "bad_envelope"
 
 
 def test_every_flipped_bit_is_noticed() -> None:
