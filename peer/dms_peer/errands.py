@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -15,14 +14,15 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from dms_protocols.errors import BidError
-from dms_protocols.messages.bid import Bid, EnsembleRequest, NodeRequest
+from dms_protocols.messages.bid import Bid, NodeRequest, Refusal
+from dms_protocols.requesters import BidClient
 from dms_protocols.signing import open_bid
 from dms_resources.components import FreeResources
-from dms_resources.demands import Demand
 from dms_resources.leases import EndedLease, Lease
 
-from .envelopes import MAX_ENVELOPE_SIZE
-from .errors import RefusedError
+from .bid_files import bids_document, read_bids_file
+from .ensemble_file import EnsembleFile
+from .errors import PeerError, RefusedError
 from .home import Home
 from .host import dial, open_host, parse_peer_address
 from .identity import load_or_create_identity
@@ -31,11 +31,15 @@ from .signing import EnvelopeChecker
 
 __all__ = [
     "BidReport",
+    "EnsembleBidReport",
+    "OfferedBid",
     "PeerEndedLease",
     "PeerFree",
     "PeerLease",
+    "PeerLeases",
     "allocate",
     "ask_bid",
+    "ask_bids",
     "ask_free",
     "commit",
     "release",
@@ -43,7 +47,6 @@ __all__ = [
 
 # Long enough for two clocks that differ.
 _WINDOW: Final = 60.0
-_NODE: Final = "node"
 
 
 class PeerFree(FreeResources, frozen=True, kw_only=True):
@@ -62,10 +65,35 @@ class BidReport(Struct, frozen=True, kw_only=True):
     file: str | None = None
 
 
+class OfferedBid(Struct, frozen=True, kw_only=True):
+    """One bid, and what to commit it with."""
+
+    bid: Bid
+    envelope: bytes | None = None
+
+
+class EnsembleBidReport(Struct, frozen=True, kw_only=True):
+    """What one peer says to the nodes of an ensemble; `not_asked` are those for other peers, `file` has its bids."""
+
+    peer_id: str
+    dry_run: bool
+    bids: tuple[OfferedBid, ...]
+    refusals: tuple[Refusal, ...]
+    not_asked: tuple[str, ...] = ()
+    file: str | None = None
+
+
 class PeerLease(Lease, frozen=True, kw_only=True):
     """A lease at a peer."""
 
     peer_id: str
+
+
+class PeerLeases(Struct, frozen=True, kw_only=True):
+    """Leases at a peer that were taken together."""
+
+    peer_id: str
+    leases: tuple[Lease, ...]
 
 
 class PeerEndedLease(EndedLease, frozen=True, kw_only=True):
@@ -91,46 +119,95 @@ async def ask_free(home: Home, address: str) -> PeerFree:
 
 
 async def ask_bid(
-    home: Home, address: str, demand: Demand, *, dry_run: bool, hold: float, output: Path | None
+    home: Home, address: str, node: NodeRequest, *, dry_run: bool, hold: float, output: Path | None
 ) -> BidReport:
-    """A bid of the peer at `address`, written to `output` where one is given. Raises RefusedError with the reasons."""
-    node = NodeRequest(node_id=_NODE, resources=demand)
-    ensemble = EnsembleRequest(
-        id=secrets.token_hex(8), nonce=secrets.randbits(53), deadline=time.time() + _WINDOW, request=(node,)
-    )
-    async with _visit(home, address) as (host, peer_id), open_bids(host, peer_id) as bids:
-        if dry_run:
-            offer = await bids.dry_run(ensemble, hold=hold)
-            if offer.refusals:
-                raise RefusedError(peer_id, offer.refusals[0])
-            return BidReport(peer_id=peer_id, dry_run=True, bid=offer.offers[0])
-        answer = await bids.request_bids(ensemble, hold=hold)
-    if answer.refusals:
-        raise RefusedError(peer_id, answer.refusals[0])
-    if not answer.bids:
+    """A bid of the peer at `address` on one node, written to `output` where one is given.
+
+    Raises RefusedError with the reasons.
+    """
+    ensemble = EnsembleFile(nodes=(node,))
+    async with _visit(home, address) as (host, peer_id), open_bids(host, peer_id) as client:
+        bids, refusals = await _ask(client, ensemble, dry_run=dry_run, hold=hold)
+    if refusals:
+        raise RefusedError(peer_id, refusals[0])
+    if not bids:
         raise BidError(f"{peer_id} answered with neither a bid nor a refusal")
-    signed = answer.bids[0]
-    if output is not None:
-        await trio.Path(output).write_bytes(signed.envelope)
-    file = str(output) if output else None
-    return BidReport(peer_id=peer_id, dry_run=False, bid=signed.bid, envelope=signed.envelope, file=file)
+    file = await _write(bids, output)
+    return BidReport(peer_id=peer_id, dry_run=dry_run, bid=bids[0].bid, envelope=bids[0].envelope, file=file)
 
 
-async def commit(home: Home, address: str, bid_file: Path, ttl: float) -> PeerLease:
-    """Takes a bid for `ttl` seconds. Raises EnvelopeError or BidError for a file without a bid of that peer."""
-    envelope = await trio.to_thread.run_sync(_read_envelope, bid_file)
-    bid = open_bid(envelope, EnvelopeChecker())
+async def ask_bids(
+    home: Home, address: str, ensemble: EnsembleFile, *, dry_run: bool, hold: float, output: Path | None
+) -> EnsembleBidReport:
+    """The bids and refusals of the peer at `address` for the nodes that are not for another peer.
+
+    Raises PeerError `other_peer` where there are none, and `different_peers` where several are to be written that this
+    peer may not have together.
+    """
     async with _visit(home, address) as (host, peer_id):
-        if bid.provider != peer_id:
-            raise BidError(f"the bid in {bid_file} was made by {bid.provider}", code="not_my_bid")
+        asked = ensemble.for_peer(peer_id)
+        if not asked.nodes:
+            raise PeerError("other_peer", f"no node is for {peer_id}", "ask the peers that the file names")
+        if ensemble.different_peers and output is not None and len(asked.nodes) > 1:
+            raise PeerError(
+                "different_peers",
+                f"{len(asked.nodes)} nodes are for different peers, and their bids would be committed together",
+                "pin each node to its peer, or take the ensemble with `dms-peer reserve`",
+            )
+        async with open_bids(host, peer_id) as client:
+            bids, refusals = await _ask(client, asked, dry_run=dry_run, hold=hold)
+    return EnsembleBidReport(
+        peer_id=peer_id,
+        dry_run=dry_run,
+        bids=bids,
+        refusals=refusals,
+        not_asked=tuple(node.node_id for node in ensemble.nodes if node not in asked.nodes),
+        file=await _write(bids, output),
+    )
+
+
+async def _ask(
+    client: BidClient, ensemble: EnsembleFile, *, dry_run: bool, hold: float
+) -> tuple[tuple[OfferedBid, ...], tuple[Refusal, ...]]:
+    """Bids and refusals in the order of the nodes."""
+    request = ensemble.asked(deadline=time.time() + _WINDOW)
+    place = {node.node_id: number for number, node in enumerate(ensemble.nodes)}
+    if dry_run:
+        offer = await client.dry_run(request, hold=hold)
+        bids, refusals = [OfferedBid(bid=bid) for bid in offer.offers], offer.refusals
+    else:
+        answer = await client.request_bids(request, hold=hold)
+        bids = [OfferedBid(bid=signed.bid, envelope=signed.envelope) for signed in answer.bids]
+        refusals = answer.refusals
+    # A dry run is not checked as signed bids are: a node that nobody asked for goes to the end.
+    bids.sort(key=lambda one: place.get(one.bid.node_id, len(place)))
+    return tuple(bids), tuple(sorted(refusals, key=lambda one: place.get(one.node_id, len(place))))
+
+
+async def _write(bids: Sequence[OfferedBid], output: Path | None) -> str | None:
+    envelopes = [bid.envelope for bid in bids if bid.envelope is not None]
+    if output is None or not envelopes:
+        return None
+    await trio.Path(output).write_bytes(bids_document(envelopes))
+    return str(output)
+
+
+async def commit(home: Home, address: str, bid_file: Path, ttl: float) -> PeerLease | PeerLeases:
+    """Takes the bids in a file for `ttl` seconds, all of them or none.
+
+    Raises EnvelopeError or BidError for a file without bids of that peer.
+    """
+    envelopes = await trio.to_thread.run_sync(read_bids_file, bid_file)
+    bids = [open_bid(envelope, EnvelopeChecker()) for envelope in envelopes]
+    async with _visit(home, address) as (host, peer_id):
+        for bid in bids:
+            if bid.provider != peer_id:
+                raise BidError(f"the bid in {bid_file} was made by {bid.provider}", code="not_my_bid")
         async with open_allocations(host, peer_id) as allocations:
-            (lease,) = await allocations.commit([envelope], ttl=ttl)
-    return PeerLease(**asdict(lease), peer_id=peer_id)
-
-
-def _read_envelope(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(MAX_ENVELOPE_SIZE + 1)
+            leases = await allocations.commit(envelopes, ttl=ttl)
+    if len(leases) == 1:
+        return PeerLease(**asdict(leases[0]), peer_id=peer_id)
+    return PeerLeases(peer_id=peer_id, leases=leases)
 
 
 async def allocate(home: Home, address: str, lease_id: str, fence: int | None) -> PeerLease:

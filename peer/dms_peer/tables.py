@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from dms_resources.components import GPU, Resources
 from dms_resources.leases import Lease, Price
@@ -16,12 +16,12 @@ from .owner_messages import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswe
 
 if TYPE_CHECKING:
     # They come with libp2p, which local commands do not load.
-    from .errands import BidReport, PeerEndedLease, PeerFree, PeerLease
+    from .errands import PeerEndedLease, PeerFree, PeerLease, PeerLeases
 
 __all__ = [
     "capacity_rows",
     "show_audit",
-    "show_bid",
+    "show_commit",
     "show_free",
     "show_history",
     "show_lease",
@@ -225,29 +225,21 @@ def show_free(free: PeerFree) -> None:
     show_resources(f"free at {free.peer_id}" + (f" ({', '.join(notes)})" if notes else ""), {"free": free})
 
 
-def show_bid(report: BidReport) -> None:
-    """Prints a bid, or what a dry run says."""
-    bid = report.bid
-    what = "would bid (dry run)" if report.dry_run else "bids"
-    show_resources(
-        f"{report.peer_id} {what}" + (", simulated machine" if bid.simulated else ""), {"bid": bid.resources}
-    )
-    if bid.price is not None:
-        print(f"price: {printable(bid.price.describe())}")
-    if report.dry_run:
-        return
-    print(f"valid for {format_duration(bid.valid_until - time.time())}" + (", held until then" if bid.held else ""))
-    if report.file is None:
-        print("not kept: write it to a file with -o bid.cbor to commit it")
-    else:
-        print(f"written to {report.file}: take it with `dms-peer commit`")
-
-
 def show_lease(lease: PeerLease) -> None:
     """Prints what was taken at another peer."""
     ends = "until it is released" if lease.deadline is None else f"for {_remaining(lease)}"
     print(f"lease {lease.lease_id} is {lease.state.value} {ends}, fencing number {lease.fence}")
     show_resources(f"at {lease.peer_id}", {lease.state.value: lease.resources})
+
+
+def show_commit(taken: PeerLease | PeerLeases) -> None:
+    """Prints what was taken of one bid, or of several together."""
+    # Told apart by what they have: to load their types would load libp2p.
+    leases = getattr(taken, "leases", None)
+    if leases is None:
+        show_lease(cast("PeerLease", taken))
+    else:
+        show_leases(f"leases at {taken.peer_id}", leases)
 
 
 def show_release(lease: PeerEndedLease) -> None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
+from dms_protocols.messages.bid import Location, NodeRequest, Place
+from dms_resources.demands import CPUDemand, Demand, DiskDemand, PortDemand, RAMDemand
 
 from .options import (
     AddressArgument,
-    CPUOption,
     DebugOption,
-    DiskOption,
+    ExecutorOption,
+    GPUDemandOption,
     HomeOption,
     JSONOption,
-    RAMOption,
+    NotLocationOption,
+    OptionalCPU,
+    OptionalDisk,
+    OptionalRAM,
+    PlaceOption,
+    PortCountOption,
+    PortOption,
     duration,
-    gpu_demand,
     home_at,
 )
 from .output import run_and_show
@@ -28,13 +35,19 @@ __all__ = ["bid"]
 
 def bid(
     address: AddressArgument,
-    cpu: CPUOption,
-    ram: RAMOption,
-    disk: DiskOption,
-    gpu: Annotated[
-        list[GPUDemand] | None,
-        typer.Option("--gpu", parser=gpu_demand, metavar="VRAM", help="A GPU with so much VRAM; may be repeated."),
+    file: Annotated[
+        Path | None,
+        typer.Option("-f", "--file", metavar="FILE", help="An ensemble file, instead of the options for one node."),
     ] = None,
+    cpu: OptionalCPU = None,
+    ram: OptionalRAM = None,
+    disk: OptionalDisk = None,
+    gpu: GPUDemandOption = None,
+    port: PortOption = None,
+    ports: PortCountOption = 0,
+    executor: ExecutorOption = None,
+    location: PlaceOption = None,
+    not_location: NotLocationOption = None,
     hold: Annotated[
         float | None,
         typer.Option(
@@ -43,21 +56,64 @@ def bid(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only ask: would you, and if not, why not?")] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to put the signed bid.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to put the signed bids.")
     ] = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
-) -> None:
-    """Ask another peer for a bid on a job."""
+) -> int:
+    """Ask another peer for a bid on a job, or for bids on the nodes of an ensemble file.
+
+    Ends with 1 when a node is refused.
+    """
     if dry_run and output is not None:
         raise typer.BadParameter("a dry run makes no bid that could be written with -o")
-    from ..errands import ask_bid
-    from ..tables import show_bid
+    from ..bid_tables import show_bid, show_bids
+    from ..ensemble_file import read_ensemble_file
+    from ..errands import ask_bid, ask_bids
 
+    if file is not None:
+        given = (cpu, ram, disk, gpu, port, ports or None, executor, location, not_location)
+        if any(one is not None for one in given):
+            raise typer.BadParameter("the file of -f says what is asked for: leave the other options for it out")
+        report = run_and_show(
+            as_json, show_bids, ask_bids, home_at(home), address, read_ensemble_file(file), dry_run=dry_run,
+            hold=hold or 0.0, output=output,
+        )  # fmt: skip
+        return _tell(report.peer_id, len(report.refusals), len(report.bids))
+    if cpu is None or ram is None or disk is None:
+        raise typer.BadParameter("--cpu, --ram and --disk are all needed, or -f with an ensemble file")
     demand = Demand(
         cpu=CPUDemand(cores=cpu), ram=RAMDemand(size=ram), disk=DiskDemand(size=disk), gpus=tuple(gpu or ())
     )
+    node = _node(demand, PortDemand(static=tuple(port or ()), dynamic=ports), executor, location, not_location)
     run_and_show(
-        as_json, show_bid, ask_bid, home_at(home), address, demand, dry_run=dry_run, hold=hold or 0.0, output=output
+        as_json, show_bid, ask_bid, home_at(home), address, node, dry_run=dry_run, hold=hold or 0.0, output=output
     )
+    return 0
+
+
+def _node(
+    demand: Demand,
+    ports: PortDemand,
+    executors: list[str] | None,
+    accept: list[Place] | None,
+    reject: list[Place] | None,
+) -> NodeRequest:
+    try:
+        return NodeRequest(
+            node_id="node",
+            resources=demand,
+            public_ports=ports,
+            executors=tuple(executors or ()),
+            location=Location(accept=tuple(accept or ()), reject=tuple(reject or ())),
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _tell(peer_id: str, refused: int, bids: int) -> int:
+    if not refused:
+        return 0
+    print(f"dms-peer: {peer_id} refuses {refused} of {refused + bids} nodes", file=sys.stderr)
+    return 1

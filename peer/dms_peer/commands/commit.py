@@ -15,7 +15,7 @@ __all__ = ["commit"]
 
 def commit(
     address: AddressArgument,
-    bid: Annotated[Path, typer.Argument(metavar="BID", help="The file that `bid -o` wrote.")],
+    bid: Annotated[Path, typer.Argument(metavar="BID", help="The file that `bid -o` wrote, with one bid or several.")],
     ttl: Annotated[
         float | None,
         typer.Option("--ttl", parser=time_to_live, metavar="SECONDS", help="For how long.", show_default="60"),
@@ -24,8 +24,8 @@ def commit(
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Take a bid: the capacity is promised to this home's key until a deadline."""
+    """Take a bid, or several together: the capacity is promised to this home's key until a deadline."""
     from ..errands import commit as take
-    from ..tables import show_lease
+    from ..tables import show_commit
 
-    run_and_show(as_json, show_lease, take, home_at(home), address, bid, 60.0 if ttl is None else ttl)
+    run_and_show(as_json, show_commit, take, home_at(home), address, bid, 60.0 if ttl is None else ttl)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from dms_protocols.messages.bid import Place
 from dms_resources.components import PortRange
 from dms_resources.demands import GPUDemand
 from dms_resources.errors import AmountError
@@ -20,20 +21,27 @@ __all__ = [
     "CPUOption",
     "DebugOption",
     "DiskOption",
+    "ExecutorOption",
     "FenceOption",
+    "GPUDemandOption",
     "HomeOption",
     "JSONOption",
     "LeaseArgument",
     "MachineOption",
+    "NotLocationOption",
     "OptionalCPU",
     "OptionalDisk",
     "OptionalRAM",
+    "PlaceOption",
+    "PortCountOption",
+    "PortOption",
     "RAMOption",
     "cores",
     "duration",
     "gpu_choice",
     "gpu_demand",
     "home_at",
+    "place",
     "port_range",
     "size",
     "time_to_live",
@@ -89,6 +97,17 @@ def gpu_demand(text: Any) -> GPUDemand:
     return GPUDemand(vram=size(text))
 
 
+def place(text: Any) -> Place:
+    """A place, from text such as "Europe", "Europe/DE/Berlin" or "/DE"."""
+    if isinstance(text, Place):
+        return text
+    parts = [part.strip() for part in str(text).split("/")]
+    if len(parts) > 3 or not any(parts):
+        raise typer.BadParameter(f"{text!r} is no place (write Europe, Europe/DE or Europe/DE/Berlin)")
+    continent, country, city = (*parts, "", "")[:3]
+    return Place(continent=continent, country=country, city=city)
+
+
 def port_range(text: Any) -> PortRange:
     """Public ports, from text such as "20000-20999"."""
     first, _, last = str(text).partition("-")
@@ -133,4 +152,29 @@ OptionalDisk: TypeAlias = Annotated[
 FenceOption: TypeAlias = Annotated[
     int | None,
     typer.Option("--fence", min=0, metavar="NUMBER", help="The lease's fencing number, to be sure it is the same."),
+]
+GPUDemandOption: TypeAlias = Annotated[
+    list[GPUDemand] | None,
+    typer.Option("--gpu", parser=gpu_demand, metavar="VRAM", help="A GPU with so much VRAM; may be repeated."),
+]
+PortOption: TypeAlias = Annotated[
+    list[int] | None,
+    typer.Option("--port", min=1, max=65535, metavar="PORT", help="This public port; may be repeated."),
+]
+PortCountOption: TypeAlias = Annotated[
+    int, typer.Option("--ports", min=0, max=65535, metavar="N", help="So many public ports, whichever.")
+]
+ExecutorOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--executor", metavar="NAME", help="What the job needs to run, such as docker; may be repeated."),
+]
+PlaceOption: TypeAlias = Annotated[
+    list[Place] | None,
+    typer.Option(
+        "--location", parser=place, metavar="PLACE", help="Where it may run, such as Europe/DE; may be repeated."
+    ),
+]
+NotLocationOption: TypeAlias = Annotated[
+    list[Place] | None,
+    typer.Option("--not-location", parser=place, metavar="PLACE", help="Where it may not run; may be repeated."),
 ]

@@ -38,9 +38,11 @@ def show_answer(as_json: bool, show: Callable[[Answer], None], answer: Answer) -
 
 def run_and_show(
     as_json: bool, show: Callable[[Answer], None], ask: Callable[..., Any], *arguments: Any, **options: Any
-) -> None:
-    """Runs the async function `ask` and shows its answer."""
+) -> Answer:
+    """Runs the async function `ask`, shows its answer and returns it."""
     # Who asks the own peer alone does without it, and is done before it would be loaded.
     import trio
 
-    show_answer(as_json, show, trio.run(partial(ask, *arguments, **options)))
+    answer: Answer = trio.run(partial(ask, *arguments, **options))
+    show_answer(as_json, show, answer)
+    return answer
