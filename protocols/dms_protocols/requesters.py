@@ -8,16 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any
 
 from dms_resources.components import FreeResources, MachineResources, OnboardedResources, Resources
 from dms_resources.leases import EndedLease, Lease
 
+from .bid_checks import BidChecker, Bids, SignedBid
 from .bid_versions import bid_version
 from .client import Client
 from .conversion import to_map
-from .errors import BidError
 from .messages.allocation import (
     AllocateRequest,
     CommitAnswer,
@@ -30,13 +28,10 @@ from .messages.allocation import (
     RenewRequest,
 )
 from .messages.bid import (
-    Bid,
     BidAnswer,
     BidRequest,
     EnsembleRequest,
     OfferAnswer,
-    Refusal,
-    bid_lease_id,
 )
 from .messages.resources import (
     AllocatedRequest,
@@ -46,7 +41,7 @@ from .messages.resources import (
     UsageRequest,
     WatchRequest,
 )
-from .signing import EnvelopeOpener, open_bid
+from .signing import EnvelopeOpener
 
 __all__ = ["AllocationClient", "BidClient", "Bids", "ResourcesClient", "SignedBid"]
 
@@ -85,27 +80,10 @@ class ResourcesClient:
         return self._client.watch(WatchRequest(), FreeResources, timeout=self._timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class SignedBid:
-    """A checked bid and the envelope to commit it with."""
-
-    bid: Bid
-    envelope: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Bids:
-    """One provider's answer: bids on some nodes and refusals of the others."""
-
-    bids: tuple[SignedBid, ...]
-    refusals: tuple[Refusal, ...]
-
-
 class BidClient:
     """Asks `/dms/bid/1.0.0` of one provider, as one requester.
 
-    A bid is believed when its envelope holds and it is the provider's, for this requester, for this very request and
-    still valid; otherwise BidError `bad_bid`, `not_my_bid`, `not_your_bid` or `bid_expired`, or EnvelopeError.
+    Raises what BidChecker raises for a bid that cannot be believed.
     """
 
     def __init__(
@@ -120,40 +98,24 @@ class BidClient:
     ) -> None:
         self._client = client
         self._version = bid_version(client.protocol)
-        self._opener = opener
-        self._requester = requester
+        self._checker = BidChecker(opener, requester, clock)
         self._provider = provider
         self._timeout = timeout
-        self._clock = clock
 
     async def request_bids(self, ensemble: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0) -> Bids:
         """Ask for bids; `hold` (seconds) asks that they be held, `ttl` says how long they are to be committed."""
         request = BidRequest(ensemble=to_map(ensemble), hold=hold, ttl=ttl)
         answer = await self._client.call(request, BidAnswer, timeout=self._timeout)
-        bids = tuple(SignedBid(self._open(raw, ensemble, request.ensemble), raw) for raw in answer.bids)
+        bids = tuple(
+            self._checker.open(raw, ensemble, request.ensemble, provider=self._provider, version=self._version)
+            for raw in answer.bids
+        )
         return Bids(bids, answer.refusals)
 
     async def dry_run(self, ensemble: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0) -> OfferAnswer:
         """Would you, and if not, why not? What comes back is unsigned and binds nobody."""
         request = BidRequest(ensemble=to_map(ensemble), dry_run=True, hold=hold, ttl=ttl)
         return await self._client.call(request, OfferAnswer, timeout=self._timeout)
-
-    def _open(self, raw: bytes, ensemble: EnsembleRequest, asked: dict[str, Any]) -> Bid:
-        bid = open_bid(raw, self._opener)
-        if bid.provider != self._provider:
-            raise BidError(f"the bid is {bid.provider}'s, not {self._provider}'s", code="not_my_bid")
-        if bid.requester != self._requester:
-            raise BidError("the bid is for another requester", code="not_your_bid")
-        digest = self._version.digest(asked)
-        node = next((node for node in ensemble.request if node.node_id == bid.node_id), None)
-        if node is None or bid.request_digest != digest:
-            raise BidError("the bid answers another request")
-        lease_id = bid_lease_id(requester=self._requester, digest=digest, node_id=bid.node_id, provider=self._provider)
-        if (bid.lease_id, bid.demand, bid.public_ports) != (lease_id, node.resources, node.public_ports):
-            raise BidError("the bid offers something else than was asked for")
-        if bid.valid_until < self._clock():
-            raise BidError("the bid is no longer valid", code="bid_expired")
-        return bid
 
 
 class AllocationClient:

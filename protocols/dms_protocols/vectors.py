@@ -26,7 +26,7 @@ from .conversion import sealed_bytes, to_bytes, to_map
 from .error_bodies import encode_error_body
 from .errors import BusyError, ProtocolError
 from .frames import FrameReader, encode_frame
-from .messages import allocation, bid, resources
+from .messages import adverts, allocation, bid, broadcast, peers, resources
 from .service import CancelRequest
 from .wire import encode_error, encode_event, encode_ok, encode_request
 
@@ -88,6 +88,24 @@ _BID: Final = bid.Bid(
     valid_until=1_700_000_300.0,
     price=bid.Price(micros_per_hour=250_000, currency="EUR"),
 )
+_ADVERT: Final = adverts.CapacityAdvert(
+    peer_id="the-provider",
+    addrs=("/ip4/192.0.2.1/tcp/4001/p2p/the-provider",),
+    sequence=1_700_000_000_000,
+    issued_at=1_700_000_000.0,
+    ttl=600.0,
+    free=_FREE,
+    location=bid.Place(continent="Europe", country="FR"),
+    executors=("docker",),
+)
+_BROADCAST: Final = broadcast.BroadcastRequest(
+    requester="the-requester",
+    addrs=("/ip4/192.0.2.2/tcp/4001/p2p/the-requester",),
+    ensemble=to_map(_ENSEMBLE),
+    issued_at=1_700_000_000.0,
+    hold=10.0,
+    want=8,
+)
 _CLASS: Final = CapabilityClass(Dimension.VRAM, 16 * _GIB)
 _LEASE: Final = Lease(
     lease_id=_LEASE_ID,
@@ -138,6 +156,9 @@ _REQUESTS: Final[tuple[msgspec.Struct, ...]] = (
     allocation.AllocateRequest(lease_id=_LEASE_ID, fence=12),
     allocation.ReleaseRequest(lease_id=_LEASE_ID),
     allocation.ListRequest(after="a", limit=10),
+    peers.AdvertiseRequest(advert=b"envelope"),
+    peers.AdvertsRequest(limit=10, after="a-peer", demand=_DEMAND),
+    broadcast.DeliverBidsRequest(ensemble_id="ensemble-1", nonce=7, bids=(b"envelope",), refusals=(_REFUSAL,)),
 )
 _ANSWERS: Final[tuple[tuple[str, msgspec.Struct], ...]] = (
     ("the answer to free", _FREE),
@@ -148,6 +169,9 @@ _ANSWERS: Final[tuple[tuple[str, msgspec.Struct], ...]] = (
     ("the answer to renew and allocate", allocation.LeaseAnswer(lease=_LEASE)),
     ("the answer to release", allocation.ReleaseAnswer(lease=_ENDED)),
     ("the answer to list", allocation.ListAnswer(leases=(_LEASE,), more=False)),
+    ("the answer to advertise", peers.AdvertiseAnswer(again_after=60.0)),
+    ("the answer to adverts", peers.AdvertsAnswer(adverts=(b"envelope",), next="another-peer")),
+    ("the answer to deliver_bids", broadcast.DeliverBidsAnswer()),
 )
 _ERRORS: Final = (
     (1, BusyError("64 operations run already", retry_after=1.0)),
@@ -194,6 +218,10 @@ def make_vectors() -> dict[str, Any]:
             },
             "bid": _plain(to_map(_BID)),
             "bid_deterministic": sealed_bytes(_BID).hex(),
+            "advert": _plain(to_map(_ADVERT)),
+            "advert_deterministic": sealed_bytes(_ADVERT).hex(),
+            "broadcast": _plain(to_map(_BROADCAST)),
+            "broadcast_deterministic": sealed_bytes(_BROADCAST).hex(),
             "capability_class": {"name": _CLASS.name, "key": _CLASS.key.hex(), "is": str(_CLASS)},
         },
     }

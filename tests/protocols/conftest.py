@@ -15,8 +15,11 @@ import trio.testing
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from dms_protocols.advert_exchange import advert_exchange_operations
 from dms_protocols.allocations import allocation_operations
+from dms_protocols.bid_delivery import Deliveries
 from dms_protocols.bidding import BidTerms, bid_operations
+from dms_protocols.capacity_adverts import AdvertTable
 from dms_protocols.client import Client, open_client
 from dms_protocols.counts import ServiceCounts
 from dms_protocols.errors import BusyError, EnvelopeError
@@ -285,13 +288,16 @@ class Provider:
         self.signer = Ed25519Signer(1)
         self.opener = Ed25519Opener()
         self.terms = BidTerms()
+        self.adverts = AdvertTable(self.opener, own_id=self.signer.peer_id, clock=clock.wall)
+        self.deliveries = Deliveries(self.opener, requester=self.signer.peer_id, clock=clock.wall)
         self._nursery = nursery
 
     @property
     def operations(self) -> Operations:
         bids = bid_operations(self.manager, self.signer, self.terms, clock=self.clock.wall)
         allocations = allocation_operations(self.manager, self.signer.peer_id, self.opener, clock=self.clock.wall)
-        return resource_operations(self.manager) | bids | allocations
+        exchange = advert_exchange_operations(self.adverts, lambda: None, lambda: 60.0)
+        return resource_operations(self.manager) | bids | allocations | exchange | self.deliveries.operations
 
     @asynccontextmanager
     async def connect(self, peer_id: str = "local", *, local: bool = False) -> AsyncIterator[Client]:
@@ -347,6 +353,12 @@ async def provider(tmp_path: Path, machine: MachineResources, nursery: trio.Nurs
 def requester() -> Ed25519Signer:
     """Who asks."""
     return Ed25519Signer(2)
+
+
+@pytest.fixture
+def new_signer() -> Callable[[int], Ed25519Signer]:
+    """Makes signers, each of another number."""
+    return Ed25519Signer
 
 
 @pytest.fixture

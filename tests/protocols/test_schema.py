@@ -12,7 +12,7 @@ import pytest
 
 from dms_protocols import service
 from dms_protocols.error_bodies import ErrorBody
-from dms_protocols.messages import allocation, bid, resources
+from dms_protocols.messages import adverts, allocation, bid, broadcast, peers, resources
 from dms_resources import components, demands, leases
 
 TEXT = re.sub(r";[^\n]*", "", (files("dms_protocols") / "schema.cddl").read_text())
@@ -22,7 +22,7 @@ QUERIES = {"FreeRequest", "OnboardedRequest", "AllocatedRequest", "MachineReques
 
 
 def structs() -> list[type[msgspec.Struct]]:
-    modules = (components, demands, leases, resources, bid, allocation, service)
+    modules = (components, demands, leases, resources, bid, allocation, adverts, peers, broadcast, service)
     found = {
         kind
         for module in modules

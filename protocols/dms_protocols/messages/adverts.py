@@ -1,4 +1,4 @@
-"""What a peer says of itself to everybody: a capacity advert, the deterministic CBOR of which is signed and passed on."""
+"""What a peer says of itself to everybody: a capacity advert, deterministic CBOR that is signed and passed on."""
 
 from __future__ import annotations
 

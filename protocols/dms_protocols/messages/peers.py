@@ -26,7 +26,7 @@ class AdvertiseRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="a
 
 
 class AdvertsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="adverts"):
-    """Asks for adverts; answered with AdvertsAnswer, a page of at most `limit`.
+    """Asks for adverts; answered with AdvertsAnswer: the peer's own and a page of at most `limit` of others.
 
     Where there is a `demand`, only for those of peers that had room for it. `after` is where a page before ended; by a
     peer id of its own choice a caller begins somewhere else than others do.

@@ -45,6 +45,26 @@ type listRequest struct {
 	Limit uint64 `json:"limit,omitzero"`
 }
 
+type advertiseRequest struct {
+	head
+	Advert octets `json:"advert"`
+}
+
+type advertsRequest struct {
+	head
+	Limit  uint64  `json:"limit,omitzero"`
+	After  string  `json:"after,omitzero"`
+	Demand *demand `json:"demand,omitzero"`
+}
+
+type deliverBidsRequest struct {
+	head
+	EnsembleID string    `json:"ensemble_id"`
+	Nonce      uint64    `json:"nonce"`
+	Bids       []octets  `json:"bids"`
+	Refusals   []refusal `json:"refusals,omitzero"`
+}
+
 type success[B any] struct {
 	ID uint64 `json:"id"`
 	OK B      `json:"ok"`
@@ -97,6 +117,15 @@ type releaseAnswer struct {
 type listAnswer struct {
 	Leases []lease `json:"leases"`
 	More   bool    `json:"more"`
+}
+
+type advertiseAnswer struct {
+	AgainAfter float64 `json:"again_after"`
+}
+
+type advertsAnswer struct {
+	Adverts []octets `json:"adverts"`
+	Next    string   `json:"next,omitzero"`
 }
 
 type ensembleRequest struct {

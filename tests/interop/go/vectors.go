@@ -21,6 +21,7 @@ type vectors struct {
 	Derived struct {
 		RequestDeterministic string         `json:"request_deterministic"`
 		RequestDigest        string         `json:"request_digest"`
+		NewerRequestDigest   string         `json:"request_digest_1_1"`
 		LeaseID              leaseIDVector  `json:"lease_id"`
 		Bid                  map[string]any `json:"bid"`
 		BidDeterministic     string         `json:"bid_deterministic"`
@@ -107,6 +108,9 @@ func structOf(meaning string, message map[string]any) (any, error) {
 		"the answer to renew and allocate":       new(success[leaseAnswer]),
 		"the answer to release":                  new(success[releaseAnswer]),
 		"the answer to list":                     new(success[listAnswer]),
+		"the answer to advertise":                new(success[advertiseAnswer]),
+		"the answer to adverts":                  new(success[advertsAnswer]),
+		"the answer to deliver_bids":             new(success[struct{}]),
 		"an event of watch":                      new(event),
 		"the end of watch":                       new(success[struct{}]),
 	}
@@ -130,6 +134,12 @@ func requestOf(operation string) (any, error) {
 		return new(leaseRequest), nil
 	case "list":
 		return new(listRequest), nil
+	case "advertise":
+		return new(advertiseRequest), nil
+	case "adverts":
+		return new(advertsRequest), nil
+	case "deliver_bids":
+		return new(deliverBidsRequest), nil
 	}
 	return nil, fmt.Errorf("no struct for the operation %s", operation)
 }
@@ -142,7 +152,11 @@ func checkDerived(known vectors) error {
 		if err != nil {
 			return err
 		}
-		sum, err := requestDigest(raw)
+		newer, err := requestDigest(newerBidProtocol, raw)
+		if err != nil || hexadecimal(newer) != derived.NewerRequestDigest {
+			return fmt.Errorf("request digest %x in 1.1.0: %v", newer, err)
+		}
+		sum, err := requestDigest(bidProtocol, raw)
 		if err != nil || hexadecimal(sum) != derived.RequestDigest {
 			return fmt.Errorf("request digest %x: %v", sum, err)
 		}

@@ -84,6 +84,11 @@ export const LeaseAnswer = struct({ lease: Lease })
 export const ReleaseAnswer = struct({ lease: EndedLease })
 export const ListAnswer = struct({ leases: list(Lease), more: bool })
 
+// Peers and broadcasts
+
+export const AdvertiseAnswer = struct({ again_after: number })
+export const AdvertsAnswer = struct({ adverts: list(bytes) }, { next: text })
+
 // Requests and answers
 
 const asked = { id: uint, op: text }
@@ -102,7 +107,10 @@ export const requests = {
   renew: leaseRequest,
   allocate: leaseRequest,
   release: leaseRequest,
-  list: struct(asked, { after: text, limit: uint })
+  list: struct(asked, { after: text, limit: uint }),
+  advertise: struct({ ...asked, advert: bytes }),
+  adverts: struct(asked, { limit: uint, after: text, demand: nullable(demand) }),
+  deliver_bids: struct({ ...asked, ensemble_id: text, nonce: uint, bids: list(bytes) }, { refusals: list(refusal) })
 }
 
 export const Success = (ok) => struct({ id: uint, ok })

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { LengthPrefixedDecoder } from '@libp2p/utils'
 import {
-  Bid, BidAnswer, CommitAnswer, Event, Failure, FreeResources, LeaseAnswer, ListAnswer, OfferAnswer, ReleaseAnswer,
-  Resources, Success, requests
+  AdvertiseAnswer, AdvertsAnswer, Bid, BidAnswer, CommitAnswer, Event, Failure, FreeResources, LeaseAnswer, ListAnswer,
+  OfferAnswer, ReleaseAnswer, Resources, Success, requests
 } from './messages.js'
 import { struct } from './structs.js'
 import { bidLeaseId, decode, decodeAsSent, encode, hexadecimal, printLine, requestDigest, versions } from './wire.js'
@@ -17,6 +17,9 @@ const answers = {
   'the answer to renew and allocate': Success(LeaseAnswer),
   'the answer to release': Success(ReleaseAnswer),
   'the answer to list': Success(ListAnswer),
+  'the answer to advertise': Success(AdvertiseAnswer),
+  'the answer to adverts': Success(AdvertsAnswer),
+  'the answer to deliver_bids': Success(struct({})),
   'an event of watch': Event,
   'the end of watch': Success(struct({}))
 }
@@ -41,6 +44,8 @@ const structOf = (meaning, message) => {
 /** Computes what a requester and a provider compute: digests, lease ids, and the bytes under a signature. */
 const checkDerived = (derived, frames) => {
   const { requester, node_id: nodeId, provider, is } = derived.lease_id
+  const newer = requestDigest(decode(octets(derived.request_deterministic)))
+  assert.equal(hexadecimal(newer), derived.request_digest_1_1)
   const sent = frames.find(({ message }) => message.op === 'bid_request').hex
   for (const ensemble of [decodeAsSent(octets(derived.request_deterministic)), decodeAsSent(unframed(sent)).ensemble]) {
     const digest = requestDigest(ensemble)
