@@ -80,7 +80,7 @@ class Programs:
         return self._built[language]
 
     def ask(self, language: str, *arguments: str) -> dict[str, Any]:
-        """What a program prints; it fails where the program does."""
+        """What a program prints, options before its command; it fails where the program does."""
         self.need(language)
         done = subprocess.run(
             [*self.command(language), *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -89,9 +89,9 @@ class Programs:
         return json.loads(done.stdout)
 
     @contextmanager
-    def provider(self, language: str) -> Iterator[RunningPeer]:
-        """A provider on loopback that offers 4 cores, 16 GiB and 100 GiB."""
-        command = self._dms_peer() if language == "Python" else [*self.command(language), "provider"]
+    def provider(self, language: str, *options: str) -> Iterator[RunningPeer]:
+        """A provider on loopback that offers 4 cores, 16 GiB and 100 GiB; ours knows no options and offers all."""
+        command = self._dms_peer() if language == "Python" else [*self.command(language), *options, "provider"]
         with _running(command) as peer:
             yield peer
 

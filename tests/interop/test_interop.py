@@ -21,8 +21,13 @@ import trio
 from dms_peer.__main__ import run_command
 from dms_peer.home import Home
 from dms_peer.host import dial, open_host
-from dms_peer.identity import load_identity
+from dms_peer.identity import load_identity, new_identity
+from dms_peer.requester import open_bids
+from dms_protocols.bid_versions import BID_1_0, BID_1_1, BidVersion
 from dms_protocols.cbor import encode_deterministic
+from dms_protocols.conversion import from_map, to_map
+from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
+from dms_resources.demands import Demand
 from dms_resources.units import GIB
 
 HERE = Path(__file__).parent
@@ -34,7 +39,12 @@ VECTORS = Path(str(files("dms_protocols") / "test_vectors.json"))
 LANGUAGES = ["Python", "Go", "JavaScript"]
 FOREIGN = ["Go", "JavaScript"]
 LIBRARIES = {"Python": "py-libp2p", "Go": "go-libp2p", "JavaScript": "js-libp2p"}
-CONNECTION = {"transport": "tcp", "security": "/noise", "muxer": "/yamux/1.0.0"}
+TRANSPORTS = {
+    "TCP, Noise, Yamux": {"transport": "tcp", "security": "/noise", "muxer": "/yamux/1.0.0"},
+    "TCP, TLS, Yamux": {"transport": "tcp", "security": "/tls/1.0.0", "muxer": "/yamux/1.0.0"},
+}
+# What makes a program in Go or JavaScript offer nothing else.
+OPTIONS = {"TCP, Noise, Yamux": [], "TCP, TLS, Yamux": ["--tls"]}
 DEMAND = {"cpu": {"cores": 1}, "ram": {"size": GIB}, "disk": {"size": GIB}}
 
 
@@ -80,10 +90,6 @@ async def _agreed(identity: Any, address: str) -> dict[str, Any]:
 
 
 # What every client has to find at every provider
-
-
-def check_connection(report: dict[str, Any]) -> None:
-    assert report["connection"] == CONNECTION
 
 
 def check_free(report: dict[str, Any]) -> None:
@@ -158,18 +164,18 @@ class Matrix:
     def __init__(self, programs: Any, scratch: Callable[[str], Path]) -> None:
         self._programs = programs
         self._scratch = scratch
-        self._agreed: dict[tuple[str, str], dict[str, str]] = {}
+        self._agreed: dict[tuple[str, str, str], dict[str, str]] = {}
         self._versions: dict[str, dict[str, str]] = {
             "Python": {"runtime": platform.python_version(), "libp2p": version("libp2p")}
         }
 
-    def trade(self, client: str, provider: str) -> None:
-        """One client asks one provider, and everything that it was answered is right. Done once for a pair."""
-        if (client, provider) in self._agreed:
+    def trade(self, client: str, provider: str, transport: str) -> None:
+        """One client asks one provider, and everything that it was answered is right. Done once for each."""
+        if (client, provider, transport) in self._agreed:
             return
-        with self._programs.provider(provider) as peer:
-            report = self._ask(client, peer.address)
-            check_connection(report)
+        with self._programs.provider(provider, *OPTIONS[transport]) as peer:
+            report = self._ask(client, peer.address, transport)
+            assert report["connection"] == TRANSPORTS[transport]
             check_free(report)
             check_bid(report, peer.peer_id)
             check_lease(report)
@@ -179,21 +185,24 @@ class Matrix:
                 self._versions[client] = report["versions"]
             if provider in FOREIGN:
                 # The provider says the same of the connection.
-                assert peer.next_line() == {"connected": report["peer_id"], "connection": CONNECTION}
-        self._agreed[client, provider] = report["connection"]
+                assert peer.next_line() == {"connected": report["peer_id"], "connection": TRANSPORTS[transport]}
+        self._agreed[client, provider, transport] = report["connection"]
 
     def result(self) -> dict[str, Any]:
         """What there is to show when all pairs were tried."""
-        pairs = [(client, provider) for client in LANGUAGES for provider in LANGUAGES]
-        for pair in pairs:
-            self.trade(*pair)
-        trades = [{"client": pair[0], "provider": pair[1], **self._agreed[pair]} for pair in pairs]
+        tried = [(client, provider, kind) for kind in TRANSPORTS for client in LANGUAGES for provider in LANGUAGES]
+        for one in tried:
+            self.trade(*one)
+        trades = [{"client": one[0], "provider": one[1], **self._agreed[one]} for one in tried]
         return {"versions": self._versions, "trades": trades}
 
-    def _ask(self, client: str, address: str) -> dict[str, Any]:
+    def _ask(self, client: str, address: str, transport: str) -> dict[str, Any]:
         if client == "Python":
-            return ask_in_python(address, self._scratch("requester"))
-        return self._programs.ask(client, "client", address)
+            with pytest.MonkeyPatch.context() as patched:
+                # Ours offers all that it has, unless told otherwise.
+                patched.setattr("dms_peer.host.upgrade.OFFERED", (TRANSPORTS[transport]["security"],))
+                return ask_in_python(address, self._scratch("requester"))
+        return self._programs.ask(client, *OPTIONS[transport], "client", address)
 
 
 @pytest.fixture(scope="module")
@@ -201,13 +210,60 @@ def matrix(programs: Any, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
     return Matrix(programs, tmp_path_factory.mktemp)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("provider", LANGUAGES)
 @pytest.mark.parametrize("client", LANGUAGES)
 def test_a_client_takes_and_returns_what_a_provider_offers(
-    matrix: Matrix, programs: Any, client: str, provider: str
+    matrix: Matrix, programs: Any, client: str, provider: str, transport: str
 ) -> None:
     programs.need(client, provider)
-    matrix.trade(client, provider)
+    matrix.trade(client, provider, transport)
+
+
+# Versions
+
+
+@pytest.mark.parametrize(("options", "agreed"), [([], BID_1_1), (["--first"], BID_1_0)], ids=["both", "the first"])
+@pytest.mark.parametrize("language", FOREIGN)
+def test_a_client_of_another_hand_and_our_provider_agree_on_the_newest_version_that_both_have(
+    programs: Any, language: str, options: list[str], agreed: BidVersion
+) -> None:
+    programs.need(language)
+    with programs.provider("Python") as peer:
+        report = programs.ask(language, *options, "client", peer.address)
+    assert report["bid_protocol"] == agreed.protocol
+    # The digest that its own code computed in that version is that of our bid.
+    check_bid(report, peer.peer_id)
+    check_envelope(report, peer.peer_id)
+
+
+@pytest.mark.parametrize(("options", "agreed"), [([], BID_1_1), (["--first"], BID_1_0)], ids=["both", "the first"])
+@pytest.mark.parametrize("language", FOREIGN)
+def test_our_client_and_a_provider_of_another_hand_agree_on_the_newest_version_that_both_have(
+    programs: Any, language: str, options: list[str], agreed: BidVersion
+) -> None:
+    programs.need(language)
+    with programs.provider(language, *options) as peer:
+        digest = trio.run(_digest_of_a_bid, peer.address)
+    assert digest == agreed.digest(to_map(WHOLE))
+
+
+# Its numbers are floats, also those that are whole: the versions have different digests of it.
+WHOLE = EnsembleRequest(
+    id="e", nonce=2**60, deadline=2e9, request=(NodeRequest(node_id="n", resources=from_map(DEMAND, Demand)),)
+)
+
+
+async def _digest_of_a_bid(address: str) -> bytes:
+    async with open_host(new_identity()) as host:
+        peer_id = await dial(host, address)
+        # What is believed is believed by its digest.
+        async with open_bids(host, peer_id) as bids:
+            (signed,) = (await bids.request_bids(WHOLE)).bids
+            return signed.bid.request_digest
+
+
+# The vectors
 
 
 @pytest.mark.parametrize("language", FOREIGN)
@@ -251,10 +307,12 @@ def _lasting(result: dict[str, Any]) -> dict[str, Any]:
 def render(result: dict[str, Any]) -> str:
     """The tables of docs/interop.md."""
     versions, trades = result["versions"], result["trades"]
-    lines = [f"| client ╲ provider | {' | '.join(LANGUAGES)} |", "| --- |" + " --- |" * len(LANGUAGES)]
+    lines = ["| client | transport | " + " | ".join(f"{one} provider" for one in LANGUAGES) + " |"]
+    lines.append("| --- |" + " --- |" * (1 + len(LANGUAGES)))
     for client in LANGUAGES:
-        cells = [_cell(trade) for trade in trades if trade["client"] == client]
-        lines.append(f"| {client} | {' | '.join(cells)} |")
+        for transport, agreed in TRANSPORTS.items():
+            cells = [_cell(trades, client, provider, agreed) for provider in LANGUAGES]
+            lines.append(f"| {client} | {transport} | {' | '.join(cells)} |")
     lines += ["", "| language | library | ran on |", "| --- | --- | --- |"]
     for language in LANGUAGES:
         one = versions[language]
@@ -263,6 +321,5 @@ def render(result: dict[str, Any]) -> str:
     return "\n" + "\n".join(lines) + "\n\n"
 
 
-def _cell(trade: dict[str, str]) -> str:
-    parts = trade["transport"].upper(), trade["security"], trade["muxer"].split("/")[1]
-    return ", ".join(part.strip("/") for part in parts)
+def _cell(trades: list[dict[str, str]], client: str, provider: str, agreed: dict[str, str]) -> str:
+    return "trades" if {"client": client, "provider": provider, **agreed} in trades else "not tried"

@@ -384,6 +384,13 @@ async def sessions():
     return secured["out"], secured["in"], ours, theirs
 
 
+async def test_the_extension_that_counts_is_the_only_one(sessions) -> None:
+    _, theirs, *_ = sessions
+    shown = theirs.conn._connection.get_peer_certificate(as_cryptography=True)
+    # js-libp2p looks at the first one alone.
+    assert [extension.oid for extension in shown.extensions] == [LIBP2P_EXTENSION_OID]
+
+
 async def test_a_cancelled_read_has_taken_nothing(sessions) -> None:
     ours, theirs, *_ = sessions
     for _ in range(3):

@@ -7,7 +7,7 @@ What breaks in py-libp2p's `TLSTransport` (0.8.1):
   interpreters have that come without an operating system's package), that is another library's memory;
 - ALPN is offered and not looked at, an unknown critical extension is passed over, weak hashes are accepted;
 - an alert, or an error of the socket, is taken for the end of the stream;
-- a record is read in pieces of 4 KiB, and a handshake goes on for as long as the stranger likes to feed it.
+- js-libp2p refuses its certificate, of whose extensions the one that counts is not the first.
 Measure: `TLSTransport` here keeps keys in memory, lets pyOpenSSL (which brings its own libssl) do TLS, and looks at the
 certificate itself, with the library's check of the signatures.
 Upstream: no upstream report found (November 2026).
@@ -22,10 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import NameOID
 from libp2p.abc import IRawConnection, ISecureConn, ISecureTransport
 from libp2p.crypto.keys import KeyPair, PublicKey
 from libp2p.custom_types import TProtocol
@@ -36,7 +38,6 @@ from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.secure_session import SecureSession
 from libp2p.security.tls.certificate import (
     LIBP2P_EXTENSION_OID,
-    create_cert_template,
     generate_certificate,
     verify_certificate_chain,
 )
@@ -50,6 +51,9 @@ ALPN: Final = b"libp2p"
 # Bytes. What a peer sends until it has proved who it is: some thousands.
 MAX_HANDSHAKE: Final = 64 * 1024
 READ_SIZE: Final = 64 * 1024
+# The certificate is made anew at every start, and is good for whatever a peer may run.
+VALIDITY: Final = timedelta(days=36_500)
+CLOCKS_DIFFER: Final = timedelta(hours=1)
 # Critical extensions that say nothing against a certificate for this use.
 UNDERSTOOD: Final = {
     LIBP2P_EXTENSION_OID,
@@ -100,7 +104,7 @@ class TLSTransport(ISecureTransport):
 
 
 def _context(key_pair: KeyPair) -> SSL.Context:
-    certificate, key = generate_certificate(key_pair.private_key, create_cert_template())
+    certificate, key = generate_certificate(key_pair.private_key, _template())
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.use_certificate(x509.load_pem_x509_certificate(certificate.encode()))
@@ -114,6 +118,20 @@ def _context(key_pair: KeyPair) -> SSL.Context:
     context.set_alpn_protos([ALPN])
     context.set_alpn_select_callback(_choose_protocol)
     return context
+
+
+def _template() -> x509.CertificateBuilder:
+    # Without the library's other extensions: js-libp2p looks at the first one alone.
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "libp2p")])
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCKS_DIFFER)
+        .not_valid_after(now + VALIDITY)
+    )
 
 
 def _choose_protocol(connection: SSL.Connection, offered: Sequence[bytes]) -> Any:

@@ -32,6 +32,7 @@ type report struct {
 	Bid         *bid              `json:"bid"`
 	Signer      string            `json:"signer"`
 	Digest      octets            `json:"digest"`
+	Version     protocol.ID       `json:"bid_protocol"`
 	LeaseID     string            `json:"lease_id"`
 	Tampered    string            `json:"tampered"`
 	RefusedHere string            `json:"tampered_here"`
@@ -80,7 +81,7 @@ func ask(ctx context.Context, us host.Host, provider peer.ID) (*report, error) {
 		return nil, err
 	}
 	defer queries.close()
-	bids, err := openStream(ctx, us, provider, bidProtocol)
+	bids, err := openStream(ctx, us, provider, choices.bidVersions...)
 	if err != nil {
 		return nil, err
 	}
@@ -99,6 +100,7 @@ func ask(ctx context.Context, us host.Host, provider peer.ID) (*report, error) {
 	}
 	_, err = call[freeResources](queries, &query{head{Op: "fly"}})
 	found.UnknownCode = code(err)
+	found.Version = bids.raw.Protocol()
 	envelope, err := askBid(bids, found, provider.String())
 	if err != nil {
 		return nil, err
@@ -159,7 +161,7 @@ func askBid(bids *stream, found *report, provider string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if found.Digest, err = requestDigest(asked); err != nil {
+	if found.Digest, err = requestDigest(found.Version, asked); err != nil {
 		return nil, err
 	}
 	found.LeaseID, err = bidLeaseID(found.PeerID, found.Digest, "node-of-go", provider)
@@ -244,8 +246,8 @@ type stream struct {
 	last uint64
 }
 
-func openStream(ctx context.Context, us host.Host, them peer.ID, id protocol.ID) (*stream, error) {
-	raw, err := us.NewStream(ctx, them, id)
+func openStream(ctx context.Context, us host.Host, them peer.ID, ids ...protocol.ID) (*stream, error) {
+	raw, err := us.NewStream(ctx, them, ids...)
 	if err != nil {
 		return nil, err
 	}

@@ -1,13 +1,17 @@
 // A client and a provider of the DMS's resource and bid protocols on go-libp2p, to show that the wire is nobody's own.
 //
-//	interop client MULTIADDR   asks a peer all that there is to ask, and prints one JSON object
-//	interop provider           offers an imagined machine on loopback until its standard input ends
-//	interop vectors FILE       decodes the test vectors of the wire
-//	interop load               asks many things of a peer for the benchmarks, as each line of its standard input says
+//	interop [-tls] [-first] client MULTIADDR   asks a peer all that there is to ask, and prints one JSON object
+//	interop [-tls] [-first] provider           offers an imagined machine on loopback until its standard input ends
+//	interop vectors FILE                       decodes the test vectors of the wire
+//	interop load                               asks many things of a peer for the benchmarks, as each line of its
+//	                                           standard input says
+//
+// With -tls it secures with TLS instead of Noise, with -first it knows only the first version of each protocol.
 package main
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"runtime"
@@ -17,13 +21,30 @@ import (
 	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
+	tls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 )
 
+// choices is what this program offers.
+var choices = struct {
+	security    libp2p.Option
+	bidVersions []protocol.ID
+}{libp2p.Security(noise.ID, noise.New), []protocol.ID{newerBidProtocol, bidProtocol}}
+
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	withTLS := flag.Bool("tls", false, "secure with TLS instead of Noise")
+	firstVersions := flag.Bool("first", false, "know only the first version of each protocol")
+	flag.Parse()
+	if *withTLS {
+		choices.security = libp2p.Security(tls.ID, tls.New)
+	}
+	if *firstVersions {
+		choices.bidVersions = []protocol.ID{bidProtocol}
+	}
+	if err := run(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -40,15 +61,15 @@ func run(arguments []string) error {
 	case len(arguments) == 1 && arguments[0] == "load":
 		return runLoad()
 	}
-	return fmt.Errorf("usage: client MULTIADDR | provider | vectors FILE | load")
+	return fmt.Errorf("usage: [-tls] [-first] client MULTIADDR | provider | vectors FILE | load")
 }
 
-// openHost makes a host that speaks TCP, Noise and Yamux and nothing else, without bounds: the benchmarks open more
+// openHost makes a host that speaks TCP, Noise or TLS, and Yamux and nothing else, without bounds: the benchmarks open more
 // connections than the defaults allow.
 func openHost(listen ...string) (host.Host, error) {
 	return libp2p.New(
 		libp2p.Transport(tcp.NewTCPTransport),
-		libp2p.Security(noise.ID, noise.New),
+		choices.security,
 		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
 		libp2p.ListenAddrStrings(listen...),
 		libp2p.DisableRelay(),

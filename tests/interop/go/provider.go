@@ -10,6 +10,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/record"
 )
 
@@ -33,7 +34,9 @@ func runProvider() error {
 	defer us.Close()
 	p := &provider{host: us, leases: map[string]lease{}, ended: map[string]endedLease{}}
 	us.SetStreamHandler(resourcesProtocol, p.serve(p.answerQuery))
-	us.SetStreamHandler(bidProtocol, p.serve(p.answerBid))
+	for _, version := range choices.bidVersions {
+		us.SetStreamHandler(version, p.serve(p.bidAnswerer(version)))
+	}
 	us.SetStreamHandler(allocationProtocol, p.serve(p.answerAllocation))
 	us.Network().Notify(&network.NotifyBundle{ConnectedF: func(_ network.Network, conn network.Conn) {
 		_ = printLine(map[string]any{"connected": conn.RemotePeer().String(), "connection": describe(conn)})
@@ -96,7 +99,13 @@ func (p *provider) answerQuery(_ []byte, asked head, _ string) (any, error) {
 	return freeResources{resources: granted(left), Onboarded: true, Simulated: true}, nil
 }
 
-func (p *provider) answerBid(raw []byte, asked head, caller string) (any, error) {
+func (p *provider) bidAnswerer(version protocol.ID) answerer {
+	return func(raw []byte, asked head, caller string) (any, error) {
+		return p.answerBid(version, raw, asked, caller)
+	}
+}
+
+func (p *provider) answerBid(version protocol.ID, raw []byte, asked head, caller string) (any, error) {
 	if asked.Op != "bid_request" {
 		return nil, unknown(asked)
 	}
@@ -108,7 +117,7 @@ func (p *provider) answerBid(raw []byte, asked head, caller string) (any, error)
 	if err := decoding.Unmarshal(request.Ensemble, &ensemble); err != nil {
 		return nil, err
 	}
-	sum, err := requestDigest(request.Ensemble)
+	sum, err := requestDigest(version, request.Ensemble)
 	if err != nil {
 		return nil, err
 	}

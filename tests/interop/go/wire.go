@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"math"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/libp2p/go-libp2p/core/network"
@@ -15,6 +16,7 @@ import (
 const (
 	resourcesProtocol  protocol.ID = "/dms/resources/1.0.0"
 	bidProtocol        protocol.ID = "/dms/bid/1.0.0"
+	newerBidProtocol   protocol.ID = "/dms/bid/1.1.0"
 	allocationProtocol protocol.ID = "/dms/allocation/1.0.0"
 
 	bidDomain      = "dms-bid"
@@ -74,13 +76,35 @@ func (f frames) send(message any) error {
 
 func (f frames) receive() ([]byte, error) { return f.reader.ReadMsg() }
 
-// requestDigest is taken over the ensemble's map as it was sent, with every key.
-func requestDigest(ensemble []byte) ([]byte, error) {
+// requestDigest is taken over the ensemble's map as it was sent, with every key; in 1.1.0 a number is what it is worth.
+func requestDigest(version protocol.ID, ensemble []byte) ([]byte, error) {
 	var asSent map[string]any
 	if err := decoding.Unmarshal(ensemble, &asSent); err != nil {
 		return nil, err
 	}
+	if version == newerBidProtocol {
+		return digest(wholeNumbers(asSent).(map[string]any))
+	}
 	return digest(asSent)
+}
+
+// wholeNumbers makes integers of the floats that are whole and less than 2^53.
+func wholeNumbers(value any) any {
+	switch one := value.(type) {
+	case float64:
+		if one == math.Trunc(one) && math.Abs(one) < 1<<53 {
+			return int64(one)
+		}
+	case map[string]any:
+		for key, item := range one {
+			one[key] = wholeNumbers(item)
+		}
+	case []any:
+		for index, item := range one {
+			one[index] = wholeNumbers(item)
+		}
+	}
+	return value
 }
 
 func bidLeaseID(requester string, requestDigest []byte, nodeID, provider string) (string, error) {

@@ -4,30 +4,31 @@ import {
   BidAnswer, CommitAnswer, Failure, FreeResources, LeaseAnswer, ReleaseAnswer, Success
 } from './messages.js'
 import {
-  ALLOCATION, BID, GIB, RESOURCES, bidLeaseId, decode, describe, encode, hexadecimal, openBid, openHost, printLine,
-  requestDigest, versions
+  ALLOCATION, BID, GIB, NEWER_BID, RESOURCES, bidLeaseId, decode, describe, encode, hexadecimal, openBid, openHost,
+  printLine, requestDigest, versions
 } from './wire.js'
 
 const IN_FLIGHT = 64
 const LIMIT = 60_000
 
-export const runClient = async (address) => {
-  const { host } = await openHost()
+export const runClient = async ({ tls, first }, address) => {
+  const { host } = await openHost(tls)
   try {
     const connection = await host.dial(multiaddr(address), { signal: AbortSignal.timeout(LIMIT) })
-    printLine(await ask(host.peerId.toString(), connection))
+    printLine(await ask(host.peerId.toString(), connection, first ? [BID] : [NEWER_BID, BID]))
   } finally {
     await host.stop()
   }
 }
 
 /** Goes the whole way, from what is free to what is free again. */
-const ask = async (us, connection) => {
+const ask = async (us, connection, bidVersions) => {
   const provider = connection.remotePeer.toString()
   const queries = await Client.open(connection, RESOURCES)
-  const bids = await Client.open(connection, BID)
+  const bids = await Client.open(connection, bidVersions)
   const allocations = await Client.open(connection, ALLOCATION)
   const found = { versions: versions(), peer_id: us, connection: describe(connection) }
+  found.bid_protocol = bids.stream.protocol
 
   found.free_before = await queries.call('free', {}, FreeResources)
   found.pipelined = await queries.pipeline(IN_FLIGHT, 'free', FreeResources)
@@ -108,9 +109,9 @@ const code = async (call) => {
 
 /** Asks on one stream. */
 class Client {
-  static async open (connection, protocol) {
+  static async open (connection, protocols) {
     const client = new Client()
-    client.stream = await connection.newStream(protocol, { signal: AbortSignal.timeout(LIMIT) })
+    client.stream = await connection.newStream(protocols, { signal: AbortSignal.timeout(LIMIT) })
     client.frames = lpStream(client.stream, { maxDataLength: 2 ** 20 })
     client.last = 0
     return client

@@ -1,23 +1,28 @@
 // A client and a provider of the DMS's resource and bid protocols on js-libp2p, to show that the wire is nobody's own.
 //
-//   node main.js client MULTIADDR   asks a peer all that there is to ask, and prints one JSON object
-//   node main.js provider           offers an imagined machine on loopback until its standard input ends
-//   node main.js vectors FILE       decodes the test vectors of the wire
+//   node main.js [--tls] [--first] client MULTIADDR   asks a peer all that there is to ask, and prints one JSON object
+//   node main.js [--tls] [--first] provider           offers an imagined machine on loopback until its standard input
+//                                                     ends
+//   node main.js vectors FILE                         decodes the test vectors of the wire
+//
+// With --tls it secures with TLS instead of Noise, with --first it knows only the first version of each protocol.
 import './with-resolvers.js'
+import { parseArgs } from 'node:util'
 
 const commands = {
-  client: async (address) => (await import('./client.js')).runClient(address),
-  provider: async () => (await import('./provider.js')).runProvider(),
-  vectors: async (file) => (await import('./vectors.js')).checkVectors(file)
+  client: async (choices, address) => (await import('./client.js')).runClient(choices, address),
+  provider: async (choices) => (await import('./provider.js')).runProvider(choices),
+  vectors: async (_, file) => (await import('./vectors.js')).checkVectors(file)
 }
 
-const [name, argument] = process.argv.slice(2)
+const options = { tls: { type: 'boolean', default: false }, first: { type: 'boolean', default: false } }
+const { values: choices, positionals: [name, argument] } = parseArgs({ options, allowPositionals: true })
 if (!Object.hasOwn(commands, name ?? '')) {
-  console.error('usage: client MULTIADDR | provider | vectors FILE')
+  console.error('usage: [--tls] [--first] client MULTIADDR | provider | vectors FILE')
   process.exit(1)
 }
 try {
-  await commands[name](argument)
+  await commands[name](choices, argument)
 } catch (error) {
   console.error(error)
   process.exitCode = 1

@@ -2,18 +2,24 @@ import { lpStream } from '@libp2p/utils'
 import { requests } from './messages.js'
 import { StructError } from './structs.js'
 import {
-  ALLOCATION, BID, GIB, RESOURCES, bidLeaseId, decode, decodeAsSent, describe, encode, openBid, openHost, printLine,
-  requestDigest, sealBid, versions
+  ALLOCATION, BID, GIB, NEWER_BID, RESOURCES, bidLeaseId, decode, decodeAsSent, describe, encode, openBid, openHost,
+  printLine, requestDigest, sealBid, versions
 } from './wire.js'
 
 // What this stub offers.
 const MACHINE = { cpu: { cores: 4 }, ram: { size: 16 * GIB }, disk: { size: 100 * GIB } }
 
-export const runProvider = async () => {
-  const { host, privateKey } = await openHost('/ip4/127.0.0.1/tcp/0')
+export const runProvider = async ({ tls, first }) => {
+  const { host, privateKey } = await openHost(tls, '/ip4/127.0.0.1/tcp/0')
   const provider = new Provider(host.peerId.toString(), privateKey)
   await host.handle(RESOURCES, serve({ free: () => provider.freeResources() }))
-  await host.handle(BID, serve({ bid_request: (request, caller, raw) => provider.bid(request, caller, raw) }))
+  // What the digest is taken over: in 1.0.0 a float stays a float.
+  const bidVersions = { [BID]: decodeAsSent, ...(first ? {} : { [NEWER_BID]: decode }) }
+  for (const [version, read] of Object.entries(bidVersions)) {
+    await host.handle(version, serve({
+      bid_request: (request, caller, raw) => provider.bid(request, caller, read(raw).ensemble)
+    }))
+  }
   await host.handle(ALLOCATION, serve({
     commit: (request, caller) => provider.commit(request, caller),
     allocate: (request, caller) => provider.allocate(request, caller),
@@ -78,8 +84,8 @@ class Provider {
     return { ...granted(this.free()), ports: 0, onboarded: true, draining: false, simulated: true }
   }
 
-  async bid ({ ensemble, dry_run: dryRun }, caller, raw) {
-    const digest = requestDigest(decodeAsSent(raw).ensemble)
+  async bid ({ ensemble, dry_run: dryRun }, caller, asSent) {
+    const digest = requestDigest(asSent)
     const { offers, refusals } = this.offers(ensemble, digest, caller)
     if (dryRun) return { offers, refusals }
     return { bids: await Promise.all(offers.map((bid) => sealBid(bid, this.privateKey))), refusals }

@@ -8,12 +8,14 @@ import { identify } from '@libp2p/identify'
 import { peerIdFromPublicKey } from '@libp2p/peer-id'
 import { RecordEnvelope } from '@libp2p/peer-record'
 import { tcp } from '@libp2p/tcp'
+import { tls } from '@libp2p/tls'
 import * as cborg from 'cborg'
 import { createLibp2p } from 'libp2p'
 import { Bid } from './messages.js'
 
 export const RESOURCES = '/dms/resources/1.0.0'
 export const BID = '/dms/bid/1.0.0'
+export const NEWER_BID = '/dms/bid/1.1.0'
 export const ALLOCATION = '/dms/allocation/1.0.0'
 
 const BID_DOMAIN = 'dms-bid'
@@ -68,7 +70,10 @@ const sha256 = (raw) => new Uint8Array(createHash('sha256').update(raw).digest()
 
 export const hexadecimal = (raw) => Buffer.from(raw).toString('hex')
 
-/** Of an ensemble's map as it is sent (made here, or read with decodeAsSent). */
+/**
+ * Of an ensemble's map as it is sent: made here, or read with decodeAsSent for 1.0.0. In 1.1.0 a number is what it is
+ * worth, which is all that decode tells.
+ */
 export const requestDigest = (ensemble) => sha256(encode(ensemble))
 
 export const bidLeaseId = (requester, digest, nodeId, provider) => {
@@ -94,14 +99,14 @@ export const openBid = async (raw) => {
 
 // Hosts
 
-/** A host that speaks TCP, Noise and Yamux and nothing else, and its key. */
-export const openHost = async (...listen) => {
+/** A host that speaks TCP, Noise or TLS, and Yamux and nothing else, and its key. */
+export const openHost = async (withTLS, ...listen) => {
   const privateKey = await generateKeyPair('Ed25519')
   const host = await createLibp2p({
     privateKey,
     addresses: { listen },
     transports: [tcp()],
-    connectionEncrypters: [noise()],
+    connectionEncrypters: [withTLS ? tls() : noise()],
     streamMuxers: [yamux()],
     // Five a second and 300 in all, unless said otherwise: every command of dms-peer is a connection, and the benchmarks
     // open a thousand.
