@@ -25,6 +25,7 @@ __all__ = ["Field", "parse_fields", "read_file"]
 _WHOLE: Final = re.compile(r"[0-9]{1,20}")
 _AMOUNT: Final = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,30}))?")
 _MICRO_DIGITS: Final = 6
+_MILLIS: Final = re.compile(r"([0-9]{1,9})\s*ms")
 
 
 def read_file(path: Path, code: str) -> bytes:
@@ -157,8 +158,9 @@ class Field:
     def duration(self, least: float, most: float) -> float:
         """Seconds, written as "500ms", 90, "5m" or "2h"."""
         text = self.text()
+        millis = _MILLIS.fullmatch(text)
         try:
-            seconds = parse_duration(text[:-2]) / 1000 if text.endswith("ms") else parse_duration(text)
+            seconds = int(millis[1]) / 1000 if millis else parse_duration(text)
         except AmountError as error:
             self.fail(error.message)
         if not least <= seconds <= most:

@@ -82,6 +82,7 @@ def test_no_terms_cost_nothing(tmp_path: Path) -> None:
         ("location: Berlin", (1, 11), "location", "no mapping"),
         ("location: {town: Berlin}", (1, 12), "location.town", "no field here"),
         ("valid_seconds: 0", (1, 16), "valid_seconds", "from 1 s"),
+        ("valid_seconds: 5mms", (1, 16), "valid_seconds", "no duration"),
         ("valid_seconds: soon", (1, 16), "valid_seconds", "no duration"),
         ("peers: {allow: []}", (1, 16), "peers.allow", "names nobody"),
         ("peers: {deny: [somebody]}", (1, 16), "peers.deny[0]", "no peer id"),

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from dms_protocols.bidding import BidTerms
 from dms_protocols.conversion import to_map
@@ -208,14 +209,18 @@ async def test_the_price_of_a_bid_counts_when_it_is_taken_later(provider: Any, r
     assert again.bid.price == euros(1)
 
 
-async def test_the_price_of_a_hold_stands_when_it_is_asked_for_again(provider: Any, requester: Any, ask: Any) -> None:
+async def test_the_price_of_a_hold_stands_when_it_is_asked_for_again(
+    provider: Any, requester: Any, ask: Any, node: Any
+) -> None:
     provider.terms = BidTerms(policies=(CHEAP,))
-    (first,) = (await ask_for_bids(provider, requester, ask(), hold=20)).bids
+    ensemble = ask(node(executors=("docker",)))
+    (first,) = (await ask_for_bids(provider, requester, ensemble, hold=20)).bids
     assert provider.manager.lease(first.bid.lease_id).price == euros(1)
     refusing: Policy = Recorded(lambda offer: Decision(accept=False))
-    for terms in (BidTerms(policies=(DEAR,)), BidTerms(policies=(refusing,))):
+    elsewhere = BidTerms(executors=frozenset(), location=None, policies=(DEAR,))
+    for terms in (BidTerms(policies=(DEAR,)), BidTerms(policies=(refusing,)), elsewhere):
         provider.terms = terms
-        (again,) = (await ask_for_bids(provider, requester, ask(), hold=20)).bids
+        (again,) = (await ask_for_bids(provider, requester, ensemble, hold=20)).bids
         assert again.bid == first.bid
     (lease,) = await commit(provider, requester, first)
     assert (lease.state, lease.price) == (LeaseState.COMMITTED, euros(1))
@@ -285,6 +290,39 @@ async def test_a_request_that_is_repeated_while_its_policy_decides_is_held_once_
         nursery.start_soon(ask_once)
     (lease,) = provider.manager.leases()
     assert [answer.bids[0].bid.price for answer in answers] == [lease.price, lease.price]
+    assert answers[0].bids[0].bid == answers[1].bids[0].bid
+
+
+async def test_a_request_that_was_held_with_another_device_meanwhile_is_answered_with_that(
+    provider: Any, requester: Any, ask: Any, node: Any
+) -> None:
+    small = msgspec.structs.replace(node().resources, gpus=(GPUDemand(vram=40 * GIB, uuid="GPU-0"),))
+    await provider.manager.commit_resources("other", small, holder="other", ttl=60)
+    ensemble = ask(node(gpus=(8,)))
+    gates = [trio.Event(), trio.Event()]
+    waiting = iter(gates)
+
+    async def wait() -> None:
+        await next(waiting).wait()
+
+    policy = InItsOwnTime(accept, wait)
+    provider.terms = BidTerms(async_policies=(policy,))
+    answers: dict[int, Any] = {}
+
+    async def ask_once(number: int) -> None:
+        answers[number] = await ask_for_bids(provider, requester, ensemble, hold=20)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask_once, 0)
+        await trio.testing.wait_all_tasks_blocked()
+        await provider.manager.release("other")
+        nursery.start_soon(ask_once, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        gates[0].set()
+        await trio.testing.wait_all_tasks_blocked()
+        gates[1].set()
+    # The first was drafted with the larger device, the second with the smaller one.
+    assert [answer.bids[0].bid.resources.gpus[0].uuid for answer in answers.values()] == ["GPU-1", "GPU-1"]
     assert answers[0].bids[0].bid == answers[1].bids[0].bid
 
 

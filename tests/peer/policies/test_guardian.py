@@ -13,7 +13,9 @@ import pytest
 import trio
 
 from dms_peer.errors import PolicyError
+from dms_peer.policies.opening import open_policies
 from dms_peer.policies.processes import open_processes
+from dms_peer.policies.settings import EndpointSettings
 
 PEER = """
 import subprocess, sys
@@ -61,6 +63,14 @@ async def test_kill_9_of_the_peer_ends_them_all(ended: Any, eventually: Any) -> 
         await peer.wait()
     for number in (*started, guardian):
         await ended(number)
+
+
+async def test_who_has_no_policies_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trio.lowlevel, "open_process", None)
+    async with open_policies([EndpointSettings(url="http://127.0.0.1:1/")]) as policies:
+        assert len(policies) == 1
+    async with open_policies([]) as policies:
+        assert policies == ()
 
 
 async def test_without_its_guardian_nothing_is_started(eventually: Any) -> None:
