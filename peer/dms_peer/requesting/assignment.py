@@ -243,10 +243,10 @@ def _whole_numbers(costs: Sequence[float], crowding: Sequence[float]) -> tuple[l
     """The costs as integers, in proportion; whole ones stay as they are. What is no number costs more than the rest."""
     finite = [cost for cost in (*costs, *crowding) if math.isfinite(cost)]
     greatest = max(map(abs, finite), default=0.0)
-    scale = 1.0 if all(float(cost).is_integer() for cost in finite) or not greatest else _STEPS / greatest
+    whole_already = all(float(cost).is_integer() for cost in finite)
 
     def whole(cost: float) -> int:
-        return int(cost) if scale == 1.0 else round(cost * scale)
+        return int(cost) if whole_already else round(cost / greatest * _STEPS)
 
     beyond = 1 + 2 * sum(abs(whole(cost)) for cost in finite)
     return (

@@ -2,7 +2,7 @@
 
 A provider bids on as many nodes as it could hold together, in the order of the request. So each peer is asked with the
 nodes first that have the fewest bids, and a node that a peer refused beside others is asked of it alone: at once where
-nobody bids on the node yet, else when nobody else is left to ask.
+nobody bids on the node and nobody was just asked for it first, else when nobody else is left to ask.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ class BidSearch:
         self._reasons = reasons
         self._on_answer = on_answer
         self._bidders: dict[str, set[str]] = {node_id: set() for node_id in self._nodes}
+        # How often each node was asked for first, and how often it is just now.
         self._led = dict.fromkeys(self._nodes, 0)
+        self._leads = dict.fromkeys(self._nodes, 0)
         self._done_with: set[str] = set()
-        self._alone: list[tuple[str, Inquiry]] = []
+        self._alone: list[Inquiry] = []
         self._skip = {context.calls.requester, *ensemble.peer_exclusion, *skip}
         self._search = Search(
             context.limits, enough or self.missing, self._inquiry, at_source=progress.at_source, skip=self._skip
@@ -129,7 +131,8 @@ class BidSearch:
         return partial(self._ask, candidate, nodes)
 
     async def _ask(self, candidate: Candidate, nodes: Sequence[NodeRequest]) -> bool:
-        peer = PeerAddress(candidate.peer_id, candidate.addrs)
+        peer, first = PeerAddress(candidate.peer_id, candidate.addrs), nodes[0].node_id
+        self._leads[first] += 1
         try:
             with self._progress.asking():
                 (bids, round_trip), free = await self._bids_and_free(peer, nodes)
@@ -138,6 +141,7 @@ class BidSearch:
             self._progress.failed(error.code)
             return False
         finally:
+            self._leads[first] -= 1
             self._done_with.add(candidate.peer_id)
         now = self._context.clock()
         if free is not None:
@@ -209,14 +213,14 @@ class BidSearch:
         for refusal in refusals:
             if len(asked) > 1 and refusal.node_id in asked and _may_fit_alone(refusal):
                 inquiry = partial(self._ask, candidate, [asked[refusal.node_id]])
-                if self._bidders[refusal.node_id]:
-                    self._alone.append((refusal.node_id, inquiry))
+                if self._bidders[refusal.node_id] or self._leads[refusal.node_id]:
+                    self._alone.append(inquiry)
                 else:
                     self._search.again(inquiry)
 
     def _take_alone(self) -> list[Inquiry]:
         alone, self._alone = self._alone, []
-        return [inquiry for _, inquiry in alone]
+        return alone
 
 
 def _may_fit_alone(refusal: Refusal) -> bool:

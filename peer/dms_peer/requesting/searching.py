@@ -92,12 +92,14 @@ class Search:
                 async with source.candidates(request) as found:
                     await self._use(found)
             # Who is late may still answer, but is not waited for before the last resort is tried.
-            while self._put_again() or self._on_time():
+            while self._on_time() or self._put_again():
                 await self._wait_for_news()
+                self._pump()
             if last_resort is not None:
                 await last_resort()
-            while self._put_again() or self._late_at:
+            while self._late_at or self._put_again():
                 await self._wait_for_news()
+                self._pump()
 
     def again(self, inquiry: Inquiry) -> None:
         """Put one more question to a peer that was asked already, as soon as there is room."""
@@ -133,10 +135,10 @@ class Search:
             self._start(inquiry)
 
     def _put_again(self) -> bool:
-        """Whether questions wait that are put again; with nobody else left to ask, all are that may help."""
+        """With nobody else left to ask, put all questions again that may help; says whether there are any."""
         self._again.extend(self._leftover())
         self._pump()
-        return bool(self._again)
+        return bool(self._again or self._on_time())
 
     def _start(self, inquiry: Inquiry) -> None:
         self._asked += 1

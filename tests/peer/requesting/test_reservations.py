@@ -2,40 +2,106 @@
 
 from __future__ import annotations
 
+import logging
+import random
+
 import pytest
 import trio
 
-from dms_peer.errors import ReservationError
-from dms_simulation.providers import simulated_machine
+from dms_peer.errors import ReservationError, ReservationLostError, StrategyError
+from dms_peer.requesting import AssignmentRules, RequesterLimits
+from dms_protocols.bidding import BidTerms
+from dms_protocols.messages.bid import NodeRequest, Price
+from dms_protocols.policies import Decision
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL
+from dms_resources.leases import LeaseState
+from dms_simulation.network import LinkConditions
+from dms_simulation.providers import provider_operations, simulated_demand, simulated_machine
 
 
-def nothing_promised(market):
-    return all(not market.manager(peer_id).leases() for peer_id in market.peer_ids if market.running(peer_id))
+def promised(market):
+    """Who has something of the requester's, and how much."""
+    counts = {
+        peer_id: len(market.manager(peer_id).leases("requester"))
+        for peer_id in market.peer_ids
+        if market.running(peer_id)
+    }
+    return {peer_id: count for peer_id, count in counts.items() if count}
 
 
-async def start(market, count, **sizes):
+def states(market, reservation):
+    leases = reservation.leases
+    return {
+        node_id: market.manager(peer_id).lease(leases[node_id].lease_id).state
+        for node_id, peer_id in reservation.peers.items()
+    }
 
-    for number in range(count):
+
+async def start(market, count, first=0, **sizes):
+    for number in range(first, first + count):
         await market.start(f"p{number}", simulated_machine(**sizes))
+
+
+async def start_near_and_far(market, count, **sizes):
+    """p0 is the nearest, and so on."""
+    for number in range(count):
+        conditions = LinkConditions(latency=0.01 + number / 50, jitter=0.0)
+        await market.start(f"p{number}", simulated_machine(**sizes), conditions=conditions)
+
+
+async def fill(market, peer_id, ttl=1000.0, **demand):
+    """Somebody else takes something."""
+    ids = random.Random(len(market.manager(peer_id).leases())).getrandbits(32)
+    await market.manager(peer_id).commit_resources(f"t{ids}", simulated_demand(**demand), holder="tenant", ttl=ttl)
+
+
+class Before:
+    """The operations of a provider, with something that happens just before one of them, the first time."""
+
+    def __init__(self, market, peer_id, name, happens):
+        manager = market.manager(peer_id)
+        operations = provider_operations(manager, peer_id, clock=market.clock)
+        self.known = operations[ALLOCATION_PROTOCOL]
+        self.name = name
+        self.happens = happens
+        self.calls = 0
+        market.network.add_host(peer_id, {**operations, ALLOCATION_PROTOCOL: self})
+
+    def __getitem__(self, name):
+        operation = self.known[name]
+        if name != self.name:
+            return operation
+
+        async def handler(request, caller):
+            self.calls += 1
+            if self.calls == 1:
+                await self.happens()
+            return await operation.handler(request, caller)
+
+        return type(operation)(operation.name, operation.kind, operation.request_type, handler)
+
+    def get(self, name, default=None):
+        return self[name] if name in self.known else default
+
+
+# Taking
 
 
 async def test_an_ensemble_is_committed_while_the_block_runs_and_free_after_it(market, autojump_clock):
     await start(market, 3, cores=2)
     async with market.requester().reserve(market.ensemble("a", "b", "c", cores=2)) as reservation:
-        assert sorted(reservation.peers) == ["a", "b", "c"]
         assert set(reservation.peers.values()) == {"p0", "p1", "p2"}
-        for node_id, lease in reservation.leases.items():
-            assert market.manager(reservation.peers[node_id]).is_committed(lease.lease_id)
-    assert nothing_promised(market)
+        assert states(market, reservation) == dict.fromkeys("abc", LeaseState.COMMITTED)
+        assert reservation.addrs["a"] == (f"/memory/{reservation.peers['a']}",)
+    assert promised(market) == {}
 
 
-async def test_commitments_outlive_their_time_while_the_block_runs(market, autojump_clock):
-    await start(market, 2, cores=2)
-    async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=30) as reservation:
-        await trio.sleep(500)
-        for node_id, lease in reservation.leases.items():
-            assert market.manager(reservation.peers[node_id]).is_committed(lease.lease_id)
-    assert nothing_promised(market)
+async def test_all_nodes_of_a_peer_are_taken_with_one_request(market, autojump_clock):
+    await start(market, 1, cores=8)
+    commit = Before(market, "p0", "commit", trio.lowlevel.checkpoint)
+    async with market.requester().reserve(market.ensemble("a", "b", "c", cores=2), want=1):
+        assert promised(market) == {"p0": 3}
+    assert commit.calls == 1
 
 
 async def test_nothing_is_taken_when_one_node_cannot_be_had(market, autojump_clock):
@@ -43,5 +109,427 @@ async def test_nothing_is_taken_when_one_node_cannot_be_had(market, autojump_clo
     with pytest.raises(ReservationError) as caught:
         async with market.requester().reserve(market.ensemble("a", "b", "c", cores=2)):
             pytest.fail("the block ran")
-    assert caught.value.code in ("no_bids", "no_assignment")
-    assert nothing_promised(market)
+    assert caught.value.code == "no_assignment"
+    assert promised(market) == {}
+    # It was clear at once: no peer was waited for.
+    assert trio.current_time() < 5
+
+
+async def test_the_error_says_for_each_node_what_every_peer_said(market, autojump_clock):
+    await start(market, 3, cores=2, ram=4)
+    await market.stop("p2")
+    with pytest.raises(ReservationError) as caught:
+        async with market.requester().reserve(market.ensemble("a", cores=4, ram=8)):
+            pass
+    error = caught.value
+    assert error.code == "no_bids"
+    (reasons,) = error.reasons
+    assert reasons.node_id == "a"
+    assert reasons.why == "no peer bids on it"
+    refusal, failure = reasons.peers
+    assert (refusal.code, refusal.count) == ("resources", 2)
+    assert [type(shortage).__name__ for shortage in refusal.shortages] == ["CPUShortage", "RAMShortage"]
+    assert (failure.code, failure.count) == ("refused", 1)
+    assert "cpu: 4 cores asked, 2 cores free of 2 cores" in str(error)
+
+
+async def test_nobody_to_ask_is_said(market, autojump_clock):
+    with pytest.raises(ReservationError) as caught:
+        async with market.requester().reserve(market.ensemble("a")):
+            pass
+    assert caught.value.code == "no_peers"
+
+
+async def test_an_unknown_strategy_is_refused_before_anybody_is_asked(market, autojump_clock):
+    with pytest.raises(StrategyError):
+        market.requester().reserve(market.ensemble("a"), strategy="dearest")
+
+
+async def test_the_rules_are_kept(market, autojump_clock):
+    await start(market, 4, cores=8)
+    rules = AssignmentRules(different_peers=True, pins={"b": "p2"}, exclusions=frozenset({("p0", "a"), ("p1", "a")}))
+    async with market.requester().reserve(market.ensemble("a", "b", exclude=["p1"]), rules=rules) as reservation:
+        assert reservation.peers == {"a": "p3", "b": "p2"}
+
+
+async def test_a_pinned_peer_that_refuses_is_named(market, autojump_clock):
+    await start(market, 1, cores=1)
+    await start(market, 2, first=1, cores=8)
+    with pytest.raises(ReservationError) as caught:
+        async with market.requester().reserve(
+            market.ensemble("a", "b", cores=2), rules=AssignmentRules(pins={"b": "p0"})
+        ):
+            pass
+    assert caught.value.code == "no_bids"
+    assert [reason.node_id for reason in caught.value.reasons] == ["b"]
+    assert "pinned" in caught.value.reasons[0].why
+
+
+class FlatPrice:
+    """A policy that accepts everything at one price."""
+
+    def __init__(self, micros):
+        self.decision = Decision(accept=True, price=Price(micros_per_hour=micros, currency="EUR"))
+
+    def decide(self, request):
+        return [self.decision for _ in request.nodes]
+
+
+def priced(micros):
+    return BidTerms(policies=(FlatPrice(micros),))
+
+
+async def test_the_strategy_chooses_among_the_bids(market, autojump_clock):
+    for name, cores, price, latency in (("a", 8, 30, 0.05), ("b", 4, 10, 0.09), ("c", 2, 20, 0.01)):
+        await market.start(
+            name,
+            simulated_machine(cores=cores),
+            terms=priced(price),
+            conditions=LinkConditions(latency=latency, jitter=0.0),
+        )
+    chosen = {}
+    for strategy in ("cheapest", "tightest", "nearest"):
+        async with market.requester().reserve(market.ensemble("n", cores=2), strategy=strategy) as reservation:
+            chosen[strategy] = reservation.peers["n"]
+    assert chosen == {"cheapest": "b", "tightest": "c", "nearest": "c"}
+    async with market.requester().reserve(market.ensemble("m", "n", cores=1), strategy="spread") as reservation:
+        assert len(set(reservation.peers.values())) == 2
+
+
+async def test_better_bids_are_waited_for_but_not_for_long(market, autojump_clock):
+    await market.start("dear", terms=priced(30))
+    await market.start("cheap", terms=priced(10), conditions=LinkConditions(latency=0.1))
+    await market.start("silent", conditions=LinkConditions(stall=1.0))
+    started = trio.current_time()
+    async with market.requester().reserve(market.ensemble("a"), want=3) as reservation:
+        assert reservation.peers == {"a": "cheap"}
+        assert trio.current_time() - started < 2
+
+
+# When some fail
+
+
+async def test_a_peer_that_no_longer_has_what_it_bid_is_replaced(market, autojump_clock):
+    await start_near_and_far(market, 2, cores=2)
+
+    async def somebody_is_faster():
+        await fill(market, "p0", cores=2)
+
+    Before(market, "p0", "commit", somebody_is_faster)
+    async with market.requester().reserve(market.ensemble("a", cores=2), strategy="nearest", want=2) as reservation:
+        assert reservation.peers == {"a": "p1"}
+        assert reservation.progress.failed == {"insufficient": 1}
+        assert promised(market) == {"p1": 1}
+
+
+async def test_a_peer_that_dies_while_it_commits_is_replaced_and_the_rest_stays(market, autojump_clock):
+    await start_near_and_far(market, 3, cores=2)
+
+    async def death():
+        await market.stop("p0", silent=True)
+
+    Before(market, "p0", "commit", death)
+    others = [Before(market, peer_id, "commit", trio.lowlevel.checkpoint) for peer_id in ("p1", "p2")]
+    ensemble = market.ensemble("a", "b", cores=2)
+    async with market.requester().reserve(ensemble, strategy="nearest", want=3) as reservation:
+        assert set(reservation.peers.values()) == {"p1", "p2"}
+        assert sum(commit.calls for commit in others) == 2
+    await market.restart("p0")
+    assert promised(market) == {}
+
+
+async def test_what_is_not_needed_after_a_failure_is_given_back_before_the_block_runs(market, autojump_clock):
+    # "b" fits nowhere but on p1, which is taken for "a" as the cheaper one; p0, where "a" might be, comes too late.
+    await market.start("p0", simulated_machine(cores=4), terms=priced(50))
+    await market.start("p1", simulated_machine(cores=2), terms=priced(10))
+    await market.start("p2", simulated_machine(cores=2), terms=priced(10))
+
+    async def somebody_is_faster():
+        await fill(market, "p2", cores=2)
+
+    Before(market, "p2", "commit", somebody_is_faster)
+    rules = AssignmentRules(exclusions=frozenset({("p0", "b")}))
+    async with market.requester().reserve(market.ensemble("a", "b", cores=2), rules=rules) as reservation:
+        assert reservation.peers == {"a": "p0", "b": "p1"}
+        assert promised(market) == {"p0": 1, "p1": 1}
+    assert promised(market) == {}
+
+
+async def test_a_commitment_whose_answer_was_lost_is_given_back(market, autojump_clock):
+    await start_near_and_far(market, 2, cores=2)
+
+    class Committed(Before):
+        def __getitem__(self, name):
+            operation = super().__getitem__(name)
+            if name != "commit":
+                return operation
+
+            async def handler(request, caller):
+                answer = await operation.handler(request, caller)
+                # It is done; nobody will hear of it.
+                self.at = trio.current_time()
+                await trio.sleep(60)
+                return answer
+
+            return type(operation)(operation.name, operation.kind, operation.request_type, handler)
+
+    silent = Committed(market, "p0", "commit", trio.lowlevel.checkpoint)
+    ensemble = market.ensemble("a", cores=2)
+    async with market.requester().reserve(ensemble, strategy="nearest", want=2, ttl=300) as reservation:
+        assert silent.at > 0
+        assert reservation.peers == {"a": "p1"}
+        await trio.sleep(1)
+        assert promised(market) == {"p1": 1}
+
+
+async def test_a_commit_whose_connection_was_cut_is_asked_again(market, autojump_clock):
+    await start(market, 1, cores=2)
+
+    async def cut():
+        market.network.cut("requester", "p0")
+        # Nothing of what follows comes from this request.
+        await trio.sleep_forever()
+
+    commit = Before(market, "p0", "commit", cut)
+    async with market.requester().reserve(market.ensemble("a", cores=2)) as reservation:
+        assert commit.calls == 2
+        assert reservation.progress.attempts == 1
+
+
+async def test_two_requesters_that_want_the_same_do_not_wait_for_each_other(market, autojump_clock):
+    await start(market, 2, cores=2)
+    taken = []
+
+    async def take(name):
+        ensemble = market.ensemble("a", "b", seconds=60, cores=2)
+        async with market.requester(name).reserve(ensemble, wait=True, ttl=30) as reservation:
+            assert len(reservation.peers) == 2
+            taken.append(name)
+            await trio.sleep(5)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take, "one")
+        nursery.start_soon(take, "two")
+    assert sorted(taken) == ["one", "two"]
+    assert all(market.manager(peer_id).leases() == () for peer_id in market.peer_ids)
+
+
+async def test_it_waits_until_something_is_free_when_told_to(market, autojump_clock):
+    await start(market, 1, cores=2)
+    await fill(market, "p0", ttl=10.0, cores=2)
+    with pytest.raises(ReservationError):
+        async with market.requester().reserve(market.ensemble("a", cores=2)):
+            pass
+    assert trio.current_time() < 5
+    async with market.requester().reserve(market.ensemble("a", cores=2, seconds=60), wait=True):
+        assert 10 < trio.current_time() < 20
+
+
+async def test_it_gives_up_at_its_deadline(market, autojump_clock):
+    await start(market, 1, cores=2)
+    await fill(market, "p0", cores=2)
+    started = trio.current_time()
+    with pytest.raises(ReservationError) as caught:
+        async with market.requester().reserve(market.ensemble("a", cores=2, seconds=40), wait=True):
+            pass
+    assert caught.value.code == "no_bids"
+    assert 30 < trio.current_time() - started < 42
+
+
+# While the block runs
+
+
+async def test_commitments_outlive_their_time_while_the_block_runs(market, autojump_clock):
+    await start(market, 2, cores=2)
+    async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=30) as reservation:
+        first = dict(reservation.leases)
+        await trio.sleep(500)
+        assert states(market, reservation) == dict.fromkeys("ab", LeaseState.COMMITTED)
+        assert all(reservation.leases[node].deadline > first[node].deadline + 400 for node in "ab")
+        assert all(reservation.leases[node].fence == first[node].fence for node in "ab")
+    assert promised(market) == {}
+
+
+async def test_a_provider_that_is_away_for_less_than_its_deadline_does_no_harm(market, autojump_clock):
+    await start(market, 1, cores=2)
+    async with market.requester().reserve(market.ensemble("a", cores=2), ttl=30) as reservation:
+        await market.stop("p0", silent=True)
+        await trio.sleep(15)
+        await market.restart("p0")
+        await trio.sleep(100)
+        assert states(market, reservation) == {"a": LeaseState.COMMITTED}
+
+
+async def test_the_block_is_cancelled_when_a_provider_is_away_for_too_long(market, autojump_clock):
+    await start(market, 2, cores=2)
+    started = trio.current_time()
+
+    async def use():
+        async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=30) as reservation:
+            await market.stop(reservation.peers["a"])
+            try:
+                await trio.sleep(100)
+            finally:
+                assert reservation.lost.is_set()
+                # Never later than the provider's own deadline, after which it may be somebody else's.
+                assert trio.current_time() < started + 31
+
+    with pytest.raises(ReservationLostError) as caught:
+        await use()
+    assert caught.value.node_ids == ("a",)
+    assert "a at p" in str(caught.value)
+    assert promised(market) == {}
+
+
+async def test_the_block_is_cancelled_at_once_when_the_provider_says_that_it_is_gone(market, autojump_clock):
+    await start(market, 1, cores=2)
+
+    async def use():
+        async with market.requester().reserve(market.ensemble("a", cores=2), ttl=30) as reservation:
+            await market.manager("p0").release(reservation.leases["a"].lease_id)
+            await trio.sleep(100)
+
+    with pytest.raises(ReservationLostError) as caught:
+        await use()
+    assert "ended" in str(caught.value)
+    assert trio.current_time() < 15
+
+
+async def test_what_the_block_raises_comes_out_as_it_is(market, autojump_clock):
+    await start(market, 1)
+    with pytest.raises(KeyError, match="the block's own"):
+        async with market.requester().reserve(market.ensemble("a")):
+            raise KeyError("the block's own")
+    assert promised(market) == {}
+
+
+# The end
+
+
+async def test_everything_is_given_back_when_the_requester_is_cancelled(market, autojump_clock):
+    await start(market, 2, cores=2)
+    with trio.move_on_after(5) as scope:
+        async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=1000):
+            assert len(promised(market)) == 2
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert promised(market) == {}
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.1, 0.15, 0.2, 0.25, 0.3])
+async def test_everything_is_given_back_when_it_is_cancelled_while_it_takes(market, autojump_clock, seconds):
+    await start(market, 3, cores=2)
+    with trio.move_on_after(seconds):
+        async with market.requester().reserve(market.ensemble("a", "b", "c", cores=2), ttl=1000):
+            await trio.sleep_forever()
+    assert promised(market) == {}
+
+
+async def test_giving_back_does_not_hold_up_the_end_for_long_and_says_what_is_left(market, autojump_clock, caplog):
+    await start(market, 2, cores=2)
+    with caplog.at_level(logging.WARNING, "dms_peer.requesting"):
+        async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=1000) as reservation:
+            gone, there = reservation.peers["a"], reservation.peers["b"]
+            await market.stop(gone, silent=True)
+            ended = trio.current_time()
+        assert trio.current_time() - ended == pytest.approx(RequesterLimits().release_deadline)
+    assert market.manager(there).leases() == ()
+    (record,) = caplog.records
+    assert gone in record.getMessage()
+    assert reservation.leases["a"].lease_id in record.getMessage()
+
+
+async def test_a_requester_that_dies_leaves_nothing_behind_the_deadlines(market, autojump_clock):
+    await start(market, 2, cores=2)
+    with trio.move_on_after(45):
+        async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=30):
+            await trio.sleep(40)
+            market.network.kill_peer("requester")
+            await trio.sleep_forever()
+    assert len(promised(market)) == 2
+    await trio.sleep(30)
+    assert promised(market) == {}
+
+
+async def test_with_keep_the_block_leaves_everything_unless_it_fails(market, autojump_clock):
+    await start(market, 1, cores=2)
+    async with market.requester().reserve(market.ensemble("a", cores=2), keep=True) as reservation:
+        await reservation.allocate()
+    assert states(market, reservation) == {"a": LeaseState.ALLOCATED}
+    await market.manager("p0").release(reservation.leases["a"].lease_id)
+    with pytest.raises(KeyError):
+        async with market.requester().reserve(market.ensemble("a", cores=2), keep=True):
+            raise KeyError
+    assert promised(market) == {}
+
+
+# Allocating
+
+
+async def test_all_nodes_are_allocated_and_given_back_at_the_end(market, autojump_clock):
+    await start(market, 2, cores=2)
+    async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=30) as reservation:
+        await reservation.allocate()
+        await trio.sleep(200)
+        assert states(market, reservation) == dict.fromkeys("ab", LeaseState.ALLOCATED)
+        assert not reservation.lost.is_set()
+    assert promised(market) == {}
+
+
+async def test_none_is_allocated_when_one_cannot_be(market, autojump_clock):
+    await start(market, 2, cores=2)
+
+    async def use():
+        async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=30) as reservation:
+            await market.manager(reservation.peers["a"]).release(reservation.leases["a"].lease_id)
+            await reservation.allocate()
+
+    with pytest.raises(ReservationError) as caught:
+        await use()
+    assert caught.value.code == "not_allocated"
+    assert promised(market) == {}
+
+
+async def test_an_allocation_whose_answer_was_lost_is_asked_for_again(market, autojump_clock):
+    await start(market, 1, cores=2)
+
+    async def cut():
+        market.network.cut("requester", "p0")
+
+    allocate = Before(market, "p0", "allocate", cut)
+    async with market.requester().reserve(market.ensemble("a", cores=2), ttl=30) as reservation:
+        await reservation.allocate()
+        assert allocate.calls == 2
+        assert states(market, reservation) == {"a": LeaseState.ALLOCATED}
+
+
+async def test_an_allocation_that_is_cancelled_is_given_back_as_a_whole(market, autojump_clock):
+    await start(market, 2, cores=2)
+
+    async def slow():
+        await trio.sleep(10)
+
+    async def use():
+        async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=300) as reservation:
+            with trio.move_on_after(1) as scope:
+                await reservation.allocate()
+            assert scope.cancelled_caught
+            assert promised(market) == {}
+            await trio.lowlevel.checkpoint()
+
+    Before(market, "p1", "allocate", slow)
+    with pytest.raises(ReservationLostError):
+        await use()
+    assert promised(market) == {}
+
+
+async def test_nodes_with_gpus_go_where_the_gpus_are(market, autojump_clock):
+    await start(market, 2, cores=8)
+    await market.start("gpu", simulated_machine(cores=8, gpus=(24,)))
+    nodes = [
+        NodeRequest(node_id="plain", resources=simulated_demand(cores=6)),
+        NodeRequest(node_id="gpu", resources=simulated_demand(cores=6, gpus=(16,))),
+    ]
+    async with market.requester().reserve(market.ensemble(*nodes)) as reservation:
+        assert reservation.peers["gpu"] == "gpu"
+        assert reservation.peers["plain"] != "gpu"

@@ -18,6 +18,7 @@ from dms_peer.errors import DialError
 from dms_protocols.client import Client, open_client
 from dms_protocols.limits import ServiceLimits
 from dms_protocols.operations import Caller, Operations
+from dms_protocols.protocol_ids import versions_of
 from dms_protocols.service import serve_stream
 
 from .streams import DelayedStream, stream_pair
@@ -160,10 +161,10 @@ class SimulatedNetwork:
         return connection
 
     def open_stream(self, connection: _Connection, protocol: str) -> DelayedStream:
-        """A stream of one protocol that the listener serves. Raises DialError `protocol_not_supported`."""
+        """A stream of the newest version of a protocol that both know. Raises DialError `protocol_not_supported`."""
         host = connection.listener
-        operations = host.operations.get(protocol)
-        if operations is None:
+        version = next((one for one in versions_of(protocol) if one in host.operations), None)
+        if version is None:
             raise DialError("protocol_not_supported", host.peer_id, f"does not speak {protocol}", "")
         self.traffic.streams += 1
         self._numbers += 1
@@ -173,6 +174,8 @@ class SimulatedNetwork:
             return self._due(connection)
 
         ours, theirs = stream_pair(due, due)
+        ours.protocol = version
+        operations = host.operations[version]
         scope = trio.CancelScope()
         connection.streams[number] = (ours, theirs, scope)
         self._nursery.start_soon(self._serve, connection, number, theirs, operations, scope)

@@ -10,9 +10,10 @@ from pathlib import Path
 import trio
 
 from dms_protocols.allocations import allocation_operations
+from dms_protocols.bid_versions import BID_1_1
 from dms_protocols.bidding import BidTerms, bid_operations
 from dms_protocols.operations import Operations
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, BID_PROTOCOL_1_1, RESOURCES_PROTOCOL
 from dms_protocols.queries import resource_operations
 from dms_resources.clock import Clock
 from dms_resources.components import (
@@ -98,10 +99,11 @@ async def open_simulated_manager(
 def provider_operations(
     manager: ResourceManager, peer_id: str, terms: BidTerms | None = None, *, clock: Clock | None = None
 ) -> dict[str, Operations]:
-    """The three protocols of a provider, by protocol id."""
-    wall = (clock or VirtualClock()).wall
+    """The three protocols of a provider in all their versions, by protocol id."""
+    wall, signer = (clock or VirtualClock()).wall, SimulatedSigner(peer_id)
     return {
         RESOURCES_PROTOCOL: resource_operations(manager),
-        BID_PROTOCOL: bid_operations(manager, SimulatedSigner(peer_id), terms, clock=wall),
+        BID_PROTOCOL: bid_operations(manager, signer, terms, clock=wall),
+        BID_PROTOCOL_1_1: bid_operations(manager, signer, terms, clock=wall, version=BID_1_1),
         ALLOCATION_PROTOCOL: allocation_operations(manager, peer_id, SimulatedOpener(), clock=wall),
     }

@@ -215,6 +215,8 @@ class _Scenario:
                 ensemble, strategy=strategy, rules=rules, ttl=self._ttl, wait=rng.random() < 0.3
             ) as reservation:
                 self._run.say("reserved", peers=reservation.peers, attempts=reservation.progress.attempts)
+                if sorted(reservation.leases) != sorted(node.node_id for node in ensemble.request):
+                    raise BrokenPromiseError(f"only {sorted(reservation.leases)} were taken")
                 self._check_taken(market, reservation)
                 await self._use(market, reservation)
                 self._run.say("used")

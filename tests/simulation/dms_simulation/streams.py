@@ -54,9 +54,13 @@ class _Direction:
 
 
 class DelayedStream(trio.abc.HalfCloseableStream):
-    """One end of a stream in memory; `due` says for each write when it arrives (infinity: never)."""
+    """One end of a stream in memory; `due` says for each write when it arrives (infinity: never).
+
+    `protocol` is the protocol id that was agreed on.
+    """
 
     def __init__(self, outgoing: _Direction, incoming: _Direction, due: Callable[[], float]) -> None:
+        self.protocol = ""
         self._outgoing = outgoing
         self._incoming = incoming
         self._due = due

@@ -1,0 +1,142 @@
+"""Which peer takes which node: compared with trying everything."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dms_peer.requesting.assignment import AssignmentRules, Option, assign
+
+
+def option(node_id, peer_id, cost=0.0, answers=(0,)):
+    return Option(node_id, peer_id, cost, frozenset(answers), f"{node_id}@{peer_id}")
+
+
+def where(assignment):
+    return {node_id: chosen.peer_id for node_id, chosen in assignment.chosen.items()}
+
+
+# What everything tried comes to
+
+
+def allowed(chosen, rules):
+    by_peer = {}
+    for one in chosen:
+        if not rules.allows(one.peer_id, one.node_id):
+            return False
+        by_peer.setdefault(one.peer_id, []).append(one)
+    for own in by_peer.values():
+        if rules.different_peers and len(own) > 1:
+            return False
+        if not frozenset.intersection(*(one.answers for one in own)):
+            return False
+    return True
+
+
+def cost_of(chosen, crowding):
+    by_peer = {}
+    total = 0.0
+    for one in chosen:
+        nth = by_peer.get(one.peer_id, 0)
+        total += one.cost + (crowding(nth) if nth else 0.0)
+        by_peer[one.peer_id] = nth + 1
+    return total
+
+
+def try_everything(node_ids, options, rules, crowding):
+    """The most nodes that can be covered, and the least that costs."""
+    choices = [[None, *(one for one in options if one.node_id == node_id)] for node_id in node_ids]
+    results = []
+    for picked in product(*choices):
+        chosen = [one for one in picked if one is not None]
+        if allowed(chosen, rules):
+            results.append((-len(chosen), cost_of(chosen, crowding)))
+    return min(results)
+
+
+NODES = ("a", "b", "c", "d")
+PEERS = ("p", "q", "r")
+
+
+@st.composite
+def problems(draw):
+    node_ids = NODES[: draw(st.integers(1, 4))]
+    pairs = draw(st.lists(st.tuples(st.sampled_from(node_ids), st.sampled_from(PEERS)), max_size=10))
+    costs = st.one_of(st.integers(0, 5), st.floats(0, 5, allow_nan=False))
+    options = [
+        option(node_id, peer_id, draw(costs), draw(st.sets(st.integers(0, 2), min_size=1, max_size=2)))
+        for node_id, peer_id in pairs
+    ]
+    rules = AssignmentRules(
+        different_peers=draw(st.booleans()),
+        pins=draw(st.dictionaries(st.sampled_from(node_ids), st.sampled_from(PEERS), max_size=1)),
+        exclusions=frozenset(draw(st.sets(st.tuples(st.sampled_from(PEERS), st.sampled_from(node_ids)), max_size=2))),
+    )
+    step = draw(st.sampled_from((0.0, 0.5, 3.0)))
+    return node_ids, options, rules, lambda nth: step * nth
+
+
+@given(problems())
+@settings(max_examples=400, deadline=None)
+def test_an_assignment_that_exists_is_found_and_none_is_cheaper(problem):
+    node_ids, options, rules, crowding = problem
+    assignment = assign(node_ids, options, rules, crowding=crowding)
+    chosen = list(assignment.chosen.values())
+    assert allowed(chosen, rules)
+    covered, cost = try_everything(node_ids, options, rules, crowding)
+    assert len(chosen) == -covered
+    assert set(assignment.chosen) | set(assignment.uncovered) == set(node_ids)
+    assert assignment.cost == pytest.approx(cost_of(chosen, crowding))
+    assert assignment.cost == pytest.approx(cost, abs=1e-6)
+
+
+@given(problems())
+@settings(max_examples=100, deadline=None)
+def test_what_is_found_within_few_steps_is_no_less_valid(problem):
+    node_ids, options, rules, crowding = problem
+    assignment = assign(node_ids, options, rules, crowding=crowding, steps=0)
+    assert allowed(list(assignment.chosen.values()), rules)
+
+
+def test_the_cheap_peer_is_left_to_the_node_that_has_no_other():
+    options = [option("a", "p", 1), option("a", "q", 5), option("b", "p", 1)]
+    rules = AssignmentRules(different_peers=True)
+    assert where(assign(("a", "b"), options, rules)) == {"a": "q", "b": "p"}
+
+
+def test_bids_of_two_answers_of_one_peer_are_not_taken_together():
+    options = [option("a", "p", 1, {1}), option("b", "p", 1, {2}), option("b", "q", 9, {3})]
+    assert where(assign(("a", "b"), options)) == {"a": "p", "b": "q"}
+    assert assign(("a", "b"), options[:2]).complete is False
+
+
+def test_it_says_of_each_uncovered_node_why():
+    rules = AssignmentRules(different_peers=True, pins={"c": "r"})
+    assignment = assign(("a", "b", "c", "d"), [option("a", "p"), option("b", "p"), option("c", "q")], rules)
+    assert not assignment.complete
+    reasons = assignment.uncovered
+    assert len(reasons) == 3
+    assert reasons["c"] == "the peer that it is pinned to does not bid on it: r"
+    assert reasons["d"] == "no peer bids on it"
+    assert reasons["a" if "a" in reasons else "b"] == "the peers that bid on it are needed for other nodes: p"
+
+
+def test_many_nodes_go_to_many_peers():
+    node_ids = [f"n{number}" for number in range(64)]
+    options = [
+        option(node_id, f"p{(index + step) % 80}", step, {(index + step) % 80})
+        for index, node_id in enumerate(node_ids)
+        for step in range(5)
+    ]
+    assignment = assign(node_ids, options, AssignmentRules(different_peers=True))
+    assert assignment.complete
+    assert assignment.cost == 0
+
+
+def test_a_cost_that_is_no_number_comes_last():
+    options = [option("a", "p", float("inf")), option("a", "q", 1e12)]
+    assert where(assign(("a",), options)) == {"a": "q"}
+    assert where(assign(("a",), options[:1])) == {"a": "p"}
