@@ -6,10 +6,18 @@ import socket
 import struct
 import threading
 import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import pytest
 
+from dms_peer.connections import PeerConnections, open_connections
+from dms_peer.discovery.kademlia import Kademlia, open_kademlia
+from dms_peer.host import HardenedHost, dial, host_addresses, open_host
+from dms_peer.identity import new_identity
+
 MDNS_GROUP = "224.0.0.251"
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
 
 def _multicast_error() -> str | None:
@@ -48,3 +56,52 @@ def multicast(_loopback_multicast):
     while {thread for thread in threading.enumerate() if "trio" not in thread.name.lower()} - before:
         assert time.monotonic() < deadline, threading.enumerate()
         time.sleep(0.01)
+
+
+@dataclass
+class DHTPeer:
+    """A peer of the DHT on loopback."""
+
+    host: HardenedHost
+    connections: PeerConnections
+    dht: Kademlia
+
+    @property
+    def peer_id(self) -> str:
+        return self.host.get_id().to_base58()
+
+    @property
+    def addr(self) -> str:
+        return host_addresses(self.host)[0]
+
+
+@pytest.fixture
+def open_dht_peer():
+    """Opens a peer of the DHT: `async with open_dht_peer(server=True) as peer`."""
+
+    @asynccontextmanager
+    async def open_peer(*, server: bool = True, listen: bool = True):
+        async with (
+            open_host(new_identity(), [LOOPBACK] if listen else []) as host,
+            open_connections(host) as connections,
+            open_kademlia(host, connections, host_addresses(host), server=server) as dht,
+        ):
+            yield DHTPeer(host, connections, dht)
+
+    return open_peer
+
+
+@pytest.fixture
+def dht_network(open_dht_peer, eventually):
+    """Opens so many peers that know the first one and through it the others: `async with dht_network(9) as peers`."""
+
+    @asynccontextmanager
+    async def open_network(number: int):
+        async with AsyncExitStack() as stack:
+            peers = [await stack.enter_async_context(open_dht_peer()) for _ in range(number)]
+            for peer in peers[1:]:
+                await dial(peer.host, peers[0].addr)
+            await eventually(lambda: all(peer.dht.peers >= min(number - 1, 8) for peer in peers), 30)
+            yield peers
+
+    return open_network

@@ -1,0 +1,367 @@
+"""Kademlia: providers are found by the capability classes that they announce, whoever knows them.
+
+The routing table, the messages and the answering side are py-libp2p's; what surrounds them is in the modules beside,
+each of which says what breaks. A running peer serves the DHT (server mode), a short-lived requester only asks.
+
+What breaks: the library's handler accepts values of a megabyte, fifty thousand of them, from anybody; ten announcements
+of one peer in ten seconds are all it takes; a peer has to be added by hand after it connected.
+Measure: no values at all; every class at once; a peer that connects, or asks, is asked back whether it serves the DHT.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any, Final, cast
+
+import trio
+import trio.abc
+from libp2p.abc import IHost, INetStream
+from libp2p.kad_dht.common import PROTOCOL_ID
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.kad_dht.pb.kademlia_pb2 import Message
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.peer.peerstore import env_to_send_in_RPC
+from libp2p.records.validator import NamespacedValidator
+from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
+
+from dms_protocols.capability_classes import CLASSES, CapabilityClass, classes_to_look_up
+from dms_protocols.messages.bid import EnsembleRequest
+from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
+
+from ..connections import PeerConnections
+from ..host import attach_protocols
+from ..host.logs import RateLimiter, log_limited
+from ..requesting.background import beside
+from ..requesting.network import Candidate
+from .kademlia_host import KademliaHost, KademliaStream, text_addresses
+from .kademlia_lookup import WIDTH, Walk, peers_in
+from .kademlia_tables import ProvenTable, ProviderRecords
+
+__all__ = ["Kademlia", "open_kademlia"]
+
+_log = logging.getLogger(__name__)
+_limiter: Final = RateLimiter()
+
+# Seconds.
+_ASK_DEADLINE: Final = 6.0
+_IDLE: Final = 20.0
+_PACE: Final = 0.01
+_REFRESH: Final = 600.0
+_LONGEST_PAUSE: Final = 120.0
+_LOOK_AGAIN: Final = 0.5
+_STUMBLED: Final = 5.0
+# A peer that did not serve the DHT may do so later.
+_ASK_AGAIN: Final = 60.0
+# Below so many peers everybody is known, and is looked for again sooner.
+_SMALL: Final = 20
+# Bytes of an answer.
+_LONGEST_ANSWER: Final = 256 * 1024
+_MOST_STREAMS: Final = 32
+_MOST_STREAMS_OF_ONE: Final = 4
+_MOST_SUSPECTS: Final = 64
+_MOST_ASKED: Final = 1024
+_MOST_PROVIDERS: Final = 60
+_ANNOUNCED_AT_ONCE: Final = 4
+_JOINED_AT_ONCE: Final = 4
+# In ten seconds, of one peer: all of them at once, and again when something changed.
+_MOST_ANNOUNCED: Final = 4 * len(CLASSES)
+
+Read = Callable[[KademliaStream], Awaitable[Message]]
+
+
+class Kademlia:
+    """The DHT as this peer sees it: a CandidateSource. Made by `open_kademlia`."""
+
+    name = "dht"
+
+    def __init__(self, host: IHost, connections: PeerConnections, addrs: Sequence[str], *, server: bool) -> None:
+        self._host = KademliaHost(host, connections, addrs if server else (), self._proven)
+        self._own_id = host.get_id()
+        self._server = server
+        self._dht = _library_dht(self._host, server=server)
+        self._table = ProvenTable(self._host)
+        self._records = ProviderRecords(self._host, self._dht.peer_routing)
+        self._dht.routing_table = self._table
+        self._dht.provider_store = self._records
+        self._asked: OrderedDict[ID, float] = OrderedDict()
+        self._suspects: trio.MemorySendChannel[ID]
+        self._suspects, self._suspected = trio.open_memory_channel[ID](_MOST_SUSPECTS)
+        self._streams: Counter[str] = Counter()
+        self._joined, self._grown = trio.Event(), trio.Event()
+
+    @property
+    def peers(self) -> int:
+        """How many peers are in the routing table."""
+        return self._table.size()
+
+    @property
+    def records(self) -> int:
+        """How many provider records this peer keeps for others."""
+        return self._records.size()
+
+    async def wait_joined(self) -> None:
+        """Returns when there is a peer to ask."""
+        await self._joined.wait()
+
+    # Finding
+
+    @asynccontextmanager
+    async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
+        """As the protocol says: the providers of the rarest class that each node needs, as they are found."""
+        send, receive = trio.open_memory_channel[Candidate](0)
+        with receive:
+            async with beside(partial(self._search, request, send)):
+                yield receive
+
+    async def _search(self, request: EnsembleRequest, candidates: trio.MemorySendChannel[Candidate]) -> None:
+        told = {*request.peer_exclusion, self._own_id.to_base58()}
+
+        async def found(peer_id: ID, addrs: Sequence[Multiaddr]) -> None:
+            name = peer_id.to_base58()
+            if name not in told:
+                told.add(name)
+                await candidates.send(Candidate(name, text_addresses(peer_id, addrs), self.name))
+
+        async with candidates:
+            for one in classes_to_look_up(request):
+                await self.find(one, found)
+
+    async def find(self, one: CapabilityClass, found: Callable[[ID, Sequence[Multiaddr]], Awaitable[None]]) -> None:
+        """Tells `found` the providers of a class and where they are; the search waits while it takes one in."""
+
+        async def take(answer: Message) -> None:
+            for peer_id, addrs in peers_in(answer.providerPeers, _MOST_PROVIDERS):
+                await found(peer_id, addrs)
+
+        for provider in self._records.get_providers(one.key):
+            await found(provider.peer_id, provider.addrs)
+        if not self.peers:
+            await self._join()
+        await self._walk(one.key, self._message(Message.MessageType.GET_PROVIDERS, one.key)).run(take)
+
+    # Announcing
+
+    async def announce(self, classes: Iterable[CapabilityClass]) -> int:
+        """Announces this peer as a provider of these classes; the number of peers that took it. Cancellable."""
+        keys = [one.key for one in classes]
+        own = PeerInfo(self._own_id, self._host.get_addrs())
+        holders: dict[ID, list[bytes]] = {}
+        for key in keys:
+            self._records.add_provider(key, own)
+            for peer_id in await self._holders(key):
+                holders.setdefault(peer_id, []).append(key)
+        taken: list[ID] = []
+        slots = trio.Semaphore(_ANNOUNCED_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            for peer_id, their_keys in holders.items():
+                await slots.acquire()
+                nursery.start_soon(self._tell, peer_id, their_keys, taken, slots)
+        return len(taken)
+
+    async def _holders(self, key: bytes) -> list[ID]:
+        """The peers that are to keep the records of a key."""
+        if self.peers < _SMALL:
+            # All of them are in the table.
+            return self._table.find_local_closest_peers(key, WIDTH)
+        return (await self._explore(key)).closest
+
+    async def _tell(self, peer_id: ID, keys: Sequence[bytes], taken: list[ID], slots: trio.Semaphore) -> None:
+        try:
+            messages = [self._message(Message.MessageType.ADD_PROVIDER, key, announce=True) for key in keys]
+            # All in one stream: opening one costs a hundred times what a message does.
+            if await self._converse(peer_id, messages, _read_end) is not None:
+                taken.append(peer_id)
+        finally:
+            slots.release()
+
+    # Keeping up
+
+    async def keep_up(self) -> None:
+        """Finds peers of the DHT among those that are connected, and through them the neighbourhood."""
+        explored_at, pause = float("-inf"), _LOOK_AGAIN
+        while True:
+            known, self._grown = self.peers, trio.Event()
+            await self._join()
+            if self.peers and (self.peers < _SMALL or trio.current_time() > explored_at + _REFRESH):
+                await self._explore(self._own_id.to_bytes())
+                explored_at = trio.current_time()
+            pause = _LOOK_AGAIN if self.peers > known else min(2 * pause, _LONGEST_PAUSE)
+            await trio.sleep(_LOOK_AGAIN)
+            with trio.move_on_after(pause - _LOOK_AGAIN):
+                await self._grown.wait()
+
+    async def check_suspects(self) -> None:
+        """Asks back those that asked, whether they serve the DHT themselves."""
+        async for peer_id in self._suspected:
+            await self._ask_once(peer_id)
+
+    async def _join(self) -> None:
+        strangers = [peer_id for peer_id in self._host.get_connected_peers() if self._is_unknown(peer_id)]
+        slots = trio.CapacityLimiter(_JOINED_AT_ONCE)
+
+        async def ask(peer_id: ID) -> None:
+            async with slots:
+                await self._ask_once(peer_id)
+
+        async with trio.open_nursery() as nursery:
+            for peer_id in strangers[:_SMALL]:
+                nursery.start_soon(ask, peer_id)
+
+    def _is_unknown(self, peer_id: ID) -> bool:
+        return (
+            peer_id != self._own_id
+            and not self._table.peer_in_table(peer_id)
+            and self._asked.get(peer_id, float("-inf")) + _ASK_AGAIN < trio.current_time()
+        )
+
+    async def _ask_once(self, peer_id: ID) -> None:
+        if not self._is_unknown(peer_id):
+            return
+        self._asked[peer_id] = trio.current_time()
+        if len(self._asked) > _MOST_ASKED:
+            self._asked.popitem(last=False)
+        question = self._message(Message.MessageType.FIND_NODE, self._own_id.to_bytes())
+        answer = await self._ask(peer_id, question)
+        if answer is not None:
+            for near, addrs in peers_in(answer.closerPeers, _SMALL):
+                self._host.book.add_addrs(near, addrs)
+
+    async def _explore(self, key: bytes) -> Walk:
+        walk = self._walk(key, self._message(Message.MessageType.FIND_NODE, key))
+        # On the way, everybody who answers has proved that it serves the DHT.
+        await walk.run(_nothing)
+        return walk
+
+    def _walk(self, key: bytes, question: Message) -> Walk:
+        start = self._table.find_local_closest_peers(key, _SMALL)
+        return Walk(key, self._own_id, start, partial(self._ask, question=question), self._host.book.add_addrs)
+
+    # Asking
+
+    def _message(self, kind: Any, key: bytes, *, announce: bool = False) -> Message:
+        message = Message(type=kind, key=key)
+        if self._server:
+            message.senderRecord, _ = env_to_send_in_RPC(cast(IHost, self._host))
+        if announce:
+            provider = message.providerPeers.add()
+            provider.id = self._own_id.to_bytes()
+            provider.addrs.extend(address.to_bytes() for address in self._host.get_addrs())
+        return message
+
+    async def _ask(self, peer_id: ID, question: Message) -> Message | None:
+        answer = await self._converse(peer_id, [question], _read_answer)
+        if answer is None:
+            self._table.remove_peer(peer_id)
+        return answer
+
+    async def _converse(self, peer_id: ID, messages: Sequence[Message], read: Read) -> Message | None:
+        """Sends the messages in one stream and reads what comes back; None where nothing does in time."""
+        with trio.move_on_after(_ASK_DEADLINE):
+            try:
+                stream = await self._host.new_stream(peer_id, [PROTOCOL_ID])
+                try:
+                    for message in messages:
+                        await stream.write(encode_varint_prefixed(message.SerializeToString()))
+                    return await read(stream)
+                finally:
+                    await stream.close()
+            except Exception as error:
+                # A stranger can fail in any layer, and in all of them it means the same.
+                _log.debug("%s did not answer in the DHT: %r", peer_id, error)
+        return None
+
+    async def _proven(self, peer_id: ID) -> None:
+        before = self.peers
+        addrs = self._host.book.addrs(peer_id)
+        if addrs and await self._table.admit(PeerInfo(peer_id, addrs)) and self.peers > before:
+            self._joined.set()
+            self._grown.set()
+
+    # Answering
+
+    async def serve(self, stream: trio.abc.HalfCloseableStream, peer_id: str) -> None:
+        """Answers one stream of a peer, with the library's handler; too many are reset."""
+        asking = KademliaStream(stream, ID.from_string(peer_id), deadline=_IDLE, pace=_PACE)
+        if self._streams.total() >= _MOST_STREAMS or self._streams[peer_id] >= _MOST_STREAMS_OF_ONE:
+            await asking.reset()
+            return
+        with suppress(trio.WouldBlock):
+            # It may serve the DHT itself; asked back once it has said where it is.
+            self._suspects.send_nowait(asking.peer_id)
+        self._streams[peer_id] += 1
+        try:
+            await self._dht._do_handle_stream(cast(INetStream, asking))
+        finally:
+            self._streams[peer_id] -= 1
+            if not self._streams[peer_id]:
+                del self._streams[peer_id]
+
+
+def _library_dht(host: KademliaHost, *, server: bool) -> KadDHT:
+    dht = KadDHT(
+        cast(IHost, host),
+        DHTMode.SERVER if server else DHTMode.CLIENT,
+        # No namespace, and none is made up: no value passes.
+        validator=NamespacedValidator({}, strict_validation=True),
+        validator_changed=True,
+        strict_validation=True,
+    )
+    dht._provider_rate_max = _MOST_ANNOUNCED
+    return dht
+
+
+@asynccontextmanager
+async def open_kademlia(
+    host: IHost, connections: PeerConnections, addrs: Sequence[str] = (), *, server: bool
+) -> AsyncIterator[Kademlia]:
+    """The DHT while the block runs; a `server` answers others, who find it at `addrs` (multiaddrs).
+
+    Whatever goes wrong in its tasks ends in a line in the log, and they begin again.
+    """
+    dht = Kademlia(host, connections, addrs, server=server)
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_again_and_again, dht.keep_up)
+        nursery.start_soon(_again_and_again, dht.check_suspects)
+        try:
+            async with AsyncExitStack() as stack:
+                if server:
+                    await stack.enter_async_context(attach_protocols(host, {KADEMLIA_PROTOCOL: dht.serve}))
+                yield dht
+        except Exception as error:
+            # Raised again behind the nursery, which would wrap it in a group.
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _read_answer(stream: KademliaStream) -> Message:
+    answer = Message()
+    answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, _LONGEST_ANSWER))
+    return answer
+
+
+async def _read_end(stream: KademliaStream) -> Message:
+    await stream.finish()
+    return Message()
+
+
+async def _nothing(answer: Message) -> None:
+    """What was to be learned is learned."""
+
+
+async def _again_and_again(task: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await task()
+        except* Exception as group:
+            log_limited(_log, _limiter, logging.ERROR, "the DHT stumbled and goes on: %r", group.exceptions[0])
+        await trio.sleep(_STUMBLED)

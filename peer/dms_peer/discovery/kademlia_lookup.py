@@ -1,0 +1,129 @@
+"""One walk through the DHT towards a key: the closest peers are asked for closer ones, until nobody knows any.
+
+The library's own walk dials as many as it likes, drops the addresses that come with the answers to GET_PROVIDERS, and
+has all its results at the end; a requester wants the first provider as soon as it is there, and then no more.
+Source: https://github.com/libp2p/specs/blob/master/kad-dht/README.md ("Peer routing", "Content provider discovery").
+The walk ends when the WIDTH closest peers that answer have all been asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final
+
+import trio
+from libp2p.kad_dht.pb.kademlia_pb2 import Message
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
+
+__all__ = ["WIDTH", "Ask", "Walk", "peers_in"]
+
+WIDTH: Final = 8
+"""So many of the closest peers keep a record, and are asked for it: a third of them may be gone at any time."""
+
+_AT_ONCE: Final = 3
+_MOST_ASKED: Final = 64
+_MOST_KNOWN: Final = 256
+_MOST_NAMED: Final = 20
+_MOST_ADDRESSES: Final = 8
+# Seconds.
+_WALK_DEADLINE: Final = 20.0
+
+
+Ask = Callable[[ID], Awaitable[Message | None]]
+"""Asks one peer for what the walk wants to know; None when it does not answer."""
+
+
+def _distance(peer_id: ID, key: bytes) -> int:
+    """How far a peer is from a key, in the metric of Kademlia over SHA-256."""
+    here, there = hashlib.sha256(peer_id.to_bytes()).digest(), hashlib.sha256(key).digest()
+    return int.from_bytes(here) ^ int.from_bytes(there)
+
+
+def peers_in(named: Sequence[Message.Peer], most: int) -> Iterator[tuple[ID, list[Multiaddr]]]:
+    """The peers that a message names and their addresses, as far as they can be read."""
+    for peer in named[:most]:
+        addrs = []
+        for raw in peer.addrs[:_MOST_ADDRESSES]:
+            try:
+                addrs.append(Multiaddr(raw))
+                # It is decoded only now, and each of its codecs has errors of its own.
+                str(addrs[-1])
+            except Exception:
+                del addrs[-1:]
+        # A multihash of SHA-256 or of a short key.
+        if 34 <= len(peer.id) <= 64:
+            yield ID(peer.id), addrs
+
+
+class Walk:
+    """The state of one walk. `learn` is told of each peer that an answer names, with its addresses."""
+
+    def __init__(
+        self, key: bytes, own_id: ID, start: Sequence[ID], ask: Ask, learn: Callable[[ID, list[Multiaddr]], None]
+    ) -> None:
+        self._key = key
+        self._own_id = own_id
+        self._ask = ask
+        self._learn = learn
+        self._candidates = {peer_id: _distance(peer_id, key) for peer_id in start if peer_id != own_id}
+        self._asked: set[ID] = set()
+        self._answered: set[ID] = set()
+        self._running = 0
+        self._progress = trio.Event()
+
+    @property
+    def closest(self) -> list[ID]:
+        """The closest peers that answered, the closest first."""
+        return sorted(self._answered, key=lambda peer_id: _distance(peer_id, self._key))[:WIDTH]
+
+    async def run(self, found: Callable[[Message], Awaitable[None]]) -> None:
+        """Walks until nobody closer is known, for some seconds at most; waits while `found` takes in an answer."""
+        with trio.move_on_after(_WALK_DEADLINE):
+            async with trio.open_nursery() as nursery:
+                for _ in range(_AT_ONCE):
+                    nursery.start_soon(self._work, found)
+
+    async def _work(self, found: Callable[[Message], Awaitable[None]]) -> None:
+        while True:
+            peer_id = self._next()
+            if peer_id is not None:
+                await self._visit(peer_id, found)
+            elif self._running:
+                # Somebody who is being asked may know closer ones.
+                await self._progress.wait()
+            else:
+                return
+
+    async def _visit(self, peer_id: ID, found: Callable[[Message], Awaitable[None]]) -> None:
+        self._asked.add(peer_id)
+        self._running += 1
+        try:
+            message = await self._ask(peer_id)
+            if message is None:
+                self._candidates.pop(peer_id, None)
+            else:
+                self._answered.add(peer_id)
+                self._take(message)
+        finally:
+            self._running -= 1
+            self._progress.set()
+            self._progress = trio.Event()
+        if message is not None:
+            await found(message)
+
+    def _take(self, message: Message) -> None:
+        for peer_id, addrs in peers_in(message.closerPeers, _MOST_NAMED):
+            if peer_id == self._own_id or peer_id in self._asked:
+                continue
+            self._learn(peer_id, addrs)
+            self._candidates[peer_id] = _distance(peer_id, self._key)
+        for peer_id in sorted(self._candidates, key=self._candidates.__getitem__)[_MOST_KNOWN:]:
+            del self._candidates[peer_id]
+
+    def _next(self) -> ID | None:
+        if len(self._asked) >= _MOST_ASKED:
+            return None
+        closest = sorted(self._candidates, key=self._candidates.__getitem__)[:WIDTH]
+        return next((peer_id for peer_id in closest if peer_id not in self._asked), None)

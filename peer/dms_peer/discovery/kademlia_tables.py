@@ -1,0 +1,98 @@
+"""What a peer of the DHT keeps for others: who is near, and who provides what.
+
+What breaks in the library's tables: peers are taken into the routing table because somebody named them, or because they
+asked (a short-lived requester too), and each costs others a failed dial; provider records live for two days, under any
+number of keys, and the first twenty providers of a key keep all later ones out.
+Measure: `ProvenTable` takes in who has agreed to speak the protocol; `ProviderRecords` keeps records of capability
+classes only, for little longer than they are announced, the newest first, and answers with a random choice.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from libp2p.abc import IHost
+from libp2p.kad_dht.provider_store import ProviderStore
+from libp2p.kad_dht.routing_table import KBucket, RoutingTable
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+
+from dms_protocols.capability_classes import CLASSES
+
+from .kademlia_host import KademliaHost
+
+__all__ = ["RECORD_TTL", "ProvenTable", "ProviderRecords"]
+
+RECORD_TTL: Final = 3600.0
+"""Seconds for which a provider record is kept; providers announce them twice as often."""
+
+_MOST_PROVIDERS: Final = 256
+_MOST_ANSWERED: Final = 60
+_MOST_ADDRESSES: Final = 8
+_KEYS: Final = frozenset(one.key for one in CLASSES)
+
+
+class ProvenTable(RoutingTable):
+    """The routing table; only `admit` lets somebody in."""
+
+    def __init__(self, host: KademliaHost) -> None:
+        super().__init__(host.get_id(), cast(IHost, host))
+
+    async def add_peer(self, peer_obj: PeerInfo | ID, *, skip_server_mode_check: bool = False) -> bool:
+        """Takes in nobody: to be named, or to ask, is no proof."""
+        return False
+
+    async def admit(self, peer: PeerInfo) -> bool:
+        """Takes in a peer that speaks the protocol, or notes that it still does.
+
+        False where its place is taken: by those that were there before, as long as they answer, or by its own network.
+        """
+        bucket = self.find_bucket(peer.peer_id)
+        while self._is_full(bucket, peer.peer_id) and self._should_split_bucket(bucket) and self._split_bucket(bucket):
+            bucket = self.find_bucket(peer.peer_id)
+        if self._is_full(bucket, peer.peer_id):
+            # The library would ask it now; here all are asked often enough, and go when they do not answer.
+            return False
+        return await super().add_peer(peer, skip_server_mode_check=True)
+
+    @staticmethod
+    def _is_full(bucket: KBucket, peer_id: ID) -> bool:
+        return bucket.size() >= bucket.bucket_size and not bucket.has_peer(peer_id)
+
+
+class ProviderRecords(ProviderStore):
+    """Who provides which class. Times are Unix seconds."""
+
+    def __init__(self, host: KademliaHost, peer_routing: Any, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(cast(IHost, host), peer_routing)
+        self._clock = clock
+        self._records: dict[bytes, OrderedDict[ID, tuple[PeerInfo, float]]] = {}
+
+    def add_provider(self, key: bytes, provider: PeerInfo) -> None:
+        """Keeps a record; one of another kind of key is passed over, the oldest of too many goes."""
+        if key not in _KEYS:
+            return
+        records = self._records.setdefault(key, OrderedDict())
+        records.pop(provider.peer_id, None)
+        kept = PeerInfo(provider.peer_id, provider.addrs[:_MOST_ADDRESSES])
+        records[provider.peer_id] = (kept, self._clock() + RECORD_TTL)
+        if len(records) > _MOST_PROVIDERS:
+            records.popitem(last=False)
+
+    def get_providers(self, key: bytes) -> list[PeerInfo]:
+        """Some providers of a class, others each time, so that not all requesters meet at the same ones."""
+        records, now = self._records.get(key, OrderedDict()), self._clock()
+        # In the order of their age, since each is noted anew when it is announced.
+        while records and next(iter(records.values()))[1] <= now:
+            records.popitem(last=False)
+        alive = [provider for provider, _ in records.values()]
+        return random.sample(alive, min(len(alive), _MOST_ANSWERED))
+
+    def size(self) -> int:
+        """How many records there are."""
+        return sum(map(len, self._records.values()))

@@ -1,0 +1,84 @@
+"""Keeps the provider records of this peer in the DHT: one for each class that its free capacity reaches.
+
+A class that is newly reached is announced soon; one that is no longer reached is not announced again, and its records
+expire where they are kept (Kademlia has no way to take one back). So a lease more or less costs nothing, unless it
+crosses a power of two upwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from dms_protocols.capability_classes import CapabilityClass, classes_reached
+from dms_resources.manager import ResourceManager
+
+from ..host.logs import RateLimiter, log_limited
+from .kademlia import Kademlia
+
+__all__ = ["keep_providing"]
+
+_log = logging.getLogger(__name__)
+_limiter: Final = RateLimiter()
+
+# Seconds. Capacity that comes and goes within the first is not news.
+_SETTLING: Final = 5.0
+_RETRY: Final = 30.0
+_DEADLINE: Final = 300.0
+
+
+async def keep_providing(
+    dht: Kademlia,
+    manager: ResourceManager,
+    *,
+    interval: float = 1500.0,
+    settling: float = _SETTLING,
+    rng: Callable[[], float] = random.random,
+) -> None:
+    """Announces what is reached, every `interval` seconds (give or take a tenth) and when a class is newly reached.
+
+    Runs until it is cancelled. To whom nobody listens yet is announced as soon as there is somebody. Two announcements
+    of a change are `settling` seconds apart at least.
+    """
+    announced: frozenset[CapabilityClass] = frozenset()
+    all_due = trio.current_time()
+    while True:
+        await dht.wait_joined()
+        reached = frozenset(classes_reached(manager.get_free_resources()))
+        everything = trio.current_time() >= all_due
+        due = reached if everything else reached - announced
+        if due and not await _announce(dht, due):
+            await trio.sleep(_RETRY)
+            continue
+        announced = reached
+        if everything:
+            all_due = trio.current_time() + interval * (0.9 + 0.2 * rng())
+        await trio.sleep(settling)
+        with trio.move_on_at(all_due):
+            announced = await _wait_for_more(manager, announced)
+
+
+async def _announce(dht: Kademlia, classes: frozenset[CapabilityClass]) -> bool:
+    with trio.move_on_after(_DEADLINE):
+        try:
+            return await dht.announce(classes) > 0
+        except* Exception as group:
+            # Kept from ending the peer, whatever is wrong in there; it is tried again.
+            log_limited(_log, _limiter, logging.ERROR, "announcing in the DHT failed: %r", group.exceptions[0])
+    return False
+
+
+async def _wait_for_more(manager: ResourceManager, announced: frozenset[CapabilityClass]) -> frozenset[CapabilityClass]:
+    """Returns when a class is reached that is not announced; with those that were reached all the time."""
+    kept = announced
+    async with manager.watch() as changes:
+        async for free in changes:
+            reached = frozenset(classes_reached(free))
+            kept &= reached
+            if reached - kept:
+                return kept
+    return kept
