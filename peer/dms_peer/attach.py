@@ -13,11 +13,13 @@ from dms_protocols.allocations import allocation_operations
 from dms_protocols.bid_versions import BID_VERSIONS
 from dms_protocols.bidding import BidTerms, bid_operations
 from dms_protocols.counts import ServiceCounts
-from dms_protocols.limits import ServiceLimits
+from dms_protocols.errors import BusyError
+from dms_protocols.limits import ServiceLimits, Shares
 from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, RESOURCES_PROTOCOL
 from dms_protocols.queries import resource_operations
-from dms_protocols.service import serve_stream
+from dms_protocols.service import refuse_stream, serve_stream
+from dms_protocols.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 
 from .host.protocols import attach_protocols
@@ -36,16 +38,19 @@ async def serve(
     terms: BidTerms | None = None,
     limits: ServiceLimits | None = None,
     counts: ServiceCounts | None = None,
+    shares: Shares | None = None,
 ) -> AsyncIterator[None]:
     """Answers `/dms/resources`, `/dms/bid` and `/dms/allocation` on `host` while the block runs.
 
     The protocols are taken off again at its end; what runs then has some seconds to finish. Bids are signed with
-    `identity`, by default the host's own key, which must be Ed25519 (IdentityError). What is answered is
-    counted in `counts`. Raises ProtocolError when the host serves one of them already.
+    `identity`, by default the host's own key, which must be Ed25519 (IdentityError). What is answered is counted in
+    `counts`, and bounded by `limits` on each stream and by `shares` for each peer. Raises ProtocolError when the host
+    serves one of them already.
     """
     identity, counts = identity or host_identity(host), counts or ServiceCounts()
+    in_use = SharesInUse(shares)
     handlers = {
-        protocol: functools.partial(_answer, operations, limits or ServiceLimits(), counts)
+        protocol: functools.partial(_answer, operations, limits or ServiceLimits(), counts, in_use)
         for protocol, operations in peer_operations(manager, identity, terms, counts).items()
     }
     async with attach_protocols(host, handlers):
@@ -75,7 +80,12 @@ async def _answer(
     operations: Operations,
     limits: ServiceLimits,
     counts: ServiceCounts,
+    shares: SharesInUse,
     stream: trio.abc.HalfCloseableStream,
     peer_id: str,
 ) -> None:
-    await serve_stream(stream, operations, Caller(peer_id), limits, counts)
+    try:
+        with shares.stream(peer_id) as share:
+            await serve_stream(stream, operations, Caller(peer_id), limits, counts, share)
+    except BusyError as error:
+        await refuse_stream(stream, error, limits)

@@ -109,7 +109,7 @@ def bid_operations(
     """
     operations = Operations()
     bidding = _Bidding(manager, signer, terms or BidTerms(), clock, counts or ServiceCounts(), version)
-    operations.slow(BidRequest, bidding.answer)
+    operations.slow(BidRequest, bidding.answer, rate="bids")
     return operations
 
 

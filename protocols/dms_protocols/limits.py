@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ClientLimits", "ServiceLimits"]
+from msgspec import Struct
+
+__all__ = ["ClientLimits", "ServiceLimits", "Share", "Shares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +72,80 @@ class ClientLimits:
     """The longest that one write may stall before the connection counts as lost."""
     close_deadline: float = 2.0
     """The longest that closing may take."""
+
+
+class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one peer may have on all its streams together, or all peers together; more is answered with `busy`, a
+    commitment with `share_exceeded`."""
+
+    requests: float
+    """Requests per second, in the long run."""
+    requests_burst: float
+    """Requests that may come at once, when there were few before."""
+    bids: float
+    """Requests for bids per second, in the long run: each costs signatures."""
+    bids_burst: float
+    """Requests for bids that may come at once."""
+    bytes_in_flight: int
+    """Bytes of requests that are being answered and of answers that are not taken yet."""
+    operations: int
+    """Slow operations and watches that run at the same time."""
+    streams: int
+    """Streams that are served at the same time."""
+    commitments: int
+    """Holds, commitments and allocations that are outstanding at the same time."""
+    capacity: int = 1000
+    """How much of what is onboarded may be outstanding, in thousandths of each dimension."""
+    longest_ttl: float = 30 * 86400.0
+    """The longest that a commitment may last before it is renewed, in seconds."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a bound that would let nothing through."""
+        for name in self.__struct_fields__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0")
+        if min(self.requests_burst, self.bids_burst) < 1:
+            raise ValueError("a burst is at least 1")
+        if self.capacity > 1000:
+            raise ValueError("capacity is in thousandths: at most 1000")
+
+
+class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How peers share one peer. The defaults bound memory and keep anybody from starving others; who wants to keep the
+    machine for itself sets them lower."""
+
+    peer: Share = Share(
+        requests=20_000,
+        requests_burst=60_000,
+        bids=1_000,
+        bids_burst=5_000,
+        bytes_in_flight=4 * 1024 * 1024,
+        operations=128,
+        streams=48,
+        commitments=1_024,
+    )
+    """What one peer may have."""
+    total: Share = Share(
+        requests=100_000,
+        requests_burst=200_000,
+        bids=4_000,
+        bids_burst=20_000,
+        bytes_in_flight=64 * 1024 * 1024,
+        operations=1_024,
+        streams=2_048,
+        commitments=65_536,
+    )
+    """What all peers may have together."""
+    assured_requests: float = 50.0
+    """Requests per second that a peer gets although all together have used up theirs."""
+    assured_bids: float = 5.0
+    """Requests for bids per second that a peer gets although all together have used up theirs."""
+    assured_bytes: int = 64 * 1024
+    """Bytes in flight that a peer gets although all together have used up theirs."""
+    remembered: int = 4_096
+    """Peers without a stream whose use is remembered; the one that was away for longest is forgotten first."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a bound that would let nothing through."""
+        if min(self.assured_requests, self.assured_bids) < 1 or self.assured_bytes <= 0 or self.remembered < 1:
+            raise ValueError("what is assured, and the number of peers remembered, are at least 1")

@@ -44,12 +44,16 @@ WatchHandler: TypeAlias = Callable[[Request, Caller], AbstractAsyncContextManage
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation: its name on the wire, the type of its requests and what answers them."""
+    """One operation: its name on the wire, the type of its requests and what answers them.
+
+    `rate` names what its requests are counted as besides requests, where a share has a rate of its own for that.
+    """
 
     name: str
     kind: Literal["quick", "slow", "watch"]
     request_type: type[msgspec.Struct]
     handler: Callable[[Any, Caller], Any]
+    rate: Literal["", "bids"] = ""
 
 
 def operation_name(request_type: type[msgspec.Struct]) -> str:
@@ -75,9 +79,11 @@ class Operations(Mapping[str, Operation]):
         """Add an operation that is answered from memory."""
         self._add(Operation(operation_name(request_type), "quick", request_type, handler))
 
-    def slow(self, request_type: type[Request], handler: SlowHandler[Request]) -> None:
+    def slow(
+        self, request_type: type[Request], handler: SlowHandler[Request], *, rate: Literal["", "bids"] = ""
+    ) -> None:
         """Add an operation that takes its time."""
-        self._add(Operation(operation_name(request_type), "slow", request_type, handler))
+        self._add(Operation(operation_name(request_type), "slow", request_type, handler, rate))
 
     def watch(self, request_type: type[Request], handler: WatchHandler[Request]) -> None:
         """Add an operation that answers with events."""

@@ -6,6 +6,8 @@ so that cancelling whoever made a frame never cuts it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 __all__ = ["Outbox"]
@@ -15,10 +17,19 @@ class Outbox:
     """Frames on their way out; `run` writes them until it is cancelled or the stream fails.
 
     `high_water` (bytes) is where `room` begins to wait; `write_deadline` (seconds) is how long one write may stall.
+    `meter` is told how many bytes more, or (below 0) less, wait.
     """
 
-    def __init__(self, stream: trio.abc.SendStream, *, high_water: int, write_deadline: float) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.SendStream,
+        *,
+        high_water: int,
+        write_deadline: float,
+        meter: Callable[[int], None] | None = None,
+    ) -> None:
         self._stream = stream
+        self._meter = meter
         self._high_water = high_water
         self._write_deadline = write_deadline
         self._frames: list[bytes] = []
@@ -42,6 +53,8 @@ class Outbox:
             self._filled.unpark()
         self._frames.append(frame)
         self._size += len(frame)
+        if self._meter is not None:
+            self._meter(len(frame))
 
     async def room(self) -> None:
         """Wait until less than the high water mark waits. May be cancelled; has no deadline but the write's."""
@@ -68,4 +81,6 @@ class Outbox:
             if scope.cancelled_caught:
                 return f"the peer took nothing for {self._write_deadline:g} s"
             self._size -= len(data)
+            if self._meter is not None:
+                self._meter(-len(data))
             self._written.unpark_all()

@@ -6,7 +6,7 @@ Rules:
    go is written in one go.
 2. Slow operations and watches run beside. One more than the limit allows is answered with `busy` and a time to try
    again: a stream that merely stopped reading could not be told from a fault of the network, and would hold up the
-   quick requests behind it.
+   quick requests behind it. The same goes for everything else that is above the caller's share of this peer.
 3. A peer that does not take its answers is not read from; a write that stalls past its deadline drops the stream.
 4. At the end of the input, watches end, slow operations finish, their answers are sent, and the stream is closed.
 5. Nothing raises out of here but cancellation: refusals become errors with a code, everything unexpected becomes
@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import traceback
 from collections.abc import Coroutine
@@ -44,12 +45,15 @@ from .limits import ServiceLimits
 from .logs import LimitedLog
 from .operations import Answer, Caller, Operation, Operations, encode_answer
 from .outbox import Outbox
+from .shares import LOW_WATER, PeerShare, SharesInUse
 from .wire import Encoded, RequestID, encode_error, encode_event, encode_ok, read_id
 
-__all__ = ["CancelAnswer", "CancelRequest", "serve_stream"]
+__all__ = ["CancelAnswer", "CancelRequest", "refuse_stream", "serve_stream"]
 
 _log = LimitedLog(logging.getLogger(__name__))
 _DONE: Encoded = b"\xa0"
+# A slow operation costs about as much of the processor as so many quick ones.
+_SLOW_WEIGHT = 8
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag_field="op", tag="cancel"):
@@ -70,13 +74,33 @@ async def serve_stream(
     caller: Caller,
     limits: ServiceLimits | None = None,
     counts: ServiceCounts | None = None,
+    share: PeerShare | None = None,
 ) -> None:
     """Answer requests until the peer ends its side, goes silent or cannot be understood; then close the stream.
 
-    What is answered is counted in `counts`. Raises nothing but cancellation, upon which whatever runs is cancelled and
-    the stream is closed at once.
+    What is answered is counted in `counts` and against the caller's `share`. Raises nothing but cancellation, upon
+    which whatever runs is cancelled and the stream is closed at once.
     """
-    await _Service(stream, operations, caller, limits or ServiceLimits(), counts or ServiceCounts()).run()
+    service = _Service(
+        stream,
+        operations,
+        caller,
+        limits or ServiceLimits(),
+        counts or ServiceCounts(),
+        share or SharesInUse().alone(),
+    )
+    await service.run()
+
+
+async def refuse_stream(
+    stream: trio.abc.HalfCloseableStream, error: ProtocolError, limits: ServiceLimits | None = None
+) -> None:
+    """Say why nothing is answered on this stream, and close it. Raises nothing but cancellation."""
+    with trio.move_on_after((limits or ServiceLimits()).close_deadline):
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.send_all(encode_error(None, encode_error_body(error)))
+        await stream.aclose()
+    await trio.aclose_forcefully(stream)
 
 
 class _Service:
@@ -87,16 +111,21 @@ class _Service:
         caller: Caller,
         limits: ServiceLimits,
         counts: ServiceCounts,
+        share: PeerShare,
     ) -> None:
         self._stream = stream
         self._operations = operations
         self._caller = caller
         self._limits = limits
         self._counts = counts
-        # What the frame at hand asks for, as far as it was read.
+        self._share = share
+        # What the frame at hand asks for, as far as it was read, and its bytes.
         self._operation = UNREADABLE
+        self._request_size = 0
         self._frames = FrameReader(limits.frame_bytes, limits.skip_bytes)
-        self._outbox = Outbox(stream, high_water=limits.outgoing_bytes, write_deadline=limits.write_deadline)
+        self._outbox = Outbox(
+            stream, high_water=limits.outgoing_bytes, write_deadline=limits.write_deadline, meter=share.hold
+        )
         self._handlers: trio.Nursery
         self._slow = 0
         self._watches: dict[int, trio.CancelScope] = {}
@@ -117,6 +146,8 @@ class _Service:
                 writing.cancel_scope.cancel()
         finally:
             self._counts.streams -= 1
+            # What was never taken is in flight no more.
+            self._share.hold(-self._outbox.size)
             # Costs nothing where the stream is closed already.
             await trio.aclose_forcefully(self._stream)
 
@@ -153,21 +184,24 @@ class _Service:
         self._idle.deadline = float("inf") if busy else self._active_at + self._limits.idle_deadline
 
     async def _take_frames(self) -> None:
-        taken = 0
+        share, outbox = self._share, self._outbox
+        share.now = trio.current_time()
         for frame in self._frames:
-            taken += 1
-            self._take(frame)
-            if self._outbox.full:
-                await self._outbox.room()
-            if taken % self._limits.batch_frames == 0:
-                await trio.lowlevel.checkpoint()
-        if taken:
+            if share.turn <= 0:
+                await share.rest(self._limits.batch_frames)
+                share.now = trio.current_time()
+            share.turn -= 1
             # Only whole requests count as activity: one byte a second does not keep a stream.
-            self._active_at = trio.current_time()
+            self._active_at = share.now
+            self._take(frame)
+            if outbox.size > LOW_WATER and (outbox.full or share.crowded):
+                await (outbox.flushed() if share.crowded else outbox.room())
+                share.now = trio.current_time()
 
     def _take(self, frame: bytes | Oversize) -> None:
         request_id: int | None = None
         self._operation = UNREADABLE
+        self._request_size = len(frame) if isinstance(frame, bytes) else 0
         try:
             if isinstance(frame, Oversize):
                 raise FrameError(
@@ -187,7 +221,12 @@ class _Service:
         if operation is None:
             return self._begin_other(request_id, name, message)
         self._operation = operation.name
+        self._share.admit()
+        if operation.rate == "bids":
+            self._share.admit_bid()
         request = from_map(message, operation.request_type)
+        if operation.kind != "quick":
+            self._share.turn -= _SLOW_WEIGHT
         if operation.kind == "watch":
             return self._begin_watch(request_id, operation, request)
         answer = operation.handler(request, self._caller)
@@ -199,6 +238,7 @@ class _Service:
         if type(name) is not str:
             raise MessageError("op: the name of an operation is expected", path="op")
         if name != "cancel":
+            self._share.admit()
             raise UnknownOperationError(f"no operation {name[:64]!r} here")
         self._operation = name
         scope = self._watches.get(from_map(message, CancelRequest).target)
@@ -207,21 +247,30 @@ class _Service:
         self._put_answer(request_id, name, CancelAnswer(scope is not None))
 
     def _begin_slow(self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer]) -> None:
-        if self._slow >= self._limits.operations_in_flight:
+        size = self._request_size
+        try:
+            if self._slow >= self._limits.operations_in_flight:
+                raise BusyError(f"{self._slow} operations run already", retry_after=self._limits.busy_retry_after)
+            self._share.begin_operation(size)
+        except BusyError:
             work.close()
-            raise BusyError(f"{self._slow} operations run already", retry_after=self._limits.busy_retry_after)
+            raise
         self._slow += 1
-        self._handlers.start_soon(self._run_slow, request_id, operation, work)
+        self._handlers.start_soon(self._run_slow, request_id, operation, work, size)
 
     def _begin_watch(self, request_id: int, operation: Operation, request: msgspec.Struct) -> None:
         if request_id in self._watches:
             raise MessageError(f"id: a watch with id {request_id} runs already", path="id")
         if len(self._watches) >= self._limits.watches:
             raise BusyError(f"{len(self._watches)} watches run already", retry_after=self._limits.busy_retry_after)
+        size = self._request_size
+        self._share.begin_operation(size)
         scope = self._watches[request_id] = trio.CancelScope()
-        self._handlers.start_soon(self._run_watch, request_id, operation, request, scope)
+        self._handlers.start_soon(self._run_watch, request_id, operation, request, scope, size)
 
-    async def _run_slow(self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer]) -> None:
+    async def _run_slow(
+        self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer], size: int
+    ) -> None:
         try:
             with trio.move_on_after(self._limits.operation_deadline) as scope:
                 answer = await work
@@ -234,10 +283,11 @@ class _Service:
             self._refuse(request_id, error, operation.name)
         finally:
             self._slow -= 1
+            self._share.end_operation(size)
             self._rest()
 
     async def _run_watch(
-        self, request_id: int, operation: Operation, request: msgspec.Struct, scope: trio.CancelScope
+        self, request_id: int, operation: Operation, request: msgspec.Struct, scope: trio.CancelScope, size: int
     ) -> None:
         try:
             with scope:
@@ -251,6 +301,7 @@ class _Service:
             self._refuse(request_id, error, operation.name)
         finally:
             del self._watches[request_id]
+            self._share.end_operation(size)
             self._rest()
 
     def _end_watches(self) -> None:

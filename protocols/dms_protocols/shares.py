@@ -1,0 +1,243 @@
+"""What each peer uses of this one now, and whether it may have more: its share, and that of all peers together.
+
+Rules:
+
+1. Every stream of a peer, on every protocol, counts against the same share. Over it a request is answered with `busy`
+   and the time after which it would be taken; nothing waits.
+2. What all together have used up still leaves each peer a little (`assured`): a thousand strangers cannot take the
+   last of it from those who ask rarely.
+3. The streams of one peer take turns with each other, and with the other peers as one: many streams, or long trains of
+   requests, gain nothing over somebody who asks once.
+4. What is remembered is bounded: the peers with streams by the number of streams, the others by a number of their own.
+5. One request costs the same however many peers there are, and no look at the clock: time comes with each batch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from .errors import BusyError
+from .limits import Share, Shares
+
+__all__ = ["LOW_WATER", "PeerShare", "SharesInUse"]
+
+LOW_WATER = 4 * 1024
+"""Bytes of answers that may wait on one stream of a peer that has used up its bytes: room for saying so."""
+
+# What is not a matter of rates comes free when something ends; nobody knows when.
+_RETRY_SECONDS = 1.0
+# Requests of a peer's first turn.
+_FIRST_TURN = 64
+
+
+class _Bucket:
+    """Tokens that come at a rate and gather up to a burst."""
+
+    __slots__ = ("_at", "_burst", "_rate", "level")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self.level = burst
+        self._at = trio.current_time()
+
+    def take(self, now: float) -> float:
+        """Takes a token; returns 0, or the seconds until there is one."""
+        if self.level < 1:
+            # Only when it is empty: what gathers meanwhile is found then.
+            self.level = min(self._burst, self.level + max(0.0, now - self._at) * self._rate)
+            self._at = now
+            if self.level < 1:
+                return (1 - self.level) / self._rate
+        self.level -= 1
+        return 0.0
+
+
+class _Used:
+    """What is used of one share."""
+
+    __slots__ = ("bids", "bytes", "most_bytes", "operations", "requests", "share", "streams")
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.requests = _Bucket(share.requests, share.requests_burst)
+        self.bids = _Bucket(share.bids, share.bids_burst)
+        self.bytes = 0
+        self.most_bytes = share.bytes_in_flight
+        self.operations = 0
+        self.streams = 0
+
+
+class PeerShare:
+    """One peer's use, shared by all its streams; made by `SharesInUse`."""
+
+    __slots__ = ("_assured", "_assured_bids", "_assured_bytes", "_own", "_rested", "_resting", "_total", "now", "turn")
+
+    def __init__(self, limits: Shares, total: _Used) -> None:
+        self._own = _Used(limits.peer)
+        self._total = total
+        self._assured = _Bucket(limits.assured_requests, limits.assured_requests)
+        self._assured_bids = _Bucket(limits.assured_bids, limits.assured_bids)
+        self._assured_bytes = limits.assured_bytes
+        self._rested = trio.lowlevel.ParkingLot()
+        self._resting = False
+        self.now = 0.0
+        """The time of the batch that is being taken: whoever reads the clock sets it."""
+        self.turn = _FIRST_TURN
+        """What is left of this peer's turn; at 0 or below whoever takes requests calls `rest` first."""
+
+    # Requests
+
+    def admit(self) -> None:
+        """Counts a request; raises BusyError when it is one too many."""
+        own, total = self._own, self._total
+        if (
+            own.requests.level >= 1
+            and total.requests.level >= 1
+            and own.bytes < own.most_bytes
+            and total.bytes < total.most_bytes
+        ):
+            own.requests.level -= 1
+            total.requests.level -= 1
+        else:
+            self._admit_at_a_limit()
+
+    def _admit_at_a_limit(self) -> None:
+        own, total = self._own, self._total
+        if own.bytes >= own.most_bytes:
+            raise _busy(f"{own.bytes} bytes of yours are under way", _RETRY_SECONDS)
+        if total.bytes >= total.most_bytes and own.bytes >= self._assured_bytes:
+            raise _busy(f"{total.bytes} bytes of all peers are under way", _RETRY_SECONDS)
+        self._take("requests", own.requests, total.requests, self._assured)
+
+    def admit_bid(self) -> None:
+        """Counts a request for bids, beside `admit`; raises BusyError when it is one too many."""
+        self._take("requests for bids", self._own.bids, self._total.bids, self._assured_bids)
+
+    def _take(self, what: str, own: _Bucket, total: _Bucket, assured: _Bucket) -> None:
+        wait = own.take(self.now)
+        if wait:
+            raise _busy(f"these are more {what} than one peer may send", wait)
+        if total.take(self.now):
+            wait = assured.take(self.now)
+            if wait:
+                raise _busy(f"these are more {what} than all peers together may send", wait)
+
+    # What runs
+
+    def begin_operation(self, size: int) -> None:
+        """Counts an operation that runs beside, and the bytes of its request; raises BusyError."""
+        for used, whose in ((self._own, "of yours"), (self._total, "of all peers")):
+            if used.operations >= used.share.operations:
+                raise _busy(f"{used.operations} operations {whose} run already", _RETRY_SECONDS)
+        self._own.operations += 1
+        self._total.operations += 1
+        self.hold(size)
+
+    def end_operation(self, size: int) -> None:
+        """Takes back what `begin_operation` counted."""
+        self._own.operations -= 1
+        self._total.operations -= 1
+        self.hold(-size)
+
+    def hold(self, size: int) -> None:
+        """Counts bytes that are in flight now, or (below 0) no longer are."""
+        self._own.bytes += size
+        self._total.bytes += size
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the peer has used up its bytes: then a stream on which more than LOW_WATER wait is not read from, for
+        the peer does not take even the answers that say so."""
+        return self._own.bytes >= self._own.most_bytes
+
+    # Turns
+
+    async def rest(self, turn: int) -> None:
+        """Lets everybody else run before this peer, on whatever stream, has a turn of `turn` requests again.
+
+        May be cancelled.
+        """
+        while self.turn <= 0:
+            if self._resting:
+                await self._rested.park()
+                continue
+            self._resting = True
+            try:
+                await trio.lowlevel.checkpoint()
+                self.turn = turn
+            finally:
+                self._resting = False
+                self._rested.unpark_all()
+
+    # Streams
+
+    @property
+    def idle(self) -> bool:
+        """Whether the peer has no stream here."""
+        return not self._own.streams
+
+    def open_stream(self) -> None:
+        """Counts a stream; raises BusyError."""
+        for used, whose in ((self._own, "of yours"), (self._total, "of all peers")):
+            if used.streams >= used.share.streams:
+                raise _busy(f"{used.streams} streams {whose} are open already", _RETRY_SECONDS)
+        self._own.streams += 1
+        self._total.streams += 1
+
+    def close_stream(self) -> None:
+        """Takes back what `open_stream` counted."""
+        self._own.streams -= 1
+        self._total.streams -= 1
+
+
+class SharesInUse:
+    """The use of all peers; one for everything that a peer serves."""
+
+    def __init__(self, limits: Shares | None = None) -> None:
+        self._limits = limits or Shares()
+        self._total = _Used(self._limits.total)
+        self._present: dict[str, PeerShare] = {}
+        self._absent: OrderedDict[str, PeerShare] = OrderedDict()
+
+    @property
+    def limits(self) -> Shares:
+        """The shares that are given."""
+        return self._limits
+
+    @property
+    def peers(self) -> int:
+        """How many peers are remembered."""
+        return len(self._present) + len(self._absent)
+
+    def alone(self) -> PeerShare:
+        """The share of somebody who is not remembered and shares with nobody."""
+        return PeerShare(self._limits, _Used(self._limits.total))
+
+    @contextmanager
+    def stream(self, peer_id: str) -> Iterator[PeerShare]:
+        """The share that a stream of this peer counts against while the block runs; raises BusyError."""
+        share = self._present.get(peer_id) or self._absent.get(peer_id) or PeerShare(self._limits, self._total)
+        share.open_stream()
+        self._absent.pop(peer_id, None)
+        self._present[peer_id] = share
+        try:
+            yield share
+        finally:
+            share.close_stream()
+            if share.idle:
+                del self._present[peer_id]
+                self._remember(peer_id, share)
+
+    def _remember(self, peer_id: str, share: PeerShare) -> None:
+        self._absent[peer_id] = share
+        if len(self._absent) > self._limits.remembered:
+            self._absent.popitem(last=False)
+
+
+def _busy(message: str, retry_after: float) -> BusyError:
+    return BusyError(message, retry_after=retry_after)
