@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import trio
 import trio.abc
+from libp2p.connection_types import ConnectionType
 from libp2p.network.stream.exceptions import StreamEOF
 
 from .shields import shielded
@@ -63,6 +64,11 @@ class PeerStream(trio.abc.HalfCloseableStream):
     def protocol(self) -> str:
         """The protocol that was agreed on, or an empty string."""
         return str(self._stream.get_protocol() or "")
+
+    @property
+    def relayed(self) -> bool:
+        """Whether its connection goes through a relay."""
+        return self._stream.muxed_conn.get_connection_type() is ConnectionType.RELAYED
 
     # Sending
 

@@ -188,25 +188,37 @@ class PeerConnections:
             raise DialError("no_address", peer_id, f"{peer_id!r} is no peer id", "one looks like 12D3KooW...") from None
 
     async def _dial(self, peer_id: str, remote: ID, targets: Sequence[PeerAddress]) -> None:
+        relays = {target.relay_id for target in targets if target.relay_id is not None}
+        new_relays = {relay for relay in relays if not connections_to(self._host, relay)}
         async with self._turns:
             self._dials += 1
             try:
-                reached = await dial_any(
-                    self._host,
-                    targets,
-                    deadline=self._limits.dial_deadline,
-                    attempt_deadline=self._limits.attempt_deadline,
-                    head_start=self._limits.head_start,
-                )
+                reached = await self._dial_any(targets)
             except DialError as error:
                 self._failed_dials += 1
                 if error.code not in OUR_CODES:
                     self._routes.failed(peer_id, targets, error)
                 raise
+            finally:
+                for relay in new_relays:
+                    self._track(relay)
         self._routes.reached(peer_id, reached)
-        connections = connections_to(self._host, remote)
-        if reached is not None and connections:
-            self._dialled[peer_id] = _Dialled(connections[0], trio.current_time())
+        if reached is not None:
+            self._track(remote)
+
+    async def _dial_any(self, targets: Sequence[PeerAddress]) -> PeerAddress | None:
+        return await dial_any(
+            self._host,
+            targets,
+            deadline=self._limits.dial_deadline,
+            attempt_deadline=self._limits.attempt_deadline,
+            head_start=self._limits.head_start,
+        )
+
+    def _track(self, remote: ID) -> None:
+        """It was us who made the connection to this peer, so it is us who close it."""
+        if connections := connections_to(self._host, remote):
+            self._dialled[remote.to_base58()] = _Dialled(connections[0], trio.current_time())
 
     # Closing
 

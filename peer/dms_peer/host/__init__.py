@@ -7,7 +7,7 @@ from .addresses import PeerAddress, host_addresses, parse_listen_address, parse_
 from .builder import HardenedHost, open_host
 from .dialing import dial, dial_any
 from .gate import ConnectionGate
-from .limits import HostLimits
+from .limits import HostLimits, RelayLimits
 from .outbound_streams import open_stream
 from .protocols import StreamHandler, attach_protocols
 
@@ -16,6 +16,7 @@ __all__ = [
     "HardenedHost",
     "HostLimits",
     "PeerAddress",
+    "RelayLimits",
     "StreamHandler",
     "attach_protocols",
     "dial",

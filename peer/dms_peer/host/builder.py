@@ -6,19 +6,25 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
+import trio
 from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 from libp2p.tools.anyio_service.exceptions import LifecycleError
 
+from ..errors import AddressError
 from ..identity import Identity
-from .addresses import parse_listen_address
+from .addresses import PeerAddress, parse_listen_address, parse_peer_address
 from .cage import cage
 from .gate import ConnectionGate
-from .limits import HostLimits
+from .limits import HostLimits, RelayLimits
 from .logs import route_library_logs
 from .multistream import BoundedClient, BoundedMultiselect
 from .private_network import KEY_SIZE
+from .protocols import attach_protocols
+from .relay_messages import HOP, STOP
+from .relay_service import RelayService
+from .reservations import Reservations
 from .swarm import HardenedSwarm
 
 __all__ = ["HardenedHost", "open_host"]
@@ -39,9 +45,16 @@ class HardenedHost(BasicHost):
         self.swarm = HardenedSwarm(identity.key_pair(), limits, gate, psk)
         super().__init__(self.swarm, disable_identify_address_discovery=True)
         self.limits = limits
+        self.relay: RelayService | None = None
+        self.reservations: Reservations | None = None
         self.multiselect = BoundedMultiselect(self.multiselect.handlers, limits)
         self.multiselect_client = BoundedClient(limits)
         self.swarm.set_stream_handler(cage(self._swarm_stream_handler, limits.close_timeout))
+
+    @property
+    def relayed_addresses(self) -> tuple[str, ...]:
+        """Where this host is reached at the moment by way of relays."""
+        return () if self.reservations is None else self.reservations.addresses
 
     @property
     def gate(self) -> ConnectionGate:
@@ -79,28 +92,70 @@ async def open_host(
     *,
     gate: ConnectionGate | None = None,
     psk: bytes | None = None,
+    relay: RelayLimits | None = None,
+    reserve_at: Sequence[str] = (),
 ) -> AsyncIterator[HardenedHost]:
     """A started host with this identity, listening on `listen_addrs` (multiaddrs), closed when the block ends.
 
     `gate` says who may connect, by default everybody; `psk` is the 32-byte key of a private network, outside of which
-    the host talks to nobody (ValueError for another length). Raises AddressError or ListenError for an address that
-    cannot be used. Closing takes HostLimits.close_timeout at most, also when cancelled. An error raised in the block
-    comes out as it is, not wrapped in a group.
+    the host talks to nobody (ValueError for another length). `relay` makes it a relay for others within these limits;
+    at each of the relays at `reserve_at` (multiaddrs with peer ids) it keeps a place, and is reached through them.
+    Raises AddressError or ListenError for an address that cannot be used. Closing takes a second more than
+    HostLimits.close_timeout at most, also when cancelled. An error raised in the block comes out as it is, not wrapped
+    in a group.
     """
     if psk is not None and len(psk) != KEY_SIZE:
         raise ValueError(f"the key of a private network has {KEY_SIZE} bytes, not {len(psk)}")
     route_library_logs()
     addresses = [parse_listen_address(address) for address in listen_addrs]
+    relays = [_parse_relay(address) for address in reserve_at]
     host = HardenedHost(identity_key, limits or HostLimits(), gate, psk)
     failure: Exception | None = None
     async with background_trio_service(host.swarm):
         try:
             await host.swarm.listen(*addresses)
-            yield host
+            async with _relaying(host, relay), _relayed(host, relays):
+                yield host
         except Exception as error:
             failure = error
         finally:
             # Shielded and bounded by the swarm itself.
             await host.close()
+    if failure is not None:
+        raise failure
+
+
+def _parse_relay(address: str) -> PeerAddress:
+    relay = parse_peer_address(address)
+    if relay.relayed:
+        raise AddressError("unsupported_address", address, f"{address} leads through another relay", "name a relay")
+    return relay
+
+
+@asynccontextmanager
+async def _relaying(host: HardenedHost, limits: RelayLimits | None) -> AsyncIterator[None]:
+    if limits is None:
+        yield
+        return
+    host.relay = RelayService(host, limits)
+    async with attach_protocols(host, {HOP: host.relay.answer}, stop_timeout=0):
+        yield
+
+
+@asynccontextmanager
+async def _relayed(host: HardenedHost, relays: Sequence[PeerAddress]) -> AsyncIterator[None]:
+    if not relays:
+        yield
+        return
+    host.reservations = reservations = Reservations(host, relays)
+    failure: Exception | None = None
+    async with attach_protocols(host, {STOP: reservations.answer}, stop_timeout=0), trio.open_nursery() as nursery:
+        nursery.start_soon(reservations.keep)
+        try:
+            yield
+        except Exception as error:
+            # Raised behind the nursery, which would wrap it in a group.
+            failure = error
+        nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -5,7 +5,7 @@ refuses the new one for a minute; a listener that says nothing costs two minutes
 cancelled dial leaves its socket open; a connection that is dead but not yet noticed is taken for a living one.
 Measure: `dial` opens the socket itself, to the address it was given, once, within a deadline, and closes it whatever
 happens; a connection that exists is asked for a sign of life first. `dial_any` does so with several addresses, each a
-head start after the one before it, so that one that swallows packets holds up none.
+head start after the one before it, so that one that swallows packets holds up none; those behind relays come last.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -24,10 +24,12 @@ from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from ..errors import DialError
 from ..shields import shielded
 from .addresses import PeerAddress, parse_peer_address
+from .circuits import request_circuit
 from .gate import ConnectionGate
-from .outbound_streams import open_connections
+from .outbound_streams import open_connections, open_stream
 from .peer_locks import PeerLocks
 from .private_network import OtherNetworkError
+from .relay_messages import HOP
 from .sockets import open_socket
 from .yamux import BoundedYamux
 
@@ -141,6 +143,11 @@ class _Race:
         return self._winner
 
     async def _start(self, targets: Sequence[PeerAddress]) -> None:
+        await self._try([target for target in targets if not target.relayed])
+        if self._winner is None:
+            await self._try([target for target in targets if target.relayed])
+
+    async def _try(self, targets: Sequence[PeerAddress]) -> None:
         async with trio.open_nursery() as nursery:
             for target in targets:
                 over = trio.Event()
@@ -166,7 +173,7 @@ class _Race:
             over.set()
 
     async def _connect(self, target: PeerAddress) -> INetConn:
-        raw = await open_socket(target, gate_of(self._host))
+        raw = await self._open(target)
         try:
             connection = await cast(_Upgrades, self._host).upgrade_outbound_connection(raw, target.peer_id)
         except BaseException as error:
@@ -176,8 +183,18 @@ class _Race:
             if isinstance(error, Exception):
                 raise _handshake_failed(target, error) from error
             raise
-        _remember(self._host, target)
+        if not target.relayed:
+            _remember(self._host, target)
         return connection
+
+    async def _open(self, target: PeerAddress) -> IRawConnection:
+        if target.relay_id is None:
+            return await open_socket(target, gate_of(self._host))
+        await dial_any(
+            self._host, [target.relay], deadline=self._attempt_deadline, attempt_deadline=self._attempt_deadline
+        )
+        stream = await open_stream(self._host, target.relay_id.to_base58(), [HOP], self._attempt_deadline)
+        return await request_circuit(stream, target)
 
 
 def _remember(host: IHost, target: PeerAddress) -> None:

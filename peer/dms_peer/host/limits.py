@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["STREAM_WINDOW", "HostLimits"]
+__all__ = ["STREAM_WINDOW", "HostLimits", "RelayLimits"]
 
 # Bytes. Yamux fixes the first window of a stream (hashicorp/yamux spec.md, "Flow Control"); ours never grow beyond it.
 STREAM_WINDOW = 256 * 1024
@@ -58,3 +58,26 @@ class HostLimits:
             raise ValueError("max_inbound_connections must not exceed max_connections")
         if self.max_unread_bytes < STREAM_WINDOW:
             raise ValueError(f"max_unread_bytes must hold one stream's window, {STREAM_WINDOW} bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLimits:
+    """What one host carries for others when it is a relay. Sizes in bytes, times in seconds."""
+
+    # Peers that are reached through this host, in all and from one IPv4 address or IPv6 /64.
+    max_reservations: int = 128
+    max_reservations_per_address: int = 8
+    # A reservation that is not renewed ends after this time, or with the connection of the peer that made it.
+    reservation_ttl: float = 3600.0
+    # Circuits at the same time, in all and with one peer at either end.
+    max_circuits: int = 128
+    max_circuits_per_peer: int = 8
+    # A circuit is cut after this time, or when one direction has carried this much.
+    circuit_duration: float = 600.0
+    circuit_bytes: int = 16 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a bound that would let nothing through."""
+        for name in self.__slots__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 
 import trio
-import trio.abc
 from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.identity.identify_push.identify_push import push_identify_to_peers
@@ -31,7 +30,7 @@ __all__ = ["StreamHandler", "attach_protocols"]
 logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
-StreamHandler = Callable[[trio.abc.HalfCloseableStream, str], Awaitable[None]]
+StreamHandler = Callable[[PeerStream, str], Awaitable[None]]
 
 # Seconds for telling peers that the protocols are gone: a courtesy.
 FAREWELL_TIMEOUT = 1.0

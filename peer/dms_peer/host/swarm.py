@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn, IRawConnection
+from libp2p.connection_types import ConnectionType
 from libp2p.crypto.keys import KeyPair
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.auto_connector import AutoConnector
@@ -124,7 +125,11 @@ class HardenedSwarm(Swarm):
         return self.gate.allows_address(address)
 
     def _allows(self, connection: IMuxedConn) -> bool:
-        return self._allows_peer(connection.peer_id) and self._allows_address(remote_ip(connection))
+        if not self._allows_peer(connection.peer_id):
+            return False
+        # Behind a relay there is no address, and the relay's own was looked at when it connected.
+        relayed = connection.get_connection_type() is ConnectionType.RELAYED
+        return relayed or self._allows_address(remote_ip(connection))
 
     async def change_gate(self, gate: ConnectionGate) -> int:
         """Let these lists decide from now on, and close what they do not allow; returns how many that were.
