@@ -117,6 +117,7 @@ async def test_a_decision_is_used_again_only_for_as_long_as_the_policy_said(auto
     for _ in range(2):
         await gate.decide(QUESTION)
     assert once.asked == 2, "nothing was said"
+    assert not gate._known
     kept = Waiting(0.0, replace(ACCEPTED, max_age=10.0))
     gate = PolicyGate(kept, "p")
     for seconds, asked in ((0, 1), (9, 1), (2, 2), (11, 3)):

@@ -33,7 +33,7 @@ def settings(name: str, **bounds: Any) -> EntryPointSettings:
         "def decide(request):\n    return Decisions(decisions=(Decision(accept=True),) * 2)",
         "import trio\nasync def decide(request):\n    await trio.sleep(0)\n    return [Decision(accept=True)] * 2",
         "class decide:\n    def decide(self, request):\n        return [Decision(accept=True)] * 2",
-        "def decide(request):\n    print('noise')\n    return [Decision(accept=True)] * 2",
+        "def decide(request):\n    print('noise', flush=True)\n    return [Decision(accept=True)] * 2",
         "def decide(request):\n    import sys\n    sys.stdin.read()\n    return [Decision(accept=True)] * 2",
     ],
     ids=["list", "decisions", "async", "class", "prints", "reads"],

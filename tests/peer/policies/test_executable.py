@@ -87,6 +87,7 @@ async def test_it_sees_the_request_and_sets_a_price_or_refuses(
         ("print('{\"decisions\": []}')", "once about each node"),
         ("print(json.dumps({'decisions': [{'node_id': 'a', 'accept': True}] * 2}))", "once about each node"),
         ("print(json.dumps({'decisions': [{'node_id': n, 'accept': True} for n in 'abc']}))", "once about each node"),
+        ("print(json.dumps({'decisions': [{'node_id': n, 'accept': True} for n in 'aab']}))", "once about each node"),
         ("print(json.dumps({'decisions': [{'node_id': n, 'acept': True} for n in 'ab']}))", "acept"),
         ("print(json.dumps({'decisions': [{'node_id': n, 'accept': 1} for n in 'ab']}))", "bool"),
         (
@@ -132,7 +133,9 @@ async def test_it_may_decide_without_reading_the_question(
     answer = json.dumps({"decisions": [{"node_id": node, "accept": True} for node in "ab"]})
     path.write_text(f"#!/bin/sh\nexec echo '{answer}'\n")
     path.chmod(0o755)
-    answered = await ask(ExecutableSettings(command=(str(path),), budget=20.0), question)
+    # More than a pipe holds.
+    long = replace(question, requester="x" * 200_000)
+    answered = await ask(ExecutableSettings(command=(str(path),), budget=20.0), long)
     assert answered == Decisions(decisions=(Decision(accept=True),) * 2)
 
 
