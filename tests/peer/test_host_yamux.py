@@ -235,7 +235,7 @@ async def test_a_peer_beyond_its_streams_is_reset_and_the_others_go_on(yamux_att
 
 
 async def test_a_stream_opened_and_never_ended_is_reset_after_a_minute(yamux_attacker, autojump_clock) -> None:
-    async with yamux_attacker(HostLimits(ping_timeout=1000)) as (frames, victim):
+    async with yamux_attacker(HostLimits(ping_interval=1000)) as (frames, victim):
         await frames.send(frames.ROOM, frames.SYN, 1)
         stream = await victim.accept_stream()
         await stream.close()
@@ -244,6 +244,28 @@ async def test_a_stream_opened_and_never_ended_is_reset_after_a_minute(yamux_att
         with trio.fail_after(120):
             await frames.receive_until(frames.ROOM, frames.RST, 1)
         assert not victim.streams
+
+
+async def test_what_came_before_a_reset_can_be_read_however_slow_the_reader_was(yamux_attacker) -> None:
+    async with yamux_attacker() as (frames, victim):
+        for stream_id in (1, 3):
+            await frames.send(frames.ROOM, frames.SYN, stream_id)
+            stream = await victim.accept_stream()
+            await frames.send_data(stream_id, b"the last word")
+            await frames.send(frames.ROOM, frames.RST, stream_id)
+            while not stream.reset_received:
+                await trio.lowlevel.checkpoint()
+            assert victim.unread_bytes == 13
+            if stream_id == 1:
+                assert await stream.read(3) == b"the"
+                assert await stream.read() == b" last word"
+                with pytest.raises(MuxedStreamReset):
+                    await stream.read()
+            else:
+                await stream.close()
+                stream.stop_reading()
+            assert victim.unread_bytes == 0
+            assert not victim.streams
 
 
 async def test_more_than_the_window_drops_the_connection(yamux_attacker) -> None:

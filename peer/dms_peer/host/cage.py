@@ -18,6 +18,7 @@ from libp2p.custom_types import StreamHandlerFn
 from libp2p.exceptions import BaseLibp2pError
 
 from ..streams import close_stream, reset_stream
+from .locks import quicken
 from .logs import RateLimiter, log_limited
 
 __all__ = ["cage"]
@@ -30,6 +31,7 @@ def cage(handler: StreamHandlerFn, close_timeout: float) -> StreamHandlerFn:
     """`handler` in a cage: no exception leaves it, and its stream ends when it does, within `close_timeout` seconds."""
 
     async def caged(stream: INetStream) -> None:
+        quicken(stream)
         finished = False
         try:
             await handler(stream)

@@ -3,9 +3,11 @@
 What breaks: the library listens with SO_REUSEPORT, so that a second peer on the same port starts without complaint and
 the kernel deals connections out between the two; its accept loop is a trio system task, which nobody waits for and
 whose failure ends the program; a refused address is only logged; of a connection over IPv6 it does not know the other
-side's address, so that its own connection gate lets everybody through.
+side's address, so that its own connection gate lets everybody through; every message is fetched in two system calls,
+its length and the rest, and what is not encrypted yet in one for each byte.
 Measure: `ExclusiveTCP` listens without SO_REUSEPORT, in the swarm's nursery, and reports the operating system's error;
-`PeerSocket` knows the address; what the gate does not allow is not dialled, on whichever of the library's ways.
+`PeerSocket` knows the address and reads ahead; what the gate does not allow is not dialled, on whichever of the
+library's ways.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -24,6 +26,7 @@ from libp2p.transport.tcp.tcp import TCP
 from libp2p.utils.multiaddr_utils import extract_ip_from_multiaddr, multiaddr_from_socket
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
+from .locks import QuickLock
 from .logs import RateLimiter, log_limited
 
 __all__ = ["ExclusiveTCP", "PeerSocket"]
@@ -32,8 +35,36 @@ logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
 
+# Bytes that are fetched at once, and kept at most.
+FETCH_SIZE = 64 * 1024
+
+
 class PeerSocket(TrioTCPStream):
-    """A socket that knows where the other side is."""
+    """A socket that knows where the other side is, and fetches as much at once as there is.
+
+    Read by one task at a time.
+    """
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        super().__init__(stream)
+        self.read_lock = QuickLock()  # type: ignore[assignment]  # used as a lock is, no more
+        self.write_lock = QuickLock()  # type: ignore[assignment]
+        # What was fetched, and how much of it was read.
+        self._fetched = b""
+        self._taken = 0
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Up to `n` bytes as soon as there are any; none at the end. Raises ConnectionClosedError. May be cancelled."""
+        if n == 0:
+            return b""
+        if self._taken == len(self._fetched):
+            self._fetched, self._taken = await super().read(FETCH_SIZE), 0
+        end = len(self._fetched) if n is None else min(self._taken + n, len(self._fetched))
+        data = self._fetched[self._taken : end]
+        self._taken = end
+        if end == len(self._fetched):
+            self._fetched, self._taken = b"", 0
+        return data
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """The other side's IP address and port; None once the socket is gone."""

@@ -46,6 +46,7 @@ from libp2p.stream_muxer.yamux.yamux import (
 
 from ..shields import shielded
 from .limits import STREAM_WINDOW, HostLimits
+from .locks import QuickLock
 from .logs import RateLimiter, log_limited
 from .yamux_stream import BoundedYamuxStream, pack_frame
 
@@ -59,6 +60,8 @@ _HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
 MAX_REPLIES = 256
 # Seconds after which a stream that we are done with is reset, if the peer has not ended it.
 ABANDONED_TIMEOUT = 60.0
+# Seconds between two looks at such streams.
+SWEEP_INTERVAL = 30.0
 
 
 class _ViolationError(Exception):
@@ -74,11 +77,13 @@ class BoundedYamux(Yamux):
     def __init__(self, secured_conn: ISecureConn, peer_id: ID, limits: HostLimits) -> None:
         super().__init__(secured_conn, peer_id, is_initiator=secured_conn.is_initiator)
         self.limits = limits
+        self._write_lock = QuickLock()  # type: ignore[assignment]  # used as a lock is, no more
         self.unread_bytes = 0
         self.stream_backlog_semaphore = trio.Semaphore(limits.max_outbound_streams)
         self._last_heard = trio.current_time()
         self._heard = trio.Event()
-        self._reply_sender, self._replies = trio.open_memory_channel[bytes](MAX_REPLIES)
+        self._replies: list[bytes] = []
+        self._replying = False
 
     # Writing
 
@@ -165,10 +170,7 @@ class BoundedYamux(Yamux):
     async def handle_incoming(self) -> None:
         """Receive frames until the connection ends or the peer breaks the rules, then clear up."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_replies)
-                await self._receive_frames()
-                nursery.cancel_scope.cancel()
+            await self._receive_frames()
         finally:
             streams = list(self.streams.values())
             self.event_shutting_down.set()
@@ -238,7 +240,8 @@ class BoundedYamux(Yamux):
 
     def _end_stream(self, stream: BoundedYamuxStream, flags: int) -> None:
         if flags & FLAG_RST:
-            stream.receive_reset()
+            # Both may have come in one packet: whether the reader was quick must make no difference.
+            stream.receive_reset(keep=stream.abandoned_at is None)
         elif flags & FLAG_FIN:
             stream.receive_fin()
 
@@ -261,27 +264,32 @@ class BoundedYamux(Yamux):
 
     def _reply(self, frame: bytes) -> None:
         # Never awaited where frames are received: two peers that wait for each other to read would both stop.
-        try:
-            self._reply_sender.send_nowait(frame)
-        except trio.WouldBlock:
-            raise _ViolationError(f"{MAX_REPLIES} answers not taken") from None
+        if len(self._replies) >= MAX_REPLIES:
+            raise _ViolationError(f"{MAX_REPLIES} answers not taken")
+        self._replies.append(frame)
+        # Its task lasts only as long as there is something to say: most connections say nothing most of the time.
+        if not self._replying and self._nursery is not None and not self.event_shutting_down.is_set():
+            self._replying = True
+            self._nursery.start_soon(self._send_replies)
 
     async def _send_replies(self) -> None:
         try:
-            async for first in self._replies:
-                frames = [first]
-                while self._replies.statistics().current_buffer_used:
-                    frames.append(self._replies.receive_nowait())
-                await self._write_frame(b"".join(frames))
+            while self._replies:
+                frames, self._replies = b"".join(self._replies), []
+                await self._write_frame(frames)
         except ConnectionClosedError:
             return
+        finally:
+            self._replying = False
 
     # Watching
 
     async def _measure_rtt_loop(self) -> None:
         """Ping a peer of which nothing was heard for ping_interval, and drop it when it stays silent."""
         while True:
-            await trio.sleep_until(self._last_heard + self.limits.ping_interval)
+            due = self._last_heard + self.limits.ping_interval
+            await trio.sleep_until(min(due, trio.current_time() + SWEEP_INTERVAL))
+            self._sweep_stale_streams()
             if trio.current_time() < self._last_heard + self.limits.ping_interval:
                 continue
             if not await self.is_responsive(self.limits.ping_timeout):
@@ -305,8 +313,11 @@ class BoundedYamux(Yamux):
                 return not self.event_shutting_down.is_set()
         return False
 
+    async def _stale_stream_sweeper(self) -> None:
+        """Nothing: the task that pings does it, which is a task less for each connection."""
+
     def _sweep_stale_streams(self, now: float | None = None) -> int:
-        """Drop streams that are over but for the peer's last word; the library calls it every 30 seconds."""
+        """Drop streams that are over but for the peer's last word. Called every SWEEP_INTERVAL seconds at the most."""
         before = dict(self.streams)
         now = trio.current_time() if now is None else now
         for stream in before.values():

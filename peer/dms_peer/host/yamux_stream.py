@@ -211,11 +211,12 @@ class BoundedYamuxStream(YamuxStream):
         self.receive_reset()
         await self._say(FLAG_RST)
 
-    def receive_reset(self) -> None:
-        """The stream is gone, with what was not read. Never blocks."""
+    def receive_reset(self, *, keep: bool = False) -> None:
+        """The stream is gone; with `keep` what was received before can still be read. Never blocks."""
         self.closed = self.send_closed = self.recv_closed = self.reset_received = True
         self.fin_received = False
-        self.discard()
+        if not keep:
+            self.discard()
         self.wake()
         self.conn._finalize_stream_locked(self, fully_closed=True)
 
