@@ -18,9 +18,7 @@ from ..offers import GPUChoice
 
 __all__ = [
     "AddressArgument",
-    "CPUOption",
     "DebugOption",
-    "DiskOption",
     "ExecutorOption",
     "FenceOption",
     "GPUDemandOption",
@@ -35,7 +33,6 @@ __all__ = [
     "PlaceOption",
     "PortCountOption",
     "PortOption",
-    "RAMOption",
     "cores",
     "duration",
     "gpu_choice",
@@ -137,11 +134,6 @@ AddressArgument: TypeAlias = Annotated[
     str, typer.Argument(metavar="MULTIADDR", help="Where the peer is; ends in /p2p/PEER_ID.")
 ]
 LeaseArgument: TypeAlias = Annotated[str, typer.Argument(metavar="LEASE_ID", help="What `commit` answered.")]
-CPUOption: TypeAlias = Annotated[
-    Cores, typer.Option("--cpu", parser=cores, metavar="CORES", help="Cores, such as 2 or 0.5.")
-]
-RAMOption: TypeAlias = Annotated[int, typer.Option("--ram", parser=size, metavar="SIZE", help="Such as 4GiB.")]
-DiskOption: TypeAlias = Annotated[int, typer.Option("--disk", parser=size, metavar="SIZE", help="Such as 10GiB.")]
 OptionalCPU: TypeAlias = Annotated[
     Cores | None, typer.Option("--cpu", parser=cores, metavar="CORES", help="Cores, such as 2 or 0.5.")
 ]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 
 from dms_peer.errors import PolicyError
 from dms_peer.policies.documents import answer_document, question_document, read_answer, read_question
+from dms_peer.policies.opening import open_policies
+from dms_peer.policies.settings import EntryPointSettings
 from dms_protocols.messages.bid import NodeRequest
 from dms_protocols.policies import Decision, Decisions, NodeOffer, PolicyRequest
 from dms_resources.components import CPU, RAM, Disk, Resources
@@ -81,3 +86,22 @@ def test_half_a_character_is_no_answer() -> None:
     text = '{"decisions":[{"node_id":"a","accept":false,"message":"\\ud800"},{"node_id":"b","accept":true}]}'
     with pytest.raises(PolicyError):
         read_answer(text.encode(), QUESTION)
+
+
+DOCS = (Path(__file__).parents[3] / "docs" / "policies.md").read_text()
+EXAMPLES = re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL)
+
+
+def test_the_question_and_the_answer_in_the_docs() -> None:
+    question, answer = EXAMPLES
+    request = read_question(question.encode())
+    assert json.loads(question).keys() == json.loads(question_document(request)).keys()
+    decided = read_answer(answer.encode(), request)
+    assert (decided.decisions[0].accept, decided.max_age) == (True, 60.0)
+
+
+async def test_the_entry_point_in_the_docs(entry_point: Callable[[str], str]) -> None:
+    (body,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    bounds = EntryPointSettings(name=entry_point(body), budget=20.0, max_concurrent=1)
+    async with open_policies([bounds]) as (policy,):
+        assert [decision.accept for decision in (await policy.decide(QUESTION)).decisions] == [True, True]
