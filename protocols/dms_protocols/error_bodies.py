@@ -8,11 +8,13 @@ import msgspec
 
 from dms_resources.demands import Shortage
 from dms_resources.errors import (
+    AccountError,
     InsufficientError,
     LeaseError,
     OnboardingError,
     RequestError,
     ResourcesError,
+    ShareError,
     StillPromisedError,
 )
 
@@ -57,6 +59,8 @@ def _details(error: ProtocolError | ResourcesError) -> dict[str, Any]:
     match error:
         case InsufficientError():
             return {"shortages": error.shortages, "retry_after": error.retry_after, "index": error.index}
+        case ShareError() | AccountError():
+            return {"problems": error.problems, "hint": error.hint}
         case RequestError():
             return {"retry_after": error.retry_after, "hint": error.hint}
         case LeaseError():

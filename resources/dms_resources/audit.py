@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from .accounts import Sums
 from .book import Book
 from .components import Resources
 from .leases import Lease, LeaseState
@@ -39,6 +40,7 @@ class AuditSnapshot:
     offered: tuple[int, int, int]
     devices: tuple[DeviceState, ...]
     free_ports: frozenset[int]
+    sums: Sums
     stored: Contents | None
 
     @classmethod
@@ -53,6 +55,7 @@ class AuditSnapshot:
             free_ports=frozenset(
                 port for port in range(book.ports.range.first, book.ports.range.last + 1) if book.ports.is_free(port)
             ),
+            sums=book.sums.copy(),
             stored=stored,
         )
 
@@ -72,6 +75,9 @@ def _itself(snapshot: AuditSnapshot) -> Iterator[Finding]:
     )
     if sums != snapshot.totals:
         yield Finding(code="totals", message=f"the leases add up to {sums}, the totals say {snapshot.totals}")
+    added_up = Sums.of((lease.holder, lease.accounts, lease.resources) for lease in leases)
+    for difference in added_up.differences(snapshot.sums):
+        yield Finding(code="totals", message=f"the leases and the totals say of {difference}")
     for name, promised, offered in zip(("millicores", "RAM", "disk"), sums, snapshot.offered, strict=False):
         if promised > offered:
             yield Finding(code="oversold", message=f"{name}: {promised} promised, {offered} offered")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .accounts import Sums
 from .components import CPU, DEFAULT_PORT_RANGE, GPU, MachineResources, OnboardedResources
 from .leases import EndedLease, Lease, LeaseState
 from .placement import DeviceState
@@ -92,6 +93,7 @@ class Book:
         self.ended: OrderedDict[str, EndedLease] = OrderedDict()
         self.totals: dict[LeaseState, Totals] = dict.fromkeys(LeaseState, Totals())
         self.vram: dict[LeaseState, dict[str, int]] = {state: {} for state in LeaseState}
+        self.sums = Sums()
         self.held_by: dict[str, int] = {}
         self.ids_by_holder: dict[str, dict[str, None]] = {}
         self.devices: dict[str, DeviceState] = {}
@@ -238,6 +240,7 @@ class Book:
 
     def _count(self, lease: Lease, sign: int) -> None:
         self.totals[lease.state] = self.totals[lease.state].plus(lease, sign)
+        self.sums.count(lease.holder, lease.accounts, lease.resources, sign)
         vram = self.vram[lease.state]
         for gpu in lease.resources.gpus:
             self.devices[gpu.uuid] = _with_share(self._device(gpu), gpu, sign)

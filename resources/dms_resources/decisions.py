@@ -6,7 +6,9 @@ Rules, in the order in which they are asked:
    what was agreed first stands, until a commitment takes the place of a hold at the price of the bid that it takes.
 2. An id that ended is not given out again while it is remembered.
 3. Draining, not onboarded, outside the owner's windows: refused with that reason.
-4. Everything else is the room: refused with every dimension that falls short, or granted.
+4. The room: refused with every dimension that falls short.
+5. What would be outstanding then: within the owner's share for one holder and for all, and within every grant that the
+   request is charged to. Otherwise granted.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from .accounts import MOST_ACCOUNTS
 from .book import NOTHING_OFFERED, Book, Change, Offer, Record
+from .charging import Charges, outlasting
 from .demands import Demand, PortDemand, Shortage, describe_shortage
 from .errors import (
     AmountError,
@@ -88,6 +92,9 @@ def renew(
     if record.lease.state is not LeaseState.COMMITTED:
         raise NotCommittedError(f"{lease_id} is {record.lease.state.value}, not committed", lease_id=lease_id)
     _check_window(now, ttl)
+    until = record.lease.until
+    if until is not None and now.wall + ttl > until:
+        raise outlasting(ttl, until - now.wall)
     lease = replace(record.lease, ttl=ttl, deadline=now.wall + ttl)
     return _change(book, record, Record(lease, now.steady + ttl), now, "renew"), lease
 
@@ -161,16 +168,17 @@ def expire(book: Book, now: Moment) -> Change:
 
 def fit(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> list[Granted | RequestError]:
     """For each request what it would get, together with those before it, or why not. Nothing is changed."""
-    room = book.room()
+    room, charges = book.room(), Charges(book.sums)
     answers: list[Granted | RequestError] = []
     for request in requests:
         try:
             _check_open(book, now, request.ttl)
             _check_room(book, room, request.demand, request.ports, now)
+            granted = room.grant(request.demand, request.ports)
+            charges.charge(request, granted.resources, now.wall)
         except RequestError as refusal:
             answers.append(refusal)
             continue
-        granted = room.grant(request.demand, request.ports)
         room = room.less(request.demand, granted)
         answers.append(granted)
     return answers
@@ -220,11 +228,13 @@ def _promise(
     known = [_same_lease(book, request) for request in requests]
     fresh = [request for request, record in zip(requests, known, strict=True) if record is None]
     granted = _grant_all(book, fresh, now)
+    charges = Charges(book.sums)
     fence, pairs, leases, entries = book.fence, [], [], []
     for request, record in zip(requests, known, strict=True):
         if record is None:
             fence += 1
             given = granted[request.lease_id]
+            charges.charge(request, given.resources, now.wall)
             lease = Lease(
                 lease_id=request.lease_id,
                 holder=request.holder,
@@ -238,11 +248,21 @@ def _promise(
                 group=group,
                 processes=processes,
                 price=request.price,
+                accounts=tuple(account.id for account in request.accounts),
+                until=request.until,
             )
         elif record.lease.state is LeaseState.HELD and state is LeaseState.COMMITTED:
             # The commitment takes the place of the hold: there is no instant at which nobody has it.
             _check_window(now, request.ttl)
-            lease = replace(record.lease, state=state, group=group, price=request.price)
+            charges.charge(request, record.lease.resources, now.wall, before=record.lease)
+            lease = replace(
+                record.lease,
+                state=state,
+                group=group,
+                price=request.price,
+                accounts=tuple(account.id for account in request.accounts),
+                until=request.until,
+            )
         else:
             leases.append(record.lease)
             continue
@@ -376,6 +396,11 @@ def _check_request(request: LeaseRequest) -> None:
         raise AmountError(f"a lease id has 1 to {_LONGEST_ID} characters", value=request.lease_id[:_LONGEST_ID])
     _check_text(request.lease_id)
     _check_text(request.holder)
+    ids = {account.id for account in request.accounts}
+    if len(ids) > MOST_ACCOUNTS or len(ids) != len(request.accounts):
+        raise AmountError(f"a lease is charged to at most {MOST_ACCOUNTS} accounts, to each once")
+    for account in ids:
+        _check_text(account)
     demand = request.demand
     amounts = (demand.ram.size, demand.disk.size, request.ports.dynamic, *(gpu.vram for gpu in demand.gpus))
     for amount in amounts:

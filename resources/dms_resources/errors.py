@@ -10,7 +10,9 @@
     │   ├── DrainingError      "draining"        no new commitments while the machine drains
     │   ├── NotOnboardedError  "not_onboarded"   the owner offers nothing
     │   ├── WindowError        "window"          it would outlive what the owner's windows allow
-    │   └── HoldLimitError     "hold_limit"      more held than the owner allows for bids
+    │   ├── HoldLimitError     "hold_limit"      more held than the owner allows for bids
+    │   ├── ShareError         "share_exceeded"  more outstanding than the owner allows one holder, or all
+    │   └── AccountError       "token_exceeded"  more outstanding than a grant allows, or for longer
     ├── LeaseError             the id, its holder or its state are not what the caller thinks
     │   ├── ConflictError      "conflict"        the same id with other contents
     │   ├── NotCommittedError  "not_committed"   no commitment of that id
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from .demands import Shortage
 
 __all__ = [
+    "AccountError",
     "AmountError",
     "ConflictError",
     "DrainingError",
@@ -57,6 +60,7 @@ __all__ = [
     "PhysicalError",
     "RequestError",
     "ResourcesError",
+    "ShareError",
     "StaleFenceError",
     "StillPromisedError",
     "StorageError",
@@ -161,6 +165,30 @@ class HoldLimitError(RequestError):
     """Holds are not allowed here, or this holder or all together hold as much as the owner allows."""
 
     code = "hold_limit"
+
+
+class ShareError(RequestError):
+    """The holder, or all together, would have more outstanding than the owner allows; `problems` has a clause for each
+    dimension."""
+
+    code = "share_exceeded"
+
+    def __init__(self, message: str, *, problems: tuple[str, ...]) -> None:
+        super().__init__(message, hint="release what is not needed, or ask for less")
+        self.problems = problems
+
+
+class AccountError(RequestError):
+    """More would be outstanding than a grant allows, or for longer; `problems` has a clause for each dimension.
+
+    A grant comes as a token, hence the code.
+    """
+
+    code = "token_exceeded"
+
+    def __init__(self, message: str, *, problems: tuple[str, ...]) -> None:
+        super().__init__(message, hint="release what is not needed, or ask for less")
+        self.problems = problems
 
 
 class LeaseError(ResourcesError):

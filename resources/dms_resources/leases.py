@@ -8,6 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from .accounts import Account, HolderShare
 from .components import Amount, Port, Resources
 from .demands import Demand, PortDemand
 
@@ -39,7 +40,8 @@ class Price(Struct, frozen=True, kw_only=True):
 class LeaseRequest(Struct, frozen=True, kw_only=True):
     """One commitment to make: who asks (`holder`, a peer id or a local name), for what, for `ttl` seconds.
 
-    `price` is what was agreed, kept with the lease; it is no part of what is asked for.
+    `price` is what was agreed, kept with the lease; it is no part of what is asked for. Nor is on what it counts:
+    the lease is charged to all `accounts`, does not outlast `until` (Unix seconds), and has to keep within `share`.
     """
 
     lease_id: str
@@ -48,6 +50,9 @@ class LeaseRequest(Struct, frozen=True, kw_only=True):
     ports: PortDemand = PortDemand()
     ttl: float
     price: Price | None = None
+    accounts: tuple[Account, ...] = ()
+    until: float | None = None
+    share: HolderShare | None = None
 
 
 class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,7 +61,8 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `demand` and `asked_ports` are what was asked, `resources` and `ports` what was granted: GPUs are named devices with
     the bytes taken on each. `deadline` is Unix time in seconds, None for an allocation. `fence` is greater than that of
     every earlier lease of this ledger. `group` is shared by leases that were committed together. `price` is what was
-    agreed when the lease was made, and stands whatever the owner asks of others since.
+    agreed when the lease was made, and stands whatever the owner asks of others since. `accounts` are those that it is
+    charged to, and `until` (Unix seconds) is the end of these grants, beyond which it is not renewed.
     """
 
     lease_id: str
@@ -73,6 +79,8 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
     group: str = ""
     processes: tuple[tuple[int, float], ...] = ()
     price: Price | None = None
+    accounts: tuple[str, ...] = ()
+    until: float | None = None
 
 
 class EndReason(Enum):

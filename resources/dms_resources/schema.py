@@ -17,6 +17,10 @@ __all__ = ["APPLICATION_ID", "Schema", "ledger_schema"]
 
 APPLICATION_ID: Final = 0x444D5352  # "DMSR"
 
+# Version 2 keeps with a lease its price and the accounts that it is charged to, within its body: nothing to change in
+# a file, but a program of version 1 would forget them with the next renewal, so it must not open it.
+_MIGRATIONS: Final = ("",)
+
 
 class Schema(Struct, frozen=True, kw_only=True):
     """`sql` makes an empty ledger of the newest version; `migrations[n]` makes version n + 2 of version n + 1.
@@ -52,4 +56,4 @@ class Schema(Struct, frozen=True, kw_only=True):
 @lru_cache(maxsize=1)
 def ledger_schema() -> Schema:
     """The schema that this program writes."""
-    return Schema(sql=resources.files(__package__).joinpath("schema.sql").read_text())
+    return Schema(sql=resources.files(__package__).joinpath("schema.sql").read_text(), migrations=_MIGRATIONS)

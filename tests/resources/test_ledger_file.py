@@ -235,7 +235,8 @@ THIRD = "CREATE INDEX notes_note ON notes (note);\n"
 
 
 def _schema(*steps: str) -> Schema:
-    return Schema(sql=ledger_schema().sql + "".join(steps), migrations=steps)
+    newest = ledger_schema()
+    return Schema(sql=newest.sql + "".join(steps), migrations=(*newest.migrations, *steps))
 
 
 def _dump(path: Path) -> list[str]:
@@ -254,7 +255,7 @@ def test_an_upgraded_ledger_is_the_same_as_a_fresh_one(tmp_path: Path, written_b
     _load(new, newest)
     assert _dump(old) == _dump(new)
     # What it was is beside it, whole and in one file.
-    copy = tmp_path / f"old.db.version-{len(written_by) + 1}"
+    copy = tmp_path / f"old.db.version-{ledger_schema().version + len(written_by)}"
     assert _dump(copy) == before
     assert copy.stat().st_mode & 0o777 == 0o600
     assert not list(tmp_path.glob("*.new*"))
@@ -263,7 +264,7 @@ def test_an_upgraded_ledger_is_the_same_as_a_fresh_one(tmp_path: Path, written_b
 def test_an_upgrade_keeps_everything_and_is_done_once(ledger: Path) -> None:
     before = _load(ledger)
     assert _load(ledger, _schema(SECOND)) == before
-    copy = ledger.with_name("ledger.db.version-1")
+    copy = ledger.with_name(f"ledger.db.version-{ledger_schema().version}")
     copy.unlink()
     assert _load(ledger, _schema(SECOND)) == before
     assert not copy.exists()

@@ -159,7 +159,7 @@ def _change_file(path: Path, statement: str) -> None:
         db.commit()
 
 
-@pytest.mark.parametrize("statement", ["PRAGMA user_version = 2", "PRAGMA user_version = 0"])
+@pytest.mark.parametrize("statement", ["PRAGMA user_version = 3", "PRAGMA user_version = 0"])
 def test_another_version_is_refused_and_left_alone(ledger_path: Path, statement: str) -> None:
     opened(ledger_path).close()
     _change_file(ledger_path, statement)
@@ -180,7 +180,7 @@ def test_a_database_of_another_program_is_refused_and_left_alone(ledger_path: Pa
 def test_an_older_version_is_upgraded_like_a_fresh_one_with_a_copy_kept(ledger_path: Path) -> None:
     old = ledger_schema()
     added = "CREATE TABLE extra (x INTEGER) STRICT;"
-    new = Schema(sql=old.sql + added, migrations=(added,))
+    new = Schema(sql=old.sql + added, migrations=(*old.migrations, added))
     with opened(ledger_path) as storage:
         storage.write([made(make_lease("lease"))])
     with opened(ledger_path, schema=new) as storage:
@@ -193,7 +193,7 @@ def test_an_older_version_is_upgraded_like_a_fresh_one_with_a_copy_kept(ledger_p
             return [*sorted(db.execute(f"SELECT name, sql FROM {name}")), db.execute("PRAGMA user_version").fetchone()]
 
     assert dump(ledger_path) == dump(fresh)
-    with opened(ledger_path.with_name("ledger.db.version-1")) as copy:
+    with opened(ledger_path.with_name(f"ledger.db.version-{old.version}")) as copy:
         assert len(copy.load().leases) == 1
     with pytest.raises(LedgerVersionError):
         opened(ledger_path)
@@ -201,7 +201,8 @@ def test_an_older_version_is_upgraded_like_a_fresh_one_with_a_copy_kept(ledger_p
 
 def test_an_upgrade_that_fails_leaves_the_old_version(ledger_path: Path) -> None:
     opened(ledger_path).close()
-    broken = Schema(sql=ledger_schema().sql, migrations=("CREATE TABLE half (x); CREATE TABLE half (x);",))
+    newest, step = ledger_schema(), "CREATE TABLE half (x); CREATE TABLE half (x);"
+    broken = Schema(sql=newest.sql, migrations=(*newest.migrations, step))
     with pytest.raises(StorageError):
         opened(ledger_path, schema=broken)
     with opened(ledger_path) as storage:
