@@ -48,6 +48,7 @@ class PeerNetwork(Protocol):
     def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AbstractAsyncContextManager[Client]:
         """A client of one protocol of a peer, over a connection and stream that are reused where they live.
 
+        Of the protocol, named by any of its versions, the newest is spoken that the peer has: `Client.protocol`.
         Connects where no connection is, at `addrs` or at whatever addresses are known. Raises DialError.
         """
         ...

@@ -294,14 +294,15 @@ async def test_a_node_that_could_never_fit_is_not_asked_for_again(market, autoju
 
 async def test_a_pinned_node_is_asked_of_its_peer_and_of_nobody_else(market, autojump_clock):
     await start(market, 4, cores=8)
-    requester = market.requester(sources=[ListSource("known", market.candidates()[:3])])
-    rules = AssignmentRules(pins={"b": "p03"})
+    source = ListSource("known", market.candidates()[:3])
+    requester, rules = market.requester(sources=[source]), AssignmentRules(pins={"b": "p03"})
     received, _ = await collect(market, market.ensemble("a", "b"), requester=requester, want=1, rules=rules)
     assert [peer_id for node_id, peer_id in received if node_id == "b"] == ["p03"]
-    only_pinned = AssignmentRules(pins={"b": "p03"})
-    received, progress = await collect(market, market.ensemble("b"), requester=requester, want=3, rules=only_pinned)
+    # Where all are pinned, nobody has to be found.
+    source.named = 0
+    received, progress = await collect(market, market.ensemble("b"), requester=requester, want=3, rules=rules)
     assert received == [("b", "p03")]
-    assert progress.asked == 1
+    assert (progress.asked, source.named) == (1, 0)
 
 
 # The last resort

@@ -64,8 +64,12 @@ class Before:
         self.known = operations[ALLOCATION_PROTOCOL]
         self.name = name
         self.happens = happens
-        self.calls = 0
+        self.requests = []
         market.network.add_host(peer_id, {**operations, ALLOCATION_PROTOCOL: self})
+
+    @property
+    def calls(self):
+        return len(self.requests)
 
     def __getitem__(self, name):
         operation = self.known[name]
@@ -73,7 +77,7 @@ class Before:
             return operation
 
         async def handler(request, caller):
-            self.calls += 1
+            self.requests.append(request)
             if self.calls == 1:
                 await self.happens()
             return await operation.handler(request, caller)
@@ -238,8 +242,8 @@ async def test_a_peer_that_dies_while_it_commits_is_replaced_and_the_rest_stays(
     assert promised(market) == {}
 
 
-async def test_what_is_not_needed_after_a_failure_is_given_back_before_the_block_runs(market, autojump_clock):
-    # "b" fits nowhere but on p1, which is taken for "a" as the cheaper one; p0, where "a" might be, comes too late.
+async def test_a_commitment_that_stands_in_the_way_is_given_back_before_its_room_is_taken(market, autojump_clock):
+    # p1 has room for one of the nodes; "a" is cheapest there, until "b" finds no other place.
     await market.start("p0", simulated_machine(cores=4), terms=priced(50))
     await market.start("p1", simulated_machine(cores=2), terms=priced(10))
     await market.start("p2", simulated_machine(cores=2), terms=priced(10))
@@ -248,11 +252,50 @@ async def test_what_is_not_needed_after_a_failure_is_given_back_before_the_block
         await fill(market, "p2", cores=2)
 
     Before(market, "p2", "commit", somebody_is_faster)
-    rules = AssignmentRules(exclusions=frozenset({("p0", "b")}))
-    async with market.requester().reserve(market.ensemble("a", "b", cores=2), rules=rules) as reservation:
+    rules = AssignmentRules(exclusions=frozenset({("p0", "b"), ("p2", "a")}))
+    ensemble = market.ensemble("a", "b", cores=2)
+    async with market.requester().reserve(ensemble, rules=rules, want=2) as reservation:
         assert reservation.peers == {"a": "p0", "b": "p1"}
+        assert reservation.progress.attempts == 2
         assert promised(market) == {"p0": 1, "p1": 1}
     assert promised(market) == {}
+
+
+async def test_what_is_committed_is_kept_while_another_peer_is_sought_for_the_rest(market, autojump_clock):
+    await start(market, 3, cores=2)
+    commits = {}
+
+    async def somebody_is_faster():
+        await fill(market, "p1", cores=2)
+
+    for peer_id, happens in (("p0", trio.lowlevel.checkpoint), ("p1", somebody_is_faster)):
+        commits[peer_id] = Before(market, peer_id, "commit", happens)
+    requester = market.requester(limits=RequesterLimits(slack=0, peers_in_flight=1))
+    async with requester.reserve(market.ensemble("a", "b", cores=2), want=1) as reservation:
+        assert set(reservation.peers.values()) == {"p0", "p2"}
+        assert commits["p0"].calls == commits["p1"].calls == 1
+
+
+async def test_nothing_is_kept_for_long_while_the_rest_cannot_be_had(market, autojump_clock):
+    await start(market, 2, cores=2)
+    held = []
+
+    async def somebody_is_faster():
+        await fill(market, "p1", ttl=30.0, cores=2)
+
+    async def watch():
+        while True:
+            await trio.sleep(0.1)
+            held.append(bool(promised(market)))
+
+    Before(market, "p1", "commit", somebody_is_faster)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        async with market.requester().reserve(market.ensemble("a", "b", cores=2, seconds=60), wait=True):
+            nursery.cancel_scope.cancel()
+    # It had the half of it, gave that back, and held nothing for most of the time until the other half was free.
+    assert held.index(True) < 30
+    assert held.count(True) < len(held) / 4
 
 
 async def test_a_commitment_whose_answer_was_lost_is_given_back(market, autojump_clock):
@@ -334,6 +377,8 @@ async def test_it_gives_up_at_its_deadline(market, autojump_clock):
             pass
     assert caught.value.code == "no_bids"
     assert 30 < trio.current_time() - started < 42
+    # Whoever waits asks ever more rarely.
+    assert market.network.traffic.streams < 20
 
 
 # While the block runs
@@ -341,12 +386,17 @@ async def test_it_gives_up_at_its_deadline(market, autojump_clock):
 
 async def test_commitments_outlive_their_time_while_the_block_runs(market, autojump_clock):
     await start(market, 2, cores=2)
+    renewals = [Before(market, peer_id, "renew", trio.lowlevel.checkpoint) for peer_id in ("p0", "p1")]
     async with market.requester().reserve(market.ensemble("a", "b", cores=2), ttl=30) as reservation:
         first = dict(reservation.leases)
         await trio.sleep(500)
         assert states(market, reservation) == dict.fromkeys("ab", LeaseState.COMMITTED)
         assert all(reservation.leases[node].deadline > first[node].deadline + 400 for node in "ab")
         assert all(reservation.leases[node].fence == first[node].fence for node in "ab")
+    # Each at a third of its time, with the number by which a holder who overslept is told so.
+    for renewal in renewals:
+        assert renewal.calls in (49, 50)
+        assert {request.fence for request in renewal.requests} <= {lease.fence for lease in first.values()}
     assert promised(market) == {}
 
 
