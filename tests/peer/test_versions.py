@@ -12,15 +12,17 @@ import pytest
 
 from dms_peer import requester
 from dms_peer.attach import peer_operations, serve
+from dms_peer.connections import open_connections
 from dms_peer.errors import DialError
 from dms_peer.host import HardenedHost, attach_protocols, dial, host_addresses, open_stream
 from dms_peer.requester import open_allocations, open_bids
-from dms_peer.signing import host_identity
-from dms_protocols.bid_versions import BID_1_0, BID_1_1, BID_VERSIONS
+from dms_peer.signing import EnvelopeChecker, host_identity
+from dms_protocols.bid_versions import BID_1_0, BID_1_1, BID_VERSIONS, BidVersion
 from dms_protocols.conversion import to_map
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.operations import Caller
 from dms_protocols.protocol_ids import BID_PROTOCOL, BID_PROTOCOL_1_1
+from dms_protocols.requesters import BidClient
 from dms_protocols.service import serve_stream
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
@@ -106,3 +108,19 @@ async def test_a_peer_serves_all_versions(server: HardenedHost, client: Hardened
         stream = await open_stream(client, provider, ["/dms/bid/1.7.0", *BOTH])
         assert stream.protocol == BID_PROTOCOL_1_1
         await stream.aclose()
+
+
+@pytest.mark.parametrize(("served", "agreed"), [(BOTH, BID_1_1), ([BID_PROTOCOL], BID_1_0)])
+async def test_shared_clients_speak_the_newest_version_that_the_peer_has(
+    serving: Serving, client: HardenedHost, served: list[str], agreed: BidVersion
+) -> None:
+    requester_id = client.get_id().to_base58()
+    async with (
+        serving(served) as provider,
+        open_connections(client) as connections,
+        connections.client(provider, BID_PROTOCOL) as shared,
+    ):
+        assert shared.protocol == agreed.protocol
+        bids = BidClient(shared, EnvelopeChecker(), requester=requester_id, provider=provider)
+        (signed,) = (await bids.request_bids(ENSEMBLE)).bids
+    assert signed.bid.request_digest == agreed.digest(to_map(ENSEMBLE))

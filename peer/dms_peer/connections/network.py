@@ -16,6 +16,7 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 
 from dms_protocols.client import Client
+from dms_protocols.protocol_ids import versions_of
 
 from ..errors import DialError
 from ..host import PeerAddress, dial_any, open_stream
@@ -101,7 +102,8 @@ class PeerConnections:
 
     @asynccontextmanager
     async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Client]:
-        """A client of one protocol of a peer, on the stream that all who ask for it share.
+        """A client of one protocol of a peer, on the stream that all who ask for it share, in the newest version that
+        both have.
 
         Where there is no connection it is made, to `addrs` or whatever the address book knows; an address that was not
         tried before is tried also while the peer is left alone (`backing_off`). Raises DialError. The caller may be
@@ -169,13 +171,13 @@ class PeerConnections:
     async def _open_stream(self, peer_id: str, protocol: str, addrs: Sequence[str]) -> PeerStream:
         await self.connect(peer_id, addrs)
         try:
-            return await open_stream(self._host, peer_id, [protocol], self._limits.stream_deadline)
+            return await open_stream(self._host, peer_id, versions_of(protocol), self._limits.stream_deadline)
         except DialError as error:
             if error.code not in LOST_CODES:
                 raise
         # The connection ended between its sign of life and now.
         await self.connect(peer_id, addrs)
-        return await open_stream(self._host, peer_id, [protocol], self._limits.stream_deadline)
+        return await open_stream(self._host, peer_id, versions_of(protocol), self._limits.stream_deadline)
 
     # Dialling
 
