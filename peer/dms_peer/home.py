@@ -66,6 +66,11 @@ class Home:
         """The addresses on which the peer listened last, where the system chose them."""
         return self.path / "listen"
 
+    @property
+    def peers_path(self) -> Path:
+        """The peers that answered before."""
+        return self.path / "peers.json"
+
     def prepare(self) -> None:
         """Makes the directory. Raises PeerError `bad_home` when it cannot be made or entered. Blocks on disk."""
         try:

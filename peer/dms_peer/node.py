@@ -29,6 +29,10 @@ from dms_resources.usage import UsageMonitor
 
 from .administration import LocalAdministration, administration_operations
 from .attach import peer_operations, serve
+from .discovery.bootstrapping import bootstrap_peers
+from .discovery.listing import peers_operations
+from .discovery.opening import open_discovery
+from .discovery.settings import DiscoverySettings
 from .errors import ListenError
 from .home import RETRY_INTERVAL, Home
 from .host import HardenedHost, host_addresses, open_host, parse_listen_address
@@ -57,8 +61,8 @@ class Ready:
 @dataclass(frozen=True, slots=True)
 class Node:
     """What a peer is started with: its home, where it listens, its machine (None: as remembered), what it does with a
-    promise that the machine itself is short of now, every how many seconds it samples the machine's use, and the file
-    of the terms on which it bids."""
+    promise that the machine itself is short of now, every how many seconds it samples the machine's use, the file of
+    the terms on which it bids, and how it finds others and is found (None: not at all)."""
 
     home: Home
     listen: tuple[str, ...] = ()
@@ -66,6 +70,7 @@ class Node:
     guard: Guard = "warn"
     sample_interval: float = 5.0
     terms: Path | None = None
+    discovery: DiscoverySettings | None = None
 
     async def run(self, announce: Callable[[Ready | None], None]) -> None:
         """Runs until a signal asks it to stop; `announce` is told when it is ready, and (None) when it has stopped.
@@ -90,6 +95,8 @@ class Node:
         home = self.home
         for address in self.listen:
             parse_listen_address(address)
+        if self.discovery is not None:
+            bootstrap_peers(self.discovery.bootstrap)
         owner_terms = await trio.to_thread.run_sync(read_terms_file, self.terms) if self.terms else OwnerTerms()
         home.prepare()
         identity = load_or_create_identity(home.key_path)
@@ -106,6 +113,11 @@ class Node:
             summary = owner_terms.summary() if self.terms else None
             local = administration_operations(LocalAdministration(manager, identity.peer_id, addrs, summary))
             operations = reduce(or_, newest_of_each(peer_operations(manager, identity, terms)).values(), local)
+            if self.discovery is not None:
+                discovery = await stack.enter_async_context(
+                    open_discovery(host, identity, self.discovery, home=home, manager=manager, terms=terms)
+                )
+                operations |= peers_operations(discovery.notes, lambda: discovery.company.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             offers = manager.get_onboarded_resources() is not None
             yield Ready(identity.peer_id, addrs, machine.simulated, offers)

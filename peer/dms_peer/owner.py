@@ -28,6 +28,8 @@ from .owner_messages import (
     OffboardRequest,
     OfferAnswer,
     OnboardRequest,
+    PeersAnswer,
+    PeersRequest,
     StatusAnswer,
     StatusRequest,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "read_hardware",
     "read_history",
     "read_machine_of",
+    "read_peers",
     "read_status",
     "watch",
 ]
@@ -101,6 +104,22 @@ def _reach(home: Home, in_peer: Callable[[BlockingClient], Result], in_ledger: C
 def read_status(home: Home) -> StatusAnswer:
     """What is onboarded, promised and free, and to whom. Raises what `ask` raises."""
     return ask(home, StatusRequest(), StatusAnswer)
+
+
+def read_peers(home: Home, limit: int = 100) -> PeersAnswer:
+    """The peers that the running peer knows, or that the last one wrote down. Raises PeerError."""
+    home.prepare()
+    connection = connect(home.socket_path)
+    if connection is not None:
+        with connection:
+            return BlockingClient(connection).call(PeersRequest(limit=limit), PeersAnswer, timeout=_TIMEOUT)
+    # Only where no peer runs: asking one must not cost the time to load this.
+    from .discovery.listing import known_row, list_peers
+    from .discovery.peers_file import PeersFile
+
+    now = time.time()
+    rows = {peer_id: known_row(peer, now) for peer_id, peer in PeersFile(home.peers_path).load().items()}
+    return list_peers([rows], (), limit=limit, running=False)
 
 
 def onboard(home: Home, offer: Offer, machine: str | None = None, *, dry_run: bool = False) -> OfferAnswer:

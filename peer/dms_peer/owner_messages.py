@@ -23,6 +23,9 @@ __all__ = [
     "OffboardRequest",
     "OfferAnswer",
     "OnboardRequest",
+    "PeerRow",
+    "PeersAnswer",
+    "PeersRequest",
     "StatusAnswer",
     "StatusRequest",
     "TermsSummary",
@@ -147,3 +150,34 @@ class AuditAnswer(Struct, frozen=True, kw_only=True):
 
     findings: tuple[Finding, ...]
     repaired: bool
+
+
+class PeersRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="peers"):
+    """The peers that this one knows; those that are connected first, then the last seen."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class PeerRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of one peer. `sources` say by whom ("known", "mdns", …); times are seconds of age.
+
+    `free` is what it had free `free_age` seconds ago; `failures` counts the times it could not be reached since it was
+    last seen, `seen_age` seconds ago.
+    """
+
+    peer_id: str
+    addrs: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    connected: bool = False
+    seen_age: float | None = None
+    free: FreeResources | None = None
+    free_age: float | None = None
+    failures: int = 0
+
+
+class PeersAnswer(Struct, frozen=True, kw_only=True):
+    """Some of `peer_count` peers. `running` is false when they were read from the file of a peer that does not run."""
+
+    peers: tuple[PeerRow, ...]
+    peer_count: int
+    running: bool

@@ -9,6 +9,15 @@ from typing import Annotated
 import trio
 import typer
 
+from .discovery_options import (
+    BootstrapOption,
+    DHTOption,
+    ExchangeOption,
+    GossipOption,
+    KnownOption,
+    MDNSOption,
+    discovery_settings,
+)
 from .options import DebugOption, HomeOption, JSONOption, MachineOption, home_at
 
 __all__ = ["run"]
@@ -48,6 +57,12 @@ def run(
         Path | None,
         typer.Option("--terms", metavar="FILE", help="Prices, place, executors and policies; see docs/policies.md."),
     ] = None,
+    bootstrap: BootstrapOption = None,
+    known: KnownOption = True,
+    exchange: ExchangeOption = True,
+    mdns: MDNSOption = True,
+    dht: DHTOption = True,
+    gossip: GossipOption = False,
     home: HomeOption = None,
     machine: MachineOption = None,
     as_json: JSONOption = False,
@@ -64,5 +79,6 @@ def run(
         guard=guard.value,
         sample_interval=sample_interval,
         terms=terms,
+        discovery=discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip),
     )
     trio.run(node.run, announce_json if as_json else announce)

@@ -86,7 +86,7 @@ def merge_peers(
 class PeersFile:
     """Reads and writes the table; every method blocks on the disk."""
 
-    def __init__(self, path: Path, most: int) -> None:
+    def __init__(self, path: Path, most: int = 4096) -> None:
         self._path = path
         self._most = most
 

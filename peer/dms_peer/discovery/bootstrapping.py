@@ -1,0 +1,170 @@
+"""Keeps a peer in company: with nobody connected, nothing can be heard of anybody.
+
+At the start, and whenever fewer than a few peers are connected, the bootstrap addresses are dialled, and those peers
+that were seen last. Such connections are protected from being closed for idleness. What is connected and serves our
+protocols is noted among the known peers, so that a later start needs no bootstrap address.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+from libp2p.abc import IHost
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+
+from dms_protocols.protocol_ids import RESOURCES_PROTOCOL
+
+from ..connections import PeerConnections
+from ..errors import DialError
+from ..host import parse_peer_address
+from ..host.logs import RateLimiter, log_limited
+from .kademlia_host import text_addresses
+from .known_peers import KnownPeers
+
+__all__ = ["Company", "bootstrap_peers"]
+
+_log = logging.getLogger(__name__)
+_limiter: Final = RateLimiter()
+
+_ENOUGH: Final = 4
+_RECENT: Final = 8
+_AT_ONCE: Final = 4
+_MOST_BACKOFF: Final = 8
+# Failures that say nothing of the peer.
+_OUR_CODES: Final = frozenset({"backing_off", "busy", "denied", "closed"})
+_TAG: Final = "dms-company"
+
+
+def bootstrap_peers(addresses: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The addresses of each peer. Raises AddressError."""
+    peers: dict[str, tuple[str, ...]] = {}
+    for address in map(parse_peer_address, addresses):
+        peer_id = address.peer_id.to_base58()
+        peers[peer_id] = (*peers.get(peer_id, ()), address.text)
+    return peers
+
+
+class Company:
+    """The connections that are kept whatever they are used for. `others` names more peers to dial, such as those of the
+    local network."""
+
+    def __init__(
+        self,
+        host: IHost,
+        connections: PeerConnections,
+        bootstrap: Mapping[str, Sequence[str]],
+        known: KnownPeers,
+        others: Callable[[], Mapping[str, Sequence[str]]],
+        *,
+        enough: int = _ENOUGH,
+    ) -> None:
+        self._host = host
+        self._connections = connections
+        self._bootstrap = bootstrap
+        self._known = known
+        self._others = others
+        self._enough = enough
+        self._kept: set[str] = set()
+        self._tried = trio.Event()
+
+    @property
+    def connected(self) -> tuple[str, ...]:
+        """Who is connected."""
+        return tuple(peer_id.to_base58() for peer_id in self._host.get_connected_peers())
+
+    async def wait_tried(self) -> None:
+        """Returns when everybody was dialled once, whether they answered or not."""
+        await self._tried.wait()
+
+    async def keep(self, interval: float) -> None:
+        """Looks every `interval` seconds, ever less often while nobody answers. Runs until it is cancelled."""
+        pause = interval
+        with self._releasing():
+            while True:
+                reached = await self.gather()
+                self._tried.set()
+                self.note()
+                lonely = not reached and not self.connected
+                pause = min(2 * pause, _MOST_BACKOFF * interval) if lonely else interval
+                await trio.sleep(pause)
+
+    async def gather(self) -> int:
+        """Dials while fewer than enough are connected; the number of those reached."""
+        self._let_go()
+        missing = self._enough - len(self.connected)
+        if missing <= 0:
+            return 0
+        slots, reached = trio.CapacityLimiter(_AT_ONCE), [0]
+
+        async def dial(peer_id: str, addrs: Sequence[str]) -> None:
+            async with slots:
+                reached[0] += await self._dial(peer_id, addrs)
+
+        async with trio.open_nursery() as nursery:
+            for peer_id, addrs in self._candidates().items():
+                nursery.start_soon(dial, peer_id, addrs)
+        return reached[0]
+
+    def _candidates(self) -> dict[str, Sequence[str]]:
+        recent = {peer.peer_id: peer.addrs for peer in self._known.recent(_RECENT)}
+        others = dict(list(self._others().items())[:_RECENT])
+        here = {self._host.get_id().to_base58(), *self.connected}
+        return {
+            peer_id: addrs
+            for peer_id, addrs in {**others, **recent, **self._bootstrap}.items()
+            if peer_id not in here and addrs
+        }
+
+    async def _dial(self, peer_id: str, addrs: Sequence[str]) -> bool:
+        try:
+            await self._connections.connect(peer_id, addrs)
+        except DialError as error:
+            if error.code not in _OUR_CODES:
+                self._known.unreachable(peer_id)
+                if peer_id in self._bootstrap:
+                    log_limited(_log, _limiter, logging.WARNING, "a bootstrap peer is not there: %s", error)
+            return False
+        self._protect(peer_id)
+        return True
+
+    # Keeping connections
+
+    def _protect(self, peer_id: str) -> None:
+        network = self._host.get_network()
+        if isinstance(network, Swarm) and len(self._kept) < self._enough:
+            self._kept.add(peer_id)
+            network.protect(ID.from_string(peer_id), _TAG)
+
+    def _let_go(self, everybody: bool = False) -> None:
+        network = self._host.get_network()
+        for peer_id in self._kept - set(() if everybody else self.connected):
+            self._kept.discard(peer_id)
+            if isinstance(network, Swarm):
+                network.unprotect(ID.from_string(peer_id), _TAG)
+
+    @contextmanager
+    def _releasing(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._let_go(everybody=True)
+
+    # Remembering
+
+    def note(self) -> None:
+        """Notes who is connected and serves our protocols."""
+        peerstore = self._host.get_peerstore()
+        for peer_id in self._host.get_connected_peers():
+            try:
+                serves = peerstore.supports_protocols(peer_id, [RESOURCES_PROTOCOL])
+                addrs = peerstore.addrs(peer_id)
+            except Exception:
+                # "None" is an error of its own kind in each of the library's peer stores.
+                continue
+            if serves and addrs:
+                self._known.seen(peer_id.to_base58(), text_addresses(peer_id, addrs))

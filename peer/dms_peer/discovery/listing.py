@@ -1,0 +1,95 @@
+"""The peers that are known, for the owner to look at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from dms_protocols.conversion import to_bytes
+from dms_protocols.operations import Caller, Operations
+
+from ..owner_messages import PeerRow, PeersAnswer, PeersRequest
+from .peers_file import KnownPeer
+
+__all__ = ["PeerNotes", "known_row", "list_peers", "peers_operations"]
+
+# Bytes: less than an answer may have.
+_MOST_BYTES: Final = 512 * 1024
+
+PeerNotes = Mapping[str, PeerRow]
+"""What one source knows, by peer id."""
+
+
+def known_row(peer: KnownPeer, now: float) -> PeerRow:
+    """A known peer as it was at `now` (Unix seconds)."""
+    return PeerRow(
+        peer_id=peer.peer_id,
+        addrs=peer.addrs,
+        sources=("known",),
+        seen_age=max(0.0, now - peer.last_seen),
+        free=peer.free,
+        free_age=None if peer.free_at is None else max(0.0, now - peer.free_at),
+        failures=peer.failures,
+    )
+
+
+def list_peers(notes: Iterable[PeerNotes], connected: Sequence[str], *, limit: int, running: bool) -> PeersAnswer:
+    """All that the sources know, each peer once, as much of it as goes into an answer."""
+    rows: dict[str, PeerRow] = {}
+    here = frozenset(connected)
+    for source in notes:
+        for peer_id, row in source.items():
+            rows[peer_id] = _merged(rows[peer_id], row) if peer_id in rows else row
+    for peer_id in here - rows.keys():
+        rows[peer_id] = PeerRow(peer_id=peer_id, addrs=())
+    ordered = sorted(
+        (_with_connection(row, row.peer_id in here) for row in rows.values()),
+        key=lambda row: (not row.connected, _age(row.seen_age), _age(row.free_age), row.peer_id),
+    )
+    return PeersAnswer(peers=tuple(_as_many_as_fit(ordered[:limit])), peer_count=len(ordered), running=running)
+
+
+def _age(seconds: float | None) -> float:
+    return float("inf") if seconds is None else seconds
+
+
+def _merged(one: PeerRow, other: PeerRow) -> PeerRow:
+    fresher = one if _age(one.free_age) <= _age(other.free_age) else other
+    return PeerRow(
+        peer_id=one.peer_id,
+        addrs=tuple(dict.fromkeys((*one.addrs, *other.addrs))),
+        sources=tuple(dict.fromkeys((*one.sources, *other.sources))),
+        seen_age=one.seen_age if one.seen_age is not None else other.seen_age,
+        free=fresher.free,
+        free_age=fresher.free_age,
+        failures=one.failures or other.failures,
+    )
+
+
+def _with_connection(row: PeerRow, connected: bool) -> PeerRow:
+    return replace(row, connected=connected)
+
+
+def _as_many_as_fit(rows: Iterable[PeerRow]) -> Iterable[PeerRow]:
+    size = 0
+    for row in rows:
+        size += len(to_bytes(row))
+        if size > _MOST_BYTES:
+            return
+        yield row
+
+
+def peers_operations(
+    notes: Callable[[float], Sequence[PeerNotes]], connected: Callable[[], Sequence[str]]
+) -> Operations:
+    """The operation `peers`, for the owner's socket; `notes` tells what each source knows at a time (Unix seconds)."""
+
+    async def peers(request: PeersRequest, caller: Caller) -> PeersAnswer:
+        return list_peers(notes(time.time()), connected(), limit=request.limit, running=True)
+
+    operations = Operations()
+    operations.slow(PeersRequest, peers)
+    return operations

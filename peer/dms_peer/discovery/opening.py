@@ -1,0 +1,154 @@
+"""All ways to find peers, put together as the settings say, for a running peer or for a requester."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+from libp2p.abc import IHost
+
+from dms_protocols.bidding import BidTerms
+from dms_resources.manager import ResourceManager
+
+from ..connections import PeerConnections, open_connections
+from ..home import Home
+from ..host import host_addresses
+from ..identity import Identity
+from ..owner_messages import PeerRow
+from ..requesting.background import beside
+from ..requesting.limits import RequesterLimits
+from ..requesting.network import Broadcast, CandidateSource
+from ..requesting.requester import Requester
+from ..signing import EnvelopeChecker, host_identity
+from .announced import announced_addresses
+from .bootstrapping import Company, bootstrap_peers
+from .kademlia import Kademlia, open_kademlia
+from .known_peers import KnownPeers, open_known_peers
+from .listing import PeerNotes, known_row
+from .mdns import MDNSPeers, open_mdns
+from .providing import keep_providing
+from .settings import DiscoverySettings
+
+__all__ = ["Discovery", "open_discovery", "open_requester"]
+
+# Seconds that a search waits for the first connections: longer than a dial takes, less than one that fails does.
+_FIRST_DIALS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What is open to find peers with. `sources` are in the order of their cost; what is switched off is None."""
+
+    network: PeerConnections
+    sources: tuple[CandidateSource, ...]
+    broadcast: Broadcast | None
+    known: KnownPeers
+    company: Company
+    mdns: MDNSPeers | None = None
+    dht: Kademlia | None = None
+
+    def notes(self, now: float) -> list[PeerNotes]:
+        """What each source knows at `now` (Unix seconds)."""
+        known = {peer.peer_id: known_row(peer, now) for peer in self.known.recent(len(self.known))}
+        heard = self.mdns.peers() if self.mdns else {}
+        return [
+            known,
+            {peer_id: PeerRow(peer_id=peer_id, addrs=addrs, sources=("mdns",)) for peer_id, addrs in heard.items()},
+        ]
+
+    def requester(self, limits: RequesterLimits | None = None) -> Requester:
+        """A requester that looks everywhere, and whose answers make the next search cheaper."""
+        return Requester(
+            self.network,
+            EnvelopeChecker(),
+            self.sources,
+            broadcast=self.broadcast,
+            observer=self.known,
+            limits=limits,
+        )
+
+
+@asynccontextmanager
+async def open_discovery(
+    host: IHost,
+    identity: Identity,
+    settings: DiscoverySettings | None = None,
+    *,
+    home: Home | None = None,
+    manager: ResourceManager | None = None,
+    terms: BidTerms | None = None,
+    connections: PeerConnections | None = None,
+) -> AsyncIterator[Discovery]:
+    """Finds peers, and lets others find this one where there is a `manager`, while the block runs.
+
+    Known peers are kept in the `home`, without one in memory. Nothing is waited for: sources fill while they are used.
+    Raises AddressError for a bootstrap address that cannot be one, and ProtocolError where the host serves one of the
+    protocols already. What goes wrong later is a line in the log.
+    """
+    settings = settings or DiscoverySettings()
+    bootstrap = bootstrap_peers(settings.bootstrap)
+    # Others are told where this peer is only if it has something to offer.
+    addrs = announced_addresses(host_addresses(host)) if manager else ()
+    async with AsyncExitStack() as stack:
+        path = home.peers_path if home is not None and settings.known else None
+        known = await stack.enter_async_context(open_known_peers(path, most=settings.max_known_peers))
+        mdns = await _open_mdns(stack, identity, addrs) if settings.mdns else None
+        if connections is None:
+            book = partial(_addresses, known, mdns)
+            connections = await stack.enter_async_context(open_connections(host, addresses=book))
+        dht = None
+        if settings.dht:
+            dht = await stack.enter_async_context(open_kademlia(host, connections, addrs, server=manager is not None))
+            if manager is not None:
+                await stack.enter_async_context(beside(partial(keep_providing, dht, manager)))
+        company = Company(host, connections, bootstrap, known, mdns.peers if mdns else _nobody)
+        await stack.enter_async_context(beside(partial(company.keep, settings.bootstrap_interval)))
+        sources: list[CandidateSource | None] = [known if settings.known else None, mdns, dht]
+        yield Discovery(
+            network=connections,
+            sources=tuple(source for source in sources if source is not None),
+            broadcast=None,
+            known=known,
+            company=company,
+            mdns=mdns,
+            dht=dht,
+        )
+
+
+async def _open_mdns(stack: AsyncExitStack, identity: Identity, addrs: Sequence[str]) -> MDNSPeers:
+    return await stack.enter_async_context(open_mdns(identity.peer_id, addrs))
+
+
+def _addresses(known: KnownPeers, mdns: MDNSPeers | None, peer_id: str) -> Sequence[str]:
+    """Where a peer may be, as far as anybody said."""
+    peer = known.get(peer_id)
+    heard = mdns.peers().get(peer_id, ()) if mdns else ()
+    return (*(peer.addrs if peer else ()), *heard)
+
+
+def _nobody() -> Mapping[str, Sequence[str]]:
+    return {}
+
+
+@asynccontextmanager
+async def open_requester(
+    host: IHost,
+    settings: DiscoverySettings | None = None,
+    *,
+    identity: Identity | None = None,
+    home: Home | None = None,
+    limits: RequesterLimits | None = None,
+) -> AsyncIterator[Requester]:
+    """A requester on a host, this package's own or somebody else's, while the block runs.
+
+    The first connections have been tried, for some seconds at most. The host's key must be Ed25519 where no `identity`
+    is given (IdentityError). Raises what `open_discovery` raises.
+    """
+    async with open_discovery(host, identity or host_identity(host), settings, home=home) as discovery:
+        with trio.move_on_after(_FIRST_DIALS):
+            await discovery.company.wait_tried()
+        yield discovery.requester(limits)

@@ -1,0 +1,171 @@
+"""All sources together, on real hosts over loopback, and a running peer with them."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from dms_peer import owner
+from dms_peer.discovery.opening import Discovery, open_discovery, open_requester
+from dms_peer.discovery.settings import DiscoverySettings
+from dms_peer.errors import AddressError
+from dms_peer.home import Home
+from dms_peer.host import HardenedHost, host_addresses, open_host
+from dms_peer.identity import load_or_create_identity, new_identity
+from dms_peer.node import Node
+from dms_peer.offers import Offer
+from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
+from dms_resources.demands import CPUDemand, Demand
+from dms_resources.units import GIB, Cores
+
+LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": []}
+OFFER = Offer(cpu=Cores.of(4), ram=16 * GIB, disk=100 * GIB, gpus=())
+QUIET = DiscoverySettings(mdns=False, bootstrap_interval=0.2)
+
+
+def request(cores: int) -> EnsembleRequest:
+    node = NodeRequest(node_id="n", resources=Demand(cpu=CPUDemand(cores=Cores.of(cores))))
+    return EnsembleRequest(id="e", nonce=1, deadline=2e9, request=(node,))
+
+
+@pytest.fixture
+def open_node(tmp_path: Path) -> Any:
+    """Opens a running peer that offers 4 cores: `async with open_node("name") as ready`."""
+    machine = tmp_path / "machine.json"
+    machine.write_text(json.dumps(MACHINE))
+
+    @asynccontextmanager
+    async def open_peer(name: str, settings: DiscoverySettings = QUIET, listen: tuple[str, ...] = LOOPBACK) -> Any:
+        home = Home(tmp_path / name, patience=0.2)
+        await trio.to_thread.run_sync(owner.onboard, home, OFFER, str(machine))
+        async with Node(home=home, listen=listen, discovery=settings).open() as ready:
+            yield ready
+
+    return open_peer
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "own", patience=0.2)
+
+
+async def found(discovery: Discovery, source: str, asked: EnsembleRequest) -> set[str]:
+    (one,) = [one for one in discovery.sources if one.name == source]
+    async with one.candidates(asked) as candidates:
+        return {candidate.peer_id async for candidate in candidates}
+
+
+async def test_each_source_can_be_switched_off(client: HardenedHost) -> None:
+    off = replace(QUIET, known=False, dht=False, exchange=False, gossip=False)
+    identity = new_identity()
+    async with open_discovery(client, identity, off) as discovery:
+        assert discovery.sources == ()
+        assert discovery.broadcast is None
+    for source, settings in {
+        "known": replace(off, known=True),
+        "dht": replace(off, dht=True),
+        "mdns": replace(off, mdns=True),
+    }.items():
+        async with open_discovery(client, identity, settings) as discovery:
+            assert [one.name for one in discovery.sources] == [source]
+
+
+async def test_the_cheapest_source_comes_first(client: HardenedHost) -> None:
+    async with open_discovery(client, new_identity(), replace(QUIET, mdns=True)) as discovery:
+        order = ["known", "adverts", "exchange", "mdns", "dht"]
+        names = [one.name for one in discovery.sources]
+        assert names == [name for name in order if name in names]
+        assert {"known", "mdns", "dht"} <= set(names)
+
+
+async def test_a_bootstrap_address_that_cannot_be_one_is_refused(client: HardenedHost, home: Home) -> None:
+    settings = replace(QUIET, bootstrap=("/ip4/192.0.2.1/tcp/4001",))
+    with pytest.raises(AddressError, match="which peer"):
+        async with open_discovery(client, new_identity(), settings):
+            pass
+    with pytest.raises(AddressError, match="which peer"):
+        async with Node(home=home, discovery=settings).open():
+            pass
+    assert not home.path.exists()
+
+
+async def test_from_one_address_to_a_provider_and_next_time_without_one(
+    open_node: Any, home: Home, eventually: Any
+) -> None:
+    home.prepare()
+    identity = load_or_create_identity(home.key_path)
+    async with open_node("a") as one, open_node("b", replace(QUIET, bootstrap=one.addrs)) as other:
+        settings = replace(QUIET, bootstrap=one.addrs)
+        async with open_host(identity) as host, open_discovery(host, identity, settings, home=home) as discovery:
+            await discovery.company.wait_tried()
+            await eventually(lambda: discovery.known.get(one.peer_id) is not None)
+            with trio.fail_after(20):
+                # Until both have announced themselves.
+                while await found(discovery, "dht", request(4)) != {one.peer_id, other.peer_id}:  # noqa: ASYNC110
+                    await trio.sleep(0.1)
+            requester = discovery.requester()
+            async with requester.discover(request(4), count=2, deadline=time.time() + 10) as peers:
+                answered = {peer.peer_id async for peer in peers}
+            assert answered == {one.peer_id, other.peer_id}
+        # What they had free was noted, and is there for the next program.
+        listed = await trio.to_thread.run_sync(owner.read_peers, home)
+        assert not listed.running
+        assert {row.peer_id for row in listed.peers} == {one.peer_id, other.peer_id}
+        assert all(row.free is not None and row.free.cpu.cores == Cores.of(4) for row in listed.peers)
+        assert all(row.free_age is not None and 0 <= row.free_age < 60 for row in listed.peers)
+        async with (
+            open_host(identity) as host,
+            open_requester(host, QUIET, home=home) as again,
+            again.discover(request(4), count=2, deadline=time.time() + 10) as peers,
+        ):
+            assert {peer.peer_id async for peer in peers} == answered
+
+
+async def test_the_owner_sees_whom_the_running_peer_knows(open_node: Any, tmp_path: Path, eventually: Any) -> None:
+    async with open_node("a") as one, open_node("b", replace(QUIET, bootstrap=one.addrs)):
+        b = Home(tmp_path / "b")
+
+        async def rows() -> dict[str, Any]:
+            answer = await trio.to_thread.run_sync(owner.read_peers, b)
+            assert answer.running
+            return {row.peer_id: row for row in answer.peers}
+
+        with trio.fail_after(10):
+            # Until both have told each other what they serve.
+            while (row := (await rows()).get(one.peer_id)) is None or not row.sources:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        assert row.connected
+        assert set(row.addrs) == set(one.addrs)
+        assert row.seen_age is not None
+        assert row.seen_age < 5
+
+
+async def test_who_went_away_is_dialled_again(open_node: Any, server: HardenedHost, eventually: Any) -> None:
+    async with open_node("a") as ready:
+        peer_id, addrs = ready.peer_id, ready.addrs
+    listen = tuple(address.rpartition("/p2p/")[0] for address in addrs)
+    async with open_discovery(server, new_identity(), replace(QUIET, bootstrap=addrs)) as discovery:
+        # It is not there yet.
+        await discovery.company.wait_tried()
+        for _ in range(2):
+            async with open_node("a", listen=listen):
+                await eventually(lambda: discovery.company.connected == (peer_id,), 20)
+            await eventually(lambda: not discovery.company.connected)
+
+
+async def test_the_company_is_kept_through_idleness_and_let_go_at_the_end(
+    client: HardenedHost, server: HardenedHost
+) -> None:
+    settings = replace(QUIET, dht=False, bootstrap=host_addresses(server))
+    async with open_discovery(client, new_identity(), settings) as discovery:
+        await discovery.company.wait_tried()
+        assert client.get_network().is_protected(server.get_id())
+    assert not client.get_network().is_protected(server.get_id())
