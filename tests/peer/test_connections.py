@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from dms_peer.connections import ConnectionLimits, open_connections
+from dms_peer.connections import ConnectionLimits, PeerConnections, open_connections
 from dms_peer.errors import DialError
-from dms_peer.host import attach_protocols, dial, host_addresses, open_host, open_stream
+from dms_peer.host import HostLimits, attach_protocols, dial, host_addresses, open_host, open_stream
 from dms_peer.identity import new_identity
 from dms_protocols.errors import ConnectionLostError
 from dms_protocols.operations import Caller, Operations
@@ -367,6 +367,31 @@ async def test_a_peer_that_moved_is_found_at_its_new_address(client, eventually)
             async with connections.client(identity.peer_id, ECHO, [*old, *provider.addrs]) as shared:
                 assert (await echo(shared, "moved")).text == "moved"
             assert connections.statistics.backing_off == 0
+
+
+async def test_what_is_our_own_fault_is_not_held_against_the_peer(provider, server, eventually) -> None:
+    limits = HostLimits(max_connections=1, max_inbound_connections=1)
+    async with open_host(new_identity(), limits=limits) as host, open_connections(host) as connections:
+        await dial(host, host_addresses(server)[0])
+        assert (await refusal(connections, provider.peer_id, provider.addrs)).code == "busy"
+        for connection in host.get_network().get_connections():
+            await connection.close()
+        await connections.connect(provider.peer_id, provider.addrs)
+
+
+async def test_a_connection_that_ends_before_its_first_stream_is_made_again(provider, client, monkeypatch) -> None:
+    connected = PeerConnections.connect
+    async with open_connections(client) as connections:
+
+        async def connect_and_lose(peer_id: str, addrs) -> None:
+            await connected(connections, peer_id, addrs)
+            if connections.statistics.dials == 1:
+                for connection in client.get_network().get_connections():
+                    await connection.close()
+
+        monkeypatch.setattr(connections, "connect", connect_and_lose)
+        async with connections.client(provider.peer_id, ECHO, provider.addrs) as shared:
+            assert (await echo(shared, "second try")).text == "second try"
 
 
 async def test_a_connection_of_a_peer_ends_its_being_left_alone(server, client) -> None:

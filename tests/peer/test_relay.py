@@ -19,6 +19,8 @@ from dms_peer.host import (
     RelayLimits,
     attach_protocols,
     dial,
+    dial_any,
+    dialing,
     host_addresses,
     open_host,
     open_stream,
@@ -170,6 +172,17 @@ async def test_the_direct_way_is_tried_first(relay, hidden, client, eventually) 
             await connections.connect(peer_id_of(both), [relayed, direct])
             assert connection_to(client, both).muxed_conn.get_connection_type() is ConnectionType.DIRECT
             assert not client.get_network().get_connections(relay.get_id())
+
+
+async def test_a_direct_address_that_says_nothing_does_not_keep_from_the_relay(hidden, client, monkeypatch) -> None:
+    monkeypatch.setattr(dialing, "RELAY_PATIENCE", 0.1)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        silent = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{peer_id_of(hidden)}"
+        targets = [parse_peer_address(text) for text in (silent, *host_addresses(hidden))]
+        with trio.fail_after(5):
+            reached = await dial_any(client, targets, deadline=60, attempt_deadline=60)
+        assert reached == targets[1]
 
 
 # Failing

@@ -37,6 +37,8 @@ __all__ = ["dial", "dial_any", "has_living_connection"]
 
 # Seconds that an address of a peer is remembered for.
 ADDRESS_TTL = 3600
+# Seconds after which relays are tried too, when some other address has said neither yes nor no.
+RELAY_PATIENCE = 2.0
 # Seconds for closing a connection that nobody wants any more.
 CLOSE_TIMEOUT = 2.0
 
@@ -74,7 +76,7 @@ async def dial_any(
 
     None is returned where a living connection is used instead. Takes `deadline` seconds at most, of which each address
     may take `attempt_deadline`; the next is tried once one has failed or `head_start` seconds have passed, relayed ones
-    when all others have failed. Raises the DialError of the first address. May be cancelled.
+    when all others have failed or RELAY_PATIENCE is over. Raises the DialError of the first address. May be cancelled.
     """
     first = targets[0]
     if first.peer_id == host.get_id():
@@ -143,17 +145,23 @@ class _Race:
         return self._winner
 
     async def _start(self, targets: Sequence[PeerAddress]) -> None:
-        await self._try([target for target in targets if not target.relayed])
-        if self._winner is None:
-            await self._try([target for target in targets if target.relayed])
-
-    async def _try(self, targets: Sequence[PeerAddress]) -> None:
         async with trio.open_nursery() as nursery:
-            for target in targets:
-                over = trio.Event()
-                nursery.start_soon(self._attempt, target, over, nursery.cancel_scope)
-                with trio.move_on_after(self._head_start):
+            direct = await self._launch([target for target in targets if not target.relayed], nursery)
+            with trio.move_on_after(RELAY_PATIENCE):
+                for over in direct:
                     await over.wait()
+            await self._launch([target for target in targets if target.relayed], nursery)
+
+    async def _launch(self, targets: Sequence[PeerAddress], nursery: trio.Nursery) -> list[trio.Event]:
+        """Start an attempt at each, and say how to know that it is over."""
+        ends = []
+        for target in targets:
+            over = trio.Event()
+            nursery.start_soon(self._attempt, target, over, nursery.cancel_scope)
+            ends.append(over)
+            with trio.move_on_after(self._head_start):
+                await over.wait()
+        return ends
 
     async def _attempt(self, target: PeerAddress, over: trio.Event, others: trio.CancelScope) -> None:
         try:
