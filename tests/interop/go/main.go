@@ -1,12 +1,15 @@
 // A client and a provider of the DMS's resource and bid protocols on go-libp2p, to show that the wire is nobody's own.
 //
-//	interop [-tls] [-first] client MULTIADDR   asks a peer all that there is to ask, and prints one JSON object
-//	interop [-tls] [-first] provider           offers an imagined machine on loopback until its standard input ends
-//	interop vectors FILE                       decodes the test vectors of the wire
-//	interop load                               asks many things of a peer for the benchmarks, as each line of its
-//	                                           standard input says
+//	interop [-tls] [-first] [-psk FILE] client MULTIADDR   asks a peer all that there is to ask, and prints one JSON
+//	                                                       object
+//	interop [-tls] [-first] [-psk FILE] provider           offers an imagined machine on loopback until its standard
+//	                                                       input ends
+//	interop vectors FILE                                   decodes the test vectors of the wire
+//	interop load                                           asks many things of a peer for the benchmarks, as each line
+//	                                                       of its standard input says
 //
-// With -tls it secures with TLS instead of Noise, with -first it knows only the first version of each protocol.
+// With -tls it secures with TLS instead of Noise, with -first it knows only the first version of each protocol, with -psk
+// it is in the private network of which the file has the key.
 package main
 
 import (
@@ -21,6 +24,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/pnet"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
@@ -32,11 +36,13 @@ import (
 var choices = struct {
 	security    libp2p.Option
 	bidVersions []protocol.ID
-}{libp2p.Security(noise.ID, noise.New), []protocol.ID{newerBidProtocol, bidProtocol}}
+	psk         pnet.PSK
+}{libp2p.Security(noise.ID, noise.New), []protocol.ID{newerBidProtocol, bidProtocol}, nil}
 
 func main() {
 	withTLS := flag.Bool("tls", false, "secure with TLS instead of Noise")
 	firstVersions := flag.Bool("first", false, "know only the first version of each protocol")
+	pskFile := flag.String("psk", "", "the key file of a private network")
 	flag.Parse()
 	if *withTLS {
 		choices.security = libp2p.Security(tls.ID, tls.New)
@@ -44,10 +50,27 @@ func main() {
 	if *firstVersions {
 		choices.bidVersions = []protocol.ID{bidProtocol}
 	}
+	if err := readPSK(*pskFile); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	if err := run(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+func readPSK(name string) error {
+	if name == "" {
+		return nil
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	choices.psk, err = pnet.DecodeV1PSK(file)
+	return err
 }
 
 func run(arguments []string) error {
@@ -61,7 +84,7 @@ func run(arguments []string) error {
 	case len(arguments) == 1 && arguments[0] == "load":
 		return runLoad()
 	}
-	return fmt.Errorf("usage: [-tls] [-first] client MULTIADDR | provider | vectors FILE | load")
+	return fmt.Errorf("usage: [-tls] [-first] [-psk FILE] client MULTIADDR | provider | vectors FILE | load")
 }
 
 // openHost makes a host that speaks TCP, Noise or TLS, and Yamux and nothing else, without bounds: the benchmarks open more
@@ -70,6 +93,7 @@ func openHost(listen ...string) (host.Host, error) {
 	return libp2p.New(
 		libp2p.Transport(tcp.NewTCPTransport),
 		choices.security,
+		libp2p.PrivateNetwork(choices.psk),
 		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
 		libp2p.ListenAddrStrings(listen...),
 		libp2p.DisableRelay(),
