@@ -123,7 +123,9 @@ class Acquisition:
                 return short
             if not search.covered():
                 return max(1, short)
-            assignment = self._assign(self._bids)
+            if self._rules.different_peers and (peers_short := len(self._node_ids) - self._peers()) > 0:
+                return max(short, peers_short)
+            assignment = self._assign(self._bids, any_will_do=True)
             if not assignment.complete:
                 return max(short, len(assignment.uncovered))
             enough_at.set()
@@ -158,7 +160,10 @@ class Acquisition:
 
     # Choosing
 
-    def _assign(self, bids: Iterable[ReceivedBid]) -> Assignment[ReceivedBid | Holding]:
+    def _peers(self) -> int:
+        return len({one.peer_id for one in self._bids} | {one.bid.peer_id for one in self._kept.values()})
+
+    def _assign(self, bids: Iterable[ReceivedBid], *, any_will_do: bool = False) -> Assignment[ReceivedBid | Holding]:
         """The best assignment that leaves what is kept where it is, or else the best of all."""
         now = self._context.clock()
         usable = [bid for bid in bids if bid.bid.valid_until > now]
@@ -168,17 +173,14 @@ class Acquisition:
             Option(bid.node_id, bid.peer_id, cost, frozenset({bid.answer}), bid)
             for bid, cost in zip(usable, costs, strict=True)
         ]
-        staying = self._solve([*kept, *(one for one in fresh if one.node_id not in self._kept)])
-        return staying if staying.complete or not kept else self._solve([*kept, *fresh])
+        crowding = _never_crowded if any_will_do else self._strategy.crowding
+        steps = self._context.limits.assignment_steps
 
-    def _solve(self, options: list[Option[ReceivedBid | Holding]]) -> Assignment[ReceivedBid | Holding]:
-        return assign(
-            self._node_ids,
-            options,
-            self._rules,
-            crowding=self._strategy.crowding,
-            steps=self._context.limits.assignment_steps,
-        )
+        def solve(options: list[Option[ReceivedBid | Holding]]) -> Assignment[ReceivedBid | Holding]:
+            return assign(self._node_ids, options, self._rules, crowding=crowding, steps=steps)
+
+        staying = solve([*kept, *(one for one in fresh if one.node_id not in self._kept)])
+        return staying if staying.complete or not kept else solve([*kept, *fresh])
 
     def _kept_option(self, holding: Holding) -> Option[ReceivedBid | Holding]:
         return Option(holding.node_id, holding.bid.peer_id, 0, frozenset(self._stood_in[holding]), holding)
@@ -290,3 +292,7 @@ class Acquisition:
             code, hint = "no_assignment", "allow nodes to share a peer, or ask for less"
         described = "; ".join(reason.describe() for reason in reasons)
         return ReservationError(code, f"the ensemble cannot be had: {described}", hint, reasons)
+
+
+def _never_crowded(nth: int) -> float:
+    return 0.0

@@ -100,7 +100,6 @@ class Holdings:
         self._limits = limits
         self._ttl = ttl
         self._all: list[Holding] = []
-        self._release_until: float | None = None
 
     @property
     def standing(self) -> list[Holding]:
@@ -177,11 +176,10 @@ class Holdings:
     async def release_all(self, *, but: Collection[Holding] = ()) -> list[Holding]:
         """Give everything back, at all peers at once; returns what may still stand when the time was up.
 
-        Not cut by a cancellation from outside: takes `release_deadline` seconds at most, all calls together.
+        Not cut by a cancellation from outside: takes `release_deadline` seconds at most.
         """
-        if self._release_until is None:
-            self._release_until = trio.current_time() + self._limits.release_deadline
-        with trio.CancelScope(deadline=self._release_until, shield=True):
+        deadline = trio.current_time() + self._limits.release_deadline
+        with trio.CancelScope(deadline=deadline, shield=True):
             async with trio.open_nursery() as nursery:
                 for holding in self.standing:
                     if holding not in but:

@@ -85,9 +85,9 @@ class Reservation:
     async def allocate(self) -> dict[str, Lease]:
         """Turn all commitments into allocations, or none: returns the allocations by node.
 
-        Raises ReservationError `not_allocated` when one cannot be had; then everything is given back, and the block is
-        cancelled. A cancellation gives everything back too. Allocations have no deadline: unlike commitments, they
-        outlive a requester that dies.
+        Raises ReservationError `not_allocated` when one cannot be had; then, and when it is cancelled, the reservation
+        is lost: the block is cancelled and everything is given back. Allocations have no deadline: unlike commitments,
+        they outlive a requester that dies.
         """
         failures: dict[str, CallError] = {}
         done = False
@@ -99,8 +99,8 @@ class Reservation:
             done = not failures and not self.lost.is_set()
         finally:
             if not done:
+                # Nothing leads from an allocation back to a commitment.
                 self.lose(list(failures), "it could not be allocated as a whole")
-                await self._holdings.release_all()
         if not done:
             said = "; ".join(f"{node_id}: {error.message} ({error.code})" for node_id, error in failures.items())
             raise ReservationError("not_allocated", f"not all nodes could be allocated: {said or self.why_lost}")

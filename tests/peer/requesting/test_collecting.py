@@ -9,10 +9,8 @@ import pytest
 import trio
 
 from dms_peer.errors import DialError
-from dms_peer.requesting import AssignmentRules, BroadcastBids, Candidate, Requester, RequesterLimits
+from dms_peer.requesting import AssignmentRules, Candidate, Requester, RequesterLimits
 from dms_protocols.messages.bid import NodeRequest
-from dms_protocols.protocol_ids import BID_PROTOCOL
-from dms_protocols.requesters import BidClient
 from dms_simulation.market import ListSource
 from dms_simulation.network import LinkConditions
 from dms_simulation.providers import simulated_demand, simulated_machine
@@ -308,31 +306,9 @@ async def test_a_pinned_node_is_asked_of_its_peer_and_of_nobody_else(market, aut
 # The last resort
 
 
-class EverybodyHears:
-    """A broadcast that asks every provider directly, and says when it was used."""
-
-    def __init__(self, market):
-        self.market = market
-        self.used = 0
-
-    @asynccontextmanager
-    async def ask(self, request, *, hold=0.0, ttl=0.0):
-        self.used += 1
-
-        async def answers():
-            for peer_id in self.market.peer_ids:
-                async with self.market.network.peer("requester").client(peer_id, BID_PROTOCOL) as client:
-                    bidder = BidClient(
-                        client, SimulatedOpener(), requester="requester", provider=peer_id, clock=self.market.clock.wall
-                    )
-                    yield BroadcastBids(peer_id, (), await bidder.request_bids(request, hold=hold, ttl=ttl))
-
-        yield answers()
-
-
-async def test_everybody_is_asked_only_when_the_sources_do_not_suffice(market, autojump_clock):
+async def test_everybody_is_asked_only_when_the_sources_do_not_suffice(market, autojump_clock, everybody_hears):
     await start(market, 6)
-    broadcast = EverybodyHears(market)
+    broadcast = everybody_hears(market)
     requester = market.requester(sources=[ListSource("known", market.candidates()[:2])], broadcast=broadcast)
     await collect(market, market.ensemble("a"), requester=requester, want=2)
     assert broadcast.used == 0

@@ -95,3 +95,16 @@ async def test_full_peers_are_passed_over_only_when_a_number_is_wanted(market, a
     assert (found, progress.skipped, progress.asked) == ({}, 1, 0)
     found, _ = await find(market, market.ensemble("a", cores=4), requester=requester)
     assert list(found) == ["p"]
+
+
+async def test_everybody_is_asked_when_the_sources_name_too_few(market, autojump_clock, everybody_hears):
+    for number in range(3):
+        await market.start(f"p{number}")
+    broadcast = everybody_hears(market)
+    requester = market.requester(sources=[ListSource("known", market.candidates()[:1])], broadcast=broadcast)
+    await find(market, market.ensemble("a"), requester=requester, count=1)
+    assert broadcast.used == 0
+    found, progress = await find(market, market.ensemble("a"), requester=requester, count=3)
+    assert sorted(found) == ["p0", "p1", "p2"]
+    assert progress.asked == 1
+    assert (found["p2"].source, found["p2"].free, found["p2"].able) == ("broadcast", None, True)
