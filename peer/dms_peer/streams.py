@@ -66,6 +66,11 @@ class PeerStream(trio.abc.HalfCloseableStream):
         return str(self._stream.get_protocol() or "")
 
     @property
+    def over(self) -> bool:
+        """Whether it is known that nothing can be sent any more."""
+        return self._closed or self._broken or bool(getattr(self._muxed, "reset_received", False))
+
+    @property
     def relayed(self) -> bool:
         """Whether its connection goes through a relay."""
         return self._stream.muxed_conn.get_connection_type() is ConnectionType.RELAYED

@@ -1,0 +1,374 @@
+"""The library's pubsub with its dealings with peers replaced: what is read, what is written, who takes part.
+
+What breaks in py-libp2p's `Pubsub`, beside what `gossip_rpcs` says:
+- each message becomes a task, however many come, and a task that fails ends the service;
+- a peer whose stream failed is tried for ever, every ten seconds, also when it does not speak the protocol;
+- whoever connects waits in a channel that a dead service never empties, and with it whoever connects after;
+- the cache of seen messages has no bound and a thread of its own, which nobody stops;
+- the router remembers when each message came, and who is to stay out of a mesh, for good.
+Measure: this class. One task reads each stream, and hands what it has read to the library one by one, so that a slow
+validator holds up its own peer; whatever goes wrong ends that stream. Routing (mesh, heartbeat, cache) is theirs.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from libp2p.abc import IHost, INetStream, INetwork, INotifee
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import RpcQueue
+
+from dms_protocols.errors import FrameError
+from dms_protocols.frames import FrameReader, Oversize, encode_frame
+
+from ..errors import DialError
+from ..host.cage import cage
+from ..host.logs import RateLimiter, log_limited
+from ..host.outbound_streams import open_connections, open_stream
+from ..shields import shielded
+from ..streams import PeerStream
+from .gossip_conduct import Conduct
+from .gossip_limits import GossipLimits
+from .gossip_rpcs import GossipViolationError, read_rpc
+
+if TYPE_CHECKING:
+    from libp2p.abc import INetConn
+    from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
+
+__all__ = ["PROTOCOLS", "GuardedPubsub", "new_router"]
+
+logger = logging.getLogger(__name__)
+limiter = RateLimiter()
+
+PROTOCOLS: Final = (TProtocol("/meshsub/1.1.0"), TProtocol("/meshsub/1.0.0"))
+
+_DEGREE, _DEGREE_LOW, _DEGREE_HIGH = 6, 5, 12
+_CLOSE_TIMEOUT: Final = 2.0
+_SWEEP_INTERVAL: Final = 60.0
+# Messages that wait for a peer of which it is not known yet whether it wants them.
+_PENDING: Final = 4
+
+
+def new_router(limits: GossipLimits) -> GossipSub:
+    """A router without the library's own defences, which judge by scores that any peer can spoil for another."""
+    router = GossipSub(
+        list(PROTOCOLS),
+        _DEGREE,
+        _DEGREE_LOW,
+        _DEGREE_HIGH,
+        heartbeat_interval=limits.heartbeat,  # type: ignore[arg-type]  # any number of seconds will do
+        do_px=False,
+        adaptive_gossip_enabled=False,
+        spam_protection_enabled=False,
+        eclipse_protection_enabled=False,
+        max_pending_messages_per_peer=_PENDING,
+    )
+    router.scorer = None
+    return router
+
+
+class _SeenMessages:
+    """Message ids, `most` at most, each for `ttl` seconds."""
+
+    def __init__(self, most: int, ttl: float) -> None:
+        self._most = most
+        self._ttl = ttl
+        self._seen: OrderedDict[bytes, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, key: bytes) -> bool:
+        new = not self.has(key)
+        self._seen[key] = trio.current_time() + self._ttl
+        self._seen.move_to_end(key)
+        if len(self._seen) > self._most:
+            self._seen.popitem(last=False)
+        return new
+
+    def has(self, key: bytes) -> bool:
+        end = self._seen.get(key)
+        return end is not None and end > trio.current_time()
+
+
+class _Arrivals(INotifee):
+    """Tells one pubsub who came and who left; never waits."""
+
+    def __init__(self, came: Callable[[ID], None], left: Callable[[ID], None]) -> None:
+        self._came = came
+        self._left = left
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:
+        self._came(conn.muxed_conn.peer_id)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
+        self._left(conn.muxed_conn.peer_id)
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
+        """Nothing."""
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
+        """Nothing."""
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """Nothing."""
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """Nothing."""
+
+
+class GuardedPubsub(Pubsub):
+    """One run of pubsub on a host: strict signatures, and no byte of a peer that was not looked at first.
+
+    `run_tasks` is to run in a nursery beside the service, and `retire` to be called when both are over.
+    """
+
+    router: GossipSub
+
+    def __init__(self, host: IHost, router: GossipSub, limits: GossipLimits, conduct: Conduct) -> None:
+        before = len(_notifees(host))
+        super().__init__(
+            host, router, strict_signing=True, validation_timeout=limits.validation_timeout, allowed_topics=frozenset()
+        )
+        # Its notifee waits until its service takes what came.
+        del _notifees(host)[before:]
+        self.seen_messages.stop()
+        self.seen_messages: Any = _SeenMessages(limits.seen, limits.seen_ttl)
+        self.limits = limits
+        self.conduct = conduct
+        self._arrivals = _Arrivals(self._enrol_later, self._check_gone)
+        self._reading: set[trio.CancelScope] = set()
+        self._streams: Counter[ID] = Counter()
+        self._enrolling: set[ID] = set()
+        self._turns = trio.CapacityLimiter(limits.enrolling)
+        self._nursery: trio.Nursery | None = None
+        self._retired = False
+        close_timeout = getattr(getattr(host, "limits", None), "close_timeout", _CLOSE_TIMEOUT)
+        for protocol in PROTOCOLS:
+            host.set_stream_handler(protocol, cage(self.stream_handler, close_timeout))
+
+    # Running
+
+    async def run_tasks(self) -> None:
+        """Take in whoever is connected or connects, and forget what the library would keep. Runs until cancelled."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self.host.get_network().register_notifee(self._arrivals)
+                for peer_id in self.host.get_connected_peers():
+                    self._enrol_later(peer_id)
+                while True:
+                    await trio.sleep(_SWEEP_INTERVAL)
+                    self._sweep()
+        finally:
+            self._nursery = None
+
+    def _sweep(self) -> None:
+        now = time.time()
+        self.router.recent_message_deliveries.clear()
+        for peers in self.router.back_off.values():
+            for peer_id in [peer_id for peer_id, until in peers.items() if until <= now]:
+                del peers[peer_id]
+
+    async def retire(self) -> None:
+        """Take the protocols off the host and end all streams. Not cancellable, but bounded by a few seconds."""
+        self._retired = True
+        with suppress(ValueError):
+            _notifees(self.host).remove(self._arrivals)
+        for protocol in PROTOCOLS:
+            self.host.remove_stream_handler(protocol)
+        for scope in self._reading:
+            scope.cancel()
+        with shielded(_CLOSE_TIMEOUT):
+            async with trio.open_nursery() as nursery:
+                for stream in self._outbound():
+                    nursery.start_soon(stream.areset)
+
+    def _outbound(self) -> list[PeerStream]:
+        streams: list[Any] = list(self.peers.values())
+        return streams
+
+    # Reading
+
+    async def stream_handler(self, stream: INetStream) -> None:
+        """Read one stream of a peer until its end; what is wrong with it ends it, and nothing else."""
+        peer_id = stream.muxed_conn.peer_id
+        if self._retired or self.is_peer_blacklisted(peer_id) or self._streams[peer_id] >= self.limits.peer_streams:
+            await stream.reset()
+            return
+        self._streams[peer_id] += 1
+        scope = trio.CancelScope()
+        self._reading.add(scope)
+        try:
+            with scope:
+                self._meet(peer_id)
+                await self._read(PeerStream(stream), peer_id)
+        except (GossipViolationError, FrameError) as error:
+            self._strike(peer_id, str(error))
+            await stream.reset()
+        except trio.BrokenResourceError:
+            # It hung up.
+            await stream.reset()
+        finally:
+            self._reading.discard(scope)
+            self._streams[peer_id] -= 1
+            if not self._streams[peer_id]:
+                del self._streams[peer_id]
+        if scope.cancelled_caught:
+            await stream.reset()
+
+    async def _read(self, stream: PeerStream, peer_id: ID) -> None:
+        frames = FrameReader(self.limits.rpc_bytes, self.limits.rpc_bytes)
+        while data := await stream.receive_some():
+            frames.feed(data)
+            for frame in frames:
+                if isinstance(frame, Oversize):
+                    raise GossipViolationError(f"an RPC of {frame.length} bytes")
+                await self._take(peer_id, read_rpc(frame, self.topic_ids, self.limits))
+
+    async def _take(self, peer_id: ID, rpc: rpc_pb2.RPC) -> None:
+        conduct = self.conduct.of(peer_id.to_bytes())
+        for change in rpc.subscriptions:
+            if not conduct.subscriptions.take():
+                raise GossipViolationError("subscriptions that come and go")
+            self.handle_subscription(peer_id, change)
+        for message in rpc.publish:
+            if self.conduct.admits_message(peer_id.to_bytes()):
+                await self.push_msg(peer_id, message)
+                # Shunned for what this message was.
+                if self.is_peer_blacklisted(peer_id):
+                    raise GossipViolationError("messages that are none")
+        if rpc.HasField("control") and conduct.controls.take():
+            await self.router.handle_rpc(rpc, peer_id)
+        # However much there is to take, others get their turn.
+        await trio.lowlevel.checkpoint()
+
+    def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
+        """As the original, for the topics that we are on."""
+        self.allowed_topics = frozenset(self.topic_ids)
+        super().handle_subscription(origin_id, sub_message)
+
+    def is_peer_blacklisted(self, peer_id: ID) -> bool:
+        """Whether nobody listens to this peer now."""
+        return self.conduct.shuns(peer_id.to_bytes())
+
+    def strike(self, peer_id: ID) -> None:
+        """Note that a peer passed on what no honest one would."""
+        self._strike(peer_id, "a message that cannot be believed")
+
+    def _strike(self, peer_id: ID, why: str) -> None:
+        shunned = self.conduct.strike(peer_id.to_bytes())
+        log_limited(logger, limiter, logging.INFO, "%s sent %s%s", peer_id, why, "; shunned" if shunned else "")
+        if shunned:
+            self._handle_dead_peer(peer_id)
+
+    # Taking part
+
+    def _meet(self, peer_id: ID) -> None:
+        """A peer opened a stream: if ours to it has ended since, it began anew and does not know us."""
+        stream: Any = self.peers.get(peer_id)
+        if stream is not None and stream.over:
+            self._handle_dead_peer(peer_id)
+        self._enrol_later(peer_id)
+
+    def _check_gone(self, peer_id: ID) -> None:
+        if not open_connections(self.host, peer_id):
+            self._handle_dead_peer(peer_id)
+
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        stream: Any = self.peers.get(peer_id)
+        super()._handle_dead_peer(peer_id)
+        if stream is not None and self._nursery is not None and not self._retired:
+            self._nursery.start_soon(stream.areset)
+
+    def _schedule_peer_stream_retry(self, peer_id: ID) -> None:
+        # Not at once: who ends every stream would be opened one for every message.
+        self._enrol_later(peer_id, self.limits.enrol_pause)
+
+    def _enrol_later(self, peer_id: ID, seconds: float = 0.0) -> None:
+        known = peer_id in self.peers or peer_id in self._enrolling
+        if known or self._retired or self._nursery is None or self.is_peer_blacklisted(peer_id):
+            return
+        self._enrolling.add(peer_id)
+        self._nursery.start_soon(self._enrol, peer_id, seconds)
+
+    async def _enrol(self, peer_id: ID, seconds: float) -> None:
+        pause = self.limits.enrol_pause
+        try:
+            await trio.sleep(seconds)
+            for _ in range(self.limits.enrol_attempts):
+                if await self._try_to_enrol(peer_id):
+                    return
+                await trio.sleep(pause)
+                pause *= 2
+        finally:
+            self._enrolling.discard(peer_id)
+
+    async def _try_to_enrol(self, peer_id: ID) -> bool:
+        """Open the stream on which we send to a peer; whether that is settled, for now."""
+        try:
+            async with self._turns:
+                stream = await open_stream(self.host, peer_id.to_base58(), PROTOCOLS, self.limits.stream_timeout)
+        except DialError as error:
+            return error.code in ("protocol_not_supported", "not_connected")
+        try:
+            await stream.send_all(encode_frame(self.get_hello_packet().SerializeToString()))
+            self.router.add_peer(peer_id, TProtocol(stream.protocol))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.areset()
+            return False
+        except trio.Cancelled:
+            await stream.areset()
+            raise
+        self._begin(peer_id, stream)
+        return True
+
+    def _begin(self, peer_id: ID, stream: PeerStream) -> None:
+        sending: Any = stream
+        self.peers[peer_id] = sending
+        queue = self.peer_queues[peer_id] = RpcQueue(max_message_size=self.limits.rpc_bytes // 2)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._send, peer_id, stream, queue)
+            self._nursery.start_soon(self._catch_up, peer_id)
+
+    async def _catch_up(self, peer_id: ID) -> None:
+        """What waited for this peer; it may have told what it wants before we could write to it."""
+        await self.router.flush_pending_messages(peer_id)
+        await self._send_recent_messages_to_new_peer(peer_id)
+        for topic in list(self.topic_ids):
+            if peer_id in self.peer_topics.get(topic, ()):
+                await self.router.on_peer_subscribed(peer_id, topic)
+
+    def get_hello_packet(self) -> rpc_pb2.RPC:
+        """The topics that we are on."""
+        return rpc_pb2.RPC(
+            subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic) for topic in self.topic_ids]
+        )
+
+    # Writing
+
+    async def _send(self, peer_id: ID, stream: PeerStream, queue: RpcQueue) -> None:
+        try:
+            while (rpc := await queue.pop()) is not None:
+                # Addresses are told elsewhere, and to those who asked.
+                rpc.ClearField("senderRecord")
+                await stream.send_all(encode_frame(rpc.SerializeToString()))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            sending: Any = self.peers.get(peer_id)
+            if sending is stream:
+                self._handle_dead_peer(peer_id)
+
+
+def _notifees(host: IHost) -> list[INotifee]:
+    notifees: list[INotifee] = host.get_network().notifees  # type: ignore[attr-defined]  # INetwork lacks it
+    return notifees

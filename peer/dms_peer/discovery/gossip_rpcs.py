@@ -1,0 +1,109 @@
+"""What of an RPC may reach the library: the part that is well-formed, wanted and bounded.
+
+What breaks: one message whose `from` is no key ends pubsub, and with it whatever runs in the same nursery; a PRUNE
+makes the library dial whatever addresses it names; ids and topics are kept as they come.
+Measure: `read_rpc` parses the bytes and makes a new RPC of what is allowed; everything else is left out, and what no
+honest peer sends raises GossipViolationError.
+Upstream: https://github.com/libp2p/py-libp2p/issues/1120 (an exception in pubsub's streams); for the key, no upstream
+report found (November 2026).
+Source: https://github.com/libp2p/specs/blob/master/pubsub/README.md and gossipsub/gossipsub-v1.1.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import islice
+from typing import Final
+
+from google.protobuf.message import DecodeError
+from libp2p.pubsub.pb import rpc_pb2
+
+from .gossip_limits import GossipLimits
+
+__all__ = ["GossipViolationError", "read_rpc"]
+
+# An Ed25519 peer id: the identity multihash of a protobuf with key type 1 and 32 bytes of key.
+_KEY_PREFIX: Final = bytes.fromhex("08011220")
+_ID_PREFIX: Final = b"\x00\x24" + _KEY_PREFIX
+_ID_LENGTH: Final = len(_ID_PREFIX) + 32
+_SEQNO_LENGTH: Final = 8
+_SIGNATURE_LENGTH: Final = 64
+_LONGEST_MESSAGE_ID: Final = 64
+# Seconds that a peer may ask us to stay out of its mesh.
+_LONGEST_BACKOFF: Final = 3600
+
+
+class GossipViolationError(Exception):
+    """Bytes that no honest peer sends."""
+
+
+def read_rpc(raw: bytes, topics: Collection[str], limits: GossipLimits) -> rpc_pb2.RPC:
+    """The allowed part of an RPC. Raises GossipViolationError for bytes that are none."""
+    received = rpc_pb2.RPC()
+    try:
+        received.ParseFromString(raw)
+    except (DecodeError, RecursionError) as error:
+        raise GossipViolationError("no RPC") from error
+    allowed = rpc_pb2.RPC()
+    for change in received.subscriptions:
+        # One change for each topic at most: the last one counts, and only of topics that we are on.
+        if change.topicid in topics:
+            _forget_change(allowed, change.topicid)
+            allowed.subscriptions.add(subscribe=change.subscribe, topicid=change.topicid)
+    for message in received.publish:
+        if _is_ours(message, topics, limits):
+            allowed.publish.append(message)
+    if received.HasField("control"):
+        _allow_control(received.control, allowed, topics, limits)
+    return allowed
+
+
+def _forget_change(allowed: rpc_pb2.RPC, topic: str) -> None:
+    for index, change in enumerate(allowed.subscriptions):
+        if change.topicid == topic:
+            del allowed.subscriptions[index]
+            return
+
+
+def _is_ours(message: rpc_pb2.Message, topics: Collection[str], limits: GossipLimits) -> bool:
+    """Whether a message is on a topic of ours and of the form that ours have. Others are none of our business."""
+    if len(message.topicIDs) != 1 or message.topicIDs[0] not in topics:
+        return False
+    if len(message.data) > limits.message_bytes:
+        raise GossipViolationError(f"a message of {len(message.data)} bytes")
+    origin = message.from_id
+    return (
+        len(origin) == _ID_LENGTH
+        and origin.startswith(_ID_PREFIX)
+        # The key is in the peer id; a second one could only be another.
+        and message.key in (b"", origin[2:])
+        and len(message.seqno) == _SEQNO_LENGTH
+        and len(message.signature) == _SIGNATURE_LENGTH
+    )
+
+
+def _allow_control(
+    received: rpc_pb2.ControlMessage, allowed: rpc_pb2.RPC, topics: Collection[str], limits: GossipLimits
+) -> None:
+    control = rpc_pb2.ControlMessage()
+    offered = limits.offered_ids
+    for ihave in received.ihave:
+        if ihave.topicID in topics and (ids := _ids(ihave.messageIDs, offered)):
+            offered -= len(ids)
+            control.ihave.add(topicID=ihave.topicID, messageIDs=ids)
+    if wanted := _ids((one for iwant in received.iwant for one in iwant.messageIDs), limits.asked_ids):
+        control.iwant.add(messageIDs=wanted)
+    for topic in topics:
+        if any(graft.topicID == topic for graft in received.graft):
+            control.graft.add(topicID=topic)
+        backoffs = [prune.backoff for prune in received.prune if prune.topicID == topic]
+        if backoffs:
+            # Without the peers that it names: whom we dial is decided elsewhere.
+            control.prune.add(topicID=topic, backoff=min(backoffs[0], _LONGEST_BACKOFF))
+    if control.ByteSize():
+        allowed.control.CopyFrom(control)
+
+
+def _ids(ids: Iterable[bytes], most: int) -> list[bytes]:
+    """Each once, `most` at most."""
+    return list(islice(dict.fromkeys(one for one in ids if 0 < len(one) <= _LONGEST_MESSAGE_ID), max(0, most)))
