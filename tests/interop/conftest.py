@@ -95,6 +95,13 @@ class Programs:
         with _running(command) as peer:
             yield peer
 
+    @contextmanager
+    def running(self, language: str, *arguments: str) -> Iterator[RunningPeer]:
+        """A program that goes on until the block ends, once it has said that it is ready."""
+        self.need(language)
+        with _running([*self.command(language), *arguments]) as peer:
+            yield peer
+
     def _go(self) -> list[str]:
         if shutil.which("go") is None:
             pytest.skip("Go is not installed")

@@ -4,6 +4,8 @@
 //	                                                       object
 //	interop [-tls] [-first] [-psk FILE] provider           offers an imagined machine on loopback until its standard
 //	                                                       input ends
+//	interop relay                                          connects others until its standard input ends
+//	interop hidden MULTIADDR                               is reached through the relay there and nowhere else
 //	interop vectors FILE                                   decodes the test vectors of the wire
 //	interop load                                           asks many things of a peer for the benchmarks, as each line
 //	                                                       of its standard input says
@@ -79,12 +81,16 @@ func run(arguments []string) error {
 		return runClient(arguments[1])
 	case len(arguments) == 1 && arguments[0] == "provider":
 		return runProvider()
+	case len(arguments) == 1 && arguments[0] == "relay":
+		return runRelay()
+	case len(arguments) == 2 && arguments[0] == "hidden":
+		return runHidden(arguments[1])
 	case len(arguments) == 2 && arguments[0] == "vectors":
 		return checkVectors(arguments[1])
 	case len(arguments) == 1 && arguments[0] == "load":
 		return runLoad()
 	}
-	return fmt.Errorf("usage: [-tls] [-first] [-psk FILE] client MULTIADDR | provider | vectors FILE | load")
+	return fmt.Errorf("usage: [-tls] [-first] [-psk FILE] client MULTIADDR | provider | relay | hidden MULTIADDR | vectors FILE | load")
 }
 
 // openHost makes a host that speaks TCP, Noise or TLS, and Yamux and nothing else, without bounds: the benchmarks open more
