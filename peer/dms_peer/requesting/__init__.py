@@ -11,7 +11,7 @@ from .collecting import BidCollection
 from .discovering import Discovery, FoundPeer
 from .limits import RequesterLimits
 from .network import Broadcast, BroadcastBids, Candidate, CandidateSource, PeerNetwork, PeerObserver
-from .progress import SearchProgress
+from .progress import OnProgress, SearchProgress
 from .reasons import CountedReason, NodeReasons
 from .requester import Requester
 from .reservations import Reservation
@@ -28,6 +28,7 @@ __all__ = [
     "Discovery",
     "FoundPeer",
     "NodeReasons",
+    "OnProgress",
     "PeerNetwork",
     "PeerObserver",
     "ReceivedBid",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
+from typing import Final
 
 import trio
 from msgspec.structs import replace
@@ -35,6 +36,10 @@ from .reasons import ReasonLog
 from .strategies import Strategy
 
 __all__ = ["Acquisition"]
+
+
+# Our own mistakes: whoever asks again gets the same answer.
+_HOPELESS: Final = frozenset({"bad_amount", "bad_message", "frame_too_large", "unknown_operation"})
 
 
 class Acquisition:
@@ -238,7 +243,7 @@ class Acquisition:
             self._nursery.start_soon(self._holdings.keep, holding, self._lost)
 
     def _failed(self, bids: Sequence[ReceivedBid], error: CallError) -> None:
-        self._contended = True
+        self._contended = self._contended or error.code not in _HOPELESS
         self._progress.failed(error.code)
         self._reasons.failed([bid.node_id for bid in bids], error.code, error.message)
         peer_id = bids[0].peer_id

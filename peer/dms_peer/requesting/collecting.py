@@ -184,6 +184,9 @@ class BidSearch:
 
     def _take(self, candidate: Candidate, bids: Bids, now: float, round_trip: float | None) -> None:
         number = next(self._numbers)
+        # One bid or refusal for each node that there is: a peer may send as many as it likes.
+        bid_on = {signed.bid.node_id: signed for signed in bids.bids}
+        refused = {refusal.node_id: refusal for refusal in bids.refusals if refusal.node_id in self._nodes}
         received = tuple(
             ReceivedBid(
                 signed=signed,
@@ -196,15 +199,14 @@ class BidSearch:
                 free=candidate.free,
                 free_at=candidate.free_at,
             )
-            for signed in bids.bids
+            for signed in bid_on.values()
             if self._rules.allows(candidate.peer_id, signed.bid.node_id)
         )
         for bid in received:
             self._bidders[bid.node_id].add(candidate.peer_id)
-        for refusal in bids.refusals:
-            if refusal.node_id in self._nodes:
-                self._reasons.refused(refusal)
-        answer = PeerAnswer(candidate.peer_id, number, received, bids.refusals)
+        for refusal in refused.values():
+            self._reasons.refused(refusal)
+        answer = PeerAnswer(candidate.peer_id, number, received, tuple(refused.values()))
         self.answers.append(answer)
         self._on_answer(answer)
 

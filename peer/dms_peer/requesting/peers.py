@@ -37,8 +37,8 @@ _UNREACHABLE: Final = frozenset(
 class CallError(Exception):
     """A call that brought no answer, or an error; `code` is stable.
 
-    `reached` says whether there was a connection, `uncertain` whether what was asked may have happened, `refused`
-    whether the peer itself said no.
+    `reached` says whether there was a connection, `uncertain` whether what was asked may have happened; `remote` is
+    the peer's own answer, where it gave one.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 from msgspec import Struct
@@ -35,6 +35,9 @@ class SearchProgress(Struct, frozen=True, kw_only=True):
     failed: dict[str, int]
     elapsed: float
 
+
+# Codes come from other peers: so many are told apart.
+_MOST_CODES: Final = 32
 
 OnProgress: TypeAlias = Callable[[SearchProgress], None]
 """Is called with every change; must not wait and must not raise."""
@@ -99,14 +102,20 @@ class ProgressLog:
         """A peer answered with so many bids, and with these refusals."""
         self._answered += 1
         self._bids += bids
-        self._refused.update(refusal.code[:64] for refusal in refusals)
+        for refusal in refusals:
+            _count(self._refused, refusal.code)
         self._changed()
 
     def failed(self, code: str) -> None:
         """A peer did not answer, or answered with an error."""
-        self._failed[code[:64]] += 1
+        _count(self._failed, code)
         self._changed()
 
     def _changed(self) -> None:
         if self._tell is not None:
             self._tell(self.snapshot())
+
+
+def _count(counts: Counter[str], code: str) -> None:
+    code = code[:64]
+    counts[code if code in counts or len(counts) < _MOST_CODES else "others"] += 1

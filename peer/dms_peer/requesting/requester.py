@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -119,8 +120,11 @@ class Requester:
         `currency` is what prices are wanted in). Committed for `ttl` seconds at a time and renewed; given back at the
         block's end, also when it is cancelled, unless `keep` and it ends without an error. Gives up at the `deadline`
         (Unix seconds; None: the ensemble's own), or at once when nobody bids, unless `wait`. Cancels the block and
-        raises ReservationLostError when a commitment is lost. Raises ReservationError, or StrategyError.
+        raises ReservationLostError when a commitment is lost. Raises ReservationError, StrategyError, or ValueError for
+        a `ttl` that is none.
         """
+        if not 0 < ttl < math.inf:
+            raise ValueError(f"a commitment of {ttl} s")
         if isinstance(strategy, str):
             strategy = strategy_named(strategy, StrategyOptions(self._context.rng, currency))
         return reserve(

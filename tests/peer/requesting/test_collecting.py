@@ -10,10 +10,12 @@ import trio
 
 from dms_peer.errors import DialError
 from dms_peer.requesting import AssignmentRules, Candidate, Requester, RequesterLimits
-from dms_protocols.messages.bid import NodeRequest
+from dms_protocols.messages.bid import BidAnswer, BidRequest, NodeRequest, Refusal
+from dms_protocols.operations import Operations
+from dms_protocols.protocol_ids import BID_PROTOCOL, BID_PROTOCOL_1_1
 from dms_simulation.market import ListSource
 from dms_simulation.network import LinkConditions
-from dms_simulation.providers import simulated_demand, simulated_machine
+from dms_simulation.providers import provider_operations, simulated_demand, simulated_machine
 from dms_simulation.scheduling import EPOCH
 from dms_simulation.signing import SimulatedOpener
 
@@ -332,6 +334,27 @@ async def test_bids_that_prove_nothing_are_no_bids(market, autojump_clock):
     received, progress = await collect(market, market.ensemble("a"), requester=requester, want=2)
     assert received == [("a", "p01")]
     assert progress.failed == {"bad_bid": 1}
+
+
+async def test_a_peer_that_answers_far_too_much_costs_no_more_than_another(market, autojump_clock):
+    manager = await market.start("p")
+    operations = provider_operations(manager, "p")
+
+    def flood(request, caller):
+        refusals = [Refusal(node_id="a", code=f"code{number}", message=str(number)) for number in range(2000)]
+        refusals += [Refusal(node_id=f"n{number}", code="resources", message="") for number in range(2000)]
+        return BidAnswer(bids=(), refusals=tuple(refusals))
+
+    flooding = Operations()
+    flooding.quick(BidRequest, flood)
+    for protocol in (BID_PROTOCOL, BID_PROTOCOL_1_1):
+        operations[protocol] = flooding
+    market.network.add_host("p", operations)
+    async with market.requester().collect_bids(market.ensemble("a")) as bids:
+        assert [bid async for bid in bids] == []
+        assert len(bids.progress.refused) <= 33
+        assert sum(bids.progress.refused.values()) == 4000
+        assert len(bids.reasons("a").peers) == 1
 
 
 async def test_a_network_that_raises_says_so_by_its_code(market, autojump_clock):

@@ -149,6 +149,19 @@ async def test_an_unknown_strategy_is_refused_before_anybody_is_asked(market, au
         market.requester().reserve(market.ensemble("a"), strategy="dearest")
 
 
+async def test_a_time_to_live_that_is_none_is_refused_at_once(market, autojump_clock):
+    await start(market, 1)
+    for ttl in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="a commitment of"):
+            market.requester().reserve(market.ensemble("a"), ttl=ttl)
+    # One that only the provider knows to be too long is not asked for again and again.
+    with pytest.raises(ReservationError) as caught:
+        async with market.requester().reserve(market.ensemble("a", seconds=1000), ttl=1e12):
+            pass
+    assert caught.value.reasons[0].peers[0].code == "bad_amount"
+    assert trio.current_time() < 10
+
+
 async def test_the_rules_are_kept(market, autojump_clock):
     await start(market, 4, cores=8)
     rules = AssignmentRules(different_peers=True, pins={"b": "p2"}, exclusions=frozenset({("p0", "a"), ("p1", "a")}))
