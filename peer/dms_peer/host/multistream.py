@@ -4,7 +4,8 @@ What breaks: `MultiselectCommunicator.read` believes the length a peer announces
 can make us collect as much as it sends until the deadline; bytes that are not UTF-8 raise UnicodeDecodeError, which no
 caller expects; a negotiation may go on for any number of lines.
 Measure: `BoundedCommunicator` bounds the line and the number of lines and turns everything into the one error that the
-callers expect. `BoundedMultiselect`, `BoundedClient` and `BoundedSelector` put it in the place of the original.
+callers expect; on our streams its lines go out with what is said next. `BoundedMultiselect`, `BoundedClient` and
+`BoundedSelector` put it in the place of the original.
 Upstream: https://github.com/libp2p/py-libp2p/issues/417 (a failed negotiation takes the listener down); for the
 unbounded line no upstream report found (November 2026).
 """
@@ -24,9 +25,12 @@ from libp2p.protocol_muxer.generic_selector import GenericMultistreamSelector
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.utils import encode_delim
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from .limits import HostLimits
+from .yamux_stream import BoundedYamuxStream
 
 __all__ = ["BoundedClient", "BoundedMultiselect", "BoundedSelector"]
 
@@ -45,6 +49,17 @@ class BoundedCommunicator(MultiselectCommunicator):
         self._max_line = GREETING_LINE
         self._max_further_line = limits.max_negotiation_line
         self._lines_left = limits.max_negotiation_lines
+
+    async def write(self, msg_str: str) -> None:
+        """Send one line; on our own streams with whatever is said next, unless an answer is waited for before."""
+        muxed = getattr(self.read_writer, "muxed_stream", None)
+        if not isinstance(muxed, BoundedYamuxStream):
+            await super().write(msg_str)
+            return
+        try:
+            await muxed.write_soon(encode_delim(msg_str.encode()))
+        except MuxedStreamError as error:
+            raise MultiselectCommunicatorError("the stream is gone") from error
 
     async def read(self) -> str:
         """One line without its end. Cancellation loses at most a negotiation that is over anyway."""

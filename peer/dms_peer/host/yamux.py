@@ -7,10 +7,11 @@ What breaks in py-libp2p's `Yamux`:
 - a peer that does not read stops our writes for ever, and with them whoever writes;
 - pings have no consequence: a peer that is stopped, or whose cable is cut, is never noticed;
 - `open_stream` waits for ever when 256 streams are open, and leaks one when it is cancelled;
-- each frame formats several debug lines, also when nobody wants them.
+- each frame formats several debug lines, also when nobody wants them;
+- every acknowledgement and every end of a stream is a packet of its own: a question on a stream of its own took five.
 Measure: this class receives frames itself, checks each against HostLimits before it is kept, and drops the connection
 of a peer that breaks the rules. Every write is shielded and has a deadline of its own; whoever misses it loses the
-connection, not the frame.
+connection, not the frame. Frames that nobody waits for go out with the next that is written.
 Upstream: no upstream report found (November 2026).
 
 `MuxerMultistream.new_conn` of the library builds its own class whatever `muxer_opt` holds; `upgrade.py` replaces it.
@@ -58,6 +59,10 @@ limiter = RateLimiter()
 _HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
 # Frames that we owe the peer (acknowledgements, pongs, resets) while it does not read.
 MAX_REPLIES = 256
+# That many are sent at once.
+MANY_REPLIES = 64
+# Seconds that a frame which nobody waits for may wait for another.
+REPLY_DELAY = 0.001
 # Seconds after which a stream that we are done with is reset, if the peer has not ended it.
 ABANDONED_TIMEOUT = 60.0
 # Seconds between two looks at such streams.
@@ -84,6 +89,7 @@ class BoundedYamux(Yamux):
         self._heard = trio.Event()
         self._replies: list[bytes] = []
         self._replying = False
+        self._many = trio.Event()
 
     # Writing
 
@@ -101,6 +107,12 @@ class BoundedYamux(Yamux):
         """As `_write_frame`, for a caller that holds the write lock."""
         if self.event_shutting_down.is_set():
             raise ConnectionClosedError("the connection is shutting down")
+        if self._replies:
+            data = b"".join((*self._replies, data))
+            self._replies.clear()
+        if not data:
+            # Somebody else has written it.
+            return
         try:
             with shielded(within):
                 await self.secured_conn.write(data)
@@ -147,7 +159,7 @@ class BoundedYamux(Yamux):
         self.next_stream_id += 2
         stream._owns_backlog_slot = True
         try:
-            await self._write_frame(pack_frame(TYPE_WINDOW_UPDATE, FLAG_SYN, stream.stream_id, 0))
+            await self.say(pack_frame(TYPE_WINDOW_UPDATE, FLAG_SYN, stream.stream_id, 0))
         except ConnectionClosedError as error:
             stream.receive_reset()
             raise MuxedStreamError("the connection is gone") from error
@@ -185,7 +197,9 @@ class BoundedYamux(Yamux):
     async def _receive_frames(self) -> None:
         try:
             while not self.event_shutting_down.is_set() and await self._receive_frame():
-                pass
+                if len(self._replies) >= MANY_REPLIES:
+                    # Many frames may come in one packet: not even the quickest peer could take its answers meanwhile.
+                    await trio.lowlevel.checkpoint()
         except _ViolationError as violation:
             await self._drop(str(violation))
         except trio.TooSlowError:
@@ -266,7 +280,29 @@ class BoundedYamux(Yamux):
         # Never awaited where frames are received: two peers that wait for each other to read would both stop.
         if len(self._replies) >= MAX_REPLIES:
             raise _ViolationError(f"{MAX_REPLIES} answers not taken")
+        self._put_reply(frame)
+
+    async def say(self, frame: bytes) -> None:
+        """Send a frame of a few bytes, with the next that is written and within REPLY_DELAY.
+
+        Not cancellable, bounded by frame_timeout; raises ConnectionClosedError.
+        """
+        if len(self._replies) < 2 * MANY_REPLIES and self._nursery is not None:
+            if self.event_shutting_down.is_set():
+                raise ConnectionClosedError("the connection is shutting down")
+            self._put_reply(frame)
+        else:
+            await self._write_frame(frame)
+
+    async def flush(self) -> None:
+        """Send what was to be sent soon. Not cancellable, bounded by frame_timeout; raises ConnectionClosedError."""
+        if self._replies:
+            await self._write_frame(b"")
+
+    def _put_reply(self, frame: bytes) -> None:
         self._replies.append(frame)
+        if len(self._replies) >= MANY_REPLIES:
+            self._many.set()
         # Its task lasts only as long as there is something to say: most connections say nothing most of the time.
         if not self._replying and self._nursery is not None and not self.event_shutting_down.is_set():
             self._replying = True
@@ -275,8 +311,12 @@ class BoundedYamux(Yamux):
     async def _send_replies(self) -> None:
         try:
             while self._replies:
-                frames, self._replies = b"".join(self._replies), []
-                await self._write_frame(frames)
+                # Mostly somebody writes at once, and takes them along in the same packet.
+                with trio.move_on_after(REPLY_DELAY):
+                    while len(self._replies) < MANY_REPLIES:
+                        self._many = trio.Event()
+                        await self._many.wait()
+                await self.flush()
         except ConnectionClosedError:
             return
         finally:

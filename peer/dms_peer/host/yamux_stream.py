@@ -65,6 +65,7 @@ class BoundedYamuxStream(YamuxStream):
         self.fin_received = False
         self.abandoned_at: float | None = None
         self.torn = False
+        self._unsent = False
         self._unannounced = 0
         self._readable = trio.Event()
         self._writable = trio.Event()
@@ -82,7 +83,11 @@ class BoundedYamuxStream(YamuxStream):
             return b""
         while not self.buffer:
             self._raise_if_ended()
-            await self._wait_readable()
+            if self._unsent:
+                self._unsent = False
+                await self._flush()
+            else:
+                await self._wait_readable()
         data = self._take(n)
         await self._announce_room(len(data))
         return data
@@ -95,6 +100,13 @@ class BoundedYamuxStream(YamuxStream):
             raise MuxedStreamEOF("the peer has said all")
         if self.reset_received or self.closed or self.conn.event_shutting_down.is_set():
             raise MuxedStreamReset("the stream or its connection is gone")
+
+    async def _flush(self) -> None:
+        try:
+            await self.conn.flush()
+        except ConnectionClosedError:
+            # What has come is still to be read.
+            return
 
     async def _wait_readable(self) -> None:
         # The library wakes readers through this table when a connection ends.
@@ -146,6 +158,8 @@ class BoundedYamuxStream(YamuxStream):
         makes no room within HostLimits.window_timeout. Cancelled, it has sent whole frames only; `torn` says whether
         some of the data went out and some did not.
         """
+        # The only one where it may be that nothing was sent yet.
+        await trio.lowlevel.checkpoint_if_cancelled()
         view = memoryview(data)
         while view:
             await self.wait_writable()
@@ -159,6 +173,21 @@ class BoundedYamuxStream(YamuxStream):
                 await self._write_data(chunk)
             view = view[len(chunk) :]
             self.torn = len(view) > 0
+
+    async def write_soon(self, data: bytes) -> None:
+        """Send a few bytes together with what is written next, or before this side waits for the peer, or soon anyway.
+
+        Raises as `write` does, and MuxedStreamReset where there is no room. Not cancellable, bounded by frame_timeout.
+        """
+        self._raise_if_unwritable()
+        if len(data) > self.send_window:
+            raise MuxedStreamReset("the peer has made no room")
+        self.send_window -= len(data)
+        self._unsent = True
+        try:
+            await self.conn.say(pack_frame(TYPE_DATA, 0, self.stream_id, len(data), data))
+        except ConnectionClosedError as error:
+            raise MuxedStreamReset("the connection is gone") from error
 
     async def _write_data(self, chunk: memoryview) -> None:
         try:
@@ -241,7 +270,7 @@ class BoundedYamuxStream(YamuxStream):
 
     async def _say(self, flag: int) -> None:
         try:
-            await self.conn._write_frame(pack_frame(TYPE_WINDOW_UPDATE, flag, self.stream_id, 0))
+            await self.conn.say(pack_frame(TYPE_WINDOW_UPDATE, flag, self.stream_id, 0))
         except ConnectionClosedError:
             # The peer will learn it from the connection's end.
             return
