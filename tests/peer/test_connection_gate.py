@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import IOException
 from libp2p.peer.id import ID
@@ -184,15 +186,31 @@ async def refusal(host, address: str) -> DialError:
     return caught.value
 
 
+@pytest.fixture
+def dialled(monkeypatch) -> list[tuple[str, int]]:
+    """The addresses to which sockets are opened, which all fail."""
+    found: list[tuple[str, int]] = []
+
+    async def refuse(host: str, port: int, **options) -> None:
+        found.append((host, port))
+        raise OSError("no sockets here")
+
+    monkeypatch.setattr(trio, "open_tcp_stream", refuse)
+    return found
+
+
 @pytest.mark.parametrize("listen", [LOOPBACK, LOOPBACK6])
-async def test_a_denied_address_is_not_dialled(listen: str, monkeypatch) -> None:
+async def test_a_denied_address_is_not_dialled(listen: str, dialled) -> None:
     gate = ConnectionGate(deny_addresses=["127.0.0.0/8", "::1"])
     async with open_host(new_identity(), [listen]) as host, open_host(new_identity(), gate=gate) as caller:
-        # A socket would be the end of this test.
-        monkeypatch.setattr(trio, "open_tcp_stream", None)
         assert (await refusal(caller, host_addresses(host)[0])).code == "denied"
         with pytest.raises(BaseLibp2pError):
             await caller.connect(info_from_p2p_addr(Multiaddr(host_addresses(host)[0])))
+        assert dialled == []
+        # What is allowed would have been.
+        await caller.change_gate(ConnectionGate())
+        assert (await refusal(caller, host_addresses(host)[0])).code == "unreachable"
+        assert len(dialled) == 1
 
 
 async def test_a_name_leads_to_no_denied_address(server) -> None:
@@ -202,14 +220,29 @@ async def test_a_name_leads_to_no_denied_address(server) -> None:
         assert (await refusal(caller, name)).code == "denied"
 
 
-async def test_a_denied_peer_is_not_dialled(server, monkeypatch) -> None:
+async def test_a_denied_peer_is_not_dialled(server, dialled) -> None:
     gate = ConnectionGate(deny_peers=[server.get_id().to_base58()])
     async with open_host(new_identity(), gate=gate) as caller:
-        with pytest.raises(BaseLibp2pError):
-            await caller.connect(info_from_p2p_addr(Multiaddr(host_addresses(server)[0])))
-        assert caller.get_network().get_connections() == []
-        monkeypatch.setattr(trio, "open_tcp_stream", None)
         assert (await refusal(caller, host_addresses(server)[0])).code == "denied"
+        assert dialled == []
+
+
+async def test_the_librarys_own_dial_says_nothing_to_a_denied_peer() -> None:
+    heard = bytearray()
+
+    async def listen(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            heard.extend(data)
+
+    gate = ConnectionGate(deny_peers=[SOMEBODY])
+    async with open_host(new_identity(), gate=gate) as caller, trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, listen, 0, host="127.0.0.1"))
+        address = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{SOMEBODY}"
+        with pytest.raises(BaseLibp2pError):
+            await caller.connect(info_from_p2p_addr(Multiaddr(address)))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
+    assert heard == b""
 
 
 # Changing

@@ -199,11 +199,12 @@ async def test_a_stream_that_broke_is_opened_again(provider, client, eventually)
             await connection.muxed_conn.secured_conn.close()
             with pytest.raises(ConnectionLostError):
                 await echo(shared, "lost")
+            # It does not stay until it is idle.
+            await eventually(lambda: connections.statistics.clients == 0)
         # The address was learned when it was dialled.
         async with connections.client(provider.peer_id, ECHO) as shared:
             assert (await echo(shared, "after")).text == "after"
         assert connections.statistics.dials == 2
-        await eventually(lambda: connections.statistics.clients == 1)
 
 
 # Idle
@@ -253,6 +254,28 @@ async def test_a_connection_that_somebody_else_dialled_is_not_closed(provider, c
         await eventually(lambda: connections.statistics.clients == 0)
         await trio.sleep(0.2)
     assert len(client.get_network().get_connections()) == 1
+
+
+async def test_a_connection_that_the_peer_made_while_we_waited_is_not_closed(server, client, eventually) -> None:
+    peer_id = client.get_id().to_base58()
+    limits = ConnectionLimits(dials=1, connection_idle=0.05)
+    async with silent_listeners(1) as ((port,), taken), open_connections(server, limits=limits) as connections:
+        async with trio.open_nursery() as nursery:
+            turn = trio.CancelScope()
+
+            async def take_the_turn() -> None:
+                with turn:
+                    await connections.connect(SOMEBODY, addresses_of([port]))
+
+            nursery.start_soon(take_the_turn)
+            await eventually(lambda: taken)
+            nursery.start_soon(connections.connect, peer_id, addresses_of([1], peer_id))
+            await eventually(lambda: connections.statistics.dials_waiting == 1)
+            await dial(client, host_addresses(server)[0])
+            await eventually(server.get_connected_peers)
+            turn.cancel()
+        await trio.sleep(0.2)
+        assert server.get_connected_peers() == [client.get_id()]
 
 
 async def test_at_the_end_the_connections_are_closed(provider, client, eventually) -> None:
@@ -445,6 +468,21 @@ async def test_a_forgotten_peer_loses_its_connection(provider, client, eventuall
             with pytest.raises(ConnectionLostError):
                 await echo(shared, "too late")
         await eventually(lambda: not client.get_network().get_connections())
+
+
+async def test_who_comes_after_a_forgotten_client_gets_another(provider, server) -> None:
+    await dial(provider.host, host_addresses(server)[0])
+    async with open_connections(server) as connections:
+        async with connections.client(provider.peer_id, ECHO) as shared:
+            connections.forget(provider.peer_id)
+            async with connections.client(provider.peer_id, ECHO) as another:
+                assert another is not shared
+                await echo(another, "of my own")
+            with pytest.raises(ConnectionLostError):
+                await echo(shared, "too late")
+        # The connection is the peer's, so it stays.
+        assert len(server.get_network().get_connections()) == 1
+        assert provider.streams == 2
 
 
 async def test_an_error_in_the_block_comes_out_as_it_is(client) -> None:

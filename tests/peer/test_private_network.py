@@ -166,6 +166,17 @@ async def test_a_stranger_sees_noise_and_is_hung_up_on(eventually) -> None:
         assert b"multistream" not in heard
 
 
+async def test_a_host_outside_hangs_up_on_what_it_cannot_read() -> None:
+    async with open_host(new_identity(), [LOOPBACK], PATIENT) as host:
+        target = parse_peer_address(host_addresses(host)[0])
+        async with await trio.open_tcp_stream(target.host, target.port) as member:
+            # The first byte of a nonce may be the length of a line that never comes.
+            await member.send_all(bytes([120]) + secrets.token_bytes(43))
+            with trio.fail_after(5):
+                while await member.receive_some():
+                    pass
+
+
 async def test_a_stranger_that_says_nothing_costs_a_handshake_and_its_timeout(eventually) -> None:
     limits = HostLimits(handshake_timeout=0.3, max_inbound_handshakes=1)
     async with open_host(new_identity(), [LOOPBACK], limits, psk=KEY) as host:

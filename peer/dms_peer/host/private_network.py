@@ -8,7 +8,7 @@ What breaks: the library encrypts with Salsa20 and a nonce of 8 bytes, which no 
 the key, or with another, is noticed only when a timeout ends its handshake.
 Measure: `ProtectedConnection` does what the specification says, and refuses at once what does not begin as every
 connection begins, in the clear or under another key.
-Upstream: no upstream report found (November 2026).
+Upstream: https://github.com/libp2p/py-libp2p/pull/1002 brought it; no report of the cipher found (November 2026).
 """
 
 from __future__ import annotations
