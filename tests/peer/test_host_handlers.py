@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import trio
+from libp2p.abc import INotifee
 
 from dms_peer.host import dial, host_addresses, open_stream
 from dms_peer.host.cage import cage
@@ -111,6 +112,45 @@ async def test_a_handler_that_returns_leaves_no_stream_behind(server, client, ev
         assert await is_served(client, peer_id)
     await eventually(lambda: not connection.get_streams())
     await eventually(lambda: not connection.muxed_conn.streams)
+
+
+class Watcher(INotifee):
+    """Notes what it is told, and may fail at it."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.told: list[str] = []
+        self.error = error
+
+    async def note(self, event: str) -> None:
+        self.told.append(event)
+        if self.error:
+            raise self.error
+
+    async def opened_stream(self, network, stream) -> None:
+        await self.note("opened")
+
+    async def closed_stream(self, network, stream) -> None:
+        await self.note("closed")
+
+    async def connected(self, network, conn) -> None: ...
+
+    async def disconnected(self, network, conn) -> None: ...
+
+    async def listen(self, network, multiaddr) -> None: ...
+
+    async def listen_close(self, network, multiaddr) -> None: ...
+
+
+async def test_who_watches_streams_and_fails_harms_neither_them_nor_others_who_watch(server, client, caplog) -> None:
+    watchers = [Watcher(ValueError("a watcher's mistake")), Watcher()]
+    for watcher in watchers:
+        server.swarm.register_notifee(watcher)
+    server.set_stream_handler(ECHO, echo)
+    peer_id = await dial(client, host_addresses(server)[0])
+    assert await is_served(client, peer_id)
+    assert watchers[0].told[0] == "opened"
+    assert watchers[0].told == watchers[1].told
+    assert "a watcher's mistake" in caplog.text
 
 
 async def test_what_a_handler_wrote_last_arrives(server, client) -> None:
