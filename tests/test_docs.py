@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dms_resources import components, demands, leases
+from dms_resources import accounts, components, demands, leases
 from dms_resources.manager import ResourceManager
 from dms_resources.usage import UsageMonitor
 
@@ -18,7 +18,7 @@ STRUCTS = [
     one
     for one in FRONT
     if isinstance(one, type) and hasattr(one, "__struct_fields__") and not one.__name__.endswith("Shortage")
-]
+] + [accounts.Account, accounts.Allowance, accounts.HolderShare]
 
 
 def _drawn(name: str) -> list[str]:

@@ -8,6 +8,8 @@ Rules:
 3. The devices that a bid names are tried first, then others of the same vendor and model.
 4. A bid that was taken is answered with its lease, however late it comes again.
 5. A lease is seen and changed by its holder alone.
+6. A lease is charged to every grant of the token that its commitment needed, and keeps within its holder's share. When
+   one of these grants is revoked, the lease is neither renewed nor allocated any more; it can be released.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dms_resources.leases import Lease, LeaseRequest, ResourceAllocation
 from dms_resources.manager import ResourceManager
 
 from .errors import BidError
+from .limits import Shares
 from .messages.allocation import (
     AllocateRequest,
     CommitAnswer,
@@ -36,16 +39,28 @@ from .messages.allocation import (
 )
 from .messages.bid import Bid
 from .operations import Caller, Operations
+from .outstanding import OutstandingShares
 from .signing import EnvelopeOpener, open_bid
+from .token_checks import TokenChecker
 
 __all__ = ["allocation_operations"]
 
 
 def allocation_operations(
-    manager: ResourceManager, peer_id: str, opener: EnvelopeOpener, *, clock: Callable[[], float] = time.time
+    manager: ResourceManager,
+    peer_id: str,
+    opener: EnvelopeOpener,
+    *,
+    clock: Callable[[], float] = time.time,
+    shares: Shares | None = None,
+    tokens: TokenChecker | None = None,
 ) -> Operations:
-    """The operations that take from this manager what `peer_id` bid; `clock` tells the Unix time in seconds."""
-    allocations = _Allocations(manager, peer_id, opener, clock)
+    """The operations that take from this manager what `peer_id` bid; `clock` tells the Unix time in seconds.
+
+    `shares` bound what callers may have outstanding, `tokens` knows which grants were revoked.
+    """
+    outstanding = OutstandingShares(manager, shares or Shares())
+    allocations = _Allocations(manager, peer_id, opener, clock, outstanding, tokens)
     operations = Operations()
     operations.slow(CommitRequest, allocations.commit)
     operations.slow(RenewRequest, allocations.renew)
@@ -57,25 +72,36 @@ def allocation_operations(
 
 class _Allocations:
     def __init__(
-        self, manager: ResourceManager, peer_id: str, opener: EnvelopeOpener, clock: Callable[[], float]
+        self,
+        manager: ResourceManager,
+        peer_id: str,
+        opener: EnvelopeOpener,
+        clock: Callable[[], float],
+        outstanding: OutstandingShares,
+        tokens: TokenChecker | None,
     ) -> None:
         self._manager = manager
         self._peer_id = peer_id
         self._opener = opener
         self._clock = clock
+        self._outstanding = outstanding
+        self._tokens = tokens
 
     async def commit(self, request: CommitRequest, caller: Caller) -> CommitAnswer:
         bids = [self._genuine(raw, caller) for raw in request.bids]
-        leases = await self._commit(bids, caller.peer_id, request.ttl)
+        leases = await self._commit(bids, caller, request.ttl)
         return CommitAnswer(leases=tuple(leases))
 
     async def renew(self, request: RenewRequest, caller: Caller) -> LeaseAnswer:
+        self._outstanding.check_ttl(request.ttl, caller)
+        self._check_grants(request.lease_id, caller)
         lease = await self._manager.renew_commitment(
             request.lease_id, ttl=request.ttl, holder=caller.peer_id, fence=request.fence
         )
         return LeaseAnswer(lease=lease)
 
     async def allocate(self, request: AllocateRequest, caller: Caller) -> LeaseAnswer:
+        self._check_grants(request.lease_id, caller)
         allocation = ResourceAllocation(lease_id=request.lease_id, holder=caller.peer_id, fence=request.fence)
         return LeaseAnswer(lease=await self._manager.allocate_resources(allocation))
 
@@ -87,6 +113,11 @@ class _Allocations:
         leases = [lease for lease in self._manager.leases(caller.peer_id) if lease.lease_id > request.after]
         leases.sort(key=lambda lease: lease.lease_id)
         return ListAnswer(leases=tuple(leases[: request.limit]), more=len(leases) > request.limit)
+
+    def _check_grants(self, lease_id: str, caller: Caller) -> None:
+        lease = self._manager.lease(lease_id)
+        if self._tokens is not None and lease is not None and lease.holder == caller.peer_id:
+            self._tokens.check_revoked(lease.accounts)
 
     # Taking bids
 
@@ -104,9 +135,9 @@ class _Allocations:
         lease = self._manager.lease(bid.lease_id)
         return lease if lease is not None and lease.holder == holder else None
 
-    async def _commit(self, bids: Sequence[Bid], holder: str, ttl: float) -> list[Lease]:
-        named = [self._request(bid, holder, ttl, _named_devices(bid)) for bid in bids]
-        alike = [self._request(bid, holder, ttl, _alike_devices(bid)) for bid in bids]
+    async def _commit(self, bids: Sequence[Bid], caller: Caller, ttl: float) -> list[Lease]:
+        named = [self._request(bid, caller, ttl, _named_devices(bid)) for bid in bids]
+        alike = [self._request(bid, caller, ttl, _alike_devices(bid)) for bid in bids]
         try:
             return await self._manager.commit_group(named)
         except InsufficientError:
@@ -114,13 +145,21 @@ class _Allocations:
                 raise
         return await self._manager.commit_group(alike)
 
-    def _request(self, bid: Bid, holder: str, ttl: float, demand: Demand) -> LeaseRequest:
-        lease = self._own_lease(bid, holder)
+    def _request(self, bid: Bid, caller: Caller, ttl: float, demand: Demand) -> LeaseRequest:
+        lease = self._own_lease(bid, caller.peer_id)
         if lease is not None:
             # Held or taken already, perhaps with other devices: the same contents make it the same request.
             demand = lease.demand
         return LeaseRequest(
-            lease_id=bid.lease_id, holder=holder, demand=demand, ports=bid.public_ports, ttl=ttl, price=bid.price
+            lease_id=bid.lease_id,
+            holder=caller.peer_id,
+            demand=demand,
+            ports=bid.public_ports,
+            ttl=ttl,
+            price=bid.price,
+            accounts=caller.grants.accounts if caller.grants else (),
+            until=caller.grants.expires if caller.grants else None,
+            share=self._outstanding.of(caller),
         )
 
 

@@ -22,6 +22,7 @@ from msgspec.structs import replace as replace_fields
 
 from dms_resources.demands import Demand, PortShortage
 from dms_resources.errors import (
+    AccountError,
     ConflictError,
     DrainingError,
     InsufficientError,
@@ -36,6 +37,7 @@ from .bid_versions import BID_1_0, BidVersion
 from .conversion import from_map
 from .counts import ServiceCounts
 from .errors import MessageError
+from .limits import Shares
 from .locations import why_not_here
 from .messages.bid import (
     Bid,
@@ -49,6 +51,7 @@ from .messages.bid import (
     bid_lease_id,
 )
 from .operations import Answer, Caller, Operations
+from .outstanding import OutstandingShares
 from .policies import AsyncPolicy, NodeOffer, Policy, PolicyRequest, decide_in_place, decide_in_turn
 from .signing import Signer, seal_bid
 
@@ -79,7 +82,7 @@ class _Asking:
     ensemble: EnsembleRequest
     digest: bytes
     lease_ids: dict[str, str]
-    requester: str
+    caller: Caller
     hold: float
     ttl: float
     dry_run: bool
@@ -102,13 +105,16 @@ def bid_operations(
     clock: Callable[[], float] = time.time,
     counts: ServiceCounts | None = None,
     version: BidVersion = BID_1_0,
+    shares: Shares | None = None,
 ) -> Operations:
     """The operations that bid for this manager; `clock` tells the Unix time in seconds.
 
-    Bids and refusals are counted in `counts`; `version` says in which version of the protocol they are asked for.
+    Bids and refusals are counted in `counts`; `version` says in which version of the protocol they are asked for, and
+    `shares` how much callers may have outstanding.
     """
     operations = Operations()
-    bidding = _Bidding(manager, signer, terms or BidTerms(), clock, counts or ServiceCounts(), version)
+    outstanding = OutstandingShares(manager, shares or Shares())
+    bidding = _Bidding(manager, signer, terms or BidTerms(), clock, counts or ServiceCounts(), version, outstanding)
     operations.slow(BidRequest, bidding.answer, rate="bids")
     return operations
 
@@ -122,6 +128,7 @@ class _Bidding:
         clock: Callable[[], float],
         counts: ServiceCounts,
         version: BidVersion,
+        outstanding: OutstandingShares,
     ) -> None:
         self._manager = manager
         self._signer = signer
@@ -129,6 +136,7 @@ class _Bidding:
         self._clock = clock
         self._counts = counts
         self._version = version
+        self._outstanding = outstanding
 
     def answer(self, request: BidRequest, caller: Caller) -> Answer | Coroutine[Any, Any, Answer]:
         asking = self._asking(request, caller)
@@ -153,7 +161,7 @@ class _Bidding:
             )
             for node in ensemble.request
         }
-        return _Asking(ensemble, digest, lease_ids, caller.peer_id, request.hold, request.ttl, request.dry_run)
+        return _Asking(ensemble, digest, lease_ids, caller, request.hold, request.ttl, request.dry_run)
 
     def _answer(self, asking: _Asking, draft: _Draft) -> Answer:
         bids = [*draft.standing, *(self._bid(asking, offer) for offer in draft.offers)]
@@ -233,7 +241,7 @@ class _Bidding:
 
     def _taken(self, node: NodeRequest, asking: _Asking) -> Bid | None:
         lease = self._manager.lease(asking.lease_ids[node.node_id])
-        if lease is None or lease.holder != asking.requester:
+        if lease is None or lease.holder != asking.caller.peer_id:
             return None
         held = lease.state is LeaseState.HELD
         offer = NodeOffer(node=node, resources=lease.resources, price=lease.price)
@@ -242,12 +250,16 @@ class _Bidding:
     # Making bids
 
     def _lease_request(self, node: NodeRequest, asking: _Asking, *, ttl: float) -> LeaseRequest:
+        grants = asking.caller.grants
         return LeaseRequest(
             lease_id=asking.lease_ids[node.node_id],
-            holder=asking.requester,
+            holder=asking.caller.peer_id,
             demand=node.resources,
             ports=node.public_ports,
             ttl=ttl,
+            accounts=grants.accounts if grants else (),
+            until=grants.expires if grants else None,
+            share=self._outstanding.of(asking.caller),
         )
 
     def _bid(self, asking: _Asking, offer: NodeOffer, *, held_until: float | None = None) -> Bid:
@@ -259,7 +271,7 @@ class _Bidding:
             nonce=asking.ensemble.nonce,
             node_id=node.node_id,
             lease_id=asking.lease_ids[node.node_id],
-            requester=asking.requester,
+            requester=asking.caller.peer_id,
             provider=self._signer.peer_id,
             demand=node.resources,
             public_ports=node.public_ports,
@@ -274,7 +286,7 @@ class _Bidding:
 
 def _policy_request(asking: _Asking, draft: _Draft) -> PolicyRequest:
     return PolicyRequest(
-        requester=asking.requester,
+        requester=asking.caller.peer_id,
         ensemble_id=asking.ensemble.id,
         nonce=asking.ensemble.nonce,
         hold=asking.hold,
@@ -323,5 +335,7 @@ def _refusal_code(error: RequestError) -> str:
             return "ports"
         case InsufficientError():
             return "resources"
+        case AccountError():
+            return "policy"
         case _:
             return "busy"

@@ -31,7 +31,7 @@ from .frames import FrameReader, Oversize
 from .limits import ClientLimits
 from .outbox import Outbox
 from .service import CancelRequest
-from .wire import MAX_ID, encode_request, read_ok
+from .wire import MAX_ID, Encoded, add_token, encode_request, read_ok
 
 __all__ = ["Client", "open_client"]
 
@@ -143,14 +143,15 @@ class Client:
         answer_type: type[Answer],
         *,
         timeout: float,  # noqa: ASYNC109
+        token: bytes | None = None,
     ) -> Answer:
-        """Ask and wait at most `timeout` seconds for the answer.
+        """Ask and wait at most `timeout` seconds for the answer; `token` says by whose grant.
 
         Raises RemoteError with the other side's refusal, DeadlineExceededError, ConnectionLostError, FrameError for a
         request above the limit, and MessageError for an answer of another form. May be cancelled at any time; whether
         the operation took place is then unknown.
         """
-        fields = to_bytes(request)
+        fields = _fields(request, token)
         with trio.move_on_after(timeout) as scope:
             answer = await self._exchange(fields)
         if scope.cancelled_caught:
@@ -164,13 +165,14 @@ class Client:
         event_type: type[Event],
         *,
         timeout: float,  # noqa: ASYNC109
+        token: bytes | None = None,
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        """Ask for a stream of events; the iterator ends when the other side ends it.
+        """Ask for a stream of events; the iterator ends when the other side ends it. `token` says by whose grant.
 
         The first event has to come within `timeout` seconds. Iterating raises what `call` raises. Leaving the block
         tells the other side to stop.
         """
-        fields = to_bytes(request)
+        fields = _fields(request, token)
         watch = _Watch(self, event_type, self._limits.watch_events, timeout)
         with trio.move_on_after(timeout) as scope:
             await self._turn()
@@ -296,3 +298,8 @@ async def open_client(
             await stream.aclose()
     if failure is not None:
         raise failure
+
+
+def _fields(request: msgspec.Struct, token: bytes | None) -> Encoded:
+    fields = to_bytes(request)
+    return fields if token is None else add_token(fields, token)

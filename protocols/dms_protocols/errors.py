@@ -13,6 +13,8 @@
     ├── AnswerTooLargeError          answer_too_large              ask for less
     ├── EnvelopeError                bad_envelope, bad_signature
     ├── BidError                     not_your_bid, not_my_bid, bid_expired, bad_bid
+    ├── AccessError                  forbidden, token_required, token_invalid, token_expired, token_revoked,
+    │                                token_not_for_this, token_not_yours, token_not_here
     ├── AdvertError                  bad_advert, advert_expired, advert_ahead, old_advert, not_your_advert
     ├── BroadcastError               bad_broadcast, broadcast_expired, not_waiting, delivered_already
     ├── InternalError                internal                      a fault of the side that answers
@@ -28,6 +30,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 __all__ = [
+    "AccessError",
     "AdvertError",
     "AnswerTooLargeError",
     "BidError",
@@ -123,6 +126,18 @@ class BidError(ProtocolError):
     """A bid is genuine but not good for this: `not_your_bid`, `not_my_bid`, `bid_expired` or `bad_bid`."""
 
     default_code = "bad_bid"
+
+
+class AccessError(ProtocolError):
+    """The owner does not let this caller do that.
+
+    `forbidden`: not with any token; `token_required`: not without one. Of the token that came: `token_invalid`
+    (changed, not understood, or granted by a peer that is not trusted here), `token_expired`, `token_revoked`,
+    `token_not_for_this` (another operation), `token_not_yours` (for other peers), `token_not_here` (for other
+    providers). What is outstanding under it the ledger knows: `token_exceeded` is an error of its own.
+    """
+
+    default_code = "forbidden"
 
 
 class AdvertError(ProtocolError):

@@ -6,6 +6,7 @@ Sizes are in bytes, times in seconds. What is not bounded here is bounded by one
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from msgspec import Struct
 
@@ -96,8 +97,8 @@ class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Holds, commitments and allocations that are outstanding at the same time."""
     capacity: int = 1000
     """How much of what is onboarded may be outstanding, in thousandths of each dimension."""
-    longest_ttl: float = 30 * 86400.0
-    """The longest that a commitment may last before it is renewed, in seconds."""
+    longest_ttl: float = inf
+    """The longest that a commitment may last before it is renewed, in seconds; the ledger allows 30 days."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a bound that would let nothing through."""
@@ -115,10 +116,10 @@ class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     machine for itself sets them lower."""
 
     peer: Share = Share(
-        requests=20_000,
-        requests_burst=60_000,
-        bids=1_000,
-        bids_burst=5_000,
+        requests=5_000,
+        requests_burst=20_000,
+        bids=200,
+        bids_burst=1_000,
         bytes_in_flight=4 * 1024 * 1024,
         operations=128,
         streams=48,
@@ -126,14 +127,14 @@ class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
     """What one peer may have."""
     total: Share = Share(
-        requests=100_000,
-        requests_burst=200_000,
-        bids=4_000,
-        bids_burst=20_000,
+        requests=20_000,
+        requests_burst=60_000,
+        bids=1_000,
+        bids_burst=4_000,
         bytes_in_flight=64 * 1024 * 1024,
         operations=1_024,
         streams=2_048,
-        commitments=65_536,
+        commitments=16_384,
     )
     """What all peers may have together."""
     assured_requests: float = 50.0

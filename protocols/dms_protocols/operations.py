@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import msgspec
 
 from .conversion import to_bytes
+from .grants import Grants
 from .wire import Encoded
 
 __all__ = ["Answer", "Caller", "Operation", "Operations", "encode_answer", "operation_name"]
@@ -31,10 +32,14 @@ Request = TypeVar("Request", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the peer id that the transport vouches for; `local` when it came by this machine's own socket."""
+    """Who asks: the peer id that the transport vouches for; `local` when it came by this machine's own socket.
+
+    `grants` is what the token says that the request needed; None where it needed none.
+    """
 
     peer_id: str
     local: bool = False
+    grants: Grants | None = None
 
 
 QuickHandler: TypeAlias = Callable[[Request, Caller], Answer]

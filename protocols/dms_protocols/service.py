@@ -18,7 +18,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ import trio
 
 from dms_resources.errors import ResourcesError
 
+from .access import Access
 from .cbor import decode_map
 from .conversion import from_map
 from .counts import OK, UNREADABLE, ServiceCounts
@@ -75,11 +77,13 @@ async def serve_stream(
     limits: ServiceLimits | None = None,
     counts: ServiceCounts | None = None,
     share: PeerShare | None = None,
+    access: Access | None = None,
 ) -> None:
     """Answer requests until the peer ends its side, goes silent or cannot be understood; then close the stream.
 
-    What is answered is counted in `counts` and against the caller's `share`. Raises nothing but cancellation, upon
-    which whatever runs is cancelled and the stream is closed at once.
+    What is answered is counted in `counts` and against the caller's `share`; `access` says who may ask for what (None:
+    anyone for everything). Raises nothing but cancellation, upon which whatever runs is cancelled and the stream is
+    closed at once.
     """
     service = _Service(
         stream,
@@ -88,6 +92,7 @@ async def serve_stream(
         limits or ServiceLimits(),
         counts or ServiceCounts(),
         share or SharesInUse().alone(),
+        access,
     )
     await service.run()
 
@@ -112,6 +117,7 @@ class _Service:
         limits: ServiceLimits,
         counts: ServiceCounts,
         share: PeerShare,
+        access: Access | None,
     ) -> None:
         self._stream = stream
         self._operations = operations
@@ -119,6 +125,7 @@ class _Service:
         self._limits = limits
         self._counts = counts
         self._share = share
+        self._access = access
         # What the frame at hand asks for, as far as it was read, and its bytes.
         self._operation = UNREADABLE
         self._request_size = 0
@@ -224,12 +231,15 @@ class _Service:
         self._share.admit()
         if operation.rate == "bids":
             self._share.admit_bid()
+        caller = self._caller
+        if self._access is not None:
+            caller = self._access.admit(operation.name, caller, message)
         request = from_map(message, operation.request_type)
         if operation.kind != "quick":
             self._share.turn -= _SLOW_WEIGHT
         if operation.kind == "watch":
-            return self._begin_watch(request_id, operation, request)
-        answer = operation.handler(request, self._caller)
+            return self._begin_watch(request_id, operation, request, caller)
+        answer = operation.handler(request, caller)
         if operation.kind == "slow" and isinstance(answer, Coroutine):
             return self._begin_slow(request_id, operation, answer)
         return self._put_answer(request_id, operation.name, answer)
@@ -258,15 +268,15 @@ class _Service:
         self._slow += 1
         self._handlers.start_soon(self._run_slow, request_id, operation, work, size)
 
-    def _begin_watch(self, request_id: int, operation: Operation, request: msgspec.Struct) -> None:
+    def _begin_watch(self, request_id: int, operation: Operation, request: msgspec.Struct, caller: Caller) -> None:
         if request_id in self._watches:
             raise MessageError(f"id: a watch with id {request_id} runs already", path="id")
         if len(self._watches) >= self._limits.watches:
             raise BusyError(f"{len(self._watches)} watches run already", retry_after=self._limits.busy_retry_after)
-        size = self._request_size
+        watch, size = operation.handler(request, caller), self._request_size
         self._share.begin_operation(size)
         scope = self._watches[request_id] = trio.CancelScope()
-        self._handlers.start_soon(self._run_watch, request_id, operation, request, scope, size)
+        self._handlers.start_soon(self._run_watch, request_id, operation, watch, scope, size)
 
     async def _run_slow(
         self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer], size: int
@@ -287,11 +297,16 @@ class _Service:
             self._rest()
 
     async def _run_watch(
-        self, request_id: int, operation: Operation, request: msgspec.Struct, scope: trio.CancelScope, size: int
+        self,
+        request_id: int,
+        operation: Operation,
+        watch: AbstractAsyncContextManager[AsyncIterator[Answer]],
+        scope: trio.CancelScope,
+        size: int,
     ) -> None:
         try:
             with scope:
-                async with operation.handler(request, self._caller) as events:
+                async with watch as events:
                     async for event in events:
                         self._put(request_id, encode_event(request_id, encode_answer(event)))
                         # The next event is asked for when this one has left: a slow reader sees the newest state.

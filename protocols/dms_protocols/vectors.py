@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from dms_resources.components import CPU, GPU, RAM, Disk, FreeResources, GPUVendor, Resources
 from dms_resources.demands import CPUDemand, CPUShortage, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
-from dms_resources.errors import InsufficientError
+from dms_resources.errors import AccountError, InsufficientError
 from dms_resources.leases import EndedLease, EndReason, Lease, LeaseState
 from dms_resources.units import Cores
 
@@ -28,7 +29,8 @@ from .errors import BusyError, ProtocolError
 from .frames import FrameReader, encode_frame
 from .messages import adverts, allocation, bid, broadcast, peers, resources
 from .service import CancelRequest
-from .wire import encode_error, encode_event, encode_ok, encode_request
+from .tokens import open_token
+from .wire import add_token, encode_error, encode_event, encode_ok, encode_request
 
 __all__ = ["make_vectors"]
 
@@ -140,6 +142,21 @@ _SHORT: Final = InsufficientError(
 _REFUSAL: Final = bid.Refusal(
     node_id="node-2", code="resources", message=_SHORT.message, shortages=_SHORT.shortages, retry_after=50.0
 )
+# Made once: each token has keys of its own, drawn when it is made.
+_TOKEN: Final = bytes.fromhex(
+    "12e5010a7b0a0a6772616e7465645f62790a056c696d69740a0a6d696c6c69636f7265730a0467707573180322090a07088008120218"
+    "07220f0a0d0881081203188208120310c03e220e0a0c08810812031883081202100132260a240a02081b12060805120208051a160a04"
+    "0a0208050a080a062080a4a7da060a041a0208021224080012203b7f73ccbdb73110a1b8949a791ed11d4b87ac3d5d053ae8c5513760"
+    "d4abf9461a40bee9491a653279a34d0fe865efdf08762c8309208247f3e9ea3d80a11664ca15e360d6a156d12220767b1d32f693321e"
+    "2ea06a518891f1b74be92f72197ef3021aa4020ab9010a06636f6d6d69740a04706565720a0870726f76696465720a0c7468655f7072"
+    "6f76696465721803220f0a0d0881081203188208120310a01f32270a250a02081b12060803120208031a170a090a073a050a03188408"
+    "0a040a0208030a041a02080532290a270a02081b120808850812030885081a170a080a063a040a0218100a050a030885080a041a0208"
+    "05322a0a280a02081b120808860812030886081a180a090a073a050a031887080a050a030886080a041a020805122408001220b85563"
+    "7a003ddd49879fd93aff995058d83dab67f980cdb7db408257688474331a4029aeb8b755eee8cca6071b23f67a22d1e0cc2127c293b9"
+    "ce844fa48d05134932d9fd935c6719b33bd27cc91d2751f09ae7991fd42591d8d3c0d1177f1983aa0022220a20b98d49c3d2355ac2ab"
+    "81f1590aa2597b96db6f07b860485f74ac819f6f4b749e"
+)
+_TOKEN_KEY: Final = bytes.fromhex("03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8")
 
 _REQUESTS: Final[tuple[msgspec.Struct, ...]] = (
     resources.FreeRequest(),
@@ -222,6 +239,11 @@ def make_vectors() -> dict[str, Any]:
             "advert_deterministic": sealed_bytes(_ADVERT).hex(),
             "broadcast": _plain(to_map(_BROADCAST)),
             "broadcast_deterministic": sealed_bytes(_BROADCAST).hex(),
+            "token": {
+                "hex": _TOKEN.hex(),
+                "public_key": _TOKEN_KEY.hex(),
+                "grants": _plain(to_map(open_token(_TOKEN, _TOKEN_KEY).grants)),
+            },
             "capability_class": {"name": _CLASS.name, "key": _CLASS.key.hex(), "is": str(_CLASS)},
         },
     }
@@ -236,6 +258,13 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     yield "the end of watch", encode_ok(5, b"\xa0")
     for error_id, error in _ERRORS:
         yield f"error: {error.code}", encode_error(error_id, encode_error_body(error))
+    commit = to_bytes(allocation.CommitRequest(bids=(b"envelope",), ttl=60.0))
+    yield "request: commit, with a token", encode_request(2000, add_token(commit, _TOKEN))
+    charged = replace(_LEASE, accounts=("0" * 32, "1" * 32), until=1_800_000_000.0)
+    answer = allocation.LeaseAnswer(lease=charged)
+    yield "a lease that is charged to the grants of a token", encode_ok(2000, to_bytes(answer))
+    exceeded = AccountError("more than the grant allows", problems=("cores: 9 would be outstanding, 8 are allowed",))
+    yield "error: token_exceeded", encode_error(2001, encode_error_body(exceeded))
 
 
 def _refused() -> Iterator[tuple[str, str, str]]:

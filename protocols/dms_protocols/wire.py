@@ -2,7 +2,7 @@
 
 ::
 
-    request  {"id": uint, "op": text, …fields of the operation}
+    request  {"id": uint, "op": text, "token": bytes where one is needed, …fields of the operation}
     answer   {"id": uint, "ok": map}
              {"id": uint / null, "error": {"code": text, "message": text, …}}
     event    {"id": uint, "event": map}
@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from typing import Annotated, Any, TypeAlias
 
+import cbor2
 import msgspec
 
 from .errors import MessageError, RemoteError
@@ -25,6 +26,7 @@ __all__ = [
     "MAX_ID",
     "Encoded",
     "RequestID",
+    "add_token",
     "encode_error",
     "encode_event",
     "encode_ok",
@@ -62,10 +64,19 @@ def _uint(value: int) -> bytes:
 
 def encode_request(request_id: int, fields: Encoded) -> bytes:
     """The frame of a request; `fields` is the map with `op` and the operation's fields, at most 22 of them."""
+    return encode_frame(_one_more(fields, b"\x62id" + _uint(request_id)))
+
+
+def add_token(fields: Encoded, token: bytes) -> Encoded:
+    """The fields of a request and a token beside them."""
+    return _one_more(fields, b"\x65token" + cbor2.dumps(token))
+
+
+def _one_more(fields: Encoded, entry: bytes) -> Encoded:
     size = fields[0] - 0xA0
     if not 0 < size < 23:
         raise ValueError("the fields of a request are a map of 1 to 22 entries")
-    return encode_frame(bytes((0xA1 + size,)) + b"\x62id" + _uint(request_id) + fields[1:])
+    return bytes((0xA1 + size,)) + entry + fields[1:]
 
 
 def encode_ok(request_id: int, body: Encoded) -> bytes:

@@ -7,6 +7,7 @@ grants from which it was cut. Whoever cuts a grant in two cannot make more of it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 from typing import Final
 
 from msgspec import Struct
@@ -70,10 +71,12 @@ class Account(Struct, frozen=True, kw_only=True):
 
 
 class HolderShare(Struct, frozen=True, kw_only=True):
-    """How much its holder, and everybody together, may have outstanding with a lease that is asked for."""
+    """How much its holder, and everybody together, may have outstanding with a lease that is asked for, and for how
+    many seconds at a time."""
 
     holder: Allowance = Allowance()
     everybody: Allowance = Allowance()
+    longest_ttl: float = inf
 
 
 class Outstanding(Struct, frozen=True):

@@ -7,7 +7,7 @@ from .components import Resources
 from .errors import AccountError, ShareError
 from .leases import Lease, LeaseRequest
 
-__all__ = ["Charges", "outlasting"]
+__all__ = ["Charges", "outlasting", "too_long"]
 
 
 class Charges:
@@ -30,6 +30,8 @@ class Charges:
         """
         if request.until is not None and wall + request.ttl > request.until:
             raise outlasting(request.ttl, request.until - wall)
+        if request.share is not None and request.ttl > request.share.longest_ttl:
+            raise too_long(request.ttl, request.share.longest_ttl)
         accounts = self._charged_accounts(request, resources, before)
         if before is None and request.share is not None:
             self._charge_share(request.share, request.holder, resources)
@@ -60,6 +62,12 @@ class Charges:
             if problems:
                 raise ShareError(f"more than {whose} may have: {'; '.join(problems)}", problems=problems)
         self._holders[holder], self._everything = own, everything
+
+
+def too_long(ttl: float, longest: float) -> ShareError:
+    """The error of a commitment for longer than the owner allows."""
+    sentence = f"it would last {ttl:.0f} s, {longest:.0f} s are allowed"
+    return ShareError(sentence, problems=(sentence,))
 
 
 def outlasting(ttl: float, left: float) -> AccountError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import trio.testing
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from dms_protocols.access import Access
 from dms_protocols.advert_exchange import advert_exchange_operations
 from dms_protocols.allocations import allocation_operations
 from dms_protocols.bid_delivery import Deliveries
@@ -24,12 +26,13 @@ from dms_protocols.client import Client, open_client
 from dms_protocols.counts import ServiceCounts
 from dms_protocols.errors import BusyError, EnvelopeError
 from dms_protocols.frames import FrameReader, encode_frame
-from dms_protocols.limits import ServiceLimits
+from dms_protocols.limits import ServiceLimits, Shares
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.operations import Caller, Operations
 from dms_protocols.queries import resource_operations
 from dms_protocols.requesters import BidClient
 from dms_protocols.service import serve_stream
+from dms_protocols.token_checks import TokenChecker
 from dms_resources.components import (
     CPU,
     GPU,
@@ -288,26 +291,36 @@ class Provider:
         self.signer = Ed25519Signer(1)
         self.opener = Ed25519Opener()
         self.terms = BidTerms()
+        self.shares = Shares()
+        self.tokens: TokenChecker | None = None
+        self.access: Access | None = None
         self.adverts = AdvertTable(self.opener, own_id=self.signer.peer_id, clock=clock.wall)
         self.deliveries = Deliveries(self.opener, requester=self.signer.peer_id, clock=clock.wall)
         self._nursery = nursery
 
     @property
     def operations(self) -> Operations:
-        bids = bid_operations(self.manager, self.signer, self.terms, clock=self.clock.wall)
-        allocations = allocation_operations(self.manager, self.signer.peer_id, self.opener, clock=self.clock.wall)
+        bids = bid_operations(self.manager, self.signer, self.terms, clock=self.clock.wall, shares=self.shares)
+        allocations = allocation_operations(
+            self.manager, self.signer.peer_id, self.opener,
+            clock=self.clock.wall, shares=self.shares, tokens=self.tokens,
+        )  # fmt: skip
         exchange = advert_exchange_operations(self.adverts, lambda: None, lambda: 60.0)
         return resource_operations(self.manager) | bids | allocations | exchange | self.deliveries.operations
 
     @asynccontextmanager
     async def connect(self, peer_id: str = "local", *, local: bool = False) -> AsyncIterator[Client]:
         ours, theirs = trio.testing.memory_stream_pair()
-        self._nursery.start_soon(serve_stream, theirs, self.operations, Caller(peer_id, local))
+        caller = Caller(peer_id, local)
+        self._nursery.start_soon(partial(serve_stream, theirs, self.operations, caller, access=self.access))
         async with open_client(ours) as client:
             yield client
 
-    def bidder(self, client: Client, requester: str) -> BidClient:
-        return BidClient(client, self.opener, requester=requester, provider=self.signer.peer_id, clock=self.clock.wall)
+    def bidder(self, client: Client, requester: str, token: bytes | None = None) -> BidClient:
+        provider = self.signer.peer_id
+        return BidClient(
+            client, self.opener, requester=requester, provider=provider, token=token, clock=self.clock.wall
+        )
 
 
 GIB = 2**30

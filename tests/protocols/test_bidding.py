@@ -274,7 +274,7 @@ async def test_a_forged_or_foreign_bid_is_not_believed(provider: Any, requester:
         class Answering:
             protocol = ""
 
-            async def call(self, request: Any, answer_type: Any, *, timeout: float) -> BidAnswer:  # noqa: ASYNC109
+            async def call(self, request: Any, answer_type: Any, **options: Any) -> BidAnswer:
                 return BidAnswer(bids=(envelope,), refusals=())
 
         with pytest.raises((BidError, EnvelopeError)) as caught:

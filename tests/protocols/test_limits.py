@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dms_protocols import errors
-from dms_protocols.limits import ServiceLimits
+from dms_protocols.limits import ServiceLimits, Shares
 from dms_resources import errors as ledger_errors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
@@ -24,6 +24,22 @@ def test_the_page_states_the_limits_that_hold() -> None:
     assert rows["no whole request, nothing under way"] == f"{limits.idle_deadline:g} s"
 
 
+def test_the_page_states_the_shares_that_hold() -> None:
+    shares = Shares()
+    rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+? \| [^|]+?) \|", PAGE[PAGE.index("`Shares`") :], re.MULTILINE))
+    for name, say in (
+        ("requests per second, at once", lambda share: f"{share.requests:g}, {share.requests_burst:g}"),
+        ("requests for bids per second, at once", lambda share: f"{share.bids:g}, {share.bids_burst:g}"),
+        ("requests being answered and answers not taken yet", lambda share: f"{share.bytes_in_flight >> 20} MiB"),
+        ("slow operations and watches under way", lambda share: str(share.operations)),
+        ("streams", lambda share: str(share.streams)),
+        ("holds, commitments and allocations", lambda share: str(share.commitments)),
+    ):
+        assert rows[name] == f"{say(shares.peer)} | {say(shares.total)}"
+    assert f"gets {shares.assured_requests:g} requests and {shares.assured_bids:g} requests for bids" in PAGE
+    assert f"{shares.assured_bytes >> 10} KiB" in PAGE
+
+
 def test_the_page_knows_every_code_that_a_peer_can_be_sent() -> None:
     ours = {getattr(errors, name).default_code for name in errors.__all__} - {"connection_lost"}
     ledgers = {
@@ -34,6 +50,7 @@ def test_the_page_knows_every_code_that_a_peer_can_be_sent() -> None:
             ledger_errors.NotCommittedError, ledger_errors.NotAllocatedError, ledger_errors.ExpiredError,
             ledger_errors.EndedError, ledger_errors.StaleFenceError, ledger_errors.NotHolderError,
             ledger_errors.AmountError, ledger_errors.UsageUnknownError, ledger_errors.StorageError,
+            ledger_errors.ShareError, ledger_errors.AccountError,
         )
     }  # fmt: skip
     for code in ours | ledgers | {"not_my_bid", "not_your_bid", "bid_expired", "bad_signature", "frame_too_large"}:

@@ -1,0 +1,66 @@
+"""What a token grants, block by block: who may do what, how much of it, until when.
+
+A token is a chain. Its first block is the owner's, each further one was added by whoever passed it on. All of them
+hold: a block can only take away from those before it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from msgspec import Struct
+
+from dms_resources.accounts import Account, Allowance
+
+__all__ = ["Grant", "GrantTerms", "Grants"]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,128}")
+# The last second of the year 9999.
+_LATEST: Final = 253402300799
+
+
+class GrantTerms(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The terms of one block; None is no bound of this block's own.
+
+    `operations` that may be asked for, `peers` that may use it, `providers` at which, `expires` (Unix seconds), and how
+    much may be outstanding under it at a time.
+    """
+
+    operations: frozenset[str] | None = None
+    peers: frozenset[str] | None = None
+    providers: frozenset[str] | None = None
+    expires: int | None = None
+    allowance: Allowance = Allowance()
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no block can say."""
+        for names in (self.operations, self.peers, self.providers):
+            if names is not None and not all(_NAME.fullmatch(name) for name in names):
+                raise ValueError("a name in a grant has 1 to 128 letters, digits and _")
+        if self.expires is not None and not 0 <= self.expires <= _LATEST:
+            raise ValueError("a grant ends between the years 1970 and 9999")
+
+
+class Grant(Struct, frozen=True, kw_only=True):
+    """One block: the id by which it is revoked and charged, and its terms."""
+
+    id: str
+    terms: GrantTerms
+
+
+class Grants(Struct, frozen=True, kw_only=True):
+    """What a token says: the peer that granted it, and its blocks, the owner's first."""
+
+    granted_by: str
+    blocks: tuple[Grant, ...]
+
+    @property
+    def expires(self) -> int | None:
+        """When it ends: the earliest end of a block (Unix seconds), None for never."""
+        return min((one.terms.expires for one in self.blocks if one.terms.expires is not None), default=None)
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """What a lease that is taken with it is charged to."""
+        return tuple(Account(id=one.id, allowance=one.terms.allowance) for one in self.blocks)
