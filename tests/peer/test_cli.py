@@ -27,7 +27,7 @@ MACHINE = {
     ],
 }
 COMMANDS = (
-    "audit", "hardware", "onboard", "offboard", "run", "status", "history",
+    "audit", "hardware", "onboard", "offboard", "run", "status", "history", "peers", "discover", "reserve",
     "free", "bid", "commit", "allocate", "release",
 )  # fmt: skip
 ABSENT = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from dms_protocols.messages.bid import Location, NodeRequest, Place
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, PortDemand, RAMDemand
 
+from .demand_options import FileOption, asked_node
 from .options import (
     AddressArgument,
     DebugOption,
@@ -35,10 +35,7 @@ __all__ = ["bid"]
 
 def bid(
     address: AddressArgument,
-    file: Annotated[
-        Path | None,
-        typer.Option("-f", "--file", metavar="FILE", help="An ensemble file, instead of the options for one node."),
-    ] = None,
+    file: FileOption = None,
     cpu: OptionalCPU = None,
     ram: OptionalRAM = None,
     disk: OptionalDisk = None,
@@ -86,30 +83,11 @@ def bid(
     demand = Demand(
         cpu=CPUDemand(cores=cpu), ram=RAMDemand(size=ram), disk=DiskDemand(size=disk), gpus=tuple(gpu or ())
     )
-    node = _node(demand, PortDemand(static=tuple(port or ()), dynamic=ports), executor, location, not_location)
+    node = asked_node(demand, PortDemand(static=tuple(port or ()), dynamic=ports), executor, location, not_location)
     run_and_show(
         as_json, show_bid, ask_bid, home_at(home), address, node, dry_run=dry_run, hold=hold or 0.0, output=output
     )
     return 0
-
-
-def _node(
-    demand: Demand,
-    ports: PortDemand,
-    executors: list[str] | None,
-    accept: list[Place] | None,
-    reject: list[Place] | None,
-) -> NodeRequest:
-    try:
-        return NodeRequest(
-            node_id="node",
-            resources=demand,
-            public_ports=ports,
-            executors=tuple(executors or ()),
-            location=Location(accept=tuple(accept or ()), reject=tuple(reject or ())),
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def _tell(peer_id: str, refused: int, bids: int) -> int:

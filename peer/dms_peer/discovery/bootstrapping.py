@@ -130,6 +130,9 @@ class Company:
                     log_limited(_log, _limiter, logging.WARNING, "a bootstrap peer is not there: %s", error)
             return False
         self._protect(peer_id)
+        if peer_id in self._bootstrap:
+            # Named by the user, it is asked like any known peer: what it serves is known only after identify.
+            self._known.seen(peer_id, addrs)
         return True
 
     # Keeping connections

@@ -81,7 +81,8 @@ class PeerCalls:
     ) -> None:
         self._network = network
         self._opener = opener
-        self._observer = observer or _NoObserver()
+        # Not `or`: an observer that knows nobody yet may have a length of 0.
+        self._observer = _NoObserver() if observer is None else observer
         self._clock = clock
 
     @property

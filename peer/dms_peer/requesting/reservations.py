@@ -148,7 +148,8 @@ async def reserve(
                     progress=progress,
                 )  # fmt: skip
                 by_node = await acquisition.run()
-                reservation = Reservation(holdings, by_node, progress, block)
+                in_order = {node.node_id: by_node[node.node_id] for node in ensemble.request}
+                reservation = Reservation(holdings, in_order, progress, block)
                 acquisition.tell_losses(partial(_lose, reservation))
                 progress.at_stage("reserved")
                 with block:
