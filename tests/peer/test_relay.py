@@ -387,6 +387,31 @@ async def test_each_direction_of_a_circuit_ends_by_itself(relay, client) -> None
             assert answered == b"heard all of it"
 
 
+async def test_a_circuit_that_is_cut_does_not_look_like_one_that_ended(client) -> None:
+    seen = []
+
+    async def hold(stream, peer_id: str) -> None:
+        await read_message(stream, StopMessage)
+        await write_message(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        seen.append(peer_id)
+
+    async with (
+        open_relay(RelayLimits(circuit_duration=0.3)) as relay,
+        open_host(new_identity()) as raw,
+        attach_protocols(raw, {STOP: hold}),
+    ):
+        assert (await reserve(raw, relay)).status == Status.OK
+        async with await hop_stream(client, relay) as stream:
+            peer = PeerId(id=raw.get_id().to_bytes())
+            await write_message(stream, HopMessage(type=HopMessage.CONNECT, peer=peer))
+            assert (await read_message(stream, HopMessage)).status == Status.OK
+            with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+                await stream.receive_some()
+    assert seen == [peer_id_of(relay)]
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -416,6 +441,13 @@ async def test_garbage_ends_its_stream_and_nothing_else(relay, hidden, client, d
     )
     await dial(client, host_addresses(hidden)[0])
     await ping(client, peer_id_of(hidden))
+
+
+async def test_a_message_without_end_is_not_waited_for(relay, client) -> None:
+    stream = await hop_stream(client, relay)
+    await stream.send_all(b"\xff\xff\xff\x7f" + bytes(1000))
+    with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+        await stream.receive_some()
 
 
 async def test_a_relay_of_a_relay_is_refused(relay, client) -> None:

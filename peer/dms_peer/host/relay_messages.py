@@ -21,8 +21,6 @@ __all__ = ["HOP", "STOP", "RelayMessageError", "read_message", "status_name", "w
 HOP = "/libp2p/circuit/relay/0.2.0/hop"
 STOP = "/libp2p/circuit/relay/0.2.0/stop"
 
-# Bytes; the specification names none, and a message has a peer id and some addresses in it.
-MAX_MESSAGE = 4096
 # Seconds for a message and its answer.
 MESSAGE_TIMEOUT = 10.0
 
@@ -48,16 +46,13 @@ async def read_message(stream: PeerStream, message_type: type[Message]) -> Messa
 
 async def _read_length(stream: PeerStream) -> int:
     length = 0
+    # 16 KiB: the specification names no bound, and a message has a peer id and some addresses in it.
     for shift in (0, 7):
         (byte,) = await _read_exactly(stream, 1)
         length |= (byte & 0x7F) << shift
         if byte < 0x80:
-            break
-    else:
-        raise ValueError("a length of more than two bytes")
-    if length > MAX_MESSAGE:
-        raise ValueError(f"a message of {length} bytes")
-    return length
+            return length
+    raise ValueError("a length of more than two bytes")
 
 
 async def _read_exactly(stream: PeerStream, size: int) -> bytes:
