@@ -37,6 +37,8 @@ _AT_ONCE: Final = 4
 _MOST_BACKOFF: Final = 8
 # Failures that say nothing of the peer.
 _OUR_CODES: Final = frozenset({"backing_off", "busy", "denied", "closed"})
+# Seconds for which it need not be noted again that somebody is there.
+_NOTED: Final = 60.0
 _TAG: Final = "dms-company"
 
 
@@ -163,6 +165,8 @@ class Company:
         """Notes who is connected and serves our protocols."""
         peerstore = self._host.get_peerstore()
         for peer_id in self._host.get_connected_peers():
+            if not self._known.is_due(peer_id.to_base58(), _NOTED):
+                continue
             try:
                 serves = peerstore.supports_protocols(peer_id, [RESOURCES_PROTOCOL])
                 addrs = peerstore.addrs(peer_id)

@@ -5,13 +5,14 @@ each of which says what breaks. A running peer serves the DHT (server mode), a s
 
 What breaks: the library's handler accepts values of a megabyte, fifty thousand of them, from anybody; ten announcements
 of one peer in ten seconds are all it takes; a peer has to be added by hand after it connected.
-Measure: no values at all; every class at once; a peer that connects, or asks, is asked back whether it serves the DHT.
+Measure: no values at all; every class at once; a peer that connects, or asks, is taken in if it serves the DHT itself.
 Upstream: no upstream report found (November 2026).
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -41,7 +42,7 @@ from ..host.logs import RateLimiter, log_limited
 from ..requesting.background import beside
 from ..requesting.network import Candidate
 from .kademlia_host import KademliaHost, KademliaStream, text_addresses
-from .kademlia_lookup import WIDTH, Walk, peers_in
+from .kademlia_lookup import Walk, closest_to, peers_in
 from .kademlia_tables import ProvenTable, ProviderRecords
 
 __all__ = ["Kademlia", "open_kademlia"]
@@ -53,17 +54,20 @@ _limiter: Final = RateLimiter()
 _ASK_DEADLINE: Final = 6.0
 _IDLE: Final = 20.0
 _PACE: Final = 0.01
-_REFRESH: Final = 600.0
-_LONGEST_PAUSE: Final = 120.0
-_LOOK_AGAIN: Final = 0.5
+_LONGEST_PAUSE: Final = 600.0
+_BREATH: Final = 1.0
+# So many explorations are enough where the network is too large to know all of it.
+_SURVEYS: Final = 4
+_LOOK_AGAIN: Final = 2.0
 _STUMBLED: Final = 5.0
 # A peer that did not serve the DHT may do so later.
 _ASK_AGAIN: Final = 60.0
 # Below so many peers everybody is known, and is looked for again sooner.
 _SMALL: Final = 20
+_WHOLE_NETWORK: Final = 100
 # Bytes of an answer.
 _LONGEST_ANSWER: Final = 256 * 1024
-_MOST_STREAMS: Final = 32
+_MOST_STREAMS: Final = 128
 _MOST_STREAMS_OF_ONE: Final = 4
 _MOST_SUSPECTS: Final = 64
 _MOST_ASKED: Final = 1024
@@ -94,6 +98,8 @@ class Kademlia:
         self._suspects: trio.MemorySendChannel[ID]
         self._suspects, self._suspected = trio.open_memory_channel[ID](_MOST_SUSPECTS)
         self._streams: Counter[str] = Counter()
+        self._met: set[ID] = set()
+        self._complete, self._surveys = False, 0
         self._joined, self._grown = trio.Event(), trio.Event()
 
     @property
@@ -107,8 +113,13 @@ class Kademlia:
         return self._records.size()
 
     async def wait_joined(self) -> None:
-        """Returns when there is a peer to ask."""
+        """Returns when there are peers to ask, as many as could be found at first."""
         await self._joined.wait()
+
+    async def wait_peers(self, number: int) -> None:
+        """Returns when there are so many peers in the routing table."""
+        while self.peers < number:
+            await self._grown.wait()
 
     # Finding
 
@@ -150,10 +161,9 @@ class Kademlia:
 
     async def announce(self, classes: Iterable[CapabilityClass]) -> int:
         """Announces this peer as a provider of these classes; the number of peers that took it. Cancellable."""
-        keys = [one.key for one in classes]
         own = PeerInfo(self._own_id, self._host.get_addrs())
         holders: dict[ID, list[bytes]] = {}
-        for key in keys:
+        for key in [one.key for one in classes]:
             self._records.add_provider(key, own)
             for peer_id in await self._holders(key):
                 holders.setdefault(peer_id, []).append(key)
@@ -167,9 +177,8 @@ class Kademlia:
 
     async def _holders(self, key: bytes) -> list[ID]:
         """The peers that are to keep the records of a key."""
-        if self.peers < _SMALL:
-            # All of them are in the table.
-            return self._table.find_local_closest_peers(key, WIDTH)
+        if self._complete:
+            return closest_to(key, self._met)
         return (await self._explore(key)).closest
 
     async def _tell(self, peer_id: ID, keys: Sequence[bytes], taken: list[ID], slots: trio.Semaphore) -> None:
@@ -185,20 +194,31 @@ class Kademlia:
 
     async def keep_up(self) -> None:
         """Finds peers of the DHT among those that are connected, and through them the neighbourhood."""
-        explored_at, pause = float("-inf"), _LOOK_AGAIN
+        explored_at, known, pause = float("-inf"), 0, _LOOK_AGAIN
         while True:
-            known, self._grown = self.peers, trio.Event()
             await self._join()
-            if self.peers and (self.peers < _SMALL or trio.current_time() > explored_at + _REFRESH):
-                await self._explore(self._own_id.to_bytes())
-                explored_at = trio.current_time()
-            pause = _LOOK_AGAIN if self.peers > known else min(2 * pause, _LONGEST_PAUSE)
-            await trio.sleep(_LOOK_AGAIN)
-            with trio.move_on_after(pause - _LOOK_AGAIN):
-                await self._grown.wait()
+            if self.peers and (self.peers >= 2 * known or trio.current_time() >= explored_at + pause):
+                # To itself at first, then to anywhere: both are where others will look for it.
+                await self._survey(self._own_id.to_bytes() if not known else secrets.token_bytes(32))
+                grown = self.peers > known
+                explored_at, known = trio.current_time(), max(self.peers, 1)
+                pause = _LOOK_AGAIN if grown and not self._complete else min(2 * pause, _LONGEST_PAUSE)
+            await trio.sleep(_BREATH)
+            if known:
+                with trio.move_on_at(explored_at + pause):
+                    await self.wait_peers(2 * known)
+
+    async def _survey(self, key: bytes) -> None:
+        """Explores, and notes whether all of a small network is known now: then a walk anywhere meets nobody new."""
+        met = frozenset(self._met)
+        walk = await self._explore(key)
+        self._surveys += 1
+        self._complete = bool(met) and walk.living <= met and len(met) < _WHOLE_NETWORK
+        if self.peers and (self._complete or self._surveys >= _SURVEYS):
+            self._joined.set()
 
     async def check_suspects(self) -> None:
-        """Asks back those that asked, whether they serve the DHT themselves."""
+        """Finds out of those that asked whether they serve the DHT themselves."""
         async for peer_id in self._suspected:
             await self._ask_once(peer_id)
 
@@ -227,6 +247,8 @@ class Kademlia:
         self._asked[peer_id] = trio.current_time()
         if len(self._asked) > _MOST_ASKED:
             self._asked.popitem(last=False)
+        if await self._host.serves(peer_id) is not None:
+            return
         question = self._message(Message.MessageType.FIND_NODE, self._own_id.to_bytes())
         answer = await self._ask(peer_id, question)
         if answer is not None:
@@ -237,6 +259,10 @@ class Kademlia:
         walk = self._walk(key, self._message(Message.MessageType.FIND_NODE, key))
         # On the way, everybody who answers has proved that it serves the DHT.
         await walk.run(_nothing)
+        self._met |= walk.living
+        if len(self._met) >= _WHOLE_NETWORK:
+            # Too many to know them all.
+            self._met, self._complete = set(walk.living), False
         return walk
 
     def _walk(self, key: bytes, question: Message) -> Walk:
@@ -259,6 +285,7 @@ class Kademlia:
         answer = await self._converse(peer_id, [question], _read_answer)
         if answer is None:
             self._table.remove_peer(peer_id)
+            self._met.discard(peer_id)
         return answer
 
     async def _converse(self, peer_id: ID, messages: Sequence[Message], read: Read) -> Message | None:
@@ -281,8 +308,9 @@ class Kademlia:
         before = self.peers
         addrs = self._host.book.addrs(peer_id)
         if addrs and await self._table.admit(PeerInfo(peer_id, addrs)) and self.peers > before:
-            self._joined.set()
+            self._met.add(peer_id)
             self._grown.set()
+            self._grown = trio.Event()
 
     # Answering
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 import trio
@@ -229,12 +230,33 @@ class KademliaHost:
             # "None" is an error of its own kind in the library's peer store.
             return
 
+    async def serves(self, peer_id: ID) -> bool | None:
+        """Whether a connected peer says of itself that it serves the DHT, and where; None while it has not said."""
+        try:
+            protocols = self._host.get_peerstore().get_protocols(peer_id)
+        except Exception:
+            # As above.
+            return None
+        if not protocols:
+            return None
+        if KADEMLIA_PROTOCOL not in protocols:
+            return False
+        self._learn(peer_id)
+        await self._proven(peer_id)
+        return True
+
 
 def text_addresses(peer_id: ID, addrs: Sequence[Multiaddr]) -> tuple[str, ...]:
     """The addresses as text that ends in /p2p/PEER_ID."""
     suffix = f"/p2p/{peer_id.to_base58()}"
-    texts = (str(address) for address in addrs[:_MOST_ADDRESSES])
+    texts = (_text(address.to_bytes()) for address in addrs[:_MOST_ADDRESSES])
     return tuple(text if text.endswith(suffix) else text + suffix for text in texts)
+
+
+# Encoding an address takes longer than all else that is done with it.
+@lru_cache(maxsize=4096)
+def _text(raw: bytes) -> str:
+    return str(Multiaddr(raw))
 
 
 def _without_peer(address: Multiaddr) -> Multiaddr:

@@ -9,7 +9,8 @@ The walk ends when the WIDTH closest peers that answer have all been asked.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Final
 
 import trio
@@ -17,7 +18,7 @@ from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-__all__ = ["WIDTH", "Ask", "Walk", "peers_in"]
+__all__ = ["WIDTH", "Ask", "Walk", "closest_to", "peers_in"]
 
 WIDTH: Final = 8
 """So many of the closest peers keep a record, and are asked for it: a third of them may be gone at any time."""
@@ -41,20 +42,30 @@ def _distance(peer_id: ID, key: bytes) -> int:
     return int.from_bytes(here) ^ int.from_bytes(there)
 
 
+def closest_to(key: bytes, peers: Iterable[ID]) -> list[ID]:
+    """The WIDTH of them that are closest to the key, the closest first."""
+    return sorted(peers, key=lambda peer_id: _distance(peer_id, key))[:WIDTH]
+
+
 def peers_in(named: Sequence[Message.Peer], most: int) -> Iterator[tuple[ID, list[Multiaddr]]]:
     """The peers that a message names and their addresses, as far as they can be read."""
     for peer in named[:most]:
-        addrs = []
-        for raw in peer.addrs[:_MOST_ADDRESSES]:
-            try:
-                addrs.append(Multiaddr(raw))
-                # It is decoded only now, and each of its codecs has errors of its own.
-                str(addrs[-1])
-            except Exception:
-                del addrs[-1:]
+        addrs = [address for address in map(_decoded, peer.addrs[:_MOST_ADDRESSES]) if address is not None]
         # A multihash of SHA-256 or of a short key.
         if 34 <= len(peer.id) <= 64:
             yield ID(peer.id), addrs
+
+
+# All answers name the same few peers.
+@lru_cache(maxsize=4096)
+def _decoded(raw: bytes) -> Multiaddr | None:
+    try:
+        address = Multiaddr(raw)
+        # It is decoded only now, and each of its codecs has errors of its own.
+        str(address)
+    except Exception:
+        return None
+    return address
 
 
 class Walk:
@@ -76,7 +87,12 @@ class Walk:
     @property
     def closest(self) -> list[ID]:
         """The closest peers that answered, the closest first."""
-        return sorted(self._answered, key=lambda peer_id: _distance(peer_id, self._key))[:WIDTH]
+        return closest_to(self._key, self._answered)
+
+    @property
+    def living(self) -> frozenset[ID]:
+        """All who answered or were named, but for those that did not answer."""
+        return frozenset(self._answered | self._candidates.keys())
 
     async def run(self, found: Callable[[Message], Awaitable[None]]) -> None:
         """Walks until nobody closer is known, for some seconds at most; waits while `found` takes in an answer."""

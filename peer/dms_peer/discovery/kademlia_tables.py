@@ -3,8 +3,9 @@
 What breaks in the library's tables: peers are taken into the routing table because somebody named them, or because they
 asked (a short-lived requester too), and each costs others a failed dial; provider records live for two days, under any
 number of keys, and the first twenty providers of a key keep all later ones out.
-Measure: `ProvenTable` takes in who has agreed to speak the protocol; `ProviderRecords` keeps records of capability
-classes only, for little longer than they are announced, the newest first, and answers with a random choice.
+Measure: `ProvenTable` takes in who has agreed to speak the protocol, or says so on a connection; `ProviderRecords`
+keeps records of capability classes only, for little longer than they are announced, the newest first, and answers with
+a random choice.
 Upstream: no upstream report found (November 2026).
 """
 

@@ -57,6 +57,11 @@ class KnownPeers:
         """What is known of one peer."""
         return self._peers.get(peer_id)
 
+    def is_due(self, peer_id: str, seconds: float) -> bool:
+        """Whether a peer was not seen for so long, or never."""
+        peer = self._peers.get(peer_id)
+        return peer is None or self._clock() - peer.last_seen >= seconds or peer.failures > 0
+
     def recent(self, most: int) -> tuple[KnownPeer, ...]:
         """So many at most, the last seen first."""
         return tuple(reversed(self._peers.values()))[:most]

@@ -24,7 +24,7 @@ from ..requesting.limits import RequesterLimits
 from ..requesting.network import Broadcast, CandidateSource
 from ..requesting.requester import Requester
 from ..signing import EnvelopeChecker, host_identity
-from .announced import announced_addresses
+from .announced import announced_addresses, is_loopback
 from .bootstrapping import Company, bootstrap_peers
 from .kademlia import Kademlia, open_kademlia
 from .known_peers import KnownPeers, open_known_peers
@@ -37,6 +37,7 @@ __all__ = ["Discovery", "open_discovery", "open_requester"]
 
 # Seconds that a search waits for the first connections: longer than a dial takes, less than one that fails does.
 _FIRST_DIALS: Final = 5.0
+_LOOPBACK: Final = ("127.0.0.1",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,10 @@ async def open_discovery(
 
 
 async def _open_mdns(stack: AsyncExitStack, identity: Identity, addrs: Sequence[str]) -> MDNSPeers:
-    return await stack.enter_async_context(open_mdns(identity.peer_id, addrs))
+    # Who listens on loopback alone is of no use to the network, and would send others to their own.
+    local = bool(addrs) and all(map(is_loopback, addrs))
+    interfaces = _LOOPBACK if local else None
+    return await stack.enter_async_context(open_mdns(identity.peer_id, addrs, interfaces=interfaces))
 
 
 def _addresses(known: KnownPeers, mdns: MDNSPeers | None, peer_id: str) -> Sequence[str]:

@@ -2,7 +2,8 @@
 
 A class that is newly reached is announced soon; one that is no longer reached is not announced again, and its records
 expire where they are kept (Kademlia has no way to take one back). So a lease more or less costs nothing, unless it
-crosses a power of two upwards.
+crosses a power of two upwards. All are announced again at intervals, and when so many peers have come that others than
+before may be the ones to keep the records.
 """
 
 from __future__ import annotations
@@ -41,25 +42,41 @@ async def keep_providing(
 ) -> None:
     """Announces what is reached, every `interval` seconds (give or take a tenth) and when a class is newly reached.
 
-    Runs until it is cancelled. To whom nobody listens yet is announced as soon as there is somebody. Two announcements
-    of a change are `settling` seconds apart at least.
+    Runs until it is cancelled. Before there is anybody to tell it waits. Two announcements are `settling` seconds apart
+    at least.
     """
     announced: frozenset[CapabilityClass] = frozenset()
-    all_due = trio.current_time()
+    all_due, told = trio.current_time(), 0
     while True:
         await dht.wait_joined()
         reached = frozenset(classes_reached(manager.get_free_resources()))
-        everything = trio.current_time() >= all_due
+        everything = trio.current_time() >= all_due or dht.peers >= 2 * told
         due = reached if everything else reached - announced
         if due and not await _announce(dht, due):
             await trio.sleep(_RETRY)
             continue
         announced = reached
         if everything:
-            all_due = trio.current_time() + interval * (0.9 + 0.2 * rng())
+            all_due, told = trio.current_time() + interval * (0.9 + 0.2 * rng()), max(dht.peers, 1)
         await trio.sleep(settling)
         with trio.move_on_at(all_due):
-            announced = await _wait_for_more(manager, announced)
+            announced = await _wait_until_due(dht, manager, announced, 2 * told)
+
+
+async def _wait_until_due(
+    dht: Kademlia, manager: ResourceManager, announced: frozenset[CapabilityClass], peers: int
+) -> frozenset[CapabilityClass]:
+    """Returns when a class is reached that is not announced, or when there are so many peers."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait_for_peers() -> None:
+            await dht.wait_peers(peers)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(wait_for_peers)
+        announced = await _wait_for_more(manager, announced)
+        nursery.cancel_scope.cancel()
+    return announced
 
 
 async def _announce(dht: Kademlia, classes: frozenset[CapabilityClass]) -> bool:

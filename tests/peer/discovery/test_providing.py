@@ -60,9 +60,20 @@ class DHT:
         self.taken = 8
         self.notes: list[tuple[float, list[str]]] = []
         self.broken: Exception | None = None
+        self.peers = 8
+        self.grown = trio.Event()
 
     async def wait_joined(self) -> None:
         await self.joined.wait()
+
+    async def wait_peers(self, number: int) -> None:
+        while self.peers < number:
+            await self.grown.wait()
+
+    def set_peers(self, number: int) -> None:
+        self.peers = number
+        self.grown.set()
+        self.grown = trio.Event()
 
     async def announce(self, classes: Iterable[CapabilityClass]) -> int:
         self.notes.append((trio.current_time() - began, sorted(map(str, classes))))
@@ -136,6 +147,16 @@ async def test_who_has_nothing_free_announces_nothing(keeping: Any, autojump_clo
     manager.set(1)
     await trio.sleep(1)
     assert dht.notes == [(3000, ["cores ≥ 1"])]
+
+
+async def test_all_is_announced_again_when_the_network_has_doubled(keeping: Any, autojump_clock: Any) -> None:
+    dht, _ = keeping
+    dht.joined.set()
+    for number in (12, 15, 16, 31, 32):
+        await trio.sleep(10)
+        dht.set_peers(number)
+    await trio.sleep(100)
+    assert dht.notes == [(time, ["cores ≥ 1", "cores ≥ 2"]) for time in (0, 30, 50)]
 
 
 async def test_before_anybody_is_there_nothing_is_announced(keeping: Any, autojump_clock: Any) -> None:
