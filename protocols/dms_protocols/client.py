@@ -31,7 +31,8 @@ from .frames import FrameReader, Oversize
 from .limits import ClientLimits
 from .outbox import Outbox
 from .service import CancelRequest
-from .wire import MAX_ID, Encoded, add_token, encode_request, read_ok
+from .traces import current_trace
+from .wire import MAX_ID, Encoded, add_token, add_trace, encode_request, read_ok
 
 __all__ = ["Client", "open_client"]
 
@@ -302,4 +303,7 @@ async def open_client(
 
 def _fields(request: msgspec.Struct, token: bytes | None) -> Encoded:
     fields = to_bytes(request)
-    return fields if token is None else add_token(fields, token)
+    if token is not None:
+        fields = add_token(fields, token)
+    trace = current_trace()
+    return add_trace(fields, trace) if trace else fields

@@ -34,12 +34,14 @@ Request = TypeVar("Request", bound=msgspec.Struct)
 class Caller:
     """Who asks: the peer id that the transport vouches for; `local` when it came by this machine's own socket.
 
-    `grants` is what the token says that the request needed; None where it needed none.
+    `grants` is what the token says that the request needed; None where it needed none. `trace` is what the peer calls
+    the errand, where requests are logged.
     """
 
     peer_id: str
     local: bool = False
     grants: Grants | None = None
+    trace: str = ""
 
 
 QuickHandler: TypeAlias = Callable[[Request, Caller], Answer]

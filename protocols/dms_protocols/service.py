@@ -20,6 +20,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -48,11 +49,14 @@ from .logs import LimitedLog
 from .operations import Answer, Caller, Operation, Operations, encode_answer
 from .outbox import Outbox
 from .shares import LOW_WATER, PeerShare, SharesInUse
+from .traces import read_trace
 from .wire import Encoded, RequestID, encode_error, encode_event, encode_ok, read_id
 
 __all__ = ["CancelAnswer", "CancelRequest", "refuse_stream", "serve_stream"]
 
 _log = LimitedLog(logging.getLogger(__name__))
+# One line for each request, but for answered quick ones; bounded for each peer by whoever writes them.
+_events = logging.getLogger("dms_protocols.requests")
 _DONE: Encoded = b"\xa0"
 # A slow operation costs about as much of the processor as so many quick ones.
 _SLOW_WEIGHT = 8
@@ -121,7 +125,8 @@ class _Service:
     ) -> None:
         self._stream = stream
         self._operations = operations
-        self._caller = caller
+        self._caller = self._asking = caller
+        self._logs = _events.isEnabledFor(logging.INFO)
         self._limits = limits
         self._counts = counts
         self._share = share
@@ -173,7 +178,7 @@ class _Service:
             try:
                 await self._take_frames()
             except FrameError as error:
-                self._refuse(None, error, UNREADABLE)
+                self._refuse(None, error, UNREADABLE, self._caller)
                 return
 
     async def _receive(self) -> bytes:
@@ -207,7 +212,7 @@ class _Service:
 
     def _take(self, frame: bytes | Oversize) -> None:
         request_id: int | None = None
-        self._operation = UNREADABLE
+        self._operation, self._asking = UNREADABLE, self._caller
         self._request_size = len(frame) if isinstance(frame, bytes) else 0
         try:
             if isinstance(frame, Oversize):
@@ -218,7 +223,7 @@ class _Service:
             request_id = read_id(message)
             self._begin(request_id, message)
         except Exception as error:
-            self._refuse(request_id, error, self._operation)
+            self._refuse(request_id, error, self._operation, self._asking)
 
     # Answering
 
@@ -232,6 +237,9 @@ class _Service:
         if operation.rate == "bids":
             self._share.admit_bid()
         caller = self._caller
+        if self._logs and (trace := read_trace(message)):
+            caller = replace(caller, trace=trace)
+        self._asking = caller
         if self._access is not None:
             caller = self._access.admit(operation.name, caller, message)
         request = from_map(message, operation.request_type)
@@ -241,8 +249,8 @@ class _Service:
             return self._begin_watch(request_id, operation, request, caller)
         answer = operation.handler(request, caller)
         if operation.kind == "slow" and isinstance(answer, Coroutine):
-            return self._begin_slow(request_id, operation, answer)
-        return self._put_answer(request_id, operation.name, answer)
+            return self._begin_slow(request_id, operation, answer, caller)
+        return self._put_answer(request_id, operation, answer, caller)
 
     def _begin_other(self, request_id: int, name: object, message: dict[str, Any]) -> None:
         if type(name) is not str:
@@ -254,9 +262,12 @@ class _Service:
         scope = self._watches.get(from_map(message, CancelRequest).target)
         if scope is not None:
             scope.cancel()
-        self._put_answer(request_id, name, CancelAnswer(scope is not None))
+        self._put(request_id, encode_ok(request_id, encode_answer(CancelAnswer(scope is not None))))
+        self._counts.requests[name, OK] += 1
 
-    def _begin_slow(self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer]) -> None:
+    def _begin_slow(
+        self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer], caller: Caller
+    ) -> None:
         size = self._request_size
         try:
             if self._slow >= self._limits.operations_in_flight:
@@ -266,7 +277,7 @@ class _Service:
             work.close()
             raise
         self._slow += 1
-        self._handlers.start_soon(self._run_slow, request_id, operation, work, size)
+        self._handlers.start_soon(self._run_slow, request_id, operation, work, size, caller)
 
     def _begin_watch(self, request_id: int, operation: Operation, request: msgspec.Struct, caller: Caller) -> None:
         if request_id in self._watches:
@@ -276,10 +287,10 @@ class _Service:
         watch, size = operation.handler(request, caller), self._request_size
         self._share.begin_operation(size)
         scope = self._watches[request_id] = trio.CancelScope()
-        self._handlers.start_soon(self._run_watch, request_id, operation, watch, scope, size)
+        self._handlers.start_soon(self._run_watch, request_id, operation, watch, scope, size, caller)
 
     async def _run_slow(
-        self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer], size: int
+        self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer], size: int, caller: Caller
     ) -> None:
         try:
             with trio.move_on_after(self._limits.operation_deadline) as scope:
@@ -287,10 +298,10 @@ class _Service:
             if scope.cancelled_caught:
                 raise DeadlineExceededError(f"{operation.name} took longer than {self._limits.operation_deadline:g} s")
             await self._outbox.room()
-            self._put_answer(request_id, operation.name, answer)
+            self._put_answer(request_id, operation, answer, caller)
         except Exception as error:
             await self._outbox.room()
-            self._refuse(request_id, error, operation.name)
+            self._refuse(request_id, error, operation.name, caller)
         finally:
             self._slow -= 1
             self._share.end_operation(size)
@@ -303,6 +314,7 @@ class _Service:
         watch: AbstractAsyncContextManager[AsyncIterator[Answer]],
         scope: trio.CancelScope,
         size: int,
+        caller: Caller,
     ) -> None:
         try:
             with scope:
@@ -311,9 +323,9 @@ class _Service:
                         self._put(request_id, encode_event(request_id, encode_answer(event)))
                         # The next event is asked for when this one has left: a slow reader sees the newest state.
                         await self._outbox.flushed()
-            self._put_answer(request_id, operation.name, _DONE)
+            self._put_answer(request_id, operation, _DONE, caller)
         except Exception as error:
-            self._refuse(request_id, error, operation.name)
+            self._refuse(request_id, error, operation.name, caller)
         finally:
             del self._watches[request_id]
             self._share.end_operation(size)
@@ -327,20 +339,25 @@ class _Service:
         self._active_at = trio.current_time()
         self._watch_idleness()
 
-    def _put_answer(self, request_id: int, operation: str, answer: Answer) -> None:
+    def _put_answer(self, request_id: int, operation: Operation, answer: Answer, caller: Caller) -> None:
         self._put(request_id, encode_ok(request_id, encode_answer(answer)))
-        self._counts.requests[operation, OK] += 1
+        self._counts.requests[operation.name, OK] += 1
+        # Of quick ones there may be thousands in a second, and they change nothing.
+        if self._logs and operation.kind != "quick":
+            _events.info("answered", extra=_fields(request_id, operation.name, OK, caller))
 
     def _put(self, request_id: int, frame: bytes) -> None:
         if len(frame) > self._limits.answer_bytes:
             raise AnswerTooLargeError(f"the answer has {len(frame)} bytes, {self._limits.answer_bytes} are allowed")
         self._outbox.put(frame)
 
-    def _refuse(self, request_id: int | None, error: Exception, operation: str) -> None:
+    def _refuse(self, request_id: int | None, error: Exception, operation: str, caller: Caller) -> None:
         if not isinstance(error, ProtocolError | ResourcesError):
             self._report(request_id, error, operation)
             error = InternalError("the service failed at this request; its log says more")
         self._counts.requests[operation, error.code] += 1
+        if self._logs:
+            _events.info("refused", extra=_fields(request_id, operation, error.code, caller))
         self._outbox.put(encode_error(request_id, encode_error_body(error)))
 
     def _report(self, request_id: int | None, error: Exception, operation: str) -> None:
@@ -350,3 +367,8 @@ class _Service:
             "request failed: peer=%s id=%s op=%s at=%s error=%.300r",
             self._caller.peer_id, request_id, operation, place, error,
         )  # fmt: skip
+
+
+def _fields(request_id: int | None, operation: str, outcome: str, caller: Caller) -> dict[str, Any]:
+    fields = {"peer": caller.peer_id, "op": operation, "outcome": outcome, "id": request_id, "trace": caller.trace}
+    return {"fields": {key: value for key, value in fields.items() if value not in (None, "")}}

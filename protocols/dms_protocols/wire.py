@@ -2,7 +2,7 @@
 
 ::
 
-    request  {"id": uint, "op": text, "token": bytes where one is needed, …fields of the operation}
+    request  {"id": uint, "op": text, …fields of the operation, "token": bytes and "trace": text where they are needed}
     answer   {"id": uint, "ok": map}
              {"id": uint / null, "error": {"code": text, "message": text, …}}
     event    {"id": uint, "event": map}
@@ -27,6 +27,7 @@ __all__ = [
     "Encoded",
     "RequestID",
     "add_token",
+    "add_trace",
     "encode_error",
     "encode_event",
     "encode_ok",
@@ -70,6 +71,11 @@ def encode_request(request_id: int, fields: Encoded) -> bytes:
 def add_token(fields: Encoded, token: bytes) -> Encoded:
     """The fields of a request and a token beside them."""
     return _one_more(fields, b"\x65token" + cbor2.dumps(token))
+
+
+def add_trace(fields: Encoded, trace: str) -> Encoded:
+    """The fields of a request and the name of an errand beside them, for the logs of both sides."""
+    return _one_more(fields, b"\x65trace" + cbor2.dumps(trace))
 
 
 def _one_more(fields: Encoded, entry: bytes) -> Encoded:

@@ -69,7 +69,10 @@ class _NoObserver:
 
 
 class PeerCalls:
-    """Asks peers over a network, as one requester. Every call raises CallError, and may be cancelled at any time."""
+    """Asks peers over a network, as one requester, which shows its `token` to those who ask for one.
+
+    Every call raises CallError, and may be cancelled at any time.
+    """
 
     def __init__(
         self,
@@ -78,8 +81,10 @@ class PeerCalls:
         *,
         observer: PeerObserver | None = None,
         clock: Callable[[], float] = time.time,
+        token: bytes | None = None,
     ) -> None:
         self._network = network
+        self._token = token
         self._opener = opener
         # Not `or`: an observer that knows nobody yet may have a length of 0.
         self._observer = _NoObserver() if observer is None else observer
@@ -117,7 +122,7 @@ class PeerCalls:
     async def free(self, peer: PeerAddress, *, budget: float) -> FreeResources:
         """What the peer has free now."""
         free = await self._call(
-            peer, RESOURCES_PROTOCOL, budget, lambda client: ResourcesClient(client, timeout=budget).free()
+            peer, RESOURCES_PROTOCOL, budget, lambda client: ResourcesClient(client, timeout=budget, token=self._token).free()
         )
         self._observer.seen(peer.peer_id, peer.addrs, free)
         return free
@@ -147,6 +152,7 @@ class PeerCalls:
             requester=self.requester,
             provider=peer.peer_id,
             timeout=budget,
+            token=self._token,
             clock=self._clock,
         )
 
@@ -154,7 +160,10 @@ class PeerCalls:
         self, peer: PeerAddress, budget: float, work: Callable[[AllocationClient], Awaitable[_T]]
     ) -> _T:
         return await self._call(
-            peer, ALLOCATION_PROTOCOL, budget, lambda client: work(AllocationClient(client, timeout=budget))
+            peer,
+            ALLOCATION_PROTOCOL,
+            budget,
+            lambda client: work(AllocationClient(client, timeout=budget, token=self._token)),
         )
 
     async def _call(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.signing import EnvelopeOpener
+from dms_protocols.traces import current_trace, tracing
 
 from .assignment import AssignmentRules
 from .collecting import BidCollection, collect_bids
@@ -26,12 +28,15 @@ from .strategies import Strategy, StrategyOptions, strategy_named
 
 __all__ = ["Requester"]
 
+_T = TypeVar("_T")
+
 
 class Requester:
     """Finds free capacity on a network and takes it, as one peer.
 
     `sources` are asked in their order, the cheapest first, and `broadcast` after all of them; `observer` is told of
-    every peer that answers or cannot be reached. `clock` tells the Unix time in seconds.
+    every peer that answers or cannot be reached. `clock` tells the Unix time in seconds. `token` is a grant for those
+    who ask for one.
     """
 
     def __init__(
@@ -45,9 +50,10 @@ class Requester:
         limits: RequesterLimits | None = None,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        token: bytes | None = None,
     ) -> None:
         self._context = RequesterContext(
-            calls=PeerCalls(network, opener, observer=observer, clock=clock),
+            calls=PeerCalls(network, opener, observer=observer, clock=clock, token=token),
             sources=tuple(sources),
             broadcast=broadcast,
             limits=limits or RequesterLimits(),
@@ -71,7 +77,7 @@ class Requester:
         known. Takes nothing. Raises nothing but cancellation.
         """
         request = _until(request, deadline)
-        return discover(self._context, request, count=count, ttl=ttl, progress=ProgressLog(on_progress))
+        return _traced(discover(self._context, request, count=count, ttl=ttl, progress=ProgressLog(on_progress)))
 
     def collect_bids(
         self,
@@ -90,14 +96,16 @@ class Requester:
         the ensemble's own); leaving the block ends it as well. `hold` and `ttl` (seconds) go with the requests; a hold
         that is not taken ends by itself. Raises nothing but cancellation.
         """
-        return collect_bids(
-            self._context,
-            _until(ensemble, deadline),
-            want=want,
-            rules=rules or AssignmentRules(),
-            hold=hold,
-            ttl=ttl,
-            progress=ProgressLog(on_progress),
+        return _traced(
+            collect_bids(
+                self._context,
+                _until(ensemble, deadline),
+                want=want,
+                rules=rules or AssignmentRules(),
+                hold=hold,
+                ttl=ttl,
+                progress=ProgressLog(on_progress),
+            )
         )
 
     def reserve(
@@ -127,17 +135,27 @@ class Requester:
             raise ValueError(f"a commitment of {ttl} s")
         if isinstance(strategy, str):
             strategy = strategy_named(strategy, StrategyOptions(self._context.rng, currency))
-        return reserve(
-            self._context,
-            _until(ensemble, deadline),
-            strategy=strategy,
-            rules=rules or AssignmentRules(),
-            want=want,
-            ttl=ttl,
-            wait=wait,
-            keep=keep,
-            progress=ProgressLog(on_progress),
+        return _traced(
+            reserve(
+                self._context,
+                _until(ensemble, deadline),
+                strategy=strategy,
+                rules=rules or AssignmentRules(),
+                want=want,
+                ttl=ttl,
+                wait=wait,
+                keep=keep,
+                progress=ProgressLog(on_progress),
+            )
         )
+
+
+@asynccontextmanager
+async def _traced(errand: AbstractAsyncContextManager[_T]) -> AsyncIterator[_T]:
+    """The errand, under one name in the logs of all peers that it leads to; a name that is set already stays."""
+    with nullcontext() if current_trace() else tracing():
+        async with errand as opened:
+            yield opened
 
 
 def _until(ensemble: EnsembleRequest, deadline: float | None) -> EnsembleRequest:
