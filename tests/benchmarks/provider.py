@@ -49,7 +49,13 @@ PLENTY: Final = Share(
 async def provide(home: Path) -> None:
     """Answers until the standard input ends."""
     identity = new_identity()
-    limits = replace(HostLimits(), max_connections=CONNECTIONS, max_inbound_connections=CONNECTIONS)
+    # All come from this one machine.
+    limits = replace(
+        HostLimits(),
+        max_connections=CONNECTIONS,
+        max_inbound_connections=CONNECTIONS,
+        max_inbound_per_address=CONNECTIONS,
+    )
     async with (
         open_manager(home / "ledger.db", MACHINE) as manager,
         open_host(identity, ["/ip4/127.0.0.1/tcp/0"], limits) as host,
