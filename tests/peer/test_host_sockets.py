@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.lowlevel
 import trio.testing
+from libp2p.io.exceptions import ConnectionClosedError
 
 from dms_peer.host import tcp
 from dms_peer.host.locks import QuickLock
@@ -52,7 +53,12 @@ async def test_what_has_come_is_fetched_once_and_read_in_pieces(socket_pair) -> 
     assert await socket.read(4) + await socket.read() == b"the rest"
     await ours.aclose()
     assert await socket.read(2) == b""
-    assert await socket.read() == b""
+    # The library would ask a hundred times.
+    fetched = counted.reads
+    for _ in range(2):
+        with pytest.raises(ConnectionClosedError):
+            await socket.read()
+    assert counted.reads == fetched
 
 
 async def test_no_more_is_fetched_than_is_kept(socket_pair, monkeypatch) -> None:

@@ -9,29 +9,19 @@ Upstream: no upstream report found (November 2026).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import trio
 from libp2p.abc import IHost, INetConn, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
-from libp2p.protocol_muxer.exceptions import (
-    MultiselectClientError,
-    MultiselectCommunicatorError,
-    ProtocolNotSupportedError,
-)
-from libp2p.protocol_muxer.multiselect_client import (
-    MULTISELECT_PROTOCOL_ID,
-    PROTOCOL_NOT_FOUND_MSG,
-    MultiselectClient,
-)
+from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNotSupportedError
 
 from ..errors import DialError
 from ..shields import shielded
 from ..streams import PeerStream, reset_stream
 from .limits import HostLimits
 from .locks import quicken
-from .multistream import BoundedCommunicator
+from .multistream import BoundedClient, BoundedCommunicator
 
 __all__ = ["open_connections", "open_stream"]
 
@@ -76,34 +66,15 @@ async def _open_raw_stream(connection: INetConn, peer_id: str, deadline: float) 
 
 
 async def _negotiate(stream: INetStream, protocols: Sequence[str], peer_id: str, limits: HostLimits) -> None:
-    client, communicator = MultiselectClient(), BoundedCommunicator(stream, limits)
-    first, *others = map(TProtocol, protocols)
+    communicator = BoundedCommunicator(stream, limits)
     try:
-        if await _select_first(communicator, first):
-            stream.set_protocol(first)
-            return
-        for protocol in others:
-            with suppress(ProtocolNotSupportedError):
-                stream.set_protocol(await client.try_select(communicator, protocol))
-                return
-    except (MultiselectClientError, MultiselectCommunicatorError) as error:
+        stream.set_protocol(await BoundedClient(limits).select([TProtocol(name) for name in protocols], communicator))
+    except ProtocolNotSupportedError as error:
+        raise DialError(
+            "protocol_not_supported",
+            peer_id,
+            f"{peer_id} speaks none of {', '.join(protocols)}",
+            "it may be another kind of peer, or an older version",
+        ) from error
+    except MultiselectClientError as error:
         raise DialError("stream_failed", peer_id, f"{peer_id} ended the stream at once", "try again later") from error
-    raise DialError(
-        "protocol_not_supported",
-        peer_id,
-        f"{peer_id} speaks none of {', '.join(protocols)}",
-        "it may be another kind of peer, or an older version",
-    )
-
-
-async def _select_first(communicator: BoundedCommunicator, protocol: TProtocol) -> bool:
-    """Greet and ask for a protocol in one go, as go-libp2p does: one round trip instead of two."""
-    await communicator.write(MULTISELECT_PROTOCOL_ID)
-    await communicator.write(protocol)
-    greeting = await communicator.read()
-    if greeting != MULTISELECT_PROTOCOL_ID:
-        raise MultiselectClientError(f"{greeting[:100]!r} is no greeting")
-    answer = await communicator.read()
-    if answer not in (protocol, PROTOCOL_NOT_FOUND_MSG):
-        raise MultiselectClientError(f"{answer[:100]!r} is no answer to {protocol}")
-    return answer == protocol
