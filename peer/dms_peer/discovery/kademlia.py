@@ -101,6 +101,7 @@ class Kademlia:
         self._met: set[ID] = set()
         self._complete, self._surveys = False, 0
         self._joined, self._grown = trio.Event(), trio.Event()
+        self._asking, self._settled = 0, trio.lowlevel.ParkingLot()
 
     @property
     def peers(self) -> int:
@@ -153,9 +154,16 @@ class Kademlia:
 
         for provider in self._records.get_providers(one.key):
             await found(provider.peer_id, provider.addrs)
+        await self._meet_somebody()
+        await self._walk(one.key, self._message(Message.MessageType.GET_PROVIDERS, one.key)).run(take)
+
+    async def _meet_somebody(self) -> None:
+        """Returns when there is a peer to ask, or nobody is left that might become one."""
         if not self.peers:
             await self._join()
-        await self._walk(one.key, self._message(Message.MessageType.GET_PROVIDERS, one.key)).run(take)
+        while not self.peers and self._asking:
+            # Another task asks those who are connected.
+            await self._settled.park()
 
     # Announcing
 
@@ -247,6 +255,14 @@ class Kademlia:
         self._asked[peer_id] = trio.current_time()
         if len(self._asked) > _MOST_ASKED:
             self._asked.popitem(last=False)
+        self._asking += 1
+        try:
+            await self._find_out(peer_id)
+        finally:
+            self._asking -= 1
+            self._settled.unpark_all()
+
+    async def _find_out(self, peer_id: ID) -> None:
         if await self._host.serves(peer_id) is not None:
             return
         question = self._message(Message.MessageType.FIND_NODE, self._own_id.to_bytes())

@@ -3,12 +3,14 @@
 The library's own walk dials as many as it likes, drops the addresses that come with the answers to GET_PROVIDERS, and
 has all its results at the end; a requester wants the first provider as soon as it is there, and then no more.
 Source: https://github.com/libp2p/specs/blob/master/kad-dht/README.md ("Peer routing", "Content provider discovery").
-The walk ends when the WIDTH closest peers that answer have all been asked.
+The walk ends when the WIDTH closest peers that answer have all been asked. A peer that is slow, or gone without a word,
+does not hold it up: after a second another one is asked beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
@@ -24,12 +26,14 @@ WIDTH: Final = 8
 """So many of the closest peers keep a record, and are asked for it: a third of them may be gone at any time."""
 
 _AT_ONCE: Final = 3
+_MOST_AT_ONCE: Final = 8
 _MOST_ASKED: Final = 64
 _MOST_KNOWN: Final = 256
 _MOST_NAMED: Final = 20
 _MOST_ADDRESSES: Final = 8
-# Seconds.
+# Seconds. A peer that has not answered after the second is not counted among those who are asked at once.
 _WALK_DEADLINE: Final = 20.0
+_LATE: Final = 1.0
 
 
 Ask = Callable[[ID], Awaitable[Message | None]]
@@ -81,7 +85,8 @@ class Walk:
         self._candidates = {peer_id: _distance(peer_id, key) for peer_id in start if peer_id != own_id}
         self._asked: set[ID] = set()
         self._answered: set[ID] = set()
-        self._running = 0
+        # Who is being asked, or has answered what is not taken in yet, and from when on that is late.
+        self._late_at: dict[ID, float] = {}
         self._progress = trio.Event()
 
     @property
@@ -98,36 +103,43 @@ class Walk:
         """Walks until nobody closer is known, for some seconds at most; waits while `found` takes in an answer."""
         with trio.move_on_after(_WALK_DEADLINE):
             async with trio.open_nursery() as nursery:
-                for _ in range(_AT_ONCE):
+                for _ in range(_MOST_AT_ONCE):
                     nursery.start_soon(self._work, found)
 
     async def _work(self, found: Callable[[Message], Awaitable[None]]) -> None:
         while True:
-            peer_id = self._next()
+            on_time = [late_at for late_at in self._late_at.values() if late_at > trio.current_time()]
+            peer_id = self._next() if len(on_time) < _AT_ONCE else None
             if peer_id is not None:
                 await self._visit(peer_id, found)
-            elif self._running:
+            elif self._late_at:
                 # Somebody who is being asked may know closer ones.
-                await self._progress.wait()
+                with trio.CancelScope(deadline=min(on_time, default=math.inf)):
+                    await self._progress.wait()
             else:
                 return
 
     async def _visit(self, peer_id: ID, found: Callable[[Message], Awaitable[None]]) -> None:
         self._asked.add(peer_id)
-        self._running += 1
+        self._late_at[peer_id] = trio.current_time() + _LATE
         try:
             message = await self._ask(peer_id)
+            # Whoever waits for the answers is not late.
+            self._late_at[peer_id] = math.inf
             if message is None:
                 self._candidates.pop(peer_id, None)
             else:
                 self._answered.add(peer_id)
                 self._take(message)
+                self._tell()
+                await found(message)
         finally:
-            self._running -= 1
-            self._progress.set()
-            self._progress = trio.Event()
-        if message is not None:
-            await found(message)
+            del self._late_at[peer_id]
+            self._tell()
+
+    def _tell(self) -> None:
+        self._progress.set()
+        self._progress = trio.Event()
 
     def _take(self, message: Message) -> None:
         for peer_id, addrs in peers_in(message.closerPeers, _MOST_NAMED):

@@ -89,9 +89,30 @@ async def test_a_walk_reaches_the_closest_peers(seed: int, autojump_clock: Any) 
     await walk.run(nothing)
     living = [peer for peer in network.nearest(key, 100) if peer not in network.dead][:WIDTH]
     assert len(set(walk.closest) & set(living)) >= WIDTH - 1
-    assert network.most_running == 3
+    assert 3 <= network.most_running <= 8
     assert len(network.asked) == len(set(network.asked)) <= 64
     assert learned[walk.closest[0]] == [ADDRESS]
+
+
+async def test_no_more_than_three_are_asked_at_once_while_they_answer(autojump_clock: Any) -> None:
+    network = Network(400, 20, random.Random(1))
+    await Walk(CLASSES[0].key, OWN, network.peers[:5], network.ask_for(CLASSES[0].key), lambda *_: None).run(nothing)
+    assert network.most_running == 3
+
+
+async def test_the_dead_do_not_hold_up_a_walk(autojump_clock: Any) -> None:
+    network = Network(400, 20, random.Random(1))
+    key = CLASSES[0].key
+    network.dead = set(network.nearest(key, 3))
+    first_answer: list[float] = []
+
+    async def note(answer: Message) -> None:
+        first_answer.append(trio.current_time() - began)
+
+    start, began = [*network.nearest(key, 3), network.peers[0]], trio.current_time()
+    await Walk(key, OWN, start, network.ask_for(key), lambda *_: None).run(note)
+    # All three that are asked at first are silent for five seconds.
+    assert first_answer[0] < 2
 
 
 async def test_a_walk_waits_for_its_reader(autojump_clock: Any) -> None:
