@@ -262,3 +262,16 @@ async def test_a_cancelled_host_closes_its_sockets(server, eventually) -> None:
 def test_limits_that_let_nothing_through_are_refused(change) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         HostLimits(**change)
+
+
+async def test_what_is_turned_away_is_counted_by_its_limit() -> None:
+    limits = HostLimits(max_inbound_connections=2, max_inbound_handshakes=1, max_inbound_per_address=2)
+    async with open_host(new_identity(), [LOOPBACK], limits) as host:
+        target = parse_peer_address(host_addresses(host)[0])
+        silent = [await trio.open_tcp_stream(target.host, target.port) for _ in range(2)]
+        with trio.fail_after(5):
+            # The second one is one handshake too many, and is closed.
+            assert await silent[1].receive_some() == b""
+        assert host.swarm.limits_hit == {"inbound_handshakes": 1}
+        for stream in silent:
+            await stream.aclose()

@@ -225,6 +225,7 @@ async def test_a_peer_beyond_its_streams_is_reset_and_the_others_go_on(yamux_att
             await frames.send(frames.ROOM, frames.SYN, stream_id)
             await frames.receive_until(frames.ROOM, frames.ACK if stream_id < 8 else frames.RST, stream_id)
         assert len(victim.streams) == 4
+        assert victim.limits_hit == {"inbound_streams": 96}
         first = await victim.accept_stream()
         await frames.send_data(1, b"still served")
         assert await first.read() == b"still served"

@@ -78,10 +78,11 @@ class HardenedSwarm(Swarm):
         # Its tables: addresses and protocols that peers tell of themselves.
         peerstore = PeerStore(max_records=2 * limits.max_connections, max_peers=2 * limits.max_connections)
         peerstore.add_key_pair(peer_id, key_pair)
+        limits_hit: Counter[str] = Counter()
         super().__init__(
             peer_id,
             peerstore,
-            hardened_upgrader(key_pair, limits, self._allows_peer),
+            hardened_upgrader(key_pair, limits, self._allows_peer, limits_hit),
             transports=[ExclusiveTCP(self._allows_address)],
             # Retries are the caller's, who knows what the time is worth.
             retry_config=RetryConfig(max_retries=0),
@@ -93,6 +94,7 @@ class HardenedSwarm(Swarm):
         self.inbound_connections = 0
         self.inbound_handshakes = 0
         self.inbound_by_address: Counter[str] = Counter()
+        self.limits_hit = limits_hit
         self._psk = psk
 
     # Listening
@@ -151,6 +153,7 @@ class HardenedSwarm(Swarm):
         """Hold a slot for as long as the connection lives; the listener closes the socket after."""
         address = (read_write_closer.get_remote_address() or ("", 0))[0]
         if not self._allows_address(address):
+            self.limits_hit["denied_addresses"] += 1
             logger.debug("turned a connection away: %s is not allowed", address)
             return
         await self.accept(RawConnection(read_write_closer, False), maddr, address_group(address))
@@ -161,10 +164,10 @@ class HardenedSwarm(Swarm):
         `group` is what counts as one machine. Whoever calls closes `raw` after.
         """
         if self.inbound_connections >= self.limits.max_inbound_connections:
-            self._turn_away(f"{self.inbound_connections} are open")
+            self._turn_away("inbound_connections", f"{self.inbound_connections} are open")
             return
         if self.inbound_by_address[group] >= self.limits.max_inbound_per_address:
-            self._turn_away(f"{self.inbound_by_address[group]} are open from {group}")
+            self._turn_away("inbound_per_address", f"{self.inbound_by_address[group]} are open from {group}")
             return
         with self._slot(group):
             connection = await self._shake_hands(raw, maddr)
@@ -186,12 +189,13 @@ class HardenedSwarm(Swarm):
             if not self.inbound_by_address[group]:
                 del self.inbound_by_address[group]
 
-    def _turn_away(self, why: str) -> None:
+    def _turn_away(self, limit: str, why: str) -> None:
+        self.limits_hit[limit] += 1
         log_limited(logger, limiter, logging.WARNING, "turned a connection away: %s", why)
 
     async def _shake_hands(self, raw: IRawConnection, maddr: Multiaddr) -> BoundedYamux | None:
         if self.inbound_handshakes >= self.limits.max_inbound_handshakes:
-            self._turn_away("too many handshakes at once")
+            self._turn_away("inbound_handshakes", "too many handshakes at once")
             return None
         self.inbound_handshakes += 1
         try:

@@ -10,6 +10,7 @@ Upstream: no upstream report found (November 2026).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -59,24 +60,26 @@ _SECURITY: Final[dict[TProtocol, Callable[[KeyPair], ISecureTransport]]] = {NOIS
 class _YamuxOnly(MuxerMultistream):
     """Chooses between one multiplexer and none, and builds ours."""
 
-    def __init__(self, limits: HostLimits) -> None:
+    def __init__(self, limits: HostLimits, limits_hit: Counter[str]) -> None:
         super().__init__({})
         self._limits = limits
+        self._limits_hit = limits_hit
         self._selector = BoundedSelector(limits)
         self.add_transport(YAMUX, BoundedYamux)  # type: ignore[arg-type]  # never called: new_conn builds it
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Agree on Yamux with the other side. Raises MultiselectError or MultiselectClientError."""
         protocol, _ = await self._selector.select(conn, conn.is_initiator)
-        return self._annotate_connection(BoundedYamux(conn, peer_id, self._limits), conn, protocol)
+        return self._annotate_connection(BoundedYamux(conn, peer_id, self._limits, self._limits_hit), conn, protocol)
 
 
 class _GatedUpgrader(TransportUpgrader):
     """Asks about each peer between the one layer and the other."""
 
-    def __init__(self, allows_peer: Callable[[ID], bool]) -> None:
+    def __init__(self, allows_peer: Callable[[ID], bool], limits_hit: Counter[str]) -> None:
         super().__init__({}, {})
         self._allows_peer = allows_peer
+        self._limits_hit = limits_hit
 
     async def upgrade_security(
         self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
@@ -84,6 +87,7 @@ class _GatedUpgrader(TransportUpgrader):
         """As the original. Raises SecurityUpgradeFailure also for a peer that is not allowed."""
         secured = await super().upgrade_security(raw_conn, is_initiator, peer_id)
         if not self._allows_peer(secured.get_remote_peer()):
+            self._limits_hit["denied_peers"] += 1
             await secured.close()
             raise SecurityUpgradeFailure(f"{secured.get_remote_peer()} is not allowed")
         return secured
@@ -94,10 +98,17 @@ def _everybody(peer_id: ID) -> bool:
 
 
 def hardened_upgrader(
-    key_pair: KeyPair, limits: HostLimits, allows_peer: Callable[[ID], bool] = _everybody
+    key_pair: KeyPair,
+    limits: HostLimits,
+    allows_peer: Callable[[ID], bool] = _everybody,
+    limits_hit: Counter[str] | None = None,
 ) -> TransportUpgrader:
-    """An upgrader that secures the connection, asks `allows_peer` and multiplexes with BoundedYamux, or fails."""
-    upgrader = _GatedUpgrader(allows_peer)
+    """An upgrader that secures the connection, asks `allows_peer` and multiplexes with BoundedYamux, or fails.
+
+    What is turned away is counted in `limits_hit`.
+    """
+    limits_hit = Counter() if limits_hit is None else limits_hit
+    upgrader = _GatedUpgrader(allows_peer, limits_hit)
     upgrader.security_multistream = _NoiseOrTLS(key_pair, limits)
-    upgrader.muxer_multistream = _YamuxOnly(limits)
+    upgrader.muxer_multistream = _YamuxOnly(limits, limits_hit)
     return upgrader

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections import Counter
 from contextlib import suppress
 
 import trio
@@ -79,9 +80,12 @@ class BoundedYamux(Yamux):
     # The library's tables, holding our streams only.
     streams: dict[int, BoundedYamuxStream]  # type: ignore[assignment]  # dict is invariant
 
-    def __init__(self, secured_conn: ISecureConn, peer_id: ID, limits: HostLimits) -> None:
+    def __init__(
+        self, secured_conn: ISecureConn, peer_id: ID, limits: HostLimits, limits_hit: Counter[str] | None = None
+    ) -> None:
         super().__init__(secured_conn, peer_id, is_initiator=secured_conn.is_initiator)
         self.limits = limits
+        self.limits_hit: Counter[str] = Counter() if limits_hit is None else limits_hit
         self._write_lock = QuickLock()  # type: ignore[assignment]  # used as a lock is, no more
         self.unread_bytes = 0
         self.stream_backlog_semaphore = trio.Semaphore(limits.max_outbound_streams)
@@ -269,6 +273,7 @@ class BoundedYamux(Yamux):
         if stream_id == 0 or ours or stream_id in self.streams:
             raise _ViolationError(f"a new stream with id {stream_id}")
         if sum(not stream.is_initiator for stream in self.streams.values()) >= self.limits.max_inbound_streams:
+            self.limits_hit["inbound_streams"] += 1
             self._reply(pack_frame(TYPE_WINDOW_UPDATE, FLAG_RST, stream_id, 0))
             return None
         stream = self._add_stream(stream_id, is_initiator=False)
