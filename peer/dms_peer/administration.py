@@ -6,10 +6,11 @@ never offered to other peers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from dms_protocols.counts import ServiceCounts
 from dms_protocols.errors import ProtocolError
 from dms_protocols.operations import Caller, Operations
 from dms_resources.changes import describe_missing
@@ -44,7 +45,7 @@ _MOST_LEASES: Final = 500
 class LocalAdministration:
     """Administers an open ledger in this process; `addrs` are where the peer listens, None when it does not run.
 
-    `terms` are those on which it bids.
+    `terms` are those on which it bids, `counts` what it counts of its answers, `limits_hit` what its host turned away.
     """
 
     def __init__(
@@ -53,11 +54,17 @@ class LocalAdministration:
         peer_id: str,
         addrs: tuple[str, ...] | None = None,
         terms: TermsSummary | None = None,
+        *,
+        counts: ServiceCounts | None = None,
+        limits_hit: Mapping[str, int] | None = None,
     ) -> None:
         self._manager = manager
         self._peer_id = peer_id
         self._addrs = addrs
         self._terms = terms
+        self._counts = counts or ServiceCounts()
+        # Not `or`: what nobody has hit yet is empty.
+        self._limits_hit: Mapping[str, int] = {} if limits_hit is None else limits_hit
 
     async def status(self) -> StatusAnswer:
         """What is onboarded, promised and free."""
@@ -87,6 +94,9 @@ class LocalAdministration:
             findings=findings,
             audited=audited,
             terms=self._terms,
+            refusals=dict(self._counts.refusals),
+            failures=self._counts.failures(),
+            limits_hit=dict(self._limits_hit),
         )
 
     async def onboard(self, request: OnboardRequest) -> OfferAnswer:

@@ -24,7 +24,8 @@ from .bid_files import bids_document, read_bids_file
 from .ensemble_file import EnsembleFile
 from .errors import PeerError, RefusedError
 from .home import Home
-from .host import dial, open_host, parse_peer_address
+from .home_host import open_home_host
+from .host import dial, parse_peer_address
 from .identity import load_or_create_identity
 from .requester import open_allocations, open_bids, open_resources
 from .signing import EnvelopeChecker
@@ -108,25 +109,32 @@ async def _visit(home: Home, address: str) -> AsyncIterator[tuple[IHost, str]]:
     parse_peer_address(address)
     home.prepare()
     identity = await trio.to_thread.run_sync(load_or_create_identity, home.key_path)
-    async with open_host(identity) as host:
+    async with open_home_host(home, identity) as host:
         yield host, await dial(host, address)
 
 
-async def ask_free(home: Home, address: str) -> PeerFree:
+async def ask_free(home: Home, address: str, token: bytes | None = None) -> PeerFree:
     """What the peer at `address` has free. Raises AddressError, DialError and what `ResourcesClient.free` raises."""
-    async with _visit(home, address) as (host, peer_id), open_resources(host, peer_id) as resources:
+    async with _visit(home, address) as (host, peer_id), open_resources(host, peer_id, token=token) as resources:
         return PeerFree(**asdict(await resources.free()), peer_id=peer_id)
 
 
 async def ask_bid(
-    home: Home, address: str, node: NodeRequest, *, dry_run: bool, hold: float, output: Path | None
+    home: Home,
+    address: str,
+    node: NodeRequest,
+    *,
+    dry_run: bool,
+    hold: float,
+    output: Path | None,
+    token: bytes | None = None,
 ) -> BidReport:
     """A bid of the peer at `address` on one node, written to `output` where one is given.
 
     Raises RefusedError with the reasons.
     """
     ensemble = EnsembleFile(nodes=(node,))
-    async with _visit(home, address) as (host, peer_id), open_bids(host, peer_id) as client:
+    async with _visit(home, address) as (host, peer_id), open_bids(host, peer_id, token=token) as client:
         bids, refusals = await _ask(client, ensemble, dry_run=dry_run, hold=hold)
     if refusals:
         raise RefusedError(peer_id, refusals[0])
@@ -137,7 +145,14 @@ async def ask_bid(
 
 
 async def ask_bids(
-    home: Home, address: str, ensemble: EnsembleFile, *, dry_run: bool, hold: float, output: Path | None
+    home: Home,
+    address: str,
+    ensemble: EnsembleFile,
+    *,
+    dry_run: bool,
+    hold: float,
+    output: Path | None,
+    token: bytes | None = None,
 ) -> EnsembleBidReport:
     """The bids and refusals of the peer at `address` for the nodes that are not for another peer.
 
@@ -154,7 +169,7 @@ async def ask_bids(
                 f"{len(asked.nodes)} nodes are for different peers, and their bids would be committed together",
                 "pin each node to its peer, or take the ensemble with `dms-peer reserve`",
             )
-        async with open_bids(host, peer_id) as client:
+        async with open_bids(host, peer_id, token=token) as client:
             bids, refusals = await _ask(client, asked, dry_run=dry_run, hold=hold)
     return EnsembleBidReport(
         peer_id=peer_id,
@@ -192,7 +207,9 @@ async def _write(bids: Sequence[OfferedBid], output: Path | None) -> str | None:
     return str(output)
 
 
-async def commit(home: Home, address: str, bid_file: Path, ttl: float) -> PeerLease | PeerLeases:
+async def commit(
+    home: Home, address: str, bid_file: Path, ttl: float, token: bytes | None = None
+) -> PeerLease | PeerLeases:
     """Takes the bids in a file for `ttl` seconds, all of them or none.
 
     Raises EnvelopeError or BidError for a file without bids of that peer.
@@ -203,20 +220,22 @@ async def commit(home: Home, address: str, bid_file: Path, ttl: float) -> PeerLe
         for bid in bids:
             if bid.provider != peer_id:
                 raise BidError(f"the bid in {bid_file} was made by {bid.provider}", code="not_my_bid")
-        async with open_allocations(host, peer_id) as allocations:
+        async with open_allocations(host, peer_id, token=token) as allocations:
             leases = await allocations.commit(envelopes, ttl=ttl)
     if len(leases) == 1:
         return PeerLease(**asdict(leases[0]), peer_id=peer_id)
     return PeerLeases(peer_id=peer_id, leases=leases)
 
 
-async def allocate(home: Home, address: str, lease_id: str, fence: int | None) -> PeerLease:
+async def allocate(home: Home, address: str, lease_id: str, fence: int | None, token: bytes | None = None) -> PeerLease:
     """Turns a commitment into an allocation. Raises RemoteError with the ledger's codes."""
-    async with _visit(home, address) as (host, peer_id), open_allocations(host, peer_id) as allocations:
+    async with _visit(home, address) as (host, peer_id), open_allocations(host, peer_id, token=token) as allocations:
         return PeerLease(**asdict(await allocations.allocate(lease_id, fence=fence)), peer_id=peer_id)
 
 
-async def release(home: Home, address: str, lease_id: str, fence: int | None) -> PeerEndedLease:
+async def release(
+    home: Home, address: str, lease_id: str, fence: int | None, token: bytes | None = None
+) -> PeerEndedLease:
     """Gives a lease back, whatever its state. Raises RemoteError with the ledger's codes."""
-    async with _visit(home, address) as (host, peer_id), open_allocations(host, peer_id) as allocations:
+    async with _visit(home, address) as (host, peer_id), open_allocations(host, peer_id, token=token) as allocations:
         return PeerEndedLease(**asdict(await allocations.release(lease_id, fence=fence)), peer_id=peer_id)

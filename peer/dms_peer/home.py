@@ -47,6 +47,11 @@ class Home:
         return self.path / "key"
 
     @property
+    def swarm_key_path(self) -> Path:
+        """The key of the private network that the peer belongs to, where it belongs to one."""
+        return self.path / "swarm.key"
+
+    @property
     def ledger_path(self) -> Path:
         """What is offered and promised."""
         return self.path / "ledger.db"
@@ -70,6 +75,11 @@ class Home:
     def peers_path(self) -> Path:
         """The peers that answered before."""
         return self.path / "peers.json"
+
+    @property
+    def revocations_path(self) -> Path:
+        """The grants that do not count any more."""
+        return self.path / "revoked"
 
     def prepare(self) -> None:
         """Makes the directory. Raises PeerError `bad_home` when it cannot be made or entered. Blocks on disk."""

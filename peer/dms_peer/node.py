@@ -11,8 +11,8 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -21,12 +21,14 @@ from typing import Final
 
 import trio
 
+from dms_protocols.counts import ServiceCounts
 from dms_protocols.protocol_ids import newest_of_each
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 from dms_resources.manager import Guard, ResourceManager, open_manager
 from dms_resources.usage import UsageMonitor
 
+from .access_file import OwnerAccess, read_access_file
 from .administration import LocalAdministration, administration_operations
 from .attach import peer_operations, serve
 from .discovery.bootstrapping import bootstrap_peers
@@ -35,34 +37,42 @@ from .discovery.opening import open_discovery
 from .discovery.settings import DiscoverySettings
 from .errors import ListenError
 from .home import RETRY_INTERVAL, Home
-from .host import HardenedHost, host_addresses, open_host, parse_listen_address
+from .home_host import NetworkSettings, open_home_host
+from .host import HardenedHost, host_addresses, parse_listen_address
 from .identity import Identity, load_or_create_identity
 from .local_socket import serve_socket
+from .metrics import PeerCollector
+from .metrics_server import serve_metrics
 from .policies.opening import open_policies
+from .revocations import Revocations, revocation_operations
 from .terms_file import OwnerTerms, read_terms_file
 
-__all__ = ["Node", "Ready", "announce", "announce_json", "write_logs"]
+__all__ = ["Node", "Ready", "announce", "announce_json"]
 
 _log = logging.getLogger(__name__)
 
 _ANY_PORT: Final = "/ip4/0.0.0.0/tcp/0"
+_LOOPBACK: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A peer that answers: its id, the addresses that others may dial, and whether its machine is simulated."""
+    """A peer that answers: its id, the addresses that others may dial, whether its machine is simulated, and where its
+    metrics are."""
 
     peer_id: str
     addrs: tuple[str, ...]
     simulated: bool
     offers: bool
+    metrics: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """What a peer is started with: its home, where it listens, its machine (None: as remembered), what it does with a
     promise that the machine itself is short of now, every how many seconds it samples the machine's use, the file of
-    the terms on which it bids, and how it finds others and is found (None: not at all)."""
+    the terms on which it bids, how it finds others and is found (None: not at all), and the file that says who may do
+    what."""
 
     home: Home
     listen: tuple[str, ...] = ()
@@ -71,6 +81,9 @@ class Node:
     sample_interval: float = 5.0
     terms: Path | None = None
     discovery: DiscoverySettings | None = None
+    access: Path | None = None
+    network: NetworkSettings | None = None
+    metrics: str | None = None
 
     async def run(self, announce: Callable[[Ready | None], None]) -> None:
         """Runs until a signal asks it to stop; `announce` is told when it is ready, and (None) when it has stopped.
@@ -98,6 +111,7 @@ class Node:
         if self.discovery is not None:
             bootstrap_peers(self.discovery.bootstrap)
         owner_terms = await trio.to_thread.run_sync(read_terms_file, self.terms) if self.terms else OwnerTerms()
+        access = await trio.to_thread.run_sync(read_access_file, self.access) if self.access else OwnerAccess()
         home.prepare()
         identity = load_or_create_identity(home.key_path)
         machine = await trio.to_thread.run_sync(home.machine, self.machine)
@@ -105,13 +119,33 @@ class Node:
         async with AsyncExitStack() as stack:
             manager = await self._open_manager(stack, machine, monitor)
             home.remember_machine(self.machine, machine)
+            # Only now: until then another command may have had the home, and revoked something.
+            revocations = Revocations(home.revocations_path)
             policies = await stack.enter_async_context(open_policies(owner_terms.policies))
             terms = owner_terms.bid_terms(policies)
             host = await self._open_host(stack, identity)
-            await stack.enter_async_context(serve(host, manager, identity=identity, terms=terms))
+            counts = ServiceCounts()
+            metrics = await self._serve_metrics(stack, manager, counts, host)
+            await stack.enter_async_context(
+                serve(
+                    host,
+                    manager,
+                    identity=identity,
+                    terms=terms,
+                    counts=counts,
+                    shares=access.shares,
+                    access=access.rules,
+                    revoked=revocations,
+                )
+            )
             addrs = host_addresses(host)
             summary = owner_terms.summary() if self.terms else None
-            local = administration_operations(LocalAdministration(manager, identity.peer_id, addrs, summary))
+            local = administration_operations(
+                LocalAdministration(
+                    manager, identity.peer_id, addrs, summary, counts=counts, limits_hit=host.swarm.limits_hit
+                )
+            )
+            local |= revocation_operations(revocations)
             operations = reduce(or_, newest_of_each(peer_operations(manager, identity, terms)).values(), local)
             if self.discovery is not None:
                 discovery = await stack.enter_async_context(
@@ -120,7 +154,7 @@ class Node:
                 operations |= peers_operations(discovery.notes, lambda: discovery.company.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             offers = manager.get_onboarded_resources() is not None
-            yield Ready(identity.peer_id, addrs, machine.simulated, offers)
+            yield Ready(identity.peer_id, addrs, machine.simulated, offers, metrics)
 
     async def _open_manager(
         self, stack: AsyncExitStack, machine: MachineResources, monitor: UsageMonitor
@@ -139,14 +173,29 @@ class Node:
 
     async def _open_host(self, stack: AsyncExitStack, identity: Identity) -> HardenedHost:
         if self.listen:
-            return await stack.enter_async_context(open_host(identity, self.listen))
+            return await stack.enter_async_context(self._host(identity, self.listen))
         with contextlib.suppress(ListenError):
             # The addresses that others know from last time.
             if remembered := self.home.listen_addresses():
-                return await stack.enter_async_context(open_host(identity, remembered))
-        host = await stack.enter_async_context(open_host(identity, [_ANY_PORT]))
+                return await stack.enter_async_context(self._host(identity, remembered))
+        host = await stack.enter_async_context(self._host(identity, [_ANY_PORT]))
         self.home.remember_listen_addresses([str(address) for address in host.get_transport_addrs()])
         return host
+
+    def _host(self, identity: Identity, listen: Sequence[str]) -> AbstractAsyncContextManager[HardenedHost]:
+        return open_home_host(self.home, identity, listen, self.network)
+
+    async def _serve_metrics(
+        self, stack: AsyncExitStack, manager: ResourceManager, counts: ServiceCounts, host: HardenedHost
+    ) -> str | None:
+        if self.metrics is None:
+            return None
+        address, _, port = self.metrics.rpartition(":")
+        collector = PeerCollector(
+            manager, counts, connections=lambda: len(host.swarm.get_connections()), limits_hit=host.swarm.limits_hit
+        )
+        bound = await stack.enter_async_context(serve_metrics(collector, address or _LOOPBACK, int(port)))
+        return f"http://{address or _LOOPBACK}:{bound}/metrics"
 
 
 async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
@@ -163,6 +212,8 @@ def announce(ready: Ready | None) -> None:
     print(f"peer {ready.peer_id} listens on {' '.join(ready.addrs)}", flush=True)
     if ready.simulated:
         print("its machine is simulated", flush=True)
+    if ready.metrics:
+        print(f"metrics at {ready.metrics}", flush=True)
     if not ready.offers:
         print("it offers nothing yet: use `dms-peer onboard`", flush=True)
 
@@ -179,12 +230,6 @@ def announce_json(ready: Ready | None) -> None:
         "simulated": ready.simulated,
         "onboarded": ready.offers,
     }
+    if ready.metrics:
+        event["metrics"] = ready.metrics
     print(json.dumps(event), flush=True)
-
-
-def write_logs(*, debug: bool) -> None:
-    """Writes warnings, with `debug` everything of ours, to stderr: one line each, with the time."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    if debug:
-        for room in ("dms_peer", "dms_protocols", "dms_resources"):
-            logging.getLogger(room).setLevel(logging.DEBUG)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -26,10 +26,17 @@ __all__ = [
     "PeerRow",
     "PeersAnswer",
     "PeersRequest",
+    "Revocation",
+    "RevocationsAnswer",
+    "RevocationsRequest",
+    "RevokeAnswer",
+    "RevokeRequest",
     "StatusAnswer",
     "StatusRequest",
     "TermsSummary",
 ]
+
+GrantID: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 
 
 class StatusRequest(Struct, frozen=True, tag_field="op", tag="status"):
@@ -61,7 +68,9 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     sentences on the machine, `missing` on what is onboarded and no longer there, `short_now` on what the ledger has
     free and the machine has not. `storage_error` says why nothing can be promised now, `findings` are those of the last
     audit, `audited` (Unix seconds) is when that was. `usage` is what the whole machine used `usage_age` seconds ago,
-    None where nothing watches it. `terms` are those of the running peer, None where it was given none.
+    None where nothing watches it. `terms` are those of the running peer, None where it was given none. Since the peer
+    started: `refusals` counts the nodes that it did not bid on and `failures` the requests that it did not answer as
+    asked, by code, and `limits_hit` what its host turned away, by limit.
     """
 
     peer_id: str
@@ -85,6 +94,9 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     audited: float | None = None
     terms: TermsSummary | None = None
+    refusals: dict[str, int] = {}
+    failures: dict[str, int] = {}
+    limits_hit: dict[str, int] = {}
 
 
 class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):
@@ -181,3 +193,38 @@ class PeersAnswer(Struct, frozen=True, kw_only=True):
     peers: tuple[PeerRow, ...]
     peer_count: int
     running: bool
+
+
+class RevokeRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="revoke"):
+    """Grants that do not count any more, by the ids of their blocks, and with them all that came of them."""
+
+    grants: Annotated[tuple[GrantID, ...], Meta(min_length=1, max_length=64)]
+    reason: Annotated[str, Meta(max_length=200, pattern=r"\A[^\x00-\x1f\x7f\x85\u2028\u2029]*\Z")] = ""
+
+
+class RevokeAnswer(Struct, frozen=True, kw_only=True):
+    """How many of them were not revoked before."""
+
+    added: int
+    grants: tuple[str, ...]
+
+
+class RevocationsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="revocations"):
+    """The grants that were revoked, the last ones first."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class Revocation(Struct, frozen=True, kw_only=True):
+    """One grant that does not count any more since `at` (Unix seconds)."""
+
+    id: str
+    at: int
+    reason: str = ""
+
+
+class RevocationsAnswer(Struct, frozen=True, kw_only=True):
+    """Some of `count` revocations."""
+
+    revocations: tuple[Revocation, ...]
+    count: int

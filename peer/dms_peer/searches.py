@@ -25,7 +25,7 @@ from .discovery.settings import DiscoverySettings
 from .ensemble_file import EnsembleFile
 from .errors import PeerError
 from .home import Home
-from .host import open_host
+from .home_host import open_home_host
 from .identity import load_or_create_identity
 from .requesting import AssignmentRules, FoundPeer, Requester, Reservation, SearchProgress
 from .requesting.progress import OnProgress
@@ -84,7 +84,7 @@ async def _requester(home: Home, settings: DiscoverySettings) -> AsyncIterator[R
     home.prepare()
     identity = await trio.to_thread.run_sync(load_or_create_identity, home.key_path)
     async with (
-        open_host(identity) as host,
+        open_home_host(home, identity) as host,
         open_requester(host, settings, identity=identity, home=home) as requester,
     ):
         yield requester

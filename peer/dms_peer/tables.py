@@ -146,8 +146,20 @@ def show_status(status: StatusAnswer) -> None:
         print(f"  used by others now: {printable(sentence)}")
     for finding in status.findings:
         print(f"  audit: {finding.code}: {printable(finding.message)}")
+    for what, counted in (
+        ("did not bid", status.refusals),
+        ("answered with an error", status.failures),
+        ("turned away", status.limits_hit),
+    ):
+        if counted:
+            print(f"  {what} since the start: {_counts(counted)}")
     for sentence in (*status.limits, *status.problems):
         print(f"  note: {printable(sentence)}")
+
+
+def _counts(counted: Mapping[str, int]) -> str:
+    most_first = sorted(counted.items(), key=lambda entry: -entry[1])
+    return printable(", ".join(f"{count} {code}" for code, count in most_first))
 
 
 _PRICED: Final = {

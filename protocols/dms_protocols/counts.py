@@ -28,3 +28,11 @@ class ServiceCounts:
         self.bids = 0
         self.refusals: Counter[str] = Counter()
         self.streams = 0
+
+    def failures(self) -> dict[str, int]:
+        """How many requests were answered with an error, by its code."""
+        failures: Counter[str] = Counter()
+        for (_, outcome), count in self.requests.items():
+            if outcome != OK:
+                failures[outcome] += count
+        return dict(failures)

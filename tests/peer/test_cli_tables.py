@@ -8,7 +8,6 @@ import logging
 import pytest
 
 from dms_peer.machine_tables import show_hardware
-from dms_peer.node import write_logs
 from dms_peer.tables import capacity_rows, show_table
 from dms_resources.components import (
     CPU,
@@ -83,15 +82,3 @@ def test_hardware_has_a_table_for_each_kind_and_says_what_limits_what(capsys: py
     for words in ("32 / 64", "3.0 GHz", "NVMe", "GPU-a", "1000 Mbit/s", "limit: 2 of 64 cores: cgroup quota of /job"):
         assert words in text
     assert "problem: the disk's model cannot be read" in text
-
-
-def test_debug_writes_what_we_log_and_not_what_libraries_do() -> None:
-    rooms = [logging.getLogger(name) for name in ("dms_peer", "dms_protocols", "dms_resources")]
-    before = [room.level for room in rooms]
-    try:
-        write_logs(debug=True)
-        assert all(room.isEnabledFor(logging.DEBUG) for room in rooms)
-        assert not logging.getLogger("somebody").isEnabledFor(logging.DEBUG)
-    finally:
-        for room, level in zip(rooms, before, strict=True):
-            room.setLevel(level)

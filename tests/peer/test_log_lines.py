@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dms_peer.host import logs
-from dms_peer.log_lines import EventLine, PeerLimit
+from dms_peer.log_lines import EventLine, PeerLimit, write_logs
 
 
 def record(event: str = "refused a request", **fields: Any) -> logging.LogRecord:
@@ -77,3 +78,25 @@ def test_many_names_have_a_share_together_and_no_endless_table(monkeypatch: pyte
     passed = sum(limit.filter(record(peer=f"peer-{number}")) for number in range(5000))
     assert passed == 100
     assert len(limit._peers) <= 1024
+
+
+@pytest.fixture
+def loggers() -> Iterator[list[logging.Logger]]:
+    """The loggers of the three rooms; everything is as it was afterwards."""
+    root, rooms = logging.getLogger(), [logging.getLogger(f"dms_{room}") for room in ("peer", "protocols", "resources")]
+    before = root.handlers[:], root.level, [room.level for room in rooms]
+    yield rooms
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    for room, level in zip(rooms, before[2], strict=True):
+        room.setLevel(level)
+
+
+def test_debug_writes_what_we_log_and_not_what_libraries_do(
+    loggers: list[logging.Logger], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_logs("debug", as_json=True)
+    assert all(room.isEnabledFor(logging.DEBUG) for room in loggers)
+    assert not logging.getLogger("somebody").isEnabledFor(logging.DEBUG)
+    loggers[0].debug("opened", extra={"fields": {"peer": "12D3Koo"}})
+    assert json.loads(capsys.readouterr().err)["peer"] == "12D3Koo"

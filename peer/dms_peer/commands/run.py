@@ -18,6 +18,18 @@ from .discovery_options import (
     MDNSOption,
     discovery_settings,
 )
+from .operator_options import (
+    AllowAddressOption,
+    AllowPeerOption,
+    DenyAddressOption,
+    DenyPeerOption,
+    LogJSONOption,
+    LogLevel,
+    LogLevelOption,
+    MetricsOption,
+    RelayOption,
+    ReserveAtOption,
+)
 from .options import DebugOption, HomeOption, JSONOption, MachineOption, home_at
 
 __all__ = ["run"]
@@ -63,15 +75,30 @@ def run(
     mdns: MDNSOption = True,
     dht: DHTOption = True,
     gossip: GossipOption = False,
+    access: Annotated[
+        Path | None,
+        typer.Option("--access", metavar="FILE", help="Who may do what, and how much of it; see docs/access.md."),
+    ] = None,
+    allow_peer: AllowPeerOption = None,
+    deny_peer: DenyPeerOption = None,
+    allow_address: AllowAddressOption = None,
+    deny_address: DenyAddressOption = None,
+    relay: RelayOption = False,
+    reserve_at: ReserveAtOption = None,
+    metrics: MetricsOption = None,
+    log_level: LogLevelOption = LogLevel.WARNING,
+    log_json: LogJSONOption = False,
     home: HomeOption = None,
     machine: MachineOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run the peer until it is stopped by SIGTERM or SIGINT (Ctrl-C)."""
-    from ..node import Node, announce, announce_json, write_logs
+    from ..home_host import NetworkSettings
+    from ..log_lines import write_logs
+    from ..node import Node, announce, announce_json
 
-    write_logs(debug=debug)
+    write_logs("debug" if debug else log_level.value, as_json=log_json)
     node = Node(
         home=home_at(home),
         listen=tuple(listen or ()),
@@ -79,6 +106,16 @@ def run(
         guard=guard.value,
         sample_interval=sample_interval,
         terms=terms,
+        access=access,
+        network=NetworkSettings(
+            allow_peers=tuple(allow_peer or ()),
+            deny_peers=tuple(deny_peer or ()),
+            allow_addresses=tuple(allow_address or ()),
+            deny_addresses=tuple(deny_address or ()),
+            relay=relay,
+            reserve_at=tuple(reserve_at or ()),
+        ),
+        metrics=metrics,
         discovery=discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip),
     )
     trio.run(node.run, announce_json if as_json else announce)
