@@ -15,7 +15,7 @@ RUN = Path(__file__).parents[1] / "benchmarks" / "run.py"
 def test_a_short_round_measures_all_three_side_by_side(programs: Any, tmp_path: Path) -> None:
     programs.need("Go", "JavaScript")
     file = tmp_path / "run.json"
-    options = ["--only", "a,b,c,d,e,f", "--rounds", "1", "--seconds", "0.05", "--connections", "1", "20"]
+    options = ["--only", "a,b,c,d,e,f", "--rounds", "1", "--seconds", "0.25", "--connections", "1", "20"]
     done = subprocess.run(
         [sys.executable, str(RUN), *options, "--json", str(file)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
