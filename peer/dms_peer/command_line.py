@@ -29,6 +29,7 @@ COMMANDS: Final = (
     "commit",
     "allocate",
     "release",
+    "token",
 )
 
 # The base of all that typer says about a command line that cannot be understood.
@@ -47,7 +48,11 @@ def command_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
     # Without it, an app of one command would not expect that command's name.
     app.callback()(_no_options)
     for name in names:
-        app.command()(getattr(importlib.import_module(f".commands.{name}", __package__), name))
+        command = getattr(importlib.import_module(f".commands.{name}", __package__), name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command()(command)
     return app
 
 

@@ -37,6 +37,14 @@ _HINTS: Final = {
     "not_holder": "use the --home whose key took the lease",
     "bad_envelope": "ask the peer for a new bid",
     "bad_signature": "ask the peer for a new bid",
+    "forbidden": "ask the peer's owner for leave, or ask another peer",
+    "token_required": "show a grant of the peer's owner with --token",
+    "token_invalid": "ask whoever gave it to you for a new one",
+    "token_expired": "ask whoever gave it to you for a new one",
+    "token_revoked": "ask whoever gave it to you for a new one",
+    "token_not_for_this": "see `dms-peer token inspect`",
+    "token_not_yours": "use the --home whose key it is for",
+    "token_not_here": "ask the peers that it is for",
     "unknown_operation": "the peer may be an older version",
 }
 

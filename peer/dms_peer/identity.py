@@ -23,7 +23,7 @@ from .key_files import create_key_file, damaged_key, read_key_file
 if TYPE_CHECKING:
     from libp2p.crypto.keys import KeyPair
 
-__all__ = ["Identity", "load_identity", "load_or_create_identity", "new_identity"]
+__all__ = ["Identity", "load_identity", "load_or_create_identity", "new_identity", "public_key_of"]
 
 SEED_SIZE = 32
 # Protobuf of libp2p's PrivateKey and PublicKey messages: field 1 (type) = 1 (Ed25519), field 2 (data), 32 bytes.
@@ -65,6 +65,18 @@ def new_identity(seed: bytes | None = None) -> Identity:
     public_key = bytes(SigningKey(seed).verify_key)
     peer_id = base58.b58encode(IDENTITY_MULTIHASH + KEY_PREFIX + public_key).decode()
     return Identity(seed, peer_id)
+
+
+def public_key_of(peer_id: str) -> bytes | None:
+    """The Ed25519 public key that a peer id is; None for an id of another kind, or for what is none."""
+    import base58
+
+    try:
+        raw = base58.b58decode(peer_id)
+    except ValueError:
+        return None
+    prefix = IDENTITY_MULTIHASH + KEY_PREFIX
+    return raw[len(prefix) :] if raw.startswith(prefix) and len(raw) == len(prefix) + SEED_SIZE else None
 
 
 def load_or_create_identity(path: Path) -> Identity:

@@ -15,6 +15,7 @@ from dms_resources.manager import open_manager
 from .administration import LocalAdministration, administration_operations
 from .home import Home
 from .identity import load_or_create_identity
+from .revocations import Revocations, revocation_operations
 
 __all__ = ["ask_ledger", "open_ledger", "watch_ledger"]
 
@@ -58,6 +59,8 @@ async def open_ledger(home: Home, machine: str | None) -> AsyncIterator[tuple[Op
     measured = await trio.to_thread.run_sync(home.machine, machine)
     async with open_manager(home.ledger_path, measured) as manager:
         administration = LocalAdministration(manager, identity.peer_id)
-        yield administration_operations(administration), Caller(identity.peer_id, local=True)
+        revocations = Revocations(home.revocations_path)
+        operations = administration_operations(administration) | revocation_operations(revocations)
+        yield operations, Caller(identity.peer_id, local=True)
         # Only when what the owner wanted was done.
         home.remember_machine(machine, measured)

@@ -5,6 +5,7 @@ All of this blocks. A command that only asks the running peer loads no more than
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -15,6 +16,7 @@ from dms_protocols.blocking_client import BlockingClient
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 
+from .errors import UsageError
 from .home import MEASURED, RETRY_INTERVAL, Home
 from .offers import Offer
 from .owner_messages import (
@@ -30,6 +32,10 @@ from .owner_messages import (
     OnboardRequest,
     PeersAnswer,
     PeersRequest,
+    RevocationsAnswer,
+    RevocationsRequest,
+    RevokeAnswer,
+    RevokeRequest,
     StatusAnswer,
     StatusRequest,
 )
@@ -44,7 +50,9 @@ __all__ = [
     "read_history",
     "read_machine_of",
     "read_peers",
+    "read_revocations",
     "read_status",
+    "revoke_grants",
     "watch",
 ]
 
@@ -152,6 +160,21 @@ def read_history(home: Home, limit: int) -> HistoryAnswer:
 def audit(home: Home, *, repair: bool) -> AuditAnswer:
     """Compares the ledger with its file and the operating system. Raises what `ask` raises."""
     return ask(home, AuditRequest(repair=repair), AuditAnswer)
+
+
+def revoke_grants(home: Home, grants: tuple[str, ...], reason: str) -> RevokeAnswer:
+    """Makes grants count no more, by the ids of their blocks. Raises UsageError and what `ask` raises."""
+    for grant in grants:
+        if not re.fullmatch(r"[0-9a-f]{32}", grant):
+            raise UsageError("usage", f"{grant[:64]!r} is no id of a grant", "see `dms-peer token inspect`")
+    if not reason.isprintable() or len(reason) > 200:
+        raise UsageError("usage", "the reason is not one line of at most 200 characters", "write it shorter")
+    return ask(home, RevokeRequest(grants=grants, reason=reason), RevokeAnswer)
+
+
+def read_revocations(home: Home) -> RevocationsAnswer:
+    """The grants that were revoked last. Raises what `ask` raises."""
+    return ask(home, RevocationsRequest(), RevocationsAnswer)
 
 
 def read_hardware(home: Home, machine: str | None) -> MachineResources:

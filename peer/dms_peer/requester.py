@@ -1,5 +1,5 @@
 """The asking side on libp2p: a stream for each of the three protocols, on a connection that was dialled before, in
-the newest version that the provider has."""
+the newest version that the provider has. Where its owner's rules ask for one, a token says by whose grant."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ __all__ = ["open_allocations", "open_bids", "open_resources"]
 
 
 @asynccontextmanager
-async def open_resources(host: IHost, peer_id: str) -> AsyncIterator[ResourcesClient]:
+async def open_resources(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[ResourcesClient]:
     """Asks a connected peer what it has and has free. Raises DialError; what calls raise is said at each."""
     async with _open_client(host, peer_id, RESOURCES_PROTOCOL) as client:
-        yield ResourcesClient(client)
+        yield ResourcesClient(client, token=token)
 
 
 @asynccontextmanager
-async def open_bids(host: IHost, peer_id: str) -> AsyncIterator[BidClient]:
+async def open_bids(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[BidClient]:
     """Asks a connected peer for bids, which are for this host's own peer id. Raises DialError."""
     async with _open_client(host, peer_id, BID_PROTOCOL) as client:
         requester = host.get_id().to_base58()
-        yield BidClient(client, EnvelopeChecker(), requester=requester, provider=peer_id)
+        yield BidClient(client, EnvelopeChecker(), requester=requester, provider=peer_id, token=token)
 
 
 @asynccontextmanager
-async def open_allocations(host: IHost, peer_id: str) -> AsyncIterator[AllocationClient]:
+async def open_allocations(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[AllocationClient]:
     """Takes bids of a connected peer, and keeps and returns what was taken. Raises DialError."""
     async with _open_client(host, peer_id, ALLOCATION_PROTOCOL) as client:
-        yield AllocationClient(client)
+        yield AllocationClient(client, token=token)
 
 
 @asynccontextmanager

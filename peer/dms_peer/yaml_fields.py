@@ -79,6 +79,11 @@ class Field:
             field=path,
         )
 
+    @property
+    def is_mapping(self) -> bool:
+        """Whether fields were written here, and not one value or a list."""
+        return isinstance(self.node, MapNode)
+
     def fields(self, known: Sequence[str], needed: Collection[str] = ()) -> dict[str, Field]:
         """The fields of a mapping, which are among those known."""
         if not isinstance(self.node, MapNode):

@@ -42,6 +42,11 @@ class AccessRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """The rule of an operation."""
         return self.operations.get(operation, self.others)
 
+    def admits(self, operation: str, peer_id: str) -> bool:
+        """Whether this peer may ask for an operation without a token."""
+        rule = self.rule(operation)
+        return rule.anyone or peer_id in rule.peers
+
     @property
     def open(self) -> bool:
         """Whether anyone may ask for everything."""
@@ -58,9 +63,9 @@ class Access:
     def admit(self, operation: str, caller: Caller, message: Mapping[str, Any]) -> Caller:
         """The caller, with what its token grants where it needs one. Raises AccessError, or MessageError for a token
         that is no bytes."""
-        rule = self._rules.rule(operation)
-        if rule.anyone or caller.local or caller.peer_id in rule.peers:
+        if caller.local or self._rules.admits(operation, caller.peer_id):
             return caller
+        rule = self._rules.rule(operation)
         if not rule.token:
             who = "some peers, not for you" if rule.peers else "nobody"
             raise AccessError(f"{operation} is for {who}")

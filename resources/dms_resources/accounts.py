@@ -41,9 +41,9 @@ class Allowance(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
         )
 
     def describe(self) -> str:
-        """One line for people: "8 cores, 1 GPUs"; "everything" where nothing is bounded."""
+        """One line for people: "8 cores, 1 GPU"; "everything" where nothing is bounded."""
         parts = [
-            f"{show(most)} {name}"
+            f"{show(most)} {name.removesuffix('s') if most == 1 and name in _COUNTED else name}"
             for (name, show), most in zip(_DIMENSIONS, self._bounds(), strict=True)
             if most is not None
         ]
@@ -61,6 +61,9 @@ _DIMENSIONS: Final[tuple[tuple[str, Callable[[int], str]], ...]] = (
     ("VRAM", format_size),
     ("leases", str),
 )
+
+
+_COUNTED: Final = ("GPUs", "leases")
 
 
 class Account(Struct, frozen=True, kw_only=True):

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from .options import AddressArgument, DebugOption, FenceOption, HomeOption, JSONOption, LeaseArgument, home_at
+from .options import (
+    AddressArgument,
+    DebugOption,
+    FenceOption,
+    HomeOption,
+    JSONOption,
+    LeaseArgument,
+    TokenOption,
+    home_at,
+)
 from .output import run_and_show
 
 __all__ = ["allocate"]
@@ -12,6 +21,7 @@ def allocate(
     address: AddressArgument,
     lease_id: LeaseArgument,
     fence: FenceOption = None,
+    token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
@@ -20,4 +30,4 @@ def allocate(
     from ..errands import allocate as start
     from ..tables import show_lease
 
-    run_and_show(as_json, show_lease, start, home_at(home), address, lease_id, fence)
+    run_and_show(as_json, show_lease, start, home_at(home), address, lease_id, fence, token)

@@ -25,6 +25,7 @@ from .options import (
     PlaceOption,
     PortCountOption,
     PortOption,
+    TokenOption,
     duration,
     home_at,
 )
@@ -55,6 +56,7 @@ def bid(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to put the signed bids.")
     ] = None,
+    token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
@@ -75,7 +77,7 @@ def bid(
             raise typer.BadParameter("the file of -f says what is asked for: leave the other options for it out")
         report = run_and_show(
             as_json, show_bids, ask_bids, home_at(home), address, read_ensemble_file(file), dry_run=dry_run,
-            hold=hold or 0.0, output=output,
+            hold=hold or 0.0, output=output, token=token,
         )  # fmt: skip
         return _tell(report.peer_id, len(report.refusals), len(report.bids))
     if cpu is None or ram is None or disk is None:
@@ -85,8 +87,9 @@ def bid(
     )
     node = asked_node(demand, PortDemand(static=tuple(port or ()), dynamic=ports), executor, location, not_location)
     run_and_show(
-        as_json, show_bid, ask_bid, home_at(home), address, node, dry_run=dry_run, hold=hold or 0.0, output=output
-    )
+        as_json, show_bid, ask_bid, home_at(home), address, node, dry_run=dry_run, hold=hold or 0.0, output=output,
+        token=token,
+    )  # fmt: skip
     return 0
 
 

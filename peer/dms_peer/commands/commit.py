@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AddressArgument, DebugOption, HomeOption, JSONOption, home_at, time_to_live
+from .options import AddressArgument, DebugOption, HomeOption, JSONOption, TokenOption, home_at, time_to_live
 from .output import run_and_show
 
 __all__ = ["commit"]
@@ -20,6 +20,7 @@ def commit(
         float | None,
         typer.Option("--ttl", parser=time_to_live, metavar="SECONDS", help="For how long.", show_default="60"),
     ] = None,
+    token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
@@ -28,4 +29,4 @@ def commit(
     from ..errands import commit as take
     from ..tables import show_commit
 
-    run_and_show(as_json, show_commit, take, home_at(home), address, bid, 60.0 if ttl is None else ttl)
+    run_and_show(as_json, show_commit, take, home_at(home), address, bid, 60.0 if ttl is None else ttl, token)

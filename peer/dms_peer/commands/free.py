@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from .options import AddressArgument, DebugOption, HomeOption, JSONOption, home_at
+from .options import AddressArgument, DebugOption, HomeOption, JSONOption, TokenOption, home_at
 from .output import run_and_show
 
 __all__ = ["free"]
 
 
 def free(
-    address: AddressArgument, home: HomeOption = None, as_json: JSONOption = False, debug: DebugOption = False
+    address: AddressArgument,
+    token: TokenOption = None,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+    debug: DebugOption = False,
 ) -> None:
     """Show what another peer has free."""
     from ..errands import ask_free
     from ..tables import show_free
 
-    run_and_show(as_json, show_free, ask_free, home_at(home), address)
+    run_and_show(as_json, show_free, ask_free, home_at(home), address, token)

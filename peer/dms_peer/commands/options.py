@@ -33,6 +33,7 @@ __all__ = [
     "PlaceOption",
     "PortCountOption",
     "PortOption",
+    "TokenOption",
     "cores",
     "duration",
     "gpu_choice",
@@ -140,6 +141,24 @@ OptionalCPU: TypeAlias = Annotated[
 OptionalRAM: TypeAlias = Annotated[int | None, typer.Option("--ram", parser=size, metavar="SIZE", help="Such as 4GiB.")]
 OptionalDisk: TypeAlias = Annotated[
     int | None, typer.Option("--disk", parser=size, metavar="SIZE", help="Such as 10GiB.")
+]
+
+
+def token_in(path: Any) -> bytes:
+    """The token in a file. Raises PeerError `bad_token_file`."""
+    from ..tokens import read_token_file
+
+    return read_token_file(Path(str(path)))
+
+
+TokenOption: TypeAlias = Annotated[
+    bytes | None,
+    typer.Option(
+        "--token",
+        parser=token_in,
+        metavar="FILE",
+        help="A grant, where the peer's owner asks for one (docs/access.md).",
+    ),
 ]
 FenceOption: TypeAlias = Annotated[
     int | None,

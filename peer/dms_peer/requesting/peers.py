@@ -122,7 +122,10 @@ class PeerCalls:
     async def free(self, peer: PeerAddress, *, budget: float) -> FreeResources:
         """What the peer has free now."""
         free = await self._call(
-            peer, RESOURCES_PROTOCOL, budget, lambda client: ResourcesClient(client, timeout=budget, token=self._token).free()
+            peer,
+            RESOURCES_PROTOCOL,
+            budget,
+            lambda client: ResourcesClient(client, timeout=budget, token=self._token).free(),
         )
         self._observer.seen(peer.peer_id, peer.addrs, free)
         return free

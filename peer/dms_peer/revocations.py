@@ -1,0 +1,130 @@
+"""Grants that do not count any more: a list in the home, which the running peer looks at with every token.
+
+Rules:
+
+1. A revocation is on the disk before it is acknowledged, and counts from then on, also for what comes of the grant.
+2. A list that cannot be read stops the peer from starting: what was revoked must not count again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from dms_protocols.errors import ProtocolError
+from dms_protocols.operations import Caller, Operations
+
+from .errors import PeerError
+from .owner_messages import Revocation, RevocationsAnswer, RevocationsRequest, RevokeAnswer, RevokeRequest
+
+__all__ = ["Revocations", "revocation_operations"]
+
+_LINE: Final = re.compile(r"([0-9a-f]{32}) ([0-9]{1,12})(?: (.*))?")
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+_MOST: Final = 65_536
+_LONGEST_REASON: Final = 200
+
+
+class Revocations:
+    """The list at `path`, read when this is made. Raises PeerError `bad_revocations`. Blocks on disk."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        self._known = _read(path)
+        self._turn = trio.Lock()
+
+    def __contains__(self, grant: object) -> bool:
+        return grant in self._known
+
+    @property
+    def revocations(self) -> tuple[Revocation, ...]:
+        """All that were revoked, in the order in which they were."""
+        return tuple(self._known.values())
+
+    async def revoke(self, grants: tuple[str, ...], reason: str) -> None:
+        """Adds grants by their ids; those that are there already keep their reason.
+
+        Raises PeerError `bad_revocations` for what cannot be written. May be cancelled, as if it had finished or never
+        begun.
+        """
+        if not all(map(_ID.fullmatch, grants)) or not (reason.isprintable() and len(reason) <= _LONGEST_REASON):
+            raise PeerError("bad_revocations", "a grant or a reason is none", "see `dms-peer token inspect`")
+        async with self._turn:
+            now = int(self._clock())
+            added = {grant: Revocation(id=grant, at=now, reason=reason) for grant in grants}
+            known = added | self._known
+            ordered = {key: known[key] for key in sorted(known, key=lambda one: known[one].at)}
+            if len(ordered) > _MOST:
+                raise PeerError(
+                    "bad_revocations", f"more than {_MOST} grants were revoked", "revoke what they came from instead"
+                )
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_write, self._path, tuple(ordered.values()))
+            self._known = ordered
+
+
+def revocation_operations(revocations: Revocations) -> Operations:
+    """What an owner may ask of the list."""
+
+    async def revoke(request: RevokeRequest, caller: Caller) -> RevokeAnswer:
+        before = len(revocations.revocations)
+        try:
+            await revocations.revoke(request.grants, request.reason)
+        except PeerError as error:
+            raise ProtocolError(error.message, code=error.code) from error
+        return RevokeAnswer(added=len(revocations.revocations) - before, grants=request.grants)
+
+    async def listed(request: RevocationsRequest, caller: Caller) -> RevocationsAnswer:
+        newest = revocations.revocations[::-1]
+        return RevocationsAnswer(revocations=newest[: request.limit], count=len(newest))
+
+    operations = Operations()
+    operations.slow(RevokeRequest, revoke)
+    operations.slow(RevocationsRequest, listed)
+    return operations
+
+
+def _read(path: Path) -> dict[str, Revocation]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise _bad(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    known = {}
+    for number, line in enumerate(lines, start=1):
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise _bad(path, f"has a line {number} that is no revocation")
+        known[found[1]] = Revocation(id=found[1], at=int(found[2]), reason=found[3] or "")
+    return known
+
+
+def _write(path: Path, revocations: tuple[Revocation, ...]) -> None:
+    text = "".join(f"{one.id} {one.at} {one.reason}".rstrip() + "\n" for one in revocations)
+    draft = path.with_name(f"{path.name}.draft")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise _bad(path, f"cannot be written: {error.strerror}") from error
+
+
+def _bad(path: Path, what: str) -> PeerError:
+    return PeerError("bad_revocations", f"the list of revoked grants {path} {what}", "restore it from a copy")
