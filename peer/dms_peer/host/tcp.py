@@ -9,7 +9,8 @@ hundred times.
 Measure: `ExclusiveTCP` listens without SO_REUSEPORT, in the swarm's nursery, and reports the operating system's error;
 `PeerSocket` knows the address and reads ahead; what the gate does not allow is not dialled, on whichever of the
 library's ways.
-Upstream: no upstream report found (November 2026).
+Upstream: https://github.com/libp2p/py-libp2p/issues/1212 (a hundred looks at the end of a connection, there of a
+WebSocket); for the others no upstream report found (November 2026).
 """
 
 from __future__ import annotations
