@@ -17,7 +17,7 @@ import trio
 from .bid_checks import BidChecker, Bids
 from .broadcasts import BROADCAST_BIDS, OpenedBroadcast
 from .client import Client
-from .errors import BroadcastError, BusyError
+from .errors import BroadcastError
 from .messages.bid import Refusal
 from .messages.broadcast import DeliverBidsAnswer, DeliverBidsRequest
 from .operations import Caller, Operations
@@ -26,7 +26,6 @@ from .signing import EnvelopeOpener
 __all__ = ["BidDeliveryClient", "DeliveredBids", "Deliveries"]
 
 _TIMEOUT: Final = 10.0
-_RETRY_AFTER: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,7 @@ class DeliveredBids:
 class _Waiting:
     broadcast: OpenedBroadcast
     arrived: trio.MemorySendChannel[DeliveredBids]
+    most: int
     delivered: set[str] = field(default_factory=set)
 
 
@@ -56,7 +56,7 @@ class Deliveries:
 
     @contextmanager
     def expected(self, broadcast: OpenedBroadcast, *, most: int) -> Iterator[trio.MemoryReceiveChannel[DeliveredBids]]:
-        """What is delivered for a request while the block runs; `most` answers wait for a slow reader.
+        """What is delivered for a request while the block runs, by `most` peers at most.
 
         Raises BroadcastError `bad_broadcast` when the same request is waited for already.
         """
@@ -64,7 +64,7 @@ class Deliveries:
         if key in self._waiting:
             raise BroadcastError("the same request is waited for already")
         sender, receiver = trio.open_memory_channel[DeliveredBids](most)
-        self._waiting[key] = _Waiting(broadcast, sender)
+        self._waiting[key] = _Waiting(broadcast, sender, most)
         try:
             with sender, receiver:
                 yield receiver
@@ -73,7 +73,7 @@ class Deliveries:
 
     def _deliver(self, request: DeliverBidsRequest, caller: Caller) -> DeliverBidsAnswer:
         waiting = self._waiting.get((request.ensemble_id, request.nonce))
-        if waiting is None:
+        if waiting is None or len(waiting.delivered) >= waiting.most:
             raise BroadcastError("nobody waits for bids on this request", code="not_waiting")
         if caller.peer_id in waiting.delivered:
             raise BroadcastError("this peer has delivered its bids", code="delivered_already")
@@ -82,11 +82,9 @@ class Deliveries:
             self._checker.open(raw, ensemble, asked, provider=caller.peer_id, version=BROADCAST_BIDS)
             for raw in request.bids
         )
-        try:
-            waiting.arrived.send_nowait(DeliveredBids(caller.peer_id, Bids(bids, request.refusals)))
-        except trio.WouldBlock:
-            raise BusyError("too many answers wait", retry_after=_RETRY_AFTER) from None
         waiting.delivered.add(caller.peer_id)
+        # There is room for as many as may deliver.
+        waiting.arrived.send_nowait(DeliveredBids(caller.peer_id, Bids(bids, request.refusals)))
         return DeliverBidsAnswer()
 
 

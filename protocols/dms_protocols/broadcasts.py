@@ -54,7 +54,8 @@ def seal_broadcast(request: BroadcastRequest, signer: Signer) -> bytes:
 def open_broadcast(raw: bytes, opener: EnvelopeOpener, *, now: float) -> OpenedBroadcast:
     """The request in an envelope, signed by the requester that it names, whose deadline has not passed at `now`.
 
-    Raises EnvelopeError, or BroadcastError `bad_broadcast` or `broadcast_expired`; nothing else, whatever the bytes.
+    Raises EnvelopeError, or BroadcastError `bad_broadcast` or `broadcast_expired` (its time is not now, by this clock);
+    nothing else, whatever the bytes.
     """
     if len(raw) > MAX_BROADCAST_SIZE:
         raise BroadcastError(f"{len(raw)} bytes are too many for a broadcast")
@@ -66,10 +67,10 @@ def open_broadcast(raw: bytes, opener: EnvelopeOpener, *, now: float) -> OpenedB
         raise EnvelopeError(f"the envelope holds no broadcast request: {error.message}") from None
     if request.requester != signed_by:
         raise BroadcastError(f"the request names {request.requester} and is signed by {signed_by}")
-    if request.issued_at > now + CLOCK_SKEW or ensemble.deadline > request.issued_at + LONGEST_BROADCAST:
-        raise BroadcastError("the request is from the future, or waits for too long")
-    if ensemble.deadline < now:
-        raise BroadcastError("the deadline has passed", code="broadcast_expired")
+    if ensemble.deadline > request.issued_at + LONGEST_BROADCAST:
+        raise BroadcastError("the request waits for too long")
+    if ensemble.deadline < now or request.issued_at > now + CLOCK_SKEW:
+        raise BroadcastError("the deadline has passed, or it was issued in the future", code="broadcast_expired")
     return OpenedBroadcast(request, ensemble)
 
 

@@ -19,6 +19,7 @@ import time
 from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Literal
 
 from dms_resources.components import FreeResources
@@ -111,15 +112,23 @@ class AdvertTable:
     """The adverts of other peers, `most` at most, by peer. `clock` tells the Unix time in seconds."""
 
     def __init__(
-        self, opener: EnvelopeOpener, *, own_id: str = "", most: int = 1024, clock: Callable[[], float] = time.time
+        self,
+        opener: EnvelopeOpener,
+        *,
+        own_id: str = "",
+        most: int = 1024,
+        clock: Callable[[], float] = time.time,
+        on_new: Callable[[CapacityAdvert], None] = lambda advert: None,
     ) -> None:
+        """`own_id` is whose adverts are no news here; `on_new` is told of every advert that is kept."""
         self._opener = opener
         self._own_id = own_id
         self._most = most
         self._clock = clock
+        self._on_new = on_new
         self._held: dict[str, HeldAdvert] = {}
         # The same bytes come from many sides: they need no second look.
-        self._known: set[bytes] = set()
+        self._known: dict[bytes, HeldAdvert] = {}
         self._order: list[str] = []
         self._ends: list[tuple[float, str, int]] = []
 
@@ -154,12 +163,14 @@ class AdvertTable:
         if held is None and len(self._held) >= self._most:
             self._drop(self._ends[0][1])
         self._keep(HeldAdvert(advert, raw))
+        self._on_new(advert)
         return Verdict("new", advert=advert)
 
     def _again(self, raw: bytes, sender: str | None) -> Verdict:
-        if sender is not None and ((held := self._held.get(sender)) is None or held.raw != raw):
-            raise AdvertError("the advert is another's", code="not_your_advert")
-        return Verdict("old")
+        advert = self._known[raw].advert
+        if sender is not None and advert.peer_id != sender:
+            raise AdvertError(f"the advert is {advert.peer_id}'s", code="not_your_advert")
+        return Verdict("old", advert=advert)
 
     def forget(self, peer_id: str) -> None:
         """Let go of a peer's advert, such as that of one that is gone."""
@@ -172,16 +183,15 @@ class AdvertTable:
         if before is None:
             insort(self._order, peer_id)
         else:
-            self._known.discard(before.raw)
-        self._held[peer_id] = held
-        self._known.add(held.raw)
+            del self._known[before.raw]
+        self._held[peer_id] = self._known[held.raw] = held
         heapq.heappush(self._ends, _end(held))
         if len(self._ends) > _HEAP_SLACK * self._most:
             self._ends = [_end(one) for one in self._held.values()]
             heapq.heapify(self._ends)
 
     def _drop(self, peer_id: str) -> None:
-        self._known.discard(self._held.pop(peer_id).raw)
+        del self._known[self._held.pop(peer_id).raw]
         del self._order[bisect_right(self._order, peer_id) - 1]
         self._pop_replaced()
 
@@ -238,6 +248,12 @@ class AdvertTable:
                 # In tenths, so that of peers that fit about as well the freshest figure counts.
                 found.append((-round(max(fits), 1), held.age(now), peer_id))
         return tuple(self._held[peer_id] for _, _, peer_id in sorted(found))
+
+    def share_able(self, ensemble: EnsembleRequest, *, examine: int) -> float:
+        """Which share of peers could hold some node, by as many adverts as are looked at; 1 where there are none."""
+        looked_at = tuple(islice(self._held.values(), examine))
+        able = sum(any(could_hold(held.advert, node) for node in ensemble.request) for held in looked_at)
+        return able / len(looked_at) if looked_at else 1.0
 
 
 def _end(held: HeldAdvert) -> tuple[float, str, int]:

@@ -58,7 +58,7 @@ class GossipStatistics:
 @dataclass(frozen=True, slots=True)
 class _Topic:
     validator: Validator
-    handler: Handler
+    handler: Handler | None
 
 
 class Gossip:
@@ -89,7 +89,7 @@ class Gossip:
         while self._pubsub is None:
             await self._changed.wait()
 
-    async def subscribe(self, topic: str, validator: Validator, handler: Handler) -> None:
+    async def subscribe(self, topic: str, validator: Validator, handler: Handler | None = None) -> None:
         """Hear a topic from now on, across restarts.
 
         `validator(bringer, data)` decides about each message, within some seconds: it gets the peer id of who brought
@@ -180,7 +180,7 @@ class Gossip:
 
     def _handle(self, pubsub: GuardedPubsub, topic: _Topic, message: rpc_pb2.Message) -> None:
         origin = ID(message.from_id)
-        if origin == pubsub.my_id:
+        if topic.handler is None or origin == pubsub.my_id:
             return
         try:
             topic.handler(origin.to_base58(), message.data)

@@ -1,0 +1,190 @@
+"""Tells others what this peer has free: everybody by gossip, and those it is connected to directly.
+
+The advert is made anew when its time has come, or when much has changed, and no sooner than the network can bear
+(`advert_schedule`). What changes back before it was told is no news.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from dms_protocols.advert_exchange import PeersClient
+from dms_protocols.errors import ProtocolError
+from dms_protocols.protocol_ids import PEERS_PROTOCOL
+from dms_resources.components import FreeResources
+from dms_resources.manager import ResourceManager
+
+from ..errors import DialError
+from ..requesting.network import PeerNetwork
+from .advert_schedule import AdvertSchedule, changed_much
+from .own_advert import OwnAdvert
+from .peer_count import PeerCount
+
+__all__ = ["AdvertKeeper", "AdvertPusher"]
+
+_log = logging.getLogger(__name__)
+
+# The period in which a peer has to be heard, in intervals.
+_PERIOD: Final = 2.0
+# Seconds after which a peer is told that could not be, and one that does not speak the protocol.
+_RETRY: Final = 30.0
+_NOT_THERE: Final = 1800.0
+_PUSH_DEADLINE: Final = 10.0
+
+
+class AdvertKeeper:
+    """Keeps the own advert true.
+
+    `publish` tells everybody, and says whether anybody can have heard it; None where there is no way to.
+    """
+
+    def __init__(
+        self,
+        own: OwnAdvert,
+        manager: ResourceManager,
+        schedule: AdvertSchedule,
+        count: PeerCount,
+        publish: Callable[[bytes], Awaitable[bool]] | None,
+        *,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._own = own
+        self._manager = manager
+        self._schedule = schedule
+        self._count = count
+        self._publish = publish
+        self._draw = draw
+        self._told: FreeResources | None = None
+        self._heard = False
+        self._changed = trio.Event()
+        self._renewed = trio.Event()
+        self.news = 0
+        """Grows whenever an advert says something that the one before did not, not merely that it still holds."""
+
+    async def wait_renewed(self) -> None:
+        """Returns when there is a new advert."""
+        await self._renewed.wait()
+
+    async def keep(self) -> None:
+        """Runs until it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            while True:
+                await self._tell()
+                await self._wait_until_due()
+
+    async def _watch(self) -> None:
+        async with self._manager.watch() as changes:
+            async for _ in changes:
+                self._changed.set()
+
+    async def _tell(self) -> None:
+        peers = self._count.estimate()
+        self._count.period = _PERIOD * self._schedule.interval_for(peers)
+        free = self._manager.get_free_resources()
+        self.news += self._told is None or changed_much(self._told, free)
+        self._told = free
+        raw = self._own.renew(free, self._schedule.ttl_for(peers))
+        self._renewed.set()
+        self._renewed = trio.Event()
+        self._heard = self._publish is None or await self._publish(raw)
+
+    async def _wait_until_due(self) -> None:
+        last, draw = trio.current_time(), self._draw()
+        while True:
+            self._changed = trio.Event()
+            due = last + self._wait(draw)
+            if due <= trio.current_time():
+                return
+            with trio.move_on_at(due):
+                await self._changed.wait()
+
+    def _wait(self, draw: float) -> float:
+        """Seconds from the last advert to the next, by what is known now."""
+        news = self._told is None or changed_much(self._told, self._manager.get_free_resources())
+        return self._schedule.wait(self._count.estimate(), draw, news=news or not self._heard)
+
+
+@dataclass(slots=True)
+class _Told:
+    """What one peer was told last; when it is to be told again, and at the earliest, if there is news."""
+
+    sequence: int
+    news: int
+    due: float
+    soonest: float
+
+
+class AdvertPusher:
+    """Brings the own advert to peers that this one is connected to, each as often as it wants.
+
+    `partners` names them, with their addresses; the first `most` of them are told.
+    """
+
+    def __init__(
+        self,
+        own: OwnAdvert,
+        keeper: AdvertKeeper,
+        network: PeerNetwork,
+        partners: Callable[[], Mapping[str, Sequence[str]]],
+        schedule: AdvertSchedule,
+        *,
+        most: int = 8,
+        look_interval: float = 5.0,
+    ) -> None:
+        self._own = own
+        self._keeper = keeper
+        self._network = network
+        self._partners = partners
+        self._schedule = schedule
+        self._most = most
+        self._look_interval = look_interval
+        self._told: dict[str, _Told] = {}
+
+    async def keep(self) -> None:
+        """Looks at intervals who is there now, and at once when there is a new advert. Runs until it is cancelled."""
+        while True:
+            await self.push()
+            with trio.move_on_after(self._look_interval):
+                await self._keeper.wait_renewed()
+
+    async def push(self) -> None:
+        """Bring the advert to every partner that is due."""
+        partners = dict(list(self._partners().items())[: self._most])
+        self._told = {peer_id: told for peer_id, told in self._told.items() if peer_id in partners}
+        raw = self._own.raw
+        if raw is None:
+            return
+        async with trio.open_nursery() as nursery:
+            for peer_id, addrs in partners.items():
+                if peer_id != self._own.peer_id and self._is_due(peer_id):
+                    nursery.start_soon(self._bring, peer_id, addrs, raw, self._own.sequence)
+
+    def _is_due(self, peer_id: str) -> bool:
+        told = self._told.get(peer_id)
+        if told is None:
+            return True
+        due = told.soonest if told.news < self._keeper.news else told.due
+        return told.sequence < self._own.sequence and trio.current_time() >= due
+
+    async def _bring(self, peer_id: str, addrs: Sequence[str], raw: bytes, sequence: int) -> None:
+        news, wait, pause = self._keeper.news, _RETRY, _RETRY
+        with trio.move_on_after(_PUSH_DEADLINE):
+            try:
+                async with self._network.client(peer_id, PEERS_PROTOCOL, addrs) as client:
+                    asked = await PeersClient(client, timeout=_PUSH_DEADLINE).advertise(raw)
+                # Whatever it asks for, not so late that it would have forgotten this peer.
+                pause = self._schedule.gap
+                wait = min(max(asked, pause), self._schedule.ttl / 2)
+            except DialError as error:
+                wait = pause = _NOT_THERE if error.code == "protocol_not_supported" else _RETRY
+            except ProtocolError as error:
+                _log.debug("%s does not take the advert: %s", peer_id, error)
+        now = trio.current_time()
+        self._told[peer_id] = _Told(sequence, news, now + wait, now + pause)

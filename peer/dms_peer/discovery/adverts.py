@@ -1,0 +1,65 @@
+"""What is heard of other peers' free capacity: kept, passed on, and a source of candidates."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+import trio
+
+from dms_protocols.capacity_adverts import AdvertTable, HeldAdvert
+from dms_protocols.messages.bid import EnsembleRequest
+
+from ..requesting.network import Candidate
+from .gossip import GossipVerdict
+
+__all__ = ["ADVERTS_TOPIC", "AdvertSource", "AdvertValidator", "advert_candidate"]
+
+ADVERTS_TOPIC: Final = "/dms/adverts/1.0.0"
+
+# An advert that was good when it was sent; its bringer has another clock, or was slow.
+_NOT_ITS_FAULT: Final = frozenset({"advert_expired", "advert_ahead"})
+
+
+def advert_candidate(held: HeldAdvert, source: str) -> Candidate:
+    """The candidate that an advert makes of its peer; the age of its figures is that of the advert."""
+    advert = held.advert
+    return Candidate(advert.peer_id, advert.addrs, source, advert.free, advert.issued_at)
+
+
+class AdvertValidator:
+    """Decides about each message on the topic: what is new to the table goes on, what was known does not."""
+
+    def __init__(self, table: AdvertTable) -> None:
+        self._table = table
+
+    async def __call__(self, bringer: str, data: bytes) -> GossipVerdict:
+        """As `Gossip.subscribe` wants it."""
+        await trio.lowlevel.checkpoint()
+        verdict = self._table.accept(data)
+        if verdict.outcome == "new":
+            return GossipVerdict.ACCEPT
+        if verdict.outcome == "old" or verdict.code in _NOT_ITS_FAULT:
+            return GossipVerdict.IGNORE
+        return GossipVerdict.REJECT
+
+
+class AdvertSource:
+    """The peers whose adverts say that they have room: a CandidateSource that asks nobody."""
+
+    name = "adverts"
+
+    def __init__(self, table: AdvertTable) -> None:
+        self._table = table
+
+    @asynccontextmanager
+    async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
+        """As the protocol says: the tightest fit first."""
+        async with aclosing(self._candidates(request)) as found:
+            yield found
+
+    async def _candidates(self, request: EnsembleRequest) -> AsyncGenerator[Candidate, None]:
+        await trio.lowlevel.checkpoint()
+        for held in self._table.matching(request):
+            yield advert_candidate(held, self.name)

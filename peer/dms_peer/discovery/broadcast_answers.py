@@ -1,0 +1,203 @@
+"""Answers broadcast requests: a provider that can bid on something brings its bids to whoever asked.
+
+Rules:
+
+1. A request is looked at once. What was seen before, has expired, proves nothing or comes more often than its requester
+   may ask is not passed on either.
+2. Only who can bid on some node answers. Nobody asks for what is refused.
+3. Not all answer at once: each waits for a random time, the longer the more peers are expected to answer, and half of
+   the time that is left at most.
+4. Not all answer at all. Where more are able than the requester wants several times over, each answers with the
+   probability that leaves so many. How many are able is estimated by the peers that are heard and the share of their
+   adverts that would do; who knows nobody answers for certain.
+5. All of it runs beside whatever else the peer does, within bounds: what is above them is left unanswered.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+
+from dms_protocols.bid_delivery import BidDeliveryClient
+from dms_protocols.broadcasts import OpenedBroadcast, SeenBroadcasts, open_broadcast
+from dms_protocols.capacity_adverts import AdvertTable
+from dms_protocols.errors import BroadcastError, ProtocolError
+from dms_protocols.messages.bid import BidAnswer, BidRequest
+from dms_protocols.operations import Caller, Operations
+from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL
+from dms_protocols.signing import EnvelopeOpener
+from dms_resources.errors import ResourcesError
+
+from ..errors import DialError
+from ..host.logs import RateLimiter, log_limited
+from ..requesting.network import PeerNetwork
+from .gossip import GossipVerdict
+from .gossip_conduct import Bucket
+from .peer_count import PeerCount
+
+__all__ = ["AnswerLimits", "BroadcastAnswers", "BroadcastValidator"]
+
+_log = logging.getLogger(__name__)
+_limiter: Final = RateLimiter()
+
+# Adverts that are looked at to estimate how many peers are able.
+_EXAMINED: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLimits:
+    """What answering broadcasts may cost. Times in seconds."""
+
+    # Requests that wait for their time to be answered, and that are being answered.
+    waiting: int = 256
+    answering: int = 8
+    # Requests of one requester, in the long run and at once, and requesters whose use is remembered.
+    per_second: float = 0.2
+    burst: float = 8.0
+    requesters: int = 1024
+    # So many times what the requester wants may answer: some are gone, some refuse, some answer late.
+    factor: float = 4.0
+    # Answers per second that a requester is spared more of.
+    spread: float = 50.0
+    # Computing the bids, and bringing them.
+    deadline: float = 10.0
+
+
+class BroadcastValidator:
+    """Decides about each message on the topic; what is good and new goes to `accepted`, which must not wait."""
+
+    def __init__(
+        self,
+        opener: EnvelopeOpener,
+        accepted: Callable[[OpenedBroadcast], None] = lambda broadcast: None,
+        *,
+        limits: AnswerLimits | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._opener = opener
+        self._accepted = accepted
+        self._limits = limits or AnswerLimits()
+        self._clock = clock
+        self._seen = SeenBroadcasts()
+        self._requesters: OrderedDict[str, Bucket] = OrderedDict()
+
+    async def __call__(self, bringer: str, data: bytes) -> GossipVerdict:
+        """As `Gossip.subscribe` wants it."""
+        await trio.lowlevel.checkpoint()
+        now = self._clock()
+        try:
+            broadcast = open_broadcast(data, self._opener, now=now)
+        except BroadcastError as error:
+            # Its bringer may have another clock.
+            return GossipVerdict.IGNORE if error.code == "broadcast_expired" else GossipVerdict.REJECT
+        except ProtocolError:
+            return GossipVerdict.REJECT
+        if not self._seen.add(broadcast, now=now) or not self._admits(broadcast.request.requester):
+            return GossipVerdict.IGNORE
+        self._accepted(broadcast)
+        return GossipVerdict.ACCEPT
+
+    def _admits(self, requester: str) -> bool:
+        bucket = self._requesters.get(requester)
+        if bucket is None:
+            bucket = self._requesters[requester] = Bucket(self._limits.per_second, self._limits.burst)
+            if len(self._requesters) > self._limits.requesters:
+                self._requesters.popitem(last=False)
+        self._requesters.move_to_end(requester)
+        return bucket.take()
+
+
+class BroadcastAnswers:
+    """Answers for one provider. `bids` are its operations of `/dms/bid/1.1.0`, whose answers go to the requester.
+
+    `may_ask` says which requesters are answered at all. `clock` tells the Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        bids: Operations,
+        network: PeerNetwork,
+        table: AdvertTable,
+        count: PeerCount,
+        *,
+        limits: AnswerLimits | None = None,
+        may_ask: Callable[[str], bool] = lambda requester: True,
+        clock: Callable[[], float] = time.time,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._bid: Callable[[BidRequest, Caller], Any] = bids["bid_request"].handler
+        self._network = network
+        self._table = table
+        self._count = count
+        self._limits = limits or AnswerLimits()
+        self._may_ask = may_ask
+        self._clock = clock
+        self._draw = draw
+        self._sender, self._requests = trio.open_memory_channel[OpenedBroadcast](self._limits.waiting)
+        self._turns = trio.CapacityLimiter(self._limits.answering)
+        self._waiting = 0
+        self.answered = 0
+        """How many requests were answered."""
+
+    def put(self, broadcast: OpenedBroadcast) -> None:
+        """Answer this request when its time has come, if there is room. Never waits."""
+        with suppress(trio.WouldBlock):
+            self._sender.send_nowait(broadcast)
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        async with trio.open_nursery() as nursery:
+            async for broadcast in self._requests:
+                if self._waiting < self._limits.waiting and self._is_for_us(broadcast):
+                    self._waiting += 1
+                    nursery.start_soon(self._answer, broadcast)
+
+    def _is_for_us(self, broadcast: OpenedBroadcast) -> bool:
+        own, requester = self._network.peer_id, broadcast.request.requester
+        return own not in (requester, *broadcast.ensemble.peer_exclusion) and self._may_ask(requester)
+
+    async def _answer(self, broadcast: OpenedBroadcast) -> None:
+        try:
+            delay = self._delay(broadcast)
+            if delay is None:
+                return
+            await trio.sleep(delay)
+            async with self._turns:
+                with trio.move_on_after(min(self._limits.deadline, broadcast.ensemble.deadline - self._clock())):
+                    await self._bring_bids(broadcast)
+        except (DialError, ProtocolError, ResourcesError) as error:
+            _log.debug("a broadcast request is not answered: %s", error)
+        except Exception as error:
+            log_limited(_log, _limiter, logging.ERROR, "answering a broadcast request failed: %r", error)
+        finally:
+            self._waiting -= 1
+
+    def _delay(self, broadcast: OpenedBroadcast) -> float | None:
+        """How long to wait before the answer; None for no answer."""
+        able = max(1.0, self._count.estimate() * self._table.share_able(broadcast.ensemble, examine=_EXAMINED))
+        answering = min(able, broadcast.request.want * self._limits.factor)
+        if self._draw() * able >= answering:
+            return None
+        left = broadcast.ensemble.deadline - self._clock()
+        return self._draw() * min(left / 2, answering / self._limits.spread)
+
+    async def _bring_bids(self, broadcast: OpenedBroadcast) -> None:
+        request, ensemble = broadcast.request, broadcast.ensemble
+        asked = BidRequest(ensemble=request.ensemble, hold=request.hold, ttl=request.ttl)
+        answer = self._bid(asked, Caller(request.requester))
+        if isinstance(answer, Coroutine):
+            answer = await answer
+        if not isinstance(answer, BidAnswer) or not answer.bids:
+            return
+        async with self._network.client(request.requester, BID_DELIVERY_PROTOCOL, request.addrs) as client:
+            delivery = BidDeliveryClient(client, timeout=self._limits.deadline)
+            await delivery.deliver(ensemble.id, ensemble.nonce, answer.bids, answer.refusals)
+        self.answered += 1

@@ -1,0 +1,130 @@
+"""Asks connected peers for the adverts that they hold: with nothing else, one known address leads to everybody.
+
+What they give proves itself by its signatures, and is kept like what was heard. Few peers are asked, and each for a
+bounded number of pages; each requester begins somewhere else in the order of peer ids, so that not all ask the same
+peers first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import trio
+
+from dms_protocols.advert_exchange import PeersClient
+from dms_protocols.capacity_adverts import AdvertTable, could_hold
+from dms_protocols.errors import ProtocolError
+from dms_protocols.messages.adverts import CapacityAdvert
+from dms_protocols.messages.bid import EnsembleRequest
+from dms_protocols.messages.peers import MAX_ADVERTS
+from dms_protocols.protocol_ids import PEERS_PROTOCOL
+from dms_resources.demands import Demand
+
+from ..errors import DialError
+from ..requesting.background import beside
+from ..requesting.network import Candidate, PeerNetwork
+from .adverts import advert_candidate
+
+__all__ = ["ExchangeSource"]
+
+_log = logging.getLogger(__name__)
+
+_WAITING: Final = 16
+
+
+class ExchangeSource:
+    """Peers that others know to have room: a CandidateSource. `partners` names whom to ask, with their addresses."""
+
+    name = "exchange"
+
+    def __init__(
+        self,
+        network: PeerNetwork,
+        table: AdvertTable,
+        partners: Callable[[], Mapping[str, Sequence[str]]],
+        *,
+        most: int = 4,
+        pages: int = 32,
+        page_deadline: float = 5.0,
+    ) -> None:
+        self._network = network
+        self._table = table
+        self._partners = partners
+        self._most = most
+        self._pages = pages
+        self._page_deadline = page_deadline
+
+    @asynccontextmanager
+    async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
+        """As the protocol says, as the partners answer."""
+        sender, receiver = trio.open_memory_channel[Candidate](_WAITING)
+        asking = _Asking(request, self._table, sender, self.name, self._network.peer_id)
+        async with receiver, beside(partial(self._ask_all, asking, sender)):
+            yield receiver
+
+    async def _ask_all(self, asking: _Asking, sender: trio.MemorySendChannel[Candidate]) -> None:
+        partners = [(peer_id, addrs) for peer_id, addrs in self._partners().items() if peer_id != self._network.peer_id]
+        async with sender, trio.open_nursery() as nursery:
+            for peer_id, addrs in partners[: self._most]:
+                nursery.start_soon(self._ask, asking, peer_id, addrs)
+
+    async def _ask(self, asking: _Asking, peer_id: str, addrs: Sequence[str]) -> None:
+        try:
+            async with self._network.client(peer_id, PEERS_PROTOCOL, addrs) as client:
+                await self._ask_for_pages(asking, PeersClient(client, timeout=self._page_deadline))
+        except (DialError, ProtocolError) as error:
+            _log.debug("%s gives no adverts: %s", peer_id, error)
+
+    async def _ask_for_pages(self, asking: _Asking, peers: PeersClient) -> None:
+        start = after = self._network.peer_id
+        wrapped = False
+        for _ in range(self._pages):
+            answer = await peers.adverts(limit=MAX_ADVERTS, after=after, demand=asking.demand)
+            # Its own and the page, however many it sends.
+            for raw in answer.adverts[: 1 + MAX_ADVERTS]:
+                await asking.take(raw)
+            before, after = after, answer.next
+            if not after and not wrapped:
+                wrapped = True
+            elif not after or after <= before or (wrapped and after >= start):
+                return
+
+
+class _Asking:
+    """What one search has found; a peer is named once, whoever knows it."""
+
+    def __init__(
+        self,
+        request: EnsembleRequest,
+        table: AdvertTable,
+        sender: trio.MemorySendChannel[Candidate],
+        source: str,
+        own_id: str,
+    ) -> None:
+        self._request = request
+        self._table = table
+        self._sender = sender
+        self._source = source
+        self._named = {own_id, *request.peer_exclusion}
+
+    @property
+    def demand(self) -> Demand | None:
+        """What is asked for, where one demand says it."""
+        demands = {node.resources for node in self._request.request}
+        return demands.pop() if len(demands) == 1 else None
+
+    async def take(self, raw: bytes) -> None:
+        advert = self._table.accept(raw).advert
+        if advert is None or advert.peer_id in self._named:
+            return
+        held = self._table.get(advert.peer_id)
+        if held is not None and self._could_hold_some(held.advert):
+            self._named.add(advert.peer_id)
+            await self._sender.send(advert_candidate(held, self._source))
+
+    def _could_hold_some(self, advert: CapacityAdvert) -> bool:
+        return any(could_hold(advert, node) for node in self._request.request)

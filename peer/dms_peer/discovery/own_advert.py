@@ -1,0 +1,89 @@
+"""This peer's own advert: the newest, signed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from dms_protocols.bidding import BidTerms
+from dms_protocols.capacity_adverts import seal_advert
+from dms_protocols.errors import AdvertError
+from dms_protocols.messages.adverts import MAX_ADDRS, CapacityAdvert
+from dms_protocols.signing import Signer
+from dms_resources.components import FreeResources
+from dms_resources.estimates import in_short
+
+__all__ = ["OwnAdvert"]
+
+_MOST_EXECUTORS: Final = 64
+
+
+class OwnAdvert:
+    """Makes one advert after the other. `addrs` names where this peer is now; `clock` tells the Unix time in seconds.
+
+    Sequence numbers are the time in milliseconds, so that they go on after a restart: after one with a clock that was
+    set back, others wait until their older advert has expired.
+    """
+
+    def __init__(
+        self,
+        signer: Signer,
+        addrs: Callable[[], Sequence[str]],
+        terms: BidTerms | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._signer = signer
+        self._addrs = addrs
+        self._terms = terms or BidTerms()
+        self._clock = clock
+        self._sequence = 0
+        self._raw: bytes | None = None
+        self._ends = 0.0
+
+    @property
+    def peer_id(self) -> str:
+        """Of whom."""
+        return self._signer.peer_id
+
+    @property
+    def sequence(self) -> int:
+        """The number of the newest; 0 before the first."""
+        return self._sequence
+
+    @property
+    def raw(self) -> bytes | None:
+        """The newest signed advert; None before the first and when it has expired."""
+        return self._raw if self._clock() <= self._ends else None
+
+    def renew(self, free: FreeResources, ttl: float) -> bytes:
+        """Say what is free now, for `ttl` seconds."""
+        now = self._clock()
+        self._sequence = max(self._sequence + 1, int(now * 1000))
+        executors = self._terms.executors
+        advert = CapacityAdvert(
+            peer_id=self.peer_id,
+            addrs=tuple(self._addrs())[:MAX_ADDRS],
+            sequence=self._sequence,
+            issued_at=now,
+            ttl=ttl,
+            free=in_short(free),
+            location=self._terms.location,
+            executors=None if executors is None else tuple(sorted(executors))[:_MOST_EXECUTORS],
+        )
+        self._raw, self._ends = self._sealed(advert), advert.expires_at
+        return self._raw
+
+    def _sealed(self, advert: CapacityAdvert) -> bytes:
+        while True:
+            try:
+                return seal_advert(advert, self._signer)
+            except AdvertError:
+                if not advert.free.gpus:
+                    raise
+                # More than fits: the largest devices are what somebody looks for.
+                gpus = sorted(advert.free.gpus, key=lambda gpu: gpu.vram)[len(advert.free.gpus) // 4 + 1 :]
+                advert = replace(advert, free=replace(advert.free, gpus=tuple(gpus)))

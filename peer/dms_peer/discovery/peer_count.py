@@ -1,0 +1,72 @@
+"""About how many peers there are, by the adverts that are heard.
+
+The `k` smallest of the hashes of all peer ids that were heard tell how many there were: the closer together, the more
+(Bar-Yossef et al., "Counting distinct elements in a data stream", 2002). Exact below `k`, within some percent above,
+in a few kilobytes whatever the size of the network. The hash has a secret of its own, so that nobody can choose ids
+that count for more. A peer that is not heard any more stops to count after two periods.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["PeerCount"]
+
+_SPACE: Final = 2**64
+
+
+class _Smallest:
+    """The `k` smallest of the numbers below _SPACE that were added."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._kept: set[int] = set()
+        self._largest_first: list[int] = []
+
+    def add(self, number: int) -> None:
+        if number in self._kept or (len(self._kept) == self._k and number > -self._largest_first[0]):
+            return
+        self._kept.add(number)
+        heapq.heappush(self._largest_first, -number)
+        if len(self._kept) > self._k:
+            self._kept.discard(-heapq.heappop(self._largest_first))
+
+    def estimate(self) -> float:
+        if len(self._kept) < self._k:
+            return len(self._kept)
+        return (self._k - 1) * _SPACE / (1 - self._largest_first[0])
+
+
+class PeerCount:
+    """Counts peers; `clock` tells seconds, and `period` how long a peer may be silent before it is taken for gone."""
+
+    def __init__(self, *, clock: Callable[[], float], period: float = 1800.0, k: int = 256) -> None:
+        self._clock = clock
+        self._k = k
+        self._secret = secrets.token_bytes(16)
+        self._now, self._before = _Smallest(k), _Smallest(k)
+        self._turned = clock()
+        self.period = period
+        """Seconds; may be changed at any time, such as when adverts become rarer."""
+
+    def heard(self, peer_id: str) -> None:
+        """An advert of this peer came."""
+        self._turn()
+        digest = hashlib.blake2b(peer_id.encode(), digest_size=8, key=self._secret).digest()
+        self._now.add(int.from_bytes(digest, "big"))
+
+    def estimate(self) -> float:
+        """About how many other peers there are."""
+        self._turn()
+        return max(self._now.estimate(), self._before.estimate())
+
+    def _turn(self) -> None:
+        now = self._clock()
+        periods = (now - self._turned) // self.period
+        if periods >= 1:
+            self._before = self._now if periods < 2 else _Smallest(self._k)
+            self._now, self._turned = _Smallest(self._k), now

@@ -1,0 +1,186 @@
+"""Adverts name candidates, by gossip and by exchange."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from dms_peer.discovery.advert_schedule import AdvertSchedule
+from dms_peer.discovery.advertising import AdvertKeeper, AdvertPusher
+from dms_peer.discovery.adverts import AdvertSource, AdvertValidator
+from dms_peer.discovery.exchange import ExchangeSource
+from dms_peer.discovery.gossip import GossipVerdict
+from dms_protocols.advert_exchange import PeersClient
+from dms_protocols.messages.adverts import ADVERT_DOMAIN, ADVERT_PAYLOAD_TYPE
+from dms_simulation.signing import SimulatedSigner
+
+
+async def test_what_was_heard_is_named_with_its_age(
+    autojump_clock: Any, new_peer: Any, machine: Any, demand: Any, ensemble: Any, found: Any
+) -> None:
+    requester = await new_peer("requester")
+    provider = await new_peer("provider", machine(cores=8))
+    small = await new_peer("small", machine(cores=1))
+    for peer in (provider, small):
+        assert requester.table.accept(peer.advertise()).outcome == "new"
+    await trio.sleep(7)
+    request = ensemble(demand(cores=4))
+    (candidate,) = await found(AdvertSource(requester.table), request)
+    assert (candidate.peer_id, candidate.addrs, candidate.source) == ("provider", ("/memory/provider",), "adverts")
+    assert candidate.free.cpu.cores.to_number() == 8
+    assert candidate.age(candidate.free_at + 7) == 7
+
+
+async def test_what_is_new_goes_on_and_what_was_known_does_not(
+    autojump_clock: Any, new_peer: Any, machine: Any
+) -> None:
+    requester, provider = await new_peer("requester"), await new_peer("provider", machine())
+    validate = AdvertValidator(requester.table)
+    raw = provider.advertise(ttl=100)
+    assert await validate("bringer", raw) is GossipVerdict.ACCEPT
+    assert await validate("bringer", raw) is GossipVerdict.IGNORE
+    assert await validate("bringer", provider.advertise()) is GossipVerdict.ACCEPT
+    assert await validate("bringer", raw) is GossipVerdict.IGNORE
+    assert await validate("bringer", b"garbage") is GossipVerdict.REJECT
+    assert await validate("bringer", SimulatedSigner("liar").sign(ADVERT_DOMAIN, ADVERT_PAYLOAD_TYPE, b"\xa0")) is (
+        GossipVerdict.REJECT
+    )
+    assert requester.count.estimate() == 1
+
+
+async def test_an_advert_that_expired_on_its_way_is_nobodys_fault(
+    autojump_clock: Any, new_peer: Any, machine: Any
+) -> None:
+    requester, provider = await new_peer("requester"), await new_peer("provider", machine())
+    raw = provider.advertise(ttl=10)
+    await trio.sleep(11)
+    assert await AdvertValidator(requester.table)("bringer", raw) is GossipVerdict.IGNORE
+
+
+# The exchange
+
+
+async def test_one_address_leads_to_every_able_provider(
+    autojump_clock: Any, new_peer: Any, machine: Any, demand: Any, ensemble: Any, found: Any
+) -> None:
+    """With nothing but the exchange: providers bring their adverts to one peer, a new one asks only that."""
+    bootstrap = await new_peer("bootstrap", machine(cores=2))
+    bootstrap.advertise()
+    for number in range(30):
+        provider = await new_peer(f"p{number:02}", machine(cores=8 if number % 3 else 1))
+        raw = provider.advertise()
+        async with provider.network.client("bootstrap", "/dms/peers/1.0.0") as client:
+            await PeersClient(client).advertise(raw)
+    newcomer = await new_peer("newcomer")
+    source = ExchangeSource(newcomer.network, newcomer.table, lambda: {"bootstrap": ()})
+    named = await found(source, ensemble(demand(cores=4)))
+    assert sorted(one.peer_id for one in named) == [f"p{number:02}" for number in range(30) if number % 3]
+    assert {one.source for one in named} == {"exchange"}
+    # And the peer that answers is named itself, where it can.
+    named = await found(source, ensemble(demand(cores=2)))
+    assert "bootstrap" in {one.peer_id for one in named}
+
+
+async def test_more_than_one_page_is_asked_for(
+    autojump_clock: Any, new_peer: Any, machine: Any, demand: Any, ensemble: Any, found: Any
+) -> None:
+    bootstrap, maker = await new_peer("bootstrap"), await new_peer("maker", machine())
+    for number in range(300):
+        signer = SimulatedSigner(f"p{number:03}")
+        maker.own._signer = signer
+        assert bootstrap.table.accept(maker.advertise(), sender=signer.peer_id).outcome == "new"
+    requester = await new_peer("p150x")
+    source = ExchangeSource(requester.network, requester.table, lambda: {"bootstrap": ()})
+    named = [one.peer_id for one in await found(source, ensemble(demand(), demand(cores=2)))]
+    assert sorted(named) == [f"p{number:03}" for number in range(300)]
+    # It began behind its own place.
+    assert named[0] == "p151"
+
+
+async def test_a_partner_that_lies_is_not_believed(
+    autojump_clock: Any, new_peer: Any, machine: Any, demand: Any, ensemble: Any, found: Any
+) -> None:
+    liar, provider = await new_peer("liar"), await new_peer("provider", machine())
+    good = provider.advertise()
+    liar.own._raw = good[:-1] + bytes([good[-1] ^ 1])
+    liar.own._ends = float("inf")
+    requester = await new_peer("requester")
+    source = ExchangeSource(requester.network, requester.table, lambda: {"liar": (), "nobody": (), "requester": ()})
+    assert await found(source, ensemble(demand())) == []
+
+
+async def test_leaving_early_asks_no_further(
+    autojump_clock: Any, new_peer: Any, machine: Any, demand: Any, ensemble: Any, network: Any
+) -> None:
+    bootstrap, maker = await new_peer("bootstrap"), await new_peer("maker", machine())
+    for number in range(300):
+        signer = SimulatedSigner(f"p{number:03}")
+        maker.own._signer = signer
+        bootstrap.table.accept(maker.advertise(), sender=signer.peer_id)
+    requester = await new_peer("requester")
+    source = ExchangeSource(requester.network, requester.table, lambda: {"bootstrap": ()})
+    with pytest.raises(KeyError):  # noqa: PT012
+        async with source.candidates(ensemble(demand())) as named:
+            await anext(named)
+            raise KeyError("mine")
+    assert len(requester.table) < 100
+
+
+# Bringing one's own
+
+
+def pusher_of(peer: Any, partners: Any, **fields: Any) -> tuple[AdvertKeeper, AdvertPusher]:
+    schedule = AdvertSchedule(**fields)
+    keeper = AdvertKeeper(peer.own, peer.manager, schedule, peer.count, None)
+    return keeper, AdvertPusher(peer.own, keeper, peer.network, partners, schedule)
+
+
+async def test_connected_peers_are_told_and_told_of_changes(
+    autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery, demand: Any
+) -> None:
+    partner, provider = await new_peer("partner", again_after=200.0), await new_peer("provider", machine(cores=8))
+    keeper, pusher = pusher_of(provider, lambda: {"partner": ()}, interval=60, gap=5)
+    nursery.start_soon(keeper.keep)
+    nursery.start_soon(pusher.keep)
+    await trio.sleep(1)
+    first = partner.table.get("provider").advert
+    await trio.sleep(150)
+    # It wants to hear again in 200 s only.
+    assert partner.table.get("provider").advert.sequence == first.sequence
+    await provider.manager.commit_resources("lease-1", demand(cores=4), holder="somebody", ttl=1000)
+    # At once, or when the gap behind the last advert is over.
+    await trio.sleep(6)
+    assert partner.table.get("provider").advert.free.cpu.cores.to_number() == 4
+    await trio.sleep(400)
+    later = partner.table.get("provider").advert
+    assert later.issued_at >= first.issued_at + 300
+
+
+async def test_a_partner_that_cannot_be_told_costs_little(
+    autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery, network: Any
+) -> None:
+    provider = await new_peer("provider", machine())
+    network.add_host("old", {})
+    keeper, pusher = pusher_of(provider, lambda: {"nobody": (), "old": (), "provider": ()}, interval=1, gap=1)
+    nursery.start_soon(keeper.keep)
+    nursery.start_soon(pusher.keep)
+    await trio.sleep(600)
+    # One dial of each, and further ones of the peer that may come back; none of its own.
+    assert network.traffic.dials <= 2 + 600 / 30
+
+
+async def test_a_partner_that_comes_later_is_told(
+    autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery
+) -> None:
+    partner, provider = await new_peer("partner"), await new_peer("provider", machine())
+    partners: dict[str, tuple[str, ...]] = {}
+    keeper, pusher = pusher_of(provider, lambda: partners)
+    nursery.start_soon(keeper.keep)
+    nursery.start_soon(pusher.keep)
+    await trio.sleep(20)
+    assert len(partner.table) == 0
+    partners["partner"] = ()
+    await trio.sleep(6)
+    assert partner.table.get("provider") is not None
