@@ -55,18 +55,30 @@ def _write(encoder: cbor2.CBOREncoder, value: _Encoded) -> None:
 
 def _ordered_map(value: Mapping[str, Any]) -> dict[str, Any]:
     names = tuple(value)
-    order = _orders.get(names) or _order(names)
-    return {name: one if type(one := value[name]) in _LEAVES else _ordered(one) for name in order}
+    ordered = {}
+    for name in _orders.get(names) or _order(names):
+        one = value[name]
+        kind = type(one)
+        # Maps first and without a call in between: they are most of what is not plain.
+        if kind in _LEAVES:
+            ordered[name] = one
+        elif kind is dict:
+            ordered[name] = _ordered_map(one)
+        else:
+            ordered[name] = _ordered(one)
+    return ordered
 
 
-def _ordered(value: object) -> object:
+def _ordered(value: Any) -> Any:
     kind = type(value)
+    if kind in _LEAVES:
+        return value
     if kind is dict:
-        return _ordered_map(value)  # type: ignore[arg-type]
+        return _ordered_map(value)
     if kind is list or kind is tuple:
-        return [one if type(one) in _LEAVES else _ordered(one) for one in value]  # type: ignore[attr-defined]
+        return [_ordered(one) for one in value]
     if kind is float:
-        return _shortest(value)  # type: ignore[arg-type]
+        return _shortest(value)
     raise _UnknownError
 
 
