@@ -17,7 +17,7 @@ from libp2p.abc import IHost
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 
-from dms_protocols.protocol_ids import RESOURCES_PROTOCOL
+from dms_protocols.protocol_ids import PEERS_PROTOCOL, RESOURCES_PROTOCOL
 
 from ..connections import PeerConnections
 from ..errors import DialError
@@ -52,8 +52,7 @@ def bootstrap_peers(addresses: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 class Company:
-    """The connections that are kept whatever they are used for. `others` names more peers to dial, such as those of the
-    local network."""
+    """The connections that are kept whatever they are used for."""
 
     def __init__(
         self,
@@ -61,7 +60,6 @@ class Company:
         connections: PeerConnections,
         bootstrap: Mapping[str, Sequence[str]],
         known: KnownPeers,
-        others: Callable[[], Mapping[str, Sequence[str]]],
         *,
         enough: int = _ENOUGH,
     ) -> None:
@@ -69,15 +67,33 @@ class Company:
         self._connections = connections
         self._bootstrap = bootstrap
         self._known = known
-        self._others = others
+        self._others: Callable[[], Mapping[str, Sequence[str]]] = dict
         self._enough = enough
         self._kept: set[str] = set()
         self._tried = trio.Event()
+
+    def add_source(self, others: Callable[[], Mapping[str, Sequence[str]]]) -> None:
+        """`others` names more peers to dial, such as those of the local network."""
+        self._others = others
 
     @property
     def connected(self) -> tuple[str, ...]:
         """Who is connected."""
         return tuple(peer_id.to_base58() for peer_id in self._host.get_connected_peers())
+
+    def partners(self) -> dict[str, Sequence[str]]:
+        """Connected peers that exchange adverts, as far as they have said, the bootstrap peers first."""
+        peerstore = self._host.get_peerstore()
+        found: dict[str, Sequence[str]] = {}
+        for peer_id in self._host.get_connected_peers():
+            try:
+                protocols = peerstore.get_protocols(peer_id)
+            except Exception:
+                # "None" is an error of its own kind in each of the library's peer stores.
+                protocols = []
+            if not protocols or PEERS_PROTOCOL in protocols:
+                found[peer_id.to_base58()] = ()
+        return dict(sorted(found.items(), key=lambda item: item[0] not in self._bootstrap))
 
     async def wait_tried(self) -> None:
         """Returns when everybody was dialled once, whether they answered or not."""

@@ -1,4 +1,7 @@
-"""Known peers: who answered before, where, and what they had free then. The cheapest source.
+"""Known peers: who answered before, where, and what they had free then.
+
+Those that had room are the cheapest source of all. The others are the dearest but for the broadcast, and come last:
+whoever has been on a network for an hour has met hundreds of peers of which it knows nothing else.
 
 The table is in memory; a task of its own writes it down at intervals and at the end, in a thread, never on the way of a
 request. It is bounded: the least recently seen peer goes first.
@@ -8,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +38,10 @@ _LONGEST_PAUSE: Final = 6 * 3600.0
 
 
 class KnownPeers:
-    """The table: a CandidateSource and a PeerObserver. Times in Unix seconds."""
+    """The table: a CandidateSource and a PeerObserver. Times in Unix seconds.
+
+    `others` is the source of those known peers that this one does not name.
+    """
 
     name = "known"
 
@@ -45,6 +51,7 @@ class KnownPeers:
         self._peers = {peer.peer_id: peer for peer in sorted(peers, key=lambda peer: peer.last_seen)}
         self._most = most
         self._clock = clock
+        self.others = _Others(self)
         self.changes = 0
         """Grows with every change."""
 
@@ -90,35 +97,42 @@ class KnownPeers:
 
     # CandidateSource
 
+    def candidates(self, request: EnsembleRequest) -> AbstractAsyncContextManager[AsyncIterator[Candidate]]:
+        """As the protocol says: those that had room when they last said what is free, the freshest figure first."""
+        return self._named(self._able, request)
+
+    def other_candidates(self, request: EnsembleRequest) -> AbstractAsyncContextManager[AsyncIterator[Candidate]]:
+        """The rest: those that never said what is free, then those that were full, the oldest figure first."""
+        return self._named(self._unlikely, request)
+
     @asynccontextmanager
-    async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
-        """As the protocol says: those that had room first, then those that never said, then the others."""
-        async with aclosing(self._candidates(request)) as found:
+    async def _named(
+        self, ranked: Callable[[EnsembleRequest], list[KnownPeer]], request: EnsembleRequest
+    ) -> AsyncIterator[AsyncIterator[Candidate]]:
+        async with aclosing(self._candidates(ranked, request)) as found:
             yield found
 
-    async def _candidates(self, request: EnsembleRequest) -> AsyncGenerator[Candidate, None]:
+    async def _candidates(
+        self, ranked: Callable[[EnsembleRequest], list[KnownPeer]], request: EnsembleRequest
+    ) -> AsyncGenerator[Candidate, None]:
         await trio.lowlevel.checkpoint()
-        for peer in self._ranked(request):
+        for peer in ranked(request):
             yield Candidate(peer.peer_id, peer.addrs, self.name, peer.free, peer.free_at)
 
-    def _ranked(self, request: EnsembleRequest) -> list[KnownPeer]:
-        now, excluded = self._clock(), frozenset(request.peer_exclusion)
-        able: list[KnownPeer] = []
-        silent: list[KnownPeer] = []
-        short: list[KnownPeer] = []
-        for peer in reversed(self._peers.values()):
-            if peer.peer_id in excluded or now < peer.last_failure + _pause(peer.failures):
-                continue
-            if peer.free is None:
-                silent.append(peer)
-            elif any(would_fit(peer.free, node.resources) for node in request.request):
-                able.append(peer)
-            else:
-                short.append(peer)
-        able.sort(key=lambda peer: -(peer.free_at or 0))
+    def _able(self, request: EnsembleRequest) -> list[KnownPeer]:
+        able = [peer for peer in self._approachable(request) if _had_room(peer, request)]
+        return sorted(able, key=lambda peer: -(peer.free_at or 0))
+
+    def _unlikely(self, request: EnsembleRequest) -> list[KnownPeer]:
+        others = [peer for peer in self._approachable(request) if not _had_room(peer, request)]
         # The older the figure, the sooner it is another one.
-        short.sort(key=lambda peer: peer.free_at or 0)
-        return able + silent + short
+        return sorted(others, key=lambda peer: 0.0 if peer.free is None else peer.free_at or 0.0)
+
+    def _approachable(self, request: EnsembleRequest) -> Iterator[KnownPeer]:
+        now, excluded = self._clock(), frozenset(request.peer_exclusion)
+        for peer in reversed(self._peers.values()):
+            if peer.peer_id not in excluded and now >= peer.last_failure + _pause(peer.failures):
+                yield peer
 
     # Keeping
 
@@ -129,6 +143,22 @@ class KnownPeers:
     def absorb(self, peers: dict[str, KnownPeer]) -> None:
         """Takes in what other programs of this home learned."""
         self._peers = merge_peers(self._peers.values(), peers.values(), most=self._most, now=self._clock())
+
+
+class _Others:
+    """The known peers that are not likely to have room: a CandidateSource."""
+
+    def __init__(self, peers: KnownPeers) -> None:
+        self.name = peers.name
+        self._peers = peers
+
+    def candidates(self, request: EnsembleRequest) -> AbstractAsyncContextManager[AsyncIterator[Candidate]]:
+        """As the protocol says."""
+        return self._peers.other_candidates(request)
+
+
+def _had_room(peer: KnownPeer, request: EnsembleRequest) -> bool:
+    return peer.free is not None and any(would_fit(peer.free, node.resources) for node in request.request)
 
 
 def _pause(failures: int) -> float:

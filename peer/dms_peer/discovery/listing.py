@@ -8,16 +8,18 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from dms_protocols.capacity_adverts import AdvertTable
 from dms_protocols.conversion import to_bytes
 from dms_protocols.operations import Caller, Operations
 
 from ..owner_messages import PeerRow, PeersAnswer, PeersRequest
 from .peers_file import KnownPeer
 
-__all__ = ["PeerNotes", "known_row", "list_peers", "peers_operations"]
+__all__ = ["PeerNotes", "advert_rows", "known_row", "list_peers", "peers_operations"]
 
 # Bytes: less than an answer may have.
 _MOST_BYTES: Final = 512 * 1024
+_MOST_ADVERTS: Final = 4096
 
 PeerNotes = Mapping[str, PeerRow]
 """What one source knows, by peer id."""
@@ -34,6 +36,21 @@ def known_row(peer: KnownPeer, now: float) -> PeerRow:
         free_age=None if peer.free_at is None else max(0.0, now - peer.free_at),
         failures=peer.failures,
     )
+
+
+def advert_rows(table: AdvertTable, now: float) -> dict[str, PeerRow]:
+    """What adverts say, as it was at `now` (Unix seconds)."""
+    held, _ = table.page("", limit=_MOST_ADVERTS, examine=_MOST_ADVERTS)
+    return {
+        one.advert.peer_id: PeerRow(
+            peer_id=one.advert.peer_id,
+            addrs=one.advert.addrs,
+            sources=("adverts",),
+            free=one.advert.free,
+            free_age=one.age(now),
+        )
+        for one in held
+    }
 
 
 def list_peers(notes: Iterable[PeerNotes], connected: Sequence[str], *, limit: int, running: bool) -> PeersAnswer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ import trio
 from libp2p.abc import IHost
 
 from dms_protocols.bidding import BidTerms
+from dms_protocols.capacity_adverts import AdvertTable
 from dms_resources.manager import ResourceManager
 
 from ..connections import PeerConnections, open_connections
@@ -24,11 +26,12 @@ from ..requesting.limits import RequesterLimits
 from ..requesting.network import Broadcast, CandidateSource
 from ..requesting.requester import Requester
 from ..signing import EnvelopeChecker, host_identity
+from .advert_opening import Adverts, Provider, open_adverts
 from .announced import announced_addresses, is_loopback
 from .bootstrapping import Company, bootstrap_peers
 from .kademlia import Kademlia, open_kademlia
 from .known_peers import KnownPeers, open_known_peers
-from .listing import PeerNotes, known_row
+from .listing import PeerNotes, advert_rows, known_row
 from .mdns import MDNSPeers, open_mdns
 from .providing import keep_providing
 from .settings import DiscoverySettings
@@ -37,6 +40,7 @@ __all__ = ["Discovery", "open_discovery", "open_requester"]
 
 # Seconds that a search waits for the first connections: longer than a dial takes, less than one that fails does.
 _FIRST_DIALS: Final = 5.0
+_SOME: Final = 8
 _LOOPBACK: Final = ("127.0.0.1",)
 
 
@@ -49,6 +53,7 @@ class Discovery:
     broadcast: Broadcast | None
     known: KnownPeers
     company: Company
+    adverts: Adverts
     mdns: MDNSPeers | None = None
     dht: Kademlia | None = None
 
@@ -58,6 +63,7 @@ class Discovery:
         heard = self.mdns.peers() if self.mdns else {}
         return [
             known,
+            advert_rows(self.adverts.table, now),
             {peer_id: PeerRow(peer_id=peer_id, addrs=addrs, sources=("mdns",)) for peer_id, addrs in heard.items()},
         ]
 
@@ -83,38 +89,50 @@ async def open_discovery(
     manager: ResourceManager | None = None,
     terms: BidTerms | None = None,
     connections: PeerConnections | None = None,
+    may_ask: Callable[[str], bool] = lambda requester: True,
 ) -> AsyncIterator[Discovery]:
     """Finds peers, and lets others find this one where there is a `manager`, while the block runs.
 
-    Known peers are kept in the `home`, without one in memory. Nothing is waited for: sources fill while they are used.
-    Raises AddressError for a bootstrap address that cannot be one, and ProtocolError where the host serves one of the
-    protocols already. What goes wrong later is a line in the log.
+    Known peers are kept in the `home`, without one in memory. `may_ask` says whose broadcast requests are answered.
+    Nothing is waited for: sources fill while they are used. Raises AddressError for a bootstrap address that cannot be
+    one, and ProtocolError where the host serves one of the protocols already. What goes wrong later is a line in the
+    log.
     """
     settings = settings or DiscoverySettings()
     bootstrap = bootstrap_peers(settings.bootstrap)
-    # Others are told where this peer is only if it has something to offer.
-    addrs = announced_addresses(host_addresses(host)) if manager else ()
+    here = announced_addresses(host_addresses(host))
+    # Others are told where this peer is only if it has something to offer, or asks them to come.
+    addrs = here if manager else ()
     async with AsyncExitStack() as stack:
         path = home.peers_path if home is not None and settings.known else None
         known = await stack.enter_async_context(open_known_peers(path, most=settings.max_known_peers))
         mdns = await _open_mdns(stack, identity, addrs) if settings.mdns else None
         if connections is None:
             book = partial(_addresses, known, mdns)
-            connections = await stack.enter_async_context(open_connections(host, addresses=book))
+            connections = await stack.enter_async_context(
+                open_connections(host, addresses=book, limits=settings.connection_limits)
+            )
         dht = None
         if settings.dht:
             dht = await stack.enter_async_context(open_kademlia(host, connections, addrs, server=manager is not None))
             if manager is not None:
                 await stack.enter_async_context(beside(partial(keep_providing, dht, manager)))
-        company = Company(host, connections, bootstrap, known, mdns.peers if mdns else _nobody)
+        company = Company(host, connections, bootstrap, known)
+        provider = Provider(manager, terms, may_ask) if manager else None
+        adverts = await stack.enter_async_context(
+            open_adverts(host, identity, here, settings, connections, company.partners, provider)
+        )
+        company.add_source(partial(_heard, mdns, adverts.table))
         await stack.enter_async_context(beside(partial(company.keep, settings.bootstrap_interval)))
-        sources: list[CandidateSource | None] = [known if settings.known else None, mdns, dht]
+        likely, others = (known, known.others) if settings.known else (None, None)
+        sources: list[CandidateSource | None] = [likely, *adverts.sources, mdns, dht, others]
         yield Discovery(
             network=connections,
             sources=tuple(source for source in sources if source is not None),
-            broadcast=None,
+            broadcast=adverts.broadcast,
             known=known,
             company=company,
+            adverts=adverts,
             mdns=mdns,
             dht=dht,
         )
@@ -134,8 +152,11 @@ def _addresses(known: KnownPeers, mdns: MDNSPeers | None, peer_id: str) -> Seque
     return (*(peer.addrs if peer else ()), *heard)
 
 
-def _nobody() -> Mapping[str, Sequence[str]]:
-    return {}
+def _heard(mdns: MDNSPeers | None, adverts: AdvertTable) -> Mapping[str, Sequence[str]]:
+    """Some peers that were heard of: those near, and of the others some by chance."""
+    near = mdns.peers() if mdns else {}
+    held, _ = adverts.page(secrets.token_hex(4), limit=_SOME, examine=_SOME)
+    return {one.advert.peer_id: one.advert.addrs for one in held} | near
 
 
 @asynccontextmanager

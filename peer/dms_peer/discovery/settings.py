@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ..connections.limits import ConnectionLimits
+from .gossip_limits import GossipLimits
 
 __all__ = ["DiscoverySettings"]
 
@@ -23,7 +26,14 @@ class DiscoverySettings:
     gossip: bool = False
     broadcast: bool = True
     max_known_peers: int = 4096
+    """Peers that are remembered; the least recently seen is forgotten first."""
     max_adverts: int = 1024
+    """Adverts of others that are kept."""
     advert_interval: float = 60.0
+    """How often this peer advertises in a small network; in a large one less often."""
     advert_ttl: float = 600.0
+    """How long an advert holds in a small network; in a large one longer."""
     bootstrap_interval: float = 30.0
+    """How often it is looked whether enough peers are connected."""
+    connection_limits: ConnectionLimits = field(default_factory=ConnectionLimits)
+    gossip_limits: GossipLimits = field(default_factory=GossipLimits)

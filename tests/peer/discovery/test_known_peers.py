@@ -12,6 +12,7 @@ import trio
 
 from dms_peer.discovery.known_peers import KnownPeers, open_known_peers
 from dms_peer.discovery.peers_file import FORGET_AFTER, KnownPeer, PeersFile, merge_peers
+from dms_peer.requesting.network import CandidateSource
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_resources.components import CPU, GPU, RAM, Disk, FreeResources
 from dms_resources.demands import CPUDemand, Demand
@@ -50,9 +51,13 @@ def entries(directory: Path, pattern: str) -> list[Path]:
     return list(directory.glob(pattern))
 
 
-async def found(peers: KnownPeers, asked: EnsembleRequest) -> list[str]:
-    async with peers.candidates(asked) as candidates:
+async def named(source: CandidateSource, asked: EnsembleRequest) -> list[str]:
+    async with source.candidates(asked) as candidates:
         return [candidate.peer_id async for candidate in candidates]
+
+
+async def found(peers: KnownPeers, asked: EnsembleRequest) -> list[str]:
+    return await named(peers, asked) + await named(peers.others, asked)
 
 
 async def test_those_that_had_room_come_first_then_those_that_never_said(clock: Clock) -> None:
@@ -64,6 +69,14 @@ async def test_those_that_had_room_come_first_then_those_that_never_said(clock: 
     # One node of the ensemble is enough.
     assert await found(peers, request(16, 1)) == ["able", "full", "able-before", "full-long-ago", "silent"]
     assert await found(peers, request(4, excluded=("able", "full"))) == ["able-before", "silent", "full-long-ago"]
+
+
+async def test_those_of_whom_nothing_speaks_come_after_all_other_sources(clock: Clock) -> None:
+    peers = KnownPeers(clock=clock)
+    for peer_id, cores in {"silent": None, "full": 1, "able": 4}.items():
+        peers.seen(peer_id, [f"/{peer_id}"], free(cores) if cores is not None else None)
+    assert await named(peers, request(4)) == ["able"]
+    assert await named(peers.others, request(4)) == ["silent", "full"]
 
 
 async def test_a_candidate_shows_how_old_its_figure_is(clock: Clock) -> None:

@@ -73,17 +73,20 @@ async def test_each_source_can_be_switched_off(client: HardenedHost) -> None:
         "known": replace(off, known=True),
         "dht": replace(off, dht=True),
         "mdns": replace(off, mdns=True),
+        "adverts": replace(off, gossip=True),
     }.items():
         async with open_discovery(client, identity, settings) as discovery:
-            assert [one.name for one in discovery.sources] == [source]
+            assert {one.name for one in discovery.sources} == {source}
 
 
 async def test_the_cheapest_source_comes_first(client: HardenedHost) -> None:
-    async with open_discovery(client, new_identity(), replace(QUIET, mdns=True)) as discovery:
-        order = ["known", "adverts", "exchange", "mdns", "dht"]
+    async with open_discovery(client, new_identity(), replace(QUIET, mdns=True, gossip=True)) as discovery:
         names = [one.name for one in discovery.sources]
-        assert names == [name for name in order if name in names]
-        assert {"known", "mdns", "dht"} <= set(names)
+        # Known peers that are not likely to have room come last.
+        assert names == ["known", "adverts", "exchange", "mdns", "dht", "known"]
+        assert discovery.broadcast is not None
+    async with open_discovery(client, new_identity(), replace(QUIET, gossip=True, broadcast=False)) as discovery:
+        assert discovery.broadcast is None
 
 
 async def test_a_bootstrap_address_that_cannot_be_one_is_refused(client: HardenedHost, home: Home) -> None:

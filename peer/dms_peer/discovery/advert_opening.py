@@ -1,0 +1,187 @@
+"""Adverts and broadcasts, put together as the settings say: what is told, heard, exchanged and answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+import trio.abc
+from libp2p.abc import IHost
+
+from dms_protocols.advert_exchange import advert_exchange_operations
+from dms_protocols.bid_delivery import Deliveries
+from dms_protocols.bidding import BidTerms
+from dms_protocols.broadcasts import OpenedBroadcast
+from dms_protocols.capacity_adverts import AdvertTable
+from dms_protocols.errors import BusyError
+from dms_protocols.limits import ServiceLimits
+from dms_protocols.operations import Caller, Operations
+from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, BID_PROTOCOL_1_1, PEERS_PROTOCOL
+from dms_protocols.service import refuse_stream, serve_stream
+from dms_protocols.shares import SharesInUse
+from dms_resources.manager import ResourceManager
+
+from ..attach import peer_operations
+from ..connections import PeerConnections
+from ..host import attach_protocols
+from ..identity import Identity
+from ..requesting.background import beside
+from ..requesting.network import Broadcast, CandidateSource
+from ..signing import EnvelopeChecker, IdentitySigner
+from .advert_schedule import AdvertSchedule
+from .advertising import AdvertKeeper, AdvertPusher
+from .adverts import ADVERTS_TOPIC, AdvertSource, AdvertValidator
+from .broadcast import BROADCASTS_TOPIC, GossipBroadcast
+from .broadcast_answers import BroadcastAnswers, BroadcastValidator
+from .exchange import ExchangeSource
+from .gossip import Gossip, open_gossip
+from .own_advert import OwnAdvert
+from .peer_count import PeerCount
+from .settings import DiscoverySettings
+
+__all__ = ["Adverts", "Provider", "open_adverts"]
+
+Partners = Callable[[], Mapping[str, Sequence[str]]]
+Publish = Callable[[bytes], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Who offers something: its ledger, its terms, and whom it answers."""
+
+    manager: ResourceManager
+    terms: BidTerms | None
+    may_ask: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Adverts:
+    """What is heard of others and told to them. `sources` are in the order of their cost."""
+
+    table: AdvertTable
+    sources: tuple[CandidateSource, ...] = ()
+    gossip: Gossip | None = None
+    broadcast: Broadcast | None = None
+
+
+@asynccontextmanager
+async def open_adverts(
+    host: IHost,
+    identity: Identity,
+    addrs: Sequence[str],
+    settings: DiscoverySettings,
+    network: PeerConnections,
+    partners: Partners,
+    provider: Provider | None,
+) -> AsyncIterator[Adverts]:
+    """Adverts while the block runs; a `provider` tells its own, and answers broadcast requests.
+
+    Others reach this peer at `addrs` (multiaddrs), to which they also bring their answers to a broadcast; `partners`
+    names connected peers to exchange with. Raises ProtocolError where the host serves one of the protocols.
+    """
+    count = PeerCount(clock=trio.current_time)
+    table = AdvertTable(
+        EnvelopeChecker(),
+        own_id=identity.peer_id,
+        most=settings.max_adverts,
+        on_new=lambda advert: count.heard(advert.peer_id),
+    )
+    async with AsyncExitStack() as stack:
+        opening = _Opening(stack, host, identity, addrs, settings, network, partners, table, count)
+        yield await opening.open(provider)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    stack: AsyncExitStack
+    host: IHost
+    identity: Identity
+    addrs: Sequence[str]
+    settings: DiscoverySettings
+    network: PeerConnections
+    partners: Partners
+    table: AdvertTable
+    count: PeerCount
+
+    async def open(self, provider: Provider | None) -> Adverts:
+        gossip = None
+        if self.settings.gossip:
+            gossip = await self.stack.enter_async_context(open_gossip(self.host, self.settings.gossip_limits))
+        broadcasts = gossip if self.settings.broadcast else None
+        sources: list[CandidateSource] = []
+        if gossip is not None:
+            await gossip.subscribe(ADVERTS_TOPIC, AdvertValidator(self.table))
+        if gossip is not None or self.settings.exchange:
+            sources.append(AdvertSource(self.table))
+        if self.settings.exchange:
+            sources.append(ExchangeSource(self.network, self.table, self.partners))
+        accepted: Callable[[OpenedBroadcast], None] = _nobody_answers
+        if provider is not None:
+            await self._tell(provider, gossip)
+            if broadcasts is not None:
+                accepted = await self._answer(provider)
+        broadcast = None
+        if broadcasts is not None:
+            await broadcasts.subscribe(BROADCASTS_TOPIC, BroadcastValidator(EnvelopeChecker(), accepted))
+            broadcast = await self._ask(broadcasts)
+        return Adverts(self.table, tuple(sources), gossip, broadcast)
+
+    async def _open_gossip(self) -> Gossip:
+        return await self.stack.enter_async_context(open_gossip(self.host, self.settings.gossip_limits))
+
+    async def _tell(self, provider: Provider, gossip: Gossip | None) -> None:
+        """Makes the own advert known: to everybody by gossip, to partners by exchange, and to whoever asks."""
+        schedule = AdvertSchedule(interval=self.settings.advert_interval, ttl=self.settings.advert_ttl)
+        own = OwnAdvert(IdentitySigner(self.identity), lambda: self.addrs, provider.terms)
+        publish = partial(gossip.publish, ADVERTS_TOPIC) if gossip is not None else None
+        keeper = AdvertKeeper(own, provider.manager, schedule, self.count, publish)
+        if self.settings.exchange:
+            operations = advert_exchange_operations(
+                self.table, lambda: own.raw, lambda: schedule.interval_for(self.count.estimate())
+            )
+            await self._serve(PEERS_PROTOCOL, operations)
+            pusher = AdvertPusher(own, keeper, self.network, self.partners, schedule)
+            await self.stack.enter_async_context(beside(pusher.keep))
+        if gossip is not None or self.settings.exchange:
+            await self.stack.enter_async_context(beside(keeper.keep))
+
+    async def _answer(self, provider: Provider) -> Callable[[OpenedBroadcast], None]:
+        """Answers broadcast requests; what is returned takes them."""
+        operations = peer_operations(provider.manager, self.identity, provider.terms)
+        answers = BroadcastAnswers(
+            operations[BID_PROTOCOL_1_1], self.network, self.table, self.count, may_ask=provider.may_ask
+        )
+        await self.stack.enter_async_context(beside(answers.run))
+        return answers.put
+
+    async def _ask(self, gossip: Gossip) -> Broadcast:
+        """Broadcasts requests, whose answers are brought to this host."""
+        deliveries = Deliveries(EnvelopeChecker(), requester=self.identity.peer_id)
+        await self._serve(BID_DELIVERY_PROTOCOL, deliveries.operations)
+        return GossipBroadcast(
+            partial(gossip.publish, BROADCASTS_TOPIC),
+            deliveries,
+            IdentitySigner(self.identity),
+            lambda: self.addrs,
+        )
+
+    async def _serve(self, protocol: str, operations: Operations) -> None:
+        answer = partial(_answer_stream, operations, SharesInUse(None))
+        await self.stack.enter_async_context(attach_protocols(self.host, {protocol: answer}))
+
+
+def _nobody_answers(broadcast: OpenedBroadcast) -> None:
+    """It is passed on, and that is all."""
+
+
+async def _answer_stream(
+    operations: Operations, shares: SharesInUse, stream: trio.abc.HalfCloseableStream, peer_id: str
+) -> None:
+    try:
+        with shares.stream(peer_id) as share:
+            await serve_stream(stream, operations, Caller(peer_id), share=share)
+    except BusyError as error:
+        await refuse_stream(stream, error, ServiceLimits())
