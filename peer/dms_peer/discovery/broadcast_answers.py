@@ -182,11 +182,13 @@ class BroadcastAnswers:
 
     def _delay(self, broadcast: OpenedBroadcast) -> float | None:
         """How long to wait before the answer; None for no answer."""
+        left = broadcast.ensemble.deadline - self._clock()
+        if left <= 0:
+            return None
         able = max(1.0, self._count.estimate() * self._table.share_able(broadcast.ensemble, examine=_EXAMINED))
         answering = min(able, broadcast.request.want * self._limits.factor)
         if self._draw() * able >= answering:
             return None
-        left = broadcast.ensemble.deadline - self._clock()
         return self._draw() * min(left / 2, answering / self._limits.spread)
 
     async def _bring_bids(self, broadcast: OpenedBroadcast) -> None:
