@@ -10,7 +10,7 @@ import trio
 
 from .errors import PeerError
 from .home import Home
-from .host import ConnectionGate, HardenedHost, RelayLimits, open_host
+from .host import ConnectionGate, HardenedHost, HostLimits, RelayLimits, open_host
 from .identity import Identity
 from .swarm_key import load_swarm_key
 
@@ -47,7 +47,13 @@ class NetworkSettings:
 
 @asynccontextmanager
 async def open_home_host(
-    home: Home, identity: Identity, listen: Sequence[str] = (), settings: NetworkSettings | None = None
+    home: Home,
+    identity: Identity,
+    listen: Sequence[str] = (),
+    settings: NetworkSettings | None = None,
+    *,
+    limits: HostLimits | None = None,
+    relay_limits: RelayLimits | None = None,
 ) -> AsyncIterator[HardenedHost]:
     """A host as `open_host` makes it; where the home has a `swarm.key`, in that private network only.
 
@@ -58,9 +64,10 @@ async def open_home_host(
     async with open_host(
         identity,
         listen,
+        limits,
         gate=settings.gate(),
         psk=key,
-        relay=RelayLimits() if settings.relay else None,
+        relay=relay_limits or RelayLimits() if settings.relay else None,
         reserve_at=settings.reserve_at,
     ) as host:
         yield host

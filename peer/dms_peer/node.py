@@ -13,8 +13,8 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Final
@@ -40,6 +40,7 @@ from .home import RETRY_INTERVAL, Home
 from .home_host import NetworkSettings, open_home_host
 from .host import HardenedHost, host_addresses, parse_listen_address
 from .identity import Identity, load_or_create_identity
+from .limits_file import PeerLimits, read_limits_file
 from .local_socket import serve_socket
 from .metrics import PeerCollector
 from .metrics_server import serve_metrics
@@ -84,6 +85,7 @@ class Node:
     access: Path | None = None
     network: NetworkSettings | None = None
     metrics: str | None = None
+    limits: Path | None = None
 
     async def run(self, announce: Callable[[Ready | None], None]) -> None:
         """Runs until a signal asks it to stop; `announce` is told when it is ready, and (None) when it has stopped.
@@ -112,6 +114,7 @@ class Node:
             bootstrap_peers(self.discovery.bootstrap)
         owner_terms = await trio.to_thread.run_sync(read_terms_file, self.terms) if self.terms else OwnerTerms()
         access = await trio.to_thread.run_sync(read_access_file, self.access) if self.access else OwnerAccess()
+        limits = await trio.to_thread.run_sync(read_limits_file, self.limits) if self.limits else PeerLimits()
         home.prepare()
         identity = load_or_create_identity(home.key_path)
         machine = await trio.to_thread.run_sync(home.machine, self.machine)
@@ -123,7 +126,7 @@ class Node:
             revocations = Revocations(home.revocations_path)
             policies = await stack.enter_async_context(open_policies(owner_terms.policies))
             terms = owner_terms.bid_terms(policies)
-            host = await self._open_host(stack, identity)
+            host = await self._open_host(stack, identity, limits)
             counts = ServiceCounts()
             metrics = await self._serve_metrics(stack, manager, counts, host)
             await stack.enter_async_context(
@@ -132,6 +135,7 @@ class Node:
                     manager,
                     identity=identity,
                     terms=terms,
+                    limits=limits.service,
                     counts=counts,
                     shares=access.shares,
                     access=access.rules,
@@ -148,8 +152,10 @@ class Node:
             local |= revocation_operations(revocations)
             operations = reduce(or_, newest_of_each(peer_operations(manager, identity, terms)).values(), local)
             if self.discovery is not None:
+                settings = replace(self.discovery, connection_limits=limits.connections, gossip_limits=limits.gossip)
+                may_ask = partial(access.rules.admits, "bid_request")
                 discovery = await stack.enter_async_context(
-                    open_discovery(host, identity, self.discovery, home=home, manager=manager, terms=terms)
+                    open_discovery(host, identity, settings, home=home, manager=manager, terms=terms, may_ask=may_ask)
                 )
                 operations |= peers_operations(discovery.notes, lambda: discovery.company.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
@@ -171,19 +177,21 @@ class Node:
                     raise
                 await trio.sleep(RETRY_INTERVAL)
 
-    async def _open_host(self, stack: AsyncExitStack, identity: Identity) -> HardenedHost:
+    async def _open_host(self, stack: AsyncExitStack, identity: Identity, limits: PeerLimits) -> HardenedHost:
         if self.listen:
-            return await stack.enter_async_context(self._host(identity, self.listen))
+            return await stack.enter_async_context(self._host(identity, self.listen, limits))
         with contextlib.suppress(ListenError):
             # The addresses that others know from last time.
             if remembered := self.home.listen_addresses():
-                return await stack.enter_async_context(self._host(identity, remembered))
-        host = await stack.enter_async_context(self._host(identity, [_ANY_PORT]))
+                return await stack.enter_async_context(self._host(identity, remembered, limits))
+        host = await stack.enter_async_context(self._host(identity, [_ANY_PORT], limits))
         self.home.remember_listen_addresses([str(address) for address in host.get_transport_addrs()])
         return host
 
-    def _host(self, identity: Identity, listen: Sequence[str]) -> AbstractAsyncContextManager[HardenedHost]:
-        return open_home_host(self.home, identity, listen, self.network)
+    def _host(
+        self, identity: Identity, listen: Sequence[str], limits: PeerLimits
+    ) -> AbstractAsyncContextManager[HardenedHost]:
+        return open_home_host(self.home, identity, listen, self.network, limits=limits.host, relay_limits=limits.relay)
 
     async def _serve_metrics(
         self, stack: AsyncExitStack, manager: ResourceManager, counts: ServiceCounts, host: HardenedHost

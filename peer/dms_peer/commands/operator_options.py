@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
@@ -12,6 +13,7 @@ __all__ = [
     "AllowPeerOption",
     "DenyAddressOption",
     "DenyPeerOption",
+    "LimitsOption",
     "LogJSONOption",
     "LogLevel",
     "LogLevelOption",
@@ -93,6 +95,10 @@ MetricsOption: TypeAlias = Annotated[
         help="Where Prometheus fetches metrics; on loopback unless a host is named.",
         show_default="nowhere",
     ),
+]
+LimitsOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--limits", metavar="FILE", help="Bounds other than the usual ones; see docs/limits.md."),
 ]
 LogLevelOption: TypeAlias = Annotated[LogLevel, typer.Option("--log-level", help="What is logged on stderr.")]
 LogJSONOption: TypeAlias = Annotated[

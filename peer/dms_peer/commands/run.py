@@ -23,6 +23,7 @@ from .operator_options import (
     AllowPeerOption,
     DenyAddressOption,
     DenyPeerOption,
+    LimitsOption,
     LogJSONOption,
     LogLevel,
     LogLevelOption,
@@ -86,6 +87,7 @@ def run(
     relay: RelayOption = False,
     reserve_at: ReserveAtOption = None,
     metrics: MetricsOption = None,
+    limits: LimitsOption = None,
     log_level: LogLevelOption = LogLevel.WARNING,
     log_json: LogJSONOption = False,
     home: HomeOption = None,
@@ -116,6 +118,7 @@ def run(
             reserve_at=tuple(reserve_at or ()),
         ),
         metrics=metrics,
+        limits=limits,
         discovery=discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip),
     )
     trio.run(node.run, announce_json if as_json else announce)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..connections.limits import ConnectionLimits
-from .gossip_limits import GossipLimits
+if TYPE_CHECKING:
+    # Commands read settings before they load libp2p, which the connections come with.
+    from ..connections.limits import ConnectionLimits
+    from .gossip_limits import GossipLimits
 
 __all__ = ["DiscoverySettings"]
 
@@ -35,5 +38,5 @@ class DiscoverySettings:
     """How long an advert holds in a small network; in a large one longer."""
     bootstrap_interval: float = 30.0
     """How often it is looked whether enough peers are connected."""
-    connection_limits: ConnectionLimits = field(default_factory=ConnectionLimits)
-    gossip_limits: GossipLimits = field(default_factory=GossipLimits)
+    connection_limits: ConnectionLimits | None = None
+    gossip_limits: GossipLimits | None = None

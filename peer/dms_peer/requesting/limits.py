@@ -38,5 +38,6 @@ class RequesterLimits:
     retry_delay: float = 0.2
     """The first pause before something is tried again; it doubles up to `retry_delay_most`."""
     retry_delay_most: float = 5.0
+    """The longest such pause."""
     assignment_steps: int = 200
     """Assignments that are tried where the bids of a peer do not go together."""

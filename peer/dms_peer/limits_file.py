@@ -1,0 +1,70 @@
+"""Every bound of a running peer in one file of the owner's, in YAML (docs/limits.md has them all with their defaults).
+
+What several peers share is bounded by shares, which are in the access file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from dms_protocols.limits import ServiceLimits
+
+from .connections.limits import ConnectionLimits
+from .discovery.gossip_limits import GossipLimits
+from .host.limits import HostLimits, RelayLimits
+from .yaml_fields import Field, parse_fields, read_file
+
+__all__ = ["PeerLimits", "parse_limits", "read_limits_file"]
+
+_CODE: Final = "bad_limits"
+_HIGHEST: Final = 2**40
+_LONGEST: Final = 30 * 86400.0
+
+Limits = TypeVar("Limits")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeerLimits:
+    """The bounds of the host, of each stream that is served, of connections that are made, of gossip and of a relay."""
+
+    host: HostLimits = dataclasses.field(default_factory=HostLimits)
+    service: ServiceLimits = dataclasses.field(default_factory=ServiceLimits)
+    connections: ConnectionLimits = dataclasses.field(default_factory=ConnectionLimits)
+    gossip: GossipLimits = dataclasses.field(default_factory=GossipLimits)
+    relay: RelayLimits = dataclasses.field(default_factory=RelayLimits)
+
+
+def read_limits_file(path: Path) -> PeerLimits:
+    """Reads a file of limits. Raises DocumentError `bad_limits`. Blocks on disk."""
+    return parse_limits(read_file(path, _CODE), str(path))
+
+
+def parse_limits(content: bytes, name: str) -> PeerLimits:
+    """Reads limits; `name` is what errors call them. What is left out has its default.
+
+    Raises DocumentError `bad_limits`, which names line, column and field, and nothing else, whatever the bytes are.
+    """
+    usual = PeerLimits()
+    sections = [section.name for section in dataclasses.fields(usual)]
+    root = parse_fields(content, name, _CODE)
+    read = {section: _section(field, getattr(usual, section)) for section, field in root.fields(sections).items()}
+    return dataclasses.replace(usual, **read)
+
+
+def _section(field: Field, usual: Any) -> Any:
+    names = [one.name for one in dataclasses.fields(usual)]
+    values = {name: _reader(name, getattr(usual, name))(one) for name, one in field.fields(names).items()}
+    try:
+        return dataclasses.replace(usual, **values)
+    except ValueError as error:
+        # Limits that contradict each other.
+        field.fail(str(error), "see docs/limits.md")
+
+
+def _reader(name: str, usual: float) -> Callable[[Field], float]:
+    if isinstance(usual, float):
+        return lambda field: field.duration(0.001, _LONGEST)
+    return Field.size if name.endswith("bytes") else lambda field: field.whole(1, _HIGHEST)
