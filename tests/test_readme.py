@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 
 def block(name: str) -> list[str]:
     """The lines of the fenced block behind a marker."""
-    found = re.search(rf"^<!-- {name} -->\n```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^<!-- {name} -->\n```(?:bash|yaml)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert found, f"the README has no block {name}"
     return found[1].splitlines()
 
@@ -33,7 +33,7 @@ class Shell:
         script = commands / "dms-peer"
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dms_peer "$@"\n')
         script.chmod(0o755)
-        self._directory = directory
+        self.directory = directory
         self._environment = {
             **os.environ,
             "PATH": f"{commands}:{os.environ['PATH']}",
@@ -44,7 +44,7 @@ class Shell:
 
     def run(self, line: str, code: int = 0) -> str:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", line], cwd=self._directory, env=self._environment, timeout=120,
+            ["bash", "-euo", "pipefail", "-c", line], cwd=self.directory, env=self._environment, timeout=120,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == code, f"{line}\n{done.stdout}{done.stderr}"
@@ -52,7 +52,7 @@ class Shell:
 
     def start(self, line: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["bash", "-c", f"exec {line.removesuffix('&')}"], cwd=self._directory, env=self._environment,
+            ["bash", "-c", f"exec {line.removesuffix('&')}"], cwd=self.directory, env=self._environment,
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -93,6 +93,11 @@ def test_the_first_five_minutes(provider: Shell, tmp_path: Path) -> None:
             lease_id = re.findall(r"lease (\S+) is committed", output)[0]
     assert f"lease {lease_id}" in output
     assert "released" in output
+    (shell.directory / "ensemble.yaml").write_text("\n".join(block("ensemble")))
+    outputs = [shell.run(f"PEER={address}; {line}") for line in block("search")]
+    assert "one peer would take it" in outputs[0]
+    assert len(re.findall(r"[0-9a-f]{32}", outputs[1])) == 2, "both nodes were held while the command ran"
+    assert address.rpartition("/")[2] in outputs[2]
     for line in block("owner-end"):
         output = provider.run(line)
     assert "offboard" in output
