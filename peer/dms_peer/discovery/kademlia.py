@@ -59,6 +59,8 @@ _BREATH: Final = 1.0
 # So many explorations are enough where the network is too large to know all of it.
 _SURVEYS: Final = 4
 _LOOK_AGAIN: Final = 2.0
+# The table has to be so many times what it was to be explored again soon.
+_GROWN: Final = 1.25
 _STUMBLED: Final = 5.0
 # A peer that did not serve the DHT may do so later.
 _ASK_AGAIN: Final = 60.0
@@ -208,7 +210,8 @@ class Kademlia:
             if self.peers and (self.peers >= 2 * known or trio.current_time() >= explored_at + pause):
                 # To itself at first, then to anywhere: both are where others will look for it.
                 await self._survey(self._own_id.to_bytes() if not known else secrets.token_bytes(32))
-                grown = self.peers > known
+                # In a large network each exploration meets somebody new; that is no reason for the next.
+                grown = self.peers >= _GROWN * known
                 explored_at, known = trio.current_time(), max(self.peers, 1)
                 pause = _LOOK_AGAIN if grown and not self._complete else min(2 * pause, _LONGEST_PAUSE)
             await trio.sleep(_BREATH)
