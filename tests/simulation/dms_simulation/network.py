@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -16,10 +16,13 @@ import trio
 
 from dms_peer.errors import DialError
 from dms_protocols.client import Client, open_client
+from dms_protocols.counts import ServiceCounts
+from dms_protocols.errors import BusyError
 from dms_protocols.limits import ServiceLimits
 from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import versions_of
-from dms_protocols.service import serve_stream
+from dms_protocols.service import refuse_stream, serve_stream
+from dms_protocols.shares import SharesInUse
 
 from .streams import DelayedStream, stream_pair
 
@@ -62,6 +65,9 @@ class _Host:
     operations: Mapping[str, Operations]
     limits: ServiceLimits
     conditions: LinkConditions
+    counts: ServiceCounts
+    shares: SharesInUse | None
+    answer: Callable[[DelayedStream], Awaitable[None]] | None
     up: bool = True
     silent: bool = False
     connections: dict[int, _Connection] = field(default_factory=dict)
@@ -105,9 +111,14 @@ class SimulatedNetwork:
         *,
         conditions: LinkConditions = GOOD_LINK,
         limits: ServiceLimits | None = None,
+        counts: ServiceCounts | None = None,
+        shares: SharesInUse | None = None,
+        answer: Callable[[DelayedStream], Awaitable[None]] | None = None,
     ) -> None:
-        """From now on this peer answers these protocols, to whoever dials it."""
-        self._hosts[peer_id] = _Host(peer_id, operations, limits or ServiceLimits(), conditions)
+        """From now on this peer answers these protocols, to whoever dials it; `answer` takes the streams instead."""
+        self._hosts[peer_id] = _Host(
+            peer_id, operations, limits or ServiceLimits(), conditions, counts or ServiceCounts(), shares, answer
+        )
         self._dead.discard(peer_id)
 
     def stop_host(self, peer_id: str, *, silent: bool = False) -> None:
@@ -149,7 +160,7 @@ class SimulatedNetwork:
             await trio.sleep(self._dial_timeout)
             raise DialError("timeout", listener, "no answer", "")
         # TCP and the handshake of the security protocol: two round trips.
-        await trio.sleep(4 * self._delay(host.conditions))
+        await trio.sleep(4 * self._delay(self._conditions(dialer, host)))
         if not host.up or dialer in self._dead or self._hosts.get(listener) is not host:
             raise DialError("refused", listener, "nobody listens there", "")
         known = self._connections.get((dialer, listener))
@@ -190,11 +201,23 @@ class SimulatedNetwork:
         scope: trio.CancelScope,
     ) -> None:
         with scope:
-            await serve_stream(stream, operations, Caller(connection.dialer), connection.listener.limits)
+            await self._answer(connection.listener, stream, operations, Caller(connection.dialer))
         connection.streams.pop(number, None)
 
+    async def _answer(self, host: _Host, stream: DelayedStream, operations: Operations, caller: Caller) -> None:
+        if host.answer is not None:
+            await host.answer(stream)
+        elif host.shares is None:
+            await serve_stream(stream, operations, caller, host.limits, host.counts)
+        else:
+            try:
+                with host.shares.stream(caller.peer_id) as share:
+                    await serve_stream(stream, operations, caller, host.limits, host.counts, share)
+            except BusyError as error:
+                await refuse_stream(stream, error, host.limits)
+
     def _due(self, connection: _Connection) -> float:
-        conditions, rng = connection.listener.conditions, self._rng
+        conditions, rng = self._conditions(connection.dialer, connection.listener), self._rng
         self.traffic.writes += 1
         due = trio.current_time() + self._delay(conditions)
         if conditions.stall and rng.random() < conditions.stall:
@@ -212,6 +235,9 @@ class SimulatedNetwork:
         await trio.sleep_until(when)
         connection.cut()
 
+    def _conditions(self, dialer: str, listener: _Host) -> LinkConditions:
+        return listener.conditions
+
     def _delay(self, conditions: LinkConditions) -> float:
         return conditions.latency + self._rng.random() * conditions.jitter
 
@@ -227,6 +253,10 @@ class SimulatedPeerNetwork:
     def peer_id(self) -> str:
         """Who asks."""
         return self._peer_id
+
+    async def stream(self, peer_id: str, protocol: str) -> DelayedStream:
+        """A bare stream to that peer, for whoever does not keep to the protocol. Raises DialError."""
+        return self._network.open_stream(await self._network.connect(self._peer_id, peer_id), protocol)
 
     @asynccontextmanager
     async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Client]:

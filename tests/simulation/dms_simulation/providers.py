@@ -12,6 +12,7 @@ import trio
 from dms_protocols.allocations import allocation_operations
 from dms_protocols.bid_versions import BID_1_1
 from dms_protocols.bidding import BidTerms, bid_operations
+from dms_protocols.limits import Shares
 from dms_protocols.operations import Operations
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, BID_PROTOCOL_1_1, RESOURCES_PROTOCOL
 from dms_protocols.queries import resource_operations
@@ -28,6 +29,7 @@ from dms_resources.components import (
     PortRange,
 )
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
+from dms_resources.journal import Worker
 from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import GIB, Cores
 
@@ -79,13 +81,13 @@ def ledger_directory() -> Iterator[Path]:
 
 @asynccontextmanager
 async def open_simulated_manager(
-    path: Path, machine: MachineResources, *, clock: Clock | None = None
+    path: Path, machine: MachineResources, *, clock: Clock | None = None, worker: Worker = in_place
 ) -> AsyncIterator[ResourceManager]:
     """A ledger in virtual time. A new one offers the whole machine, and allows holds of a minute.
 
     It has few ports to give, because the pool of all of them is what costs most in a small ledger.
     """
-    async with open_manager(path, machine, clock=clock or VirtualClock(), worker=in_place) as manager:
+    async with open_manager(path, machine, clock=clock or VirtualClock(), worker=worker) as manager:
         if manager.get_onboarded_resources() is None:
             await manager.update_onboarded_resources(
                 OnboardedResources(
@@ -97,13 +99,18 @@ async def open_simulated_manager(
 
 
 def provider_operations(
-    manager: ResourceManager, peer_id: str, terms: BidTerms | None = None, *, clock: Clock | None = None
+    manager: ResourceManager,
+    peer_id: str,
+    terms: BidTerms | None = None,
+    *,
+    clock: Clock | None = None,
+    shares: Shares | None = None,
 ) -> dict[str, Operations]:
     """The three protocols of a provider in all their versions, by protocol id."""
     wall, signer = (clock or VirtualClock()).wall, SimulatedSigner(peer_id)
     return {
         RESOURCES_PROTOCOL: resource_operations(manager),
-        BID_PROTOCOL: bid_operations(manager, signer, terms, clock=wall),
-        BID_PROTOCOL_1_1: bid_operations(manager, signer, terms, clock=wall, version=BID_1_1),
-        ALLOCATION_PROTOCOL: allocation_operations(manager, peer_id, SimulatedOpener(), clock=wall),
+        BID_PROTOCOL: bid_operations(manager, signer, terms, clock=wall, shares=shares),
+        BID_PROTOCOL_1_1: bid_operations(manager, signer, terms, clock=wall, version=BID_1_1, shares=shares),
+        ALLOCATION_PROTOCOL: allocation_operations(manager, peer_id, SimulatedOpener(), clock=wall, shares=shares),
     }

@@ -37,10 +37,11 @@ class SimulatedOpener:
         """The signer's peer id and the payload; raises EnvelopeError."""
         try:
             peer_id, kind, payload, digest = cbor2.loads(raw)
+            intact = hmac.compare_digest(digest, _digest(peer_id, domain, kind, payload))
         except Exception:
             raise EnvelopeError("unreadable") from None
         if kind != payload_type:
             raise EnvelopeError("holds something else")
-        if not hmac.compare_digest(digest, _digest(peer_id, domain, kind, payload)):
+        if not intact:
             raise EnvelopeError("changed", code="bad_signature")
         return peer_id, payload

@@ -1,0 +1,107 @@
+"""What one provider has acknowledged of one lease, and what else was asked of it that may have happened.
+
+Kept apart from the ledger and by other rules, so that the two can be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from dms_resources.leases import Lease, LeaseState
+
+__all__ = ["Promise", "Request"]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request for a lease by its holder. `began` and `ended` are places in the order of all that a provider did;
+    `ended` is None while nobody knows its outcome, and stays a bound where the outcome was lost."""
+
+    kind: str
+    began: int
+    since: float
+    ttl: float = 0.0
+    ended: int | None = None
+    until: float = math.inf
+
+    def over_before(self, other: Request) -> bool:
+        """Whether all that this one did was done before the other began."""
+        return self.ended is not None and self.ended < other.began
+
+
+@dataclass(slots=True, eq=False)
+class Promise:
+    """A lease that was acknowledged to its holder; `open` are its holder's requests that may have changed it since.
+
+    `low` and `high` bound when it ends, in the event loop's time; `released` is when (in the order of all that the
+    provider did) its release was acknowledged.
+    """
+
+    lease: Lease
+    low: float = math.inf
+    high: float = math.inf
+    released: int | None = None
+    open: list[Request] = field(default_factory=list)
+
+    @property
+    def allocated(self) -> bool:
+        """Whether it was acknowledged as an allocation."""
+        return self.lease.state is LeaseState.ALLOCATED
+
+    def asked(self, kind: str) -> bool:
+        """Whether such a request may have happened."""
+        return any(request.kind == kind for request in self.open)
+
+    def acknowledge(self, request: Request, lease: Lease, now: float, order: int) -> None:
+        """Take note of an answer: it outweighs all that was over before it was asked for."""
+        others = [one for one in self.open if one is not request and not one.over_before(request)]
+        if others:
+            # What was asked for at the same time may have been decided before or after.
+            request.ended, request.until = order, now
+            others.append(request)
+        self.open[:] = others
+        if self.allocated:
+            # The answer to a renewal may be told after that of the allocation that came behind it.
+            return
+        self.lease = lease
+        if lease.deadline is None:
+            self.low = self.high = math.inf
+        else:
+            self.low, self.high = request.since + lease.ttl, now + lease.ttl
+
+    def bounds(self, now: float) -> tuple[float, float]:
+        """When it ends at the earliest and at the latest, with all that may have happened."""
+        if self.asked("release"):
+            return -math.inf, self._latest(now)
+        renewals = [one.since + one.ttl for one in self.open if one.kind == "renew"]
+        return min([self.low, *renewals]), self._latest(now)
+
+    def _latest(self, now: float) -> float:
+        if self.allocated or self.asked("allocate"):
+            return math.inf
+        return max([self.high, *(min(one.until, now) + one.ttl for one in self.open if one.kind == "renew")])
+
+    def rebase(
+        self, lease: Lease | None, opened: tuple[float, float], wall: tuple[float, float], *, sure: bool
+    ) -> None:
+        """Count anew after a reboot between the two moments of `opened`, at which the wall clock showed `wall`.
+
+        `lease` is what the file has; what remains follows from its deadline. Where it is not `sure` that there was a
+        reboot as the ledger sees it, the old bounds are possible too.
+        """
+        if self.allocated:
+            return
+        body = lease or self.lease
+        if body.deadline is None:
+            return
+        first, last = (
+            moment + min(body.ttl, max(0.0, body.deadline - shown)) for moment, shown in zip(opened, wall, strict=True)
+        )
+        if lease is None and self.open:
+            first = -math.inf
+        self.low, self.high = (first, last) if sure else (min(first, self.low), max(last, self.high))
+        if lease is not None and self.open:
+            # What was asked before has left its deadline in the file, or has not happened.
+            self.open[:] = [one for one in self.open if one.kind != "renew"]
+            self.lease = lease
