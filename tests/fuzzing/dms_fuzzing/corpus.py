@@ -9,18 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
 
 from dms_peer.identity import new_identity
 from dms_peer.signing import IdentitySigner
+from dms_protocols.broadcasts import seal_broadcast
+from dms_protocols.capacity_adverts import seal_advert
 from dms_protocols.cbor import encode_deterministic
 from dms_protocols.conversion import from_map
+from dms_protocols.messages.adverts import CapacityAdvert
 from dms_protocols.messages.bid import Bid
+from dms_protocols.messages.broadcast import BroadcastRequest
 from dms_protocols.signing import seal_bid
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.machine_file import machine_document
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores
+
+from .parsers import FUZZED_TOPIC
 
 __all__ = ["corpus"]
 
@@ -54,6 +63,10 @@ def corpus(target: str) -> list[bytes]:
         case "envelopes":
             bid = next(found for found in map(_as_bid, _maps(vectors)) if found is not None)
             return [seal_bid(bid, IdentitySigner(new_identity(bytes(32))))]
+        case "adverts":
+            return _published()
+        case "gossip":
+            return [_gossiped()]
         case "ensembles":
             return [_ENSEMBLE]
         case "machines":
@@ -62,6 +75,37 @@ def corpus(target: str) -> list[bytes]:
             return [_ledger()]
         case _:
             return frames
+
+
+def _published() -> list[bytes]:
+    """A signed advert, and a signed broadcast request."""
+    identity = new_identity(bytes(32))
+    signer, derived = IdentitySigner(identity), _vectors()["derived"]
+    advert = from_map(_bytes(derived["advert"]) | {"peer_id": identity.peer_id}, CapacityAdvert)
+    broadcast = from_map(_bytes(derived["broadcast"]) | {"requester": identity.peer_id}, BroadcastRequest)
+    return [seal_advert(advert, signer), seal_broadcast(broadcast, signer)]
+
+
+def _gossiped() -> bytes:
+    """An RPC with some of everything."""
+    identity = new_identity(bytes(32))
+    origin = ID.from_base58(identity.peer_id).to_bytes()
+    message = rpc_pb2.Message(data=b"news", topicIDs=[FUZZED_TOPIC], from_id=origin, seqno=bytes(8))
+    signed = PUBSUB_SIGNING_PREFIX.encode() + message.SerializeToString()
+    message.signature, message.key = identity.key_pair().private_key.sign(signed), origin[2:]
+    rpc = rpc_pb2.RPC(
+        publish=[message],
+        subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=FUZZED_TOPIC)],
+        control=rpc_pb2.ControlMessage(
+            ihave=[rpc_pb2.ControlIHave(topicID=FUZZED_TOPIC, messageIDs=[origin + bytes(8)])],
+            iwant=[rpc_pb2.ControlIWant(messageIDs=[origin + bytes(8)])],
+            graft=[rpc_pb2.ControlGraft(topicID=FUZZED_TOPIC)],
+            prune=[rpc_pb2.ControlPrune(topicID=FUZZED_TOPIC, backoff=60, peers=[rpc_pb2.PeerInfo(peerID=origin)])],
+            idontwant=[rpc_pb2.ControlIDontWant(messageIDs=[b"x"])],
+        ),
+        senderRecord=b"record",
+    )
+    return bytes(rpc.SerializeToString())
 
 
 def _vectors() -> dict[str, Any]:

@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from libp2p.pubsub.validators import signature_validator
 
+from dms_peer.discovery.gossip_limits import GossipLimits
+from dms_peer.discovery.gossip_rpcs import GossipViolationError, read_rpc
 from dms_peer.ensemble_file import parse_ensemble
 from dms_peer.envelopes import open_envelope
 from dms_peer.errors import DocumentError, EnvelopeError
 from dms_peer.signing import EnvelopeChecker
+from dms_protocols.broadcasts import open_broadcast
+from dms_protocols.capacity_adverts import AdvertTable
 from dms_protocols.cbor import decode_map, encode_deterministic, encode_fast
 from dms_protocols.conversion import from_map, sealed_bytes, to_map
 from dms_protocols.errors import CBORError, FrameError, MessageError, ProtocolError
 from dms_protocols.frames import FrameReader
-from dms_protocols.messages import allocation, bid, resources
+from dms_protocols.messages import adverts, allocation, bid, broadcast, peers, resources
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE
 from dms_protocols.signing import open_bid
 from dms_protocols.wire import read_id
@@ -32,7 +37,11 @@ from dms_resources.errors import MachineFileError, StorageError
 from dms_resources.machine_file import parse_machine
 from dms_resources.storage import SQLiteStorage
 
-__all__ = ["PARSERS", "message_types"]
+__all__ = ["FUZZED_AT", "FUZZED_TOPIC", "PARSERS", "message_types"]
+
+FUZZED_TOPIC: Final = "/fuzzed/topic/1.0.0"
+FUZZED_AT: Final = 1_700_000_000.0
+"""When adverts and broadcast requests are read (Unix seconds)."""
 
 _FRAME_LIMIT: Final = 4096
 _SKIP_LIMIT: Final = 16384
@@ -73,7 +82,7 @@ def message_types() -> dict[str, type[msgspec.Struct]]:
     found: dict[str, type[msgspec.Struct]] = {
         kind.__name__: kind for kind in (FreeResources, MachineResources, OnboardedResources)
     }
-    for module in (allocation, bid, resources):
+    for module in (adverts, allocation, bid, broadcast, peers, resources):
         for name in module.__all__:
             kind = getattr(module, name)
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
@@ -107,6 +116,34 @@ def fuzz_envelopes(data: bytes) -> None:
         open_envelope(data, BID_DOMAIN, BID_PAYLOAD_TYPE)
     with contextlib.suppress(ProtocolError):
         open_bid(data, EnvelopeChecker())
+
+
+def fuzz_adverts(data: bytes) -> None:
+    """The table of adverts and the reader of broadcast requests: a verdict, or one of the coded errors."""
+    table = AdvertTable(EnvelopeChecker(), most=4, clock=lambda: FUZZED_AT)
+    verdict = table.accept(data)
+    assert (verdict.outcome == "new") == (len(table) == 1)
+    assert bool(verdict.code) == (verdict.outcome == "invalid")
+    with contextlib.suppress(ProtocolError):
+        open_broadcast(data, EnvelopeChecker(), now=FUZZED_AT)
+
+
+def fuzz_gossip(data: bytes) -> None:
+    """RPCs of gossipsub: refused, or cut to what the library can bear and to its bounds."""
+    limits = GossipLimits()
+    try:
+        rpc = read_rpc(data, {FUZZED_TOPIC}, limits)
+    except GossipViolationError:
+        return
+    assert len(rpc.subscriptions) <= 1
+    assert all(list(message.topicIDs) == [FUZZED_TOPIC] for message in rpc.publish)
+    for message in rpc.publish:
+        signature_validator(message)
+    assert not rpc.HasField("senderRecord")
+    assert sum(len(ihave.messageIDs) for ihave in rpc.control.ihave) <= limits.offered_ids
+    assert sum(len(iwant.messageIDs) for iwant in rpc.control.iwant) <= limits.asked_ids
+    assert not any(prune.peers for prune in rpc.control.prune)
+    assert not (rpc.control.HasField("extensions") or rpc.control.observe or rpc.control.idontwant)
 
 
 def fuzz_ensembles(data: bytes) -> None:
@@ -151,6 +188,8 @@ PARSERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "cbor": fuzz_cbor,
     "messages": fuzz_messages,
     "envelopes": fuzz_envelopes,
+    "adverts": fuzz_adverts,
+    "gossip": fuzz_gossip,
     "ensembles": fuzz_ensembles,
     "machines": fuzz_machines,
     "ledgers": fuzz_ledgers,
