@@ -14,13 +14,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 from figures import OURS_TO_OURS, Figure, Run, distinct, read_run
 from rich.console import Console
 from rich.table import Table
 
+# Of three rounds each, chance alone puts all on one side once in ten times; of two, once in three.
+FEWEST: Final = 3
 Verdict = Literal["better", "worse", ""]
 
 
@@ -68,7 +70,9 @@ def _change(before: Figure, after: Figure) -> Change:
 
 
 def verdict(before: Figure, after: Figure) -> Verdict:
-    """Whether the rounds of both lie apart, and which way."""
+    """Whether the rounds of both lie apart, and which way; nothing is told from fewer than FEWEST rounds."""
+    if min(len(before.values), len(after.values)) < FEWEST:
+        return ""
     rose = min(after.values) > max(before.values)
     fell = max(after.values) < min(before.values)
     if not (rose or fell):

@@ -49,18 +49,17 @@ class Order:
 
 
 async def per_second(order: Order, work: Work) -> float:
-    """How often so many workers together get `work` done in a second, once the warm-up is over."""
+    """How often so many workers together get `work` done in a second, once the warm-up is over: once at least."""
     done = 0
     begin = trio.current_time() + order.warm_up
     end = begin + order.seconds
 
     async def counted() -> None:
         nonlocal done
-        counts = trio.current_time() >= begin
         await work()
-        done += counts
+        done += trio.current_time() >= begin
 
-    await at_once(order.at_once, lambda: trio.current_time() < end, counted)
+    await at_once(order.at_once, lambda: trio.current_time() < end or not done, counted)
     return done / (trio.current_time() - begin)
 
 

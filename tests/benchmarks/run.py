@@ -1,6 +1,7 @@
 """The benchmark: our peer beside plain ones on go-libp2p and js-libp2p, in one run, two processes on loopback.
 
     python tests/benchmarks/run.py [--only a,d] [--rounds 5] [--seconds 0.5] [--json FILE] [--history] [--docs]
+    python tests/benchmarks/run.py --show FILE [--docs]
 
 The parts are (a) queries on one stream, (b) signed bids, (c) durable commits, (d) queries on a stream each, (e) new
 connections, (f) memory of idle connections, (g) start-up of a command. Every round measures everything once, so that a
@@ -18,12 +19,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from figures import Figure, Run, machine_description, python_software, rounded, write_run
+from figures import Figure, Run, machine_description, python_software, read_run, rounded, write_run
 from measurements import CONNECTIONS, PARTS, Bench, Measurement, measurements
 from processes import find_programs, package_path
 from rich.console import Console
 from rich.progress import Progress
-from tables import show_run, write_page
+from tables import markdown, show_run, write_page
 
 ROOT: Final = Path(__file__).parents[2]
 HISTORY: Final = Path(__file__).parent / "history"
@@ -78,6 +79,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, help="where the ledgers are made (a disk of your choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, take the figures of this file")
     parser.add_argument("--version", default=measured_version(), help="what is measured (default: pyproject.toml's)")
     parser.add_argument("--history", action="store_true", help="keep the figures as those of this version")
     parser.add_argument(
@@ -86,16 +88,18 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Measures, shows, and writes what was asked for."""
-    chosen, errors = options(), Console(stderr=True)
+def measured_run(chosen: argparse.Namespace) -> Run:
+    """Everything that was asked for, measured now."""
     package_path()
-    with tempfile.TemporaryDirectory(dir=chosen.folder) as folder, Progress(console=errors, transient=True) as progress:
+    with (
+        tempfile.TemporaryDirectory(dir=chosen.folder) as folder,
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
         scratch = Path(folder)
         with Bench(find_programs(scratch), scratch, chosen.seconds, chosen.connections) as bench:
             found = measure(bench, chosen.only, chosen.rounds, progress)
             software = {**python_software(), **bench.software}
-    run = Run(
+    return Run(
         version=chosen.version,
         date=datetime.now(UTC).date().isoformat(),
         machine=machine_description(),
@@ -103,13 +107,19 @@ def main() -> None:
         rounds=chosen.rounds,
         figures=tuple(found),
     )
+
+
+def main() -> None:
+    """Measures or reads, shows, and writes what was asked for."""
+    chosen = options()
+    run = read_run(chosen.show) if chosen.show else measured_run(chosen)
     show_run(run)
     if chosen.json:
         write_run(run, chosen.json)
     if chosen.history:
         write_run(run, HISTORY / f"{run.version}.json")
     if chosen.docs:
-        write_page(run, chosen.docs)
+        write_page(chosen.docs, "benchmarks", markdown(run))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from aims import aims
 from figures import OURS_TO_OURS, Run, distinct
 from measurements import PARTS
 from rich.console import Console
 from rich.table import Table as RichTable
-
-BEGIN: Final = "<!-- benchmarks: written by the run -->\n"
-END: Final = "<!-- end of the benchmarks -->\n"
 
 
 @dataclass(frozen=True)
@@ -81,10 +77,8 @@ def markdown(run: Run) -> str:
     """The tables as they stand in the page."""
     lines = [description(run), ""]
     for table in tables(run):
-        head, *rows = table.rows
         lines += [f"### {table.title[0].upper()}{table.title[1:]}", ""]
-        align = "---" if table.title == "Aims" else "---:"
-        lines += [line(head), line(["---", *[align] * (len(head) - 1)]), *map(line, rows), ""]
+        lines += [*markdown_table(table.rows, "---" if table.title == "Aims" else "---:"), ""]
     return "\n".join(lines)
 
 
@@ -93,8 +87,17 @@ def line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_page(run: Run, page: Path) -> None:
-    """Puts the tables between the markers of the page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{markdown(run)}\n{END}{after}", encoding="utf-8")
+def markdown_table(rows: list[list[str]], align: str = "---:") -> list[str]:
+    """The lines of a table; the first row names the columns, the first column is text."""
+    head, *others = rows
+    return [line(head), line(["---", *[align] * (len(head) - 1)]), *map(line, others)]
+
+
+def write_page(page: Path, name: str, text: str) -> None:
+    """Puts a text between the page's markers of that name."""
+    begin, end = f"<!-- {name}: written by the run -->\n", f"<!-- end of the {name} -->\n"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page} has no markers for the {name}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

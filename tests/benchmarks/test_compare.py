@@ -70,6 +70,12 @@ def test_on_two_machines_ratios_are_compared_and_not_what_each_machine_does(tmp_
     assert verdicts(before, faster) == {"ours / go-libp2p": (1.8, "better")}
 
 
+def test_two_rounds_tell_nothing(tmp_path: Path) -> None:
+    before = write_run(tmp_path / "before.json", figure("ours", [100, 110]))
+    after = write_run(tmp_path / "after.json", figure("ours", [200, 210, 220]))
+    assert [verdict for _, verdict in verdicts(before, after).values()] == [""]
+
+
 def test_people_get_a_table(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run.json", figure("ours", [1, 2, 3]))
     done = compare(run, run)

@@ -101,10 +101,10 @@ func (l *load) obey(o order) (float64, error) {
 
 // Counting
 
-// counter counts what is done once the warm-up is over, and says when to stop.
+// counter counts what is done once the warm-up is over, and says when to stop: not before something was counted.
 type counter struct {
 	begin, end time.Time
-	done       atomic.Int64
+	done, late atomic.Int64
 }
 
 func newCounter(o order) *counter {
@@ -115,16 +115,23 @@ func newCounter(o order) *counter {
 // count notes one; it is false when the time is over.
 func (c *counter) count() bool {
 	now := time.Now()
-	if now.After(c.end) {
-		return false
+	if now.Before(c.begin) {
+		return true
 	}
-	if now.After(c.begin) {
+	if now.Before(c.end) {
 		c.done.Add(1)
+		return true
 	}
-	return true
+	if c.done.CompareAndSwap(0, 1) {
+		c.late.Store(int64(now.Sub(c.end)))
+	}
+	return false
 }
 
-func (c *counter) perSecond() float64 { return float64(c.done.Load()) / c.end.Sub(c.begin).Seconds() }
+func (c *counter) perSecond() float64 {
+	took := c.end.Sub(c.begin) + time.Duration(c.late.Load())
+	return float64(c.done.Load()) / took.Seconds()
+}
 
 func seconds(value float64) time.Duration { return time.Duration(value * float64(time.Second)) }
 
@@ -152,12 +159,14 @@ func (l *load) oneShots(ctx context.Context, them peer.AddrInfo, o order) (float
 	}
 	c := newCounter(o)
 	err := atOnce(o.AtOnce, func() error {
-		for c.count() {
+		for {
 			if err := askOnce(ctx, l.us, them.ID); err != nil {
 				return err
 			}
+			if !c.count() {
+				return nil
+			}
 		}
-		return nil
 	})
 	return c.perSecond(), err
 }
