@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import random
 import time
 from bisect import bisect_right, insort
 from collections.abc import Callable
@@ -209,6 +210,12 @@ class AdvertTable:
             heapq.heappop(self._ends)
 
     # Looking up
+
+    def some(self, most: int) -> tuple[HeldAdvert, ...]:
+        """At most so many, chosen by chance."""
+        now = self._clock()
+        chosen = random.sample(self._order, min(most, len(self._order)))
+        return tuple(held for held in map(self._held.__getitem__, chosen) if held.advert.expires_at >= now)
 
     def page(
         self, after: str, *, limit: int, examine: int, demand: Demand | None = None

@@ -300,6 +300,17 @@ def test_a_page_looks_at_a_bounded_part(opener: Opener, clock: Clock, node: Any)
     assert [one.advert.peer_id for one in page] == ["p20", "p21", "p22", "p23"]
 
 
+def test_some_are_chosen_by_chance(opener: Opener, clock: Clock) -> None:
+    table = AdvertTable(opener, clock=clock)
+    assert table.some(3) == ()
+    for number in range(20):
+        table.accept(sealed(f"p{number:02}", ttl=10 if number < 10 else 100))
+    assert len({one.advert.peer_id for _ in range(100) for one in table.some(3)}) > 10
+    assert len(table.some(3)) == 3
+    clock.now += 50
+    assert {one.advert.peer_id for one in table.some(100)} == {f"p{number}" for number in range(10, 20)}
+
+
 # Matching
 
 

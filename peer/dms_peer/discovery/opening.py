@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -155,8 +154,7 @@ def _addresses(known: KnownPeers, mdns: MDNSPeers | None, peer_id: str) -> Seque
 def _heard(mdns: MDNSPeers | None, adverts: AdvertTable) -> Mapping[str, Sequence[str]]:
     """Some peers that were heard of: those near, and of the others some by chance."""
     near = mdns.peers() if mdns else {}
-    held, _ = adverts.page(secrets.token_hex(4), limit=_SOME, examine=_SOME)
-    return {one.advert.peer_id: one.advert.addrs for one in held} | near
+    return {one.advert.peer_id: one.advert.addrs for one in adverts.some(_SOME)} | near
 
 
 @asynccontextmanager

@@ -143,7 +143,8 @@ def fuzz_gossip(data: bytes) -> None:
     assert sum(len(ihave.messageIDs) for ihave in rpc.control.ihave) <= limits.offered_ids
     assert sum(len(iwant.messageIDs) for iwant in rpc.control.iwant) <= limits.asked_ids
     assert not any(prune.peers for prune in rpc.control.prune)
-    assert not (rpc.control.HasField("extensions") or rpc.control.observe or rpc.control.idontwant)
+    assert not rpc.control.HasField("extensions")
+    assert not [*rpc.control.observe, *rpc.control.unobserve, *rpc.control.idontwant]
 
 
 def fuzz_ensembles(data: bytes) -> None:
