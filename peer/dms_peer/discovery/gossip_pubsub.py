@@ -1,7 +1,8 @@
 """The library's pubsub with its dealings with peers replaced: what is read, what is written, who takes part.
 
 What breaks in py-libp2p's `Pubsub`, beside what `gossip_rpcs` says:
-- each message becomes a task, however many come, and a task that fails ends the service;
+- each message becomes a task, however many come, and a task that fails ends the service; of one that comes from two
+  sides at once, both are handled and passed on;
 - a peer whose stream failed is tried for ever, every ten seconds, also when it does not speak the protocol;
 - whoever connects waits in a channel that a dead service never empties, and with it whoever connects after;
 - the cache of seen messages has no bound and a thread of its own, which nobody stops;
@@ -149,6 +150,7 @@ class GuardedPubsub(Pubsub):
         self.conduct = conduct
         self._arrivals = _Arrivals(self._enrol_later, self._check_gone)
         self._reading: set[trio.CancelScope] = set()
+        self._looking_at: set[bytes] = set()
         self._streams: Counter[ID] = Counter()
         self._enrolling: set[ID] = set()
         self._turns = trio.CapacityLimiter(limits.enrolling)
@@ -243,15 +245,27 @@ class GuardedPubsub(Pubsub):
                 raise GossipViolationError("subscriptions that come and go")
             self.handle_subscription(peer_id, change)
         for message in rpc.publish:
-            if self.conduct.admits_message(peer_id.to_bytes()):
-                await self.push_msg(peer_id, message)
-                # Shunned for what this message was.
-                if self.is_peer_blacklisted(peer_id):
-                    raise GossipViolationError("messages that are none")
+            await self._push(peer_id, message)
         if rpc.HasField("control") and conduct.controls.take():
             await self.router.handle_rpc(rpc, peer_id)
         # However much there is to take, others get their turn.
         await trio.lowlevel.checkpoint()
+
+    async def _push(self, peer_id: ID, message: rpc_pb2.Message) -> None:
+        name = self.get_message_id(message)
+        # It comes from many sides, and often while the first of them is still looked at.
+        if name in self._looking_at or self.seen_messages.has(name):
+            return
+        if not self.conduct.admits_message(peer_id.to_bytes()):
+            return
+        self._looking_at.add(name)
+        try:
+            await self.push_msg(peer_id, message)
+        finally:
+            self._looking_at.discard(name)
+        # Shunned for what this message was.
+        if self.is_peer_blacklisted(peer_id):
+            raise GossipViolationError("messages that are none")
 
     def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
         """As the original, for the topics that we are on."""

@@ -45,6 +45,20 @@ async def test_what_a_validator_does_not_accept_goes_no_further(gossipers: Any, 
         assert b"no" not in last.asked
 
 
+async def test_a_message_is_handled_once_from_however_many_sides_it_comes(gossipers: Any, eventually: Any) -> None:
+    async with gossipers(5) as peers:
+        messages = [b"%d" % number for number in range(20)]
+        for message in messages:
+            await peers[0].gossip.publish(TOPIC, message)
+        await eventually(lambda: all(set(peer.heard) >= set(messages) for peer in peers[1:]), 30)
+        # By now all copies that were sent have arrived at whoever hears this.
+        for peer in peers:
+            await peer.gossip.publish(TOPIC, b"the last of %s" % peer.peer_id.encode())
+        await eventually(lambda: all(len(set(peer.heard)) == 24 for peer in peers[1:]), 30)
+        assert all(sorted(peer.heard) == sorted(set(peer.heard)) for peer in peers)
+        assert all(sorted(peer.asked) == sorted(set(peer.asked)) for peer in peers)
+
+
 async def test_a_validator_that_fails_costs_its_message_only(gossipers: Any, eventually: Any) -> None:
     async with gossipers(2) as (first, second):
         second.verdicts[b"boom"] = ZeroDivisionError("ours")
