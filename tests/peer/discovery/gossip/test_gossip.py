@@ -47,6 +47,8 @@ async def test_what_a_validator_does_not_accept_goes_no_further(gossipers: Any, 
 
 async def test_a_message_is_handled_once_from_however_many_sides_it_comes(gossipers: Any, eventually: Any) -> None:
     async with gossipers(5) as peers:
+        for peer in peers:
+            peer.validation_time = 0.02
         messages = [b"%d" % number for number in range(20)]
         for message in messages:
             await peers[0].gossip.publish(TOPIC, message)
