@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .accounts import Sums
-from .components import CPU, DEFAULT_PORT_RANGE, GPU, MachineResources, OnboardedResources
+from .components import CPU, DEFAULT_PORT_RANGE, GPU, MachineResources, OnboardedResources, PortRange
 from .leases import EndedLease, Lease, LeaseState
 from .placement import DeviceState
 from .ports import PortPool
@@ -97,7 +97,8 @@ class Book:
         self.held_by: dict[str, int] = {}
         self.ids_by_holder: dict[str, dict[str, None]] = {}
         self.devices: dict[str, DeviceState] = {}
-        self.ports = PortPool(DEFAULT_PORT_RANGE)
+        # The pool of many ports is what costs most here: it is made once.
+        self.ports = PortPool(_port_range(offer))
         self._due: list[tuple[float, str]] = []
         self.offer = NOTHING_OFFERED
         self._set_offer(offer)
@@ -259,9 +260,13 @@ class Book:
         self.offer = offer
         onboarded = offer.onboarded
         self.devices = dict(_devices(onboarded, self.machine, self.devices))
-        port_range = onboarded.port_range if onboarded else DEFAULT_PORT_RANGE
+        port_range = _port_range(offer)
         if port_range != self.ports.range:
             self.ports = PortPool(port_range, self.ports.taken)
+
+
+def _port_range(offer: Offer) -> PortRange:
+    return offer.onboarded.port_range if offer.onboarded else DEFAULT_PORT_RANGE
 
 
 def _devices(

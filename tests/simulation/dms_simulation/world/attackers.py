@@ -29,7 +29,7 @@ from dms_protocols.messages.bid import BidRequest, EnsembleRequest, NodeRequest
 from dms_protocols.messages.resources import FreeRequest
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
 from dms_protocols.requesters import AllocationClient, BidClient, SignedBid
-from dms_protocols.signing import seal_bid
+from dms_protocols.signing import open_bid, seal_bid
 from dms_protocols.wire import encode_request
 
 from ..network import SimulatedNetwork
@@ -88,7 +88,7 @@ class Attacker:
             provider = self._rng.choice(self._providers)
             self._story.say(f"attack {name}", by=self._peer_id, on=provider.peer_id)
             with suppress(ProtocolError, DialError, trio.BrokenResourceError, trio.ClosedResourceError):
-                with trio.move_on_after(30.0):
+                with trio.move_on_after(120.0):
                     await self._acts[name](provider)
 
     # Bids
@@ -106,11 +106,13 @@ class Attacker:
                 await trio.sleep(self._rng.uniform(0.0, 10.0))
 
     async def _steal(self, provider: Provider) -> None:
-        """Brings bids that were made for others, alone and beside an own one."""
+        """Brings the next bid that was made for somebody else, before its owner does, alone or beside an own one."""
+        await self._tellings.wait_bids()
         others = [raw for bid, raw in self._tellings.bids if bid.requester != self._peer_id]
         if not others:
             return
-        stolen = self._rng.choice(others)
+        stolen = others[-1]
+        provider = self._provider_of(stolen, provider)
         own = await self._bids(provider) if self._rng.random() < 0.5 else []
         async with self._allocations(provider) as client:
             await client.commit([*own, stolen], ttl=20.0)
@@ -245,6 +247,10 @@ class Attacker:
         stream.close()
 
     # Inside
+
+    def _provider_of(self, raw: bytes, other: Provider) -> Provider:
+        made_by = open_bid(raw, SimulatedOpener()).provider
+        return next((one for one in self._providers if one.peer_id == made_by), other)
 
     async def _send(self, provider: Provider, protocol: str, requests: Sequence[bytes]) -> None:
         stream = await self._network.peer(self._peer_id).stream(provider.peer_id, protocol)

@@ -115,7 +115,7 @@ class _World:
     async def _begin(self, nursery: trio.Nursery) -> None:
         rng = self._rng
         self._network = SimulatedNetwork(nursery, random.Random(rng.getrandbits(64)))
-        for number in range(rng.choice((2, 2, 2, 3, 3, 4, 5))):
+        for number in range(rng.choice((2, 2, 2, 2, 3, 3, 4, 5))):
             peer_id = f"p{number}"
             machine = simulated_machine(cores=rng.choice((2, 4, 8)), gpus=rng.choice(((), (), (16,), (16, 24))))
             provider = self._providers[peer_id] = Provider(
@@ -152,24 +152,24 @@ class _World:
                 faults.start_soon(self._trouble, provider, random.Random(rng.getrandbits(64)))
             faults.start_soon(self._echo, random.Random(rng.getrandbits(64)))
             async with trio.open_nursery() as people:
-                for number in range(rng.choice((2, 2, 2, 3, 4))):
+                for number in range(rng.choice((2, 2, 2, 2, 3, 4))):
                     tenant = Tenant(
                         f"t{number}", self._network, self._providers, candidates, self._blocks, self._reported,
                         self.story, random.Random(rng.getrandbits(64)),
                     )  # fmt: skip
                     people.start_soon(tenant.live, rng.randint(1, 2), _SECONDS)
-                for number in range(rng.choice((1, 1, 2))):
+                for number in range(rng.choice((1, 1, 1, 2))):
                     attacker = Attacker(
                         f"a{number}", self._network, list(self._providers.values()), self.story, self._tellings,
                         random.Random(rng.getrandbits(64)),
                     )  # fmt: skip
-                    people.start_soon(attacker.act, rng.randint(2, 5), _SECONDS)
+                    people.start_soon(attacker.act, rng.randint(2, 4), _SECONDS)
             faults.cancel_scope.cancel()
 
     async def _trouble(self, provider: Provider, rng: random.Random) -> None:
         """What befalls one provider."""
         while True:
-            await trio.sleep(rng.choice((rng.uniform(0.0, 5.0), rng.uniform(0.0, 300.0), rng.uniform(0.0, 300.0))))
+            await trio.sleep(rng.choice((rng.uniform(0.0, 5.0), rng.uniform(0.0, 400.0), rng.uniform(0.0, 400.0))))
             await getattr(self, rng.choice(_TROUBLES))(provider, rng)
 
     async def _killed(self, provider: Provider, rng: random.Random, *, reboot: bool = False) -> None:

@@ -43,11 +43,17 @@ class Tellings:
     def __init__(self) -> None:
         self.bids: list[tuple[Bid, bytes]] = []
         self.requests: list[tuple[str, str, Any]] = []
+        self._arrived = trio.lowlevel.ParkingLot()
+
+    async def wait_bids(self) -> None:
+        """Returns when a provider answers with bids. May be cancelled."""
+        await self._arrived.park()
 
     def note_bids(self, envelopes: Sequence[bytes]) -> None:
         """Note bids that a provider answered with."""
         self.bids += [(open_bid(raw, SimulatedOpener()), raw) for raw in envelopes]
         del self.bids[:-60]
+        self._arrived.unpark_all()
 
     def note_request(self, provider: str, caller: str, request: Any) -> None:
         """Note a request that changes something."""
