@@ -90,13 +90,13 @@ async def test_who_passes_on_what_is_rejected_is_shunned(gossipers: Any, eventua
 async def test_gossip_that_fails_starts_again(gossipers: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with gossipers(3, limits=GossipLimits(first_pause=0.05)) as peers:
         original, victim = GossipSub.mesh_heartbeat, peers[1]
-        failed = []
+        router, failed = victim.gossip._pubsub.router, []
 
-        def failing(router: GossipSub) -> Any:
-            if router is victim.gossip._pubsub.router and not failed:
-                failed.append(router)
+        def failing(self: GossipSub) -> Any:
+            if self is router and not failed:
+                failed.append(self)
                 raise KeyError("the library's own")
-            return original(router)
+            return original(self)
 
         monkeypatch.setattr(GossipSub, "mesh_heartbeat", failing)
         await eventually(lambda: victim.gossip.statistics.restarts == 1)
