@@ -181,10 +181,7 @@ class SimulatedNetwork:
         self._numbers += 1
         number = self._numbers
 
-        def due() -> float:
-            return self._due(connection)
-
-        ours, theirs = stream_pair(due, due)
+        ours, theirs = stream_pair(lambda: self._due(connection), lambda: self._due(connection, back=True))
         ours.protocol = version
         operations = host.operations[version]
         scope = trio.CancelScope()
@@ -216,7 +213,7 @@ class SimulatedNetwork:
             except BusyError as error:
                 await refuse_stream(stream, error, host.limits)
 
-    def _due(self, connection: _Connection) -> float:
+    def _due(self, connection: _Connection, *, back: bool = False) -> float:
         conditions, rng = self._conditions(connection.dialer, connection.listener), self._rng
         self.traffic.writes += 1
         due = trio.current_time() + self._delay(conditions)
