@@ -155,7 +155,12 @@ class Attacker:
 
     async def _meddle(self, provider: Provider) -> None:
         """Renews, allocates and releases leases of others, whose ids and numbers it knows."""
-        others = [one.lease for one in provider.witness.promises.values() if one.lease.holder != self._peer_id]
+        if not provider.witness.standing():
+            # Somebody who was bid something is about to take it.
+            await self._tellings.wait_bids()
+            await trio.sleep(self._rng.uniform(0.5, 3.0))
+            provider = next((one for one in self._providers if one.witness.standing()), provider)
+        others = [lease for lease in provider.witness.standing() if lease.holder != self._peer_id]
         async with self._allocations(provider) as client:
             for lease in self._rng.sample(others, min(len(others), 3)):
                 fence = self._rng.choice((lease.fence, None))

@@ -81,6 +81,10 @@ class Witness:
         # What was asked for together, and nobody knows whether it happened.
         self._groups: set[tuple[str, ...]] = set()
 
+    def standing(self) -> list[Lease]:
+        """What was acknowledged and not released."""
+        return [promise.lease for promise in self.promises.values() if promise.released is None]
+
     # What is asked and answered
 
     def begin_bid(self, caller: str) -> None:
