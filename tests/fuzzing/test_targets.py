@@ -16,7 +16,7 @@ from dms_fuzzing.mutation import mutated
 from dms_fuzzing.parsers import PARSERS, message_types
 
 # The slow ones write a file or parse YAML for each input.
-INPUTS = {"ledgers": 150, "ensembles": 300}
+INPUTS = {"ledgers": 150, "ensembles": 300, "owner_files": 300, "tokens": 1000}
 
 
 @pytest.mark.parametrize("target", PARSERS)

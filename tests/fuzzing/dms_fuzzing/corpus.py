@@ -29,6 +29,7 @@ from dms_resources.machine_file import machine_document
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores
 
+from .granted import TOKENS
 from .parsers import FUZZED_TOPIC
 
 __all__ = ["corpus"]
@@ -48,6 +49,18 @@ request:
     resources: {cpu: {cores: 0.5}, ram: {size: 1073741824}}
 peer_exclusion: []
 """
+_TERMS = b"""location: {continent: Europe, country: DE}
+executors: [docker]
+valid_seconds: 5m
+prices: {currency: EUR, core: 0.1, ram_gib: 0.01, gpu: 1.25}
+"""
+_ACCESS = b"""operations:
+  machine: nobody
+  commit: {peers: [12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG], token: true}
+others: anyone
+shares: {peer: {requests: 100, capacity: 250, longest_ttl: 12h}, assured_requests: 10}
+"""
+_LIMITS = b"host: {max_connections: 500, frame_timeout: 20s}\nservice: {frame_bytes: 32KiB}\n"
 _MACHINE = MachineResources(cpu=CPU(cores=Cores.of(4)), ram=RAM(size=8 * GIB), disk=Disk(size=100 * GIB), gpus=())
 
 
@@ -67,6 +80,10 @@ def corpus(target: str) -> list[bytes]:
             return _published()
         case "gossip":
             return [_gossiped()]
+        case "tokens":
+            return list(TOKENS)
+        case "owner_files":
+            return [_TERMS, _ACCESS, _LIMITS]
         case "ensembles":
             return [_ENSEMBLE]
         case "machines":

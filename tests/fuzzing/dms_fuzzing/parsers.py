@@ -16,26 +16,32 @@ from typing import Any, Final
 import msgspec
 from libp2p.pubsub.validators import signature_validator
 
+from dms_peer.access_file import parse_access
 from dms_peer.discovery.gossip_limits import GossipLimits
 from dms_peer.discovery.gossip_rpcs import GossipViolationError, read_rpc
 from dms_peer.ensemble_file import parse_ensemble
 from dms_peer.envelopes import open_envelope
 from dms_peer.errors import DocumentError, EnvelopeError
+from dms_peer.limits_file import parse_limits
 from dms_peer.signing import EnvelopeChecker
+from dms_peer.terms_file import parse_terms
 from dms_protocols.broadcasts import open_broadcast
 from dms_protocols.capacity_adverts import AdvertTable
 from dms_protocols.cbor import decode_map, encode_deterministic, encode_fast
 from dms_protocols.conversion import from_map, sealed_bytes, to_map
-from dms_protocols.errors import CBORError, FrameError, MessageError, ProtocolError
+from dms_protocols.errors import AccessError, CBORError, FrameError, MessageError, ProtocolError
 from dms_protocols.frames import FrameReader
 from dms_protocols.messages import adverts, allocation, bid, broadcast, peers, resources
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE
 from dms_protocols.signing import open_bid
+from dms_protocols.tokens import granter_of
 from dms_protocols.wire import read_id
 from dms_resources.components import FreeResources, MachineResources, OnboardedResources
 from dms_resources.errors import MachineFileError, StorageError
 from dms_resources.machine_file import parse_machine
 from dms_resources.storage import SQLiteStorage
+
+from .granted import CHECKER, GRANTER, TOKENS
 
 __all__ = ["FUZZED_AT", "FUZZED_TOPIC", "PARSERS", "message_types"]
 
@@ -147,6 +153,27 @@ def fuzz_gossip(data: bytes) -> None:
     assert not [*rpc.control.observe, *rpc.control.unobserve, *rpc.control.idontwant]
 
 
+_GRANTED: Final = [CHECKER.check(token, operation="commit", peer=GRANTER) for token in TOKENS]
+
+
+def fuzz_tokens(data: bytes) -> None:
+    """Tokens: an AccessError, or what the granter really granted."""
+    with contextlib.suppress(AccessError):
+        assert CHECKER.check(data, operation="commit", peer=GRANTER) in _GRANTED, "nobody grants in another's name"
+    with contextlib.suppress(AccessError):
+        granter_of(data)
+
+
+def fuzz_owner_files(data: bytes) -> None:
+    """The owner's other files: terms, access, limits; each a DocumentError with its place, or settings."""
+    with contextlib.suppress(DocumentError):
+        parse_terms(data, "file.yaml", Path("/nowhere"))
+    with contextlib.suppress(DocumentError):
+        parse_access(data, "file.yaml")
+    with contextlib.suppress(DocumentError):
+        parse_limits(data, "file.yaml")
+
+
 def fuzz_ensembles(data: bytes) -> None:
     """Ensemble files: a DocumentError with one line for people, or a request that can be sent."""
     try:
@@ -191,7 +218,9 @@ PARSERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "envelopes": fuzz_envelopes,
     "adverts": fuzz_adverts,
     "gossip": fuzz_gossip,
+    "tokens": fuzz_tokens,
     "ensembles": fuzz_ensembles,
+    "owner_files": fuzz_owner_files,
     "machines": fuzz_machines,
     "ledgers": fuzz_ledgers,
 }

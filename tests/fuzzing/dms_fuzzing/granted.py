@@ -1,0 +1,24 @@
+"""Tokens that were really granted, for the fuzzing to change."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dms_peer.identity import new_identity, public_key_of
+from dms_protocols.grants import Allowance, GrantTerms
+from dms_protocols.token_checks import TokenChecker
+from dms_protocols.tokens import attenuate_token, create_token
+
+__all__ = ["CHECKER", "GRANTER", "TOKENS"]
+
+_IDENTITY: Final = new_identity(bytes(32))
+_KEY: Final = public_key_of(_IDENTITY.peer_id) or b""
+GRANTER: Final = _IDENTITY.peer_id
+
+_WHOLE: Final = create_token(
+    _IDENTITY.seed,
+    GRANTER,
+    GrantTerms(expires=2_000_000_000, operations=frozenset({"commit", "bid_request"}), allowance=Allowance(millicores=8000)),
+)
+TOKENS: Final = (_WHOLE, attenuate_token(_WHOLE, _KEY, GrantTerms(peers=frozenset({GRANTER}))))
+CHECKER: Final = TokenChecker(GRANTER, {GRANTER: _KEY}, clock=lambda: 1_800_000_000.0)
