@@ -11,34 +11,53 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attach import serve
+    from .discovery.opening import open_discovery, open_requester
+    from .discovery.settings import DiscoverySettings
+    from .ensemble_file import read_ensemble_file
+    from .errors import PeerError, ReservationError
     from .home import Home
     from .host import dial, host_addresses, open_host
     from .identity import Identity, load_or_create_identity, new_identity
     from .node import Node
     from .requester import open_allocations, open_bids, open_resources
+    from .requesting import AssignmentRules, Requester, Reservation
 
 __all__ = [
+    "AssignmentRules",
+    "DiscoverySettings",
     "Home",
     "Identity",
     "Node",
+    "PeerError",
+    "Requester",
+    "Reservation",
+    "ReservationError",
     "dial",
     "host_addresses",
     "load_or_create_identity",
     "new_identity",
     "open_allocations",
     "open_bids",
+    "open_discovery",
     "open_host",
+    "open_requester",
     "open_resources",
+    "read_ensemble_file",
     "serve",
 ]
 
 _MODULES = {
     "attach": ("serve",),
+    "discovery.opening": ("open_discovery", "open_requester"),
+    "discovery.settings": ("DiscoverySettings",),
+    "ensemble_file": ("read_ensemble_file",),
+    "errors": ("PeerError", "ReservationError"),
     "home": ("Home",),
     "host": ("dial", "host_addresses", "open_host"),
     "identity": ("Identity", "load_or_create_identity", "new_identity"),
     "node": ("Node",),
     "requester": ("open_allocations", "open_bids", "open_resources"),
+    "requesting": ("AssignmentRules", "Requester", "Reservation"),
 }
 
 

@@ -55,7 +55,7 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
     failure = describe_failure(error)
     if "--json" in arguments:
         print_json({"error": failure.error})
-    print(f"dms-peer: {failure.line}", file=sys.stderr)
+    print(f"dms-peer: {failure.line}", *failure.said, sep="\n  ", file=sys.stderr)
     return failure.exit_code
 
 

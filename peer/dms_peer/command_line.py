@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import typer
@@ -52,8 +53,21 @@ def command_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command()(command)
+            app.command()(_interruptible(command))
     return app
+
+
+def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Typer ends without a word on Ctrl-C; in a group, it lets it through to those who say so."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            raise BaseExceptionGroup("interrupted", [error]) from None
+
+    return run
 
 
 def _no_options() -> None:

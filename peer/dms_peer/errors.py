@@ -7,6 +7,7 @@ that scripts may rely on. Whose fault it is decides the class; whether a retry h
     ├── IdentityError   a key file: ours to repair, a retry does not help
     ├── UsageError      a command line that makes no sense: the caller's to correct
     ├── AbortedError    the user does not want it after all
+    ├── StoppedError    a signal ended it
     ├── AddressError    an address that nobody can dial or listen on: the caller's to correct
     ├── ListenError     the operating system refused a listen address
     ├── ProtocolError   a protocol cannot be attached to this host
@@ -22,6 +23,7 @@ that scripts may rely on. Whose fault it is decides the class; whether a retry h
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ __all__ = [
     "RefusedError",
     "ReservationError",
     "ReservationLostError",
+    "StoppedError",
     "StrategyError",
     "UsageError",
 ]
@@ -78,6 +81,14 @@ class UsageError(PeerError):
 
 class AbortedError(PeerError):
     """The user was asked and said no. Code: `aborted`."""
+
+
+class StoppedError(PeerError):
+    """A signal has ended what ran; `number` is the signal's. Code: `stopped`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped", f"stopped by {signal.Signals(number).name}")
+        self.number = number
 
 
 class AddressError(PeerError):
@@ -168,6 +179,9 @@ class ReservationError(PeerError):
     def __init__(self, code: str, message: str, hint: str = "", reasons: tuple[NodeReasons, ...] = ()) -> None:
         super().__init__(code, message, hint)
         self.reasons = reasons
+
+    def __str__(self) -> str:
+        return "; ".join([super().__str__(), *(reason.describe() for reason in self.reasons if reason.peers)])
 
 
 class ReservationLostError(ReservationError):

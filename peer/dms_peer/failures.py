@@ -13,12 +13,14 @@ from dms_protocols.errors import ProtocolError as WireError
 from dms_protocols.errors import RemoteError
 from dms_resources.errors import AmountError, ResourcesError
 
-from .errors import AddressError, DocumentError, PeerError, RefusedError, UsageError
+from .errors import AddressError, DocumentError, PeerError, RefusedError, ReservationError, StoppedError, UsageError
 
 __all__ = ["Failure", "describe_failure", "printable"]
 
 _USAGE: Final = 2
 _OTHER: Final = 1
+# So many lines are shown below an error; who wants all of them asks for JSON.
+_MOST_LINES: Final = 8
 
 # What to do about errors that say it nowhere else.
 _HINTS: Final = {
@@ -50,10 +52,12 @@ _HINTS: Final = {
 
 
 class Failure(Struct, frozen=True):
-    """What went wrong, as a map with `code` and `message` at least, and the exit code that says so."""
+    """What went wrong, as a map with `code` and `message` at least, and the exit code that says so; `said` is what a
+    person is shown below, one line each."""
 
     error: dict[str, Any]
     exit_code: int
+    said: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
@@ -95,6 +99,10 @@ def _known(error: BaseException) -> Failure | None:
         case DocumentError():
             place = {"line": error.line, "column": error.column, "field": error.field}
             return Failure({**_failure(error.code, error.message, error.hint).error, **place}, _OTHER)
+        case StoppedError():
+            return _failure(error.code, error.message, error.hint, exit_code=128 + error.number)
+        case ReservationError():
+            return _unreserved(error)
         case PeerError():
             return _failure(error.code, error.message, error.hint)
         case RemoteError():
@@ -107,6 +115,18 @@ def _known(error: BaseException) -> Failure | None:
             name = f"{error.filename}: " if error.filename else ""
             return _failure("os_error", f"{name}{error.strerror}", "check the path and its permissions")
     return None
+
+
+def _unreserved(error: ReservationError) -> Failure:
+    said = [f"{reason.node_id}: {line}" for reason in error.reasons for line in reason.said()]
+    if len(said) > _MOST_LINES:
+        said[_MOST_LINES - 1 :] = [f"{len(said) - _MOST_LINES + 1} further lines are in the output of --json"]
+    reasons = [to_map(reason) for reason in error.reasons]
+    return Failure(
+        {**_failure(error.code, error.message, error.hint).error, "reasons": reasons},
+        _OTHER,
+        tuple(map(printable, said)),
+    )
 
 
 def _failure(code: str, message: str, hint: str, *, exit_code: int = _OTHER) -> Failure:

@@ -18,7 +18,7 @@ from dms_protocols.messages.bid import Bid, Refusal
 from dms_resources.components import FreeResources, Resources
 from dms_resources.leases import Lease, Price
 
-from .child_command import run_child
+from .child_command import run_child, stopped_by_signals
 from .commands.output import json_line
 from .discovery.opening import open_requester
 from .discovery.settings import DiscoverySettings
@@ -146,15 +146,17 @@ async def reserve(
 ) -> int:
     """Takes the whole ensemble, runs the command while it is held, gives everything back; the command's exit code.
 
-    Without a command it is held until SIGINT or SIGTERM. `tell` hears what is held. Raises PeerError
-    `command_not_found`, StrategyError, ReservationError, ReservationLostError (the command is ended), AddressError and
-    IdentityError. May be cancelled.
+    Without a command it is held until SIGINT, SIGTERM or SIGHUP. `tell` hears what is held. Raises PeerError
+    `command_not_found`, StrategyError, ReservationError, ReservationLostError (the command is ended), AddressError,
+    IdentityError, and StoppedError for SIGTERM and SIGHUP while no command runs. For the main thread alone. May be
+    cancelled.
     """
     if command and shutil.which(command[0]) is None:
         raise PeerError("command_not_found", f"there is no command {command[0]}", "check its name, or give its path")
     request = ensemble.asked(deadline=time.time() + timeout)
     rules = AssignmentRules(different_peers=ensemble.different_peers, pins=ensemble.pins)
     async with (
+        stopped_by_signals(),
         _requester(home, settings) as requester,
         requester.reserve(
             request, strategy=strategy, currency=currency, rules=rules, ttl=ttl, wait=wait, on_progress=on_progress

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import typer
 
 from dms_peer.__main__ import run_command
 from dms_peer.command_line import command_app
@@ -302,7 +303,9 @@ def test_what_nobody_expected_is_one_line_too(failing: Any, home: str, monkeypat
 
 
 def test_every_command_has_help_and_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sorted(command.callback.__name__ for command in command_app().registered_commands) == sorted(COMMANDS)
+    assert sorted(getattr(one.callback, "__name__", "") for one in command_app().registered_commands) == sorted(
+        COMMANDS
+    )
     for command in COMMANDS:
         assert run_command([command, "--help"]) == 0
         text = capsys.readouterr().out
@@ -336,3 +339,14 @@ def test_local_commands_do_not_import_libp2p(home: str, machine_file: str, argum
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def history(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dms_peer.commands.history.history", history)
+    assert run_command(["history", "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert err == "dms-peer: interrupted\n"

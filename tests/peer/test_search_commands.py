@@ -16,9 +16,10 @@ import trio
 
 from dms_peer import owner
 from dms_peer.__main__ import run_command
-from dms_peer.child_command import run_child
+from dms_peer.child_command import run_child, stopped_by_signals
 from dms_peer.discovery.settings import DiscoverySettings
-from dms_peer.errors import PeerError
+from dms_peer.errors import PeerError, StoppedError
+from dms_peer.failures import describe_failure
 from dms_peer.home import Home
 from dms_peer.node import Node, Ready
 from dms_peer.offers import GPUChoice, Offer
@@ -182,8 +183,17 @@ async def test_reserve_takes_nothing_when_it_cannot_have_all(
         "reserve", "-f", str(file), *ALONE, *bootstrap(providers), "--json", "--", sys.executable, "-c", "1/0"
     )
     assert told[0] == 1
-    assert lines(told[1])[0]["error"]["code"] == "no_bids"
-    assert "b: " in told[2]
+    error = lines(told[1])[0]["error"]
+    assert (error["code"], error["message"]) == ("no_bids", "the ensemble cannot be had: b: no peer bids on it")
+    (reason,) = error["reasons"]
+    assert (reason["node_id"], reason["why"]) == ("b", "no peer bids on it")
+    assert {said["code"] for said in reason["peers"]} == {"resources"}
+    assert sum(said["count"] for said in reason["peers"]) == 3
+    assert reason["peers"][0]["shortages"][0]["asked"]["cores"] == 64
+    first, *below = told[2].splitlines()
+    assert first == "dms-peer: the ensemble cannot be had: b: no peer bids on it; ask for less, or wait"
+    assert len(below) == len(reason["peers"])
+    assert all(line.startswith("  b: ") and "cpu: 64 cores asked" in line for line in below)
     assert [await trio.to_thread.run_sync(owner_sees, tmp_path, number) for number in range(3)] == [0, 0, 0]
 
 
@@ -228,3 +238,29 @@ async def test_a_signal_to_the_command_is_its_exit_code() -> None:
     assert await run_child([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], {}) == 128 + 9
     with pytest.raises(PeerError, match="cannot be run"):
         await run_child(["/nowhere/at-all"], {})
+
+
+async def test_a_signal_that_ends_the_command_is_not_taken_for_ours() -> None:
+    # Both at once, as from a terminal: whichever is seen first, the exit code is the command's.
+    code = await run_child(
+        [sys.executable, "-c", "import os, signal; os.kill(os.getppid(), signal.SIGINT); os._exit(3)"], {}
+    )
+    assert code == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_cancels_what_is_held_when_no_command_runs(number: signal.Signals) -> None:
+    given_back: list[bool] = []
+
+    async def hold() -> None:
+        async with stopped_by_signals():
+            try:
+                signal.raise_signal(number)
+                await trio.sleep_forever()
+            finally:
+                given_back.append(True)
+
+    with pytest.raises(StoppedError) as caught:
+        await hold()
+    assert given_back
+    assert describe_failure(caught.value).exit_code == 128 + number

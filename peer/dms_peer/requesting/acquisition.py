@@ -32,7 +32,7 @@ from .context import RequesterContext
 from .holdings import Holding, Holdings, HoldingState
 from .peers import CallError
 from .progress import ProgressLog
-from .reasons import ReasonLog
+from .reasons import ReasonLog, in_short
 from .strategies import Strategy
 
 __all__ = ["Acquisition"]
@@ -288,15 +288,15 @@ class Acquisition:
         uncovered = assignment.uncovered or dict.fromkeys(self._node_ids, "peers did not keep their bids on it")
         reasons = tuple(self._reasons.about(node_id, why) for node_id, why in uncovered.items())
         if not progress.asked and not progress.answered:
-            code, hint = "no_peers", "give an address to begin with, or switch more sources on"
+            code, hint = "no_peers", "name a peer to begin with (--bootstrap), or switch more sources on"
         elif self._contended:
             code, hint = "not_taken", "try again: others are taking the same capacity"
         elif any(why == "no peer bids on it" or "pinned" in why for why in uncovered.values()):
             code, hint = "no_bids", "ask for less, or wait"
         else:
             code, hint = "no_assignment", "allow nodes to share a peer, or ask for less"
-        described = "; ".join(reason.describe() for reason in reasons)
-        return ReservationError(code, f"the ensemble cannot be had: {described}", hint, reasons)
+        why = "there is nobody to ask" if code == "no_peers" else in_short(reasons)
+        return ReservationError(code, f"the ensemble cannot be had: {why}", hint, reasons)
 
 
 def _never_crowded(nth: int) -> float:

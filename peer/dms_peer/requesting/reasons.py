@@ -10,10 +10,12 @@ from msgspec import Struct
 from dms_protocols.messages.bid import Refusal
 from dms_resources.demands import Shortage
 
-__all__ = ["CountedReason", "NodeReasons", "ReasonLog"]
+__all__ = ["CountedReason", "NodeReasons", "ReasonLog", "in_short"]
 
 # So many different reasons are told apart for one node; the others are counted by their codes.
 _MOST_REASONS = 64
+# So many nodes are named in a sentence.
+_MOST_NODES = 4
 
 
 class CountedReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -25,6 +27,10 @@ class CountedReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     shortages: tuple[Shortage, ...] = ()
     retry_after: float | None = None
 
+    def describe(self) -> str:
+        """In a few words, for people: "2 peers: ram: 8 GiB asked, 2 GiB free of 4 GiB (resources)"."""
+        return f"{'one peer' if self.count == 1 else f'{self.count} peers'}: {self.message} ({self.code})"
+
 
 class NodeReasons(Struct, frozen=True, kw_only=True):
     """Why one node is not covered: in a sentence, and what the peers said, the most frequent first."""
@@ -34,12 +40,26 @@ class NodeReasons(Struct, frozen=True, kw_only=True):
     peers: tuple[CountedReason, ...]
 
     def describe(self) -> str:
-        """One line for people: "n1: no peer bids on it (2 resources: ram: 8 GiB asked, 2 GiB free of 4 GiB)"."""
-        said = "; ".join(f"{reason.count} {reason.code}: {reason.message}" for reason in self.peers[:3])
-        more = len(self.peers) - 3
-        return f"{self.node_id}: {self.why}" + (
-            f" ({said}{f'; {more} other reasons' if more > 0 else ''})" * bool(said)
-        )
+        """One line for people: "a: no peer bids on it: 2 peers: ram: 8 GiB asked, 2 GiB free of 4 GiB (resources)"."""
+        return f"{self.node_id}: {self.why}" + f": {'; '.join(self.said())}" * bool(self.peers)
+
+    def said(self, most: int = 3) -> list[str]:
+        """What the peers said, `most` of it, each in one line, the most frequent first, and how much more there is."""
+        more = len(self.peers) - most
+        return [reason.describe() for reason in self.peers[:most]] + [f"{more} other reasons"] * (more > 0)
+
+
+def in_short(reasons: Sequence[NodeReasons]) -> str:
+    """Why nodes are not covered, without what the peers said: "a, b: no peer bids on it"."""
+    by_why: dict[str, list[str]] = {}
+    for reason in reasons:
+        by_why.setdefault(reason.why, []).append(reason.node_id)
+    return "; ".join(f"{_named(node_ids)}: {why}" for why, node_ids in by_why.items())
+
+
+def _named(node_ids: Sequence[str]) -> str:
+    more = len(node_ids) - _MOST_NODES
+    return ", ".join(node_ids[:_MOST_NODES]) + (f" and {more} more" if more > 0 else "")
 
 
 class ReasonLog:
