@@ -10,6 +10,8 @@ Rules:
    looked at again by the number of peers that are known then, and goes on if they have become many (RFC 3550, section
    6.3.3, "timer reconsideration"; there it is drawn anew each time, which has to be made up for).
 4. An advert holds for several intervals, so that losing one makes nobody disappear.
+5. Who has just come listens first, and speaks by the same rules: in a large network more peers come in a second than
+   may speak in it.
 """
 
 from __future__ import annotations

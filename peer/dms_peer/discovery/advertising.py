@@ -62,6 +62,7 @@ class AdvertKeeper:
         self._draw = draw
         self._told: FreeResources | None = None
         self._heard = False
+        self._silent = True
         self._changed = trio.Event()
         self._renewed = trio.Event()
         self.news = 0
@@ -75,16 +76,22 @@ class AdvertKeeper:
         """Runs until it is cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
-            while True:
-                await self._tell()
+            # For those that ask. Everybody is told when this peer has listened how many others there are.
+            raw = self._renew()
+            if self._publish is not None:
                 await self._wait_until_due()
+                raw = self._renew()
+            while True:
+                await self._tell(raw)
+                await self._wait_until_due()
+                raw = self._renew()
 
     async def _watch(self) -> None:
         async with self._manager.watch() as changes:
             async for _ in changes:
                 self._changed.set()
 
-    async def _tell(self) -> None:
+    def _renew(self) -> bytes:
         peers = self._count.estimate()
         self._count.period = _PERIOD * self._schedule.interval_for(peers)
         free = self._manager.get_free_resources()
@@ -93,6 +100,10 @@ class AdvertKeeper:
         raw = self._own.renew(free, self._schedule.ttl_for(peers))
         self._renewed.set()
         self._renewed = trio.Event()
+        return raw
+
+    async def _tell(self, raw: bytes) -> None:
+        self._silent = False
         self._heard = self._publish is None or await self._publish(raw)
 
     async def _wait_until_due(self) -> None:
@@ -108,7 +119,11 @@ class AdvertKeeper:
     def _wait(self, draw: float) -> float:
         """Seconds from the last advert to the next, by what is known now."""
         news = self._told is None or changed_much(self._told, self._manager.get_free_resources())
-        return self._schedule.wait(self._count.estimate(), draw, news=news or not self._heard)
+        peers = self._count.estimate()
+        if self._silent:
+            # Not in step with others that came at the same time.
+            return self._schedule.gap_for(peers) * (0.5 + draw)
+        return self._schedule.wait(peers, draw, news=news or not self._heard)
 
 
 @dataclass(slots=True)
