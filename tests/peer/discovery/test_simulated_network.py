@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from libp2p.peer.id import ID
 
+from dms_protocols.capability_classes import classes_to_look_up
+from dms_simulation.crowd import TALLY, Crowd, CrowdKademlia, Tally
 from dms_simulation.figures import quantile
 from dms_simulation.population import REQUESTS, Population
+from dms_simulation.searches import ensemble
 
 PROGRAM = Path(__file__).parents[2] / "simulation" / "ten_thousand.py"
 
@@ -57,6 +62,30 @@ def test_every_request_has_one_answer_at_most(runs: list[Any]) -> None:
             # Three bids need three requests; each request brings one answer, and a dial that fails brings none.
             assert median >= 3
             assert median < row["frames"][0] <= 2 * most
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_search_that_begins_with_the_peer_waits_for_the_first_answer(
+    seed: int, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Peers that have not said yet whether they serve the DHT have to be asked.
+    monkeypatch.setattr(CrowdKademlia, "serves_at_once", False)
+    population = Population(60, begin=0.0, end=4000.0, seed=seed)
+    async with trio.open_nursery() as nursery:
+        crowd = Crowd(nursery, population, seed)
+        TALLY.set(Tally())
+        wanted = ensemble(1)
+        (looked_up,) = classes_to_look_up(wanted)
+        provider = crowd.anybody().number
+        crowd.keyspace.announce(provider, looked_up, 0.0)
+        name = ID(b"\x00\x24\x08\x01\x12\x20" + bytes(32)).to_base58()
+        await crowd.connect(name, crowd.keyspace.names[crowd.anybody().number])
+        dht = CrowdKademlia(crowd, name)
+        nursery.start_soon(dht.keep_up)
+        async with dht.candidates(wanted) as candidates:
+            found = [candidate.peer_id async for candidate in candidates]
+        nursery.cancel_scope.cancel()
+    assert found == [crowd.keyspace.names[provider]]
 
 
 def test_as_many_are_there_and_able_as_the_requests_say() -> None:
