@@ -49,3 +49,12 @@ def test_links_lead_somewhere() -> None:
     for path in [*DOCS.glob("*.md"), DOCS.parent / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    tests = Path(__file__).parent
+    named = set(re.findall(r"`(test_\w+|tests/[\w/]+)`", (DOCS / "threat-model.md").read_text()))
+    assert len(named) > 20
+    for name in named:
+        there = (tests.parent / name).exists() if "/" in name else any(tests.rglob(f"{name}.py"))
+        assert there, name
