@@ -68,8 +68,13 @@ def test_every_request_has_one_answer_at_most(runs: list[Any]) -> None:
 async def test_a_search_that_begins_with_the_peer_waits_for_the_first_answer(
     seed: int, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Peers that have not said yet whether they serve the DHT have to be asked.
-    monkeypatch.setattr(CrowdKademlia, "serves_at_once", False)
+    find_out = CrowdKademlia._find_out
+
+    async def find_out_slowly(self: CrowdKademlia, peer_id: ID) -> None:
+        await trio.sleep(1)
+        await find_out(self, peer_id)
+
+    monkeypatch.setattr(CrowdKademlia, "_find_out", find_out_slowly)
     population = Population(60, begin=0.0, end=4000.0, seed=seed)
     async with trio.open_nursery() as nursery:
         crowd = Crowd(nursery, population, seed)
@@ -82,6 +87,8 @@ async def test_a_search_that_begins_with_the_peer_waits_for_the_first_answer(
         await crowd.connect(name, crowd.keyspace.names[crowd.anybody().number])
         dht = CrowdKademlia(crowd, name)
         nursery.start_soon(dht.keep_up)
+        # It is asking the only peer that it knows.
+        await trio.sleep(0.5)
         async with dht.candidates(wanted) as candidates:
             found = [candidate.peer_id async for candidate in candidates]
         nursery.cancel_scope.cancel()

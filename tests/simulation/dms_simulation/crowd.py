@@ -247,7 +247,7 @@ class _Host:
 
     def get_protocols(self, peer_id: ID) -> list[str]:
         """What connected peers have said of themselves."""
-        return [KADEMLIA_PROTOCOL] if CrowdKademlia.serves_at_once else []
+        return [KADEMLIA_PROTOCOL]
 
     def addrs(self, peer_id: ID) -> list[Any]:
         keyspace = self.crowd.keyspace
@@ -259,9 +259,6 @@ class _Host:
 
 class CrowdKademlia(Kademlia):
     """`Kademlia` of a peer that asks: all of it, but for the host under it."""
-
-    serves_at_once = True
-    """Whether a peer that connects has said already that it serves the DHT."""
 
     def __init__(self, crowd: Crowd, name: str) -> None:
         host = cast(IHost, _Host(crowd, name))
