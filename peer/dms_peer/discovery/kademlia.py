@@ -42,7 +42,7 @@ from ..host.logs import RateLimiter, log_limited
 from ..requesting.background import beside
 from ..requesting.network import Candidate
 from .kademlia_host import KademliaHost, KademliaStream, text_addresses
-from .kademlia_lookup import Walk, closest_to, peers_in
+from .kademlia_lookup import WIDTH, Walk, closest_to, peers_in
 from .kademlia_tables import ProvenTable, ProviderRecords
 
 __all__ = ["Kademlia", "open_kademlia"]
@@ -58,6 +58,8 @@ _LONGEST_PAUSE: Final = 600.0
 _BREATH: Final = 1.0
 # So many explorations are enough where the network is too large to know all of it.
 _SURVEYS: Final = 4
+# Names are what a survey is for: each answer has twenty.
+_SURVEY_WIDTH: Final = 3
 _LOOK_AGAIN: Final = 2.0
 # The table has to be so many times what it was to be explored again soon.
 _GROWN: Final = 1.25
@@ -100,6 +102,8 @@ class Kademlia:
         self._suspects: trio.MemorySendChannel[ID]
         self._suspects, self._suspected = trio.open_memory_channel[ID](_MOST_SUSPECTS)
         self._streams: Counter[str] = Counter()
+        self.announced = 0
+        """How many peers took the last announcement."""
         self._met: set[ID] = set()
         self._complete, self._surveys = False, 0
         self._joined, self._grown = trio.Event(), trio.Event()
@@ -183,7 +187,8 @@ class Kademlia:
             for peer_id, their_keys in holders.items():
                 await slots.acquire()
                 nursery.start_soon(self._tell, peer_id, their_keys, taken, slots)
-        return len(taken)
+        self.announced = len(taken)
+        return self.announced
 
     async def _holders(self, key: bytes) -> list[ID]:
         """The peers that are to keep the records of a key."""
@@ -222,7 +227,7 @@ class Kademlia:
     async def _survey(self, key: bytes) -> None:
         """Explores, and notes whether all of a small network is known now: then a walk anywhere meets nobody new."""
         met = frozenset(self._met)
-        walk = await self._explore(key)
+        walk = await self._explore(key, _SURVEY_WIDTH)
         self._surveys += 1
         self._complete = bool(met) and walk.living <= met and len(met) < _WHOLE_NETWORK
         if self.peers and (self._complete or self._surveys >= _SURVEYS):
@@ -274,8 +279,8 @@ class Kademlia:
             for near, addrs in peers_in(answer.closerPeers, _SMALL):
                 self._host.book.add_addrs(near, addrs)
 
-    async def _explore(self, key: bytes) -> Walk:
-        walk = self._walk(key, self._message(Message.MessageType.FIND_NODE, key))
+    async def _explore(self, key: bytes, width: int = WIDTH) -> Walk:
+        walk = self._walk(key, self._message(Message.MessageType.FIND_NODE, key), width)
         # On the way, everybody who answers has proved that it serves the DHT.
         await walk.run(_nothing)
         self._met |= walk.living
@@ -284,9 +289,10 @@ class Kademlia:
             self._met, self._complete = set(walk.living), False
         return walk
 
-    def _walk(self, key: bytes, question: Message) -> Walk:
+    def _walk(self, key: bytes, question: Message, width: int = WIDTH) -> Walk:
         start = self._table.find_local_closest_peers(key, _SMALL)
-        return Walk(key, self._own_id, start, partial(self._ask, question=question), self._host.book.add_addrs)
+        ask = partial(self._ask, question=question)
+        return Walk(key, self._own_id, start, ask, self._host.book.add_addrs, width=width)
 
     # Asking
 

@@ -76,12 +76,20 @@ class Walk:
     """The state of one walk. `learn` is told of each peer that an answer names, with its addresses."""
 
     def __init__(
-        self, key: bytes, own_id: ID, start: Sequence[ID], ask: Ask, learn: Callable[[ID, list[Multiaddr]], None]
+        self,
+        key: bytes,
+        own_id: ID,
+        start: Sequence[ID],
+        ask: Ask,
+        learn: Callable[[ID, list[Multiaddr]], None],
+        *,
+        width: int = WIDTH,
     ) -> None:
         self._key = key
         self._own_id = own_id
         self._ask = ask
         self._learn = learn
+        self._width = width
         self._candidates = {peer_id: _distance(peer_id, key) for peer_id in start if peer_id != own_id}
         self._asked: set[ID] = set()
         self._answered: set[ID] = set()
@@ -153,5 +161,5 @@ class Walk:
     def _next(self) -> ID | None:
         if len(self._asked) >= _MOST_ASKED:
             return None
-        closest = sorted(self._candidates, key=self._candidates.__getitem__)[:WIDTH]
+        closest = sorted(self._candidates, key=self._candidates.__getitem__)[: self._width]
         return next((peer_id for peer_id in closest if peer_id not in self._asked), None)

@@ -172,3 +172,21 @@ async def test_the_company_is_kept_through_idleness_and_let_go_at_the_end(
         await discovery.company.wait_tried()
         assert client.get_network().is_protected(server.get_id())
     assert not client.get_network().is_protected(server.get_id())
+
+
+async def test_two_homes_on_one_machine_find_each_other_by_mdns_alone(
+    multicast: str, open_node: Any, tmp_path: Path
+) -> None:
+    alone = replace(QUIET, mdns=True, known=False, exchange=False, dht=False)
+    async with open_node("a", alone) as one, open_node("b", alone) as other:
+        for home, wanted in (("a", other.peer_id), ("b", one.peer_id)):
+
+            async def row(home: str = home, wanted: str = wanted) -> Any:
+                listed = await trio.to_thread.run_sync(owner.read_peers, Home(tmp_path / home), 1000)
+                return next((row for row in listed.peers if row.peer_id == wanted), None)
+
+            with trio.fail_after(30):
+                # Heard, dialled, and shown to be who it said.
+                while (found := await row()) is None or not found.connected:  # noqa: ASYNC110
+                    await trio.sleep(0.1)
+            assert "mdns" in found.sources
