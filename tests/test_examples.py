@@ -53,6 +53,15 @@ def test_attach_to_your_host() -> None:
     assert "asked again: protocol_not_supported" in text
 
 
+def test_find_and_reserve() -> None:
+    text = _run("find_and_reserve.py")
+    assert text.count("found ") == 3
+    assert "too much is refused: no_bids" in text
+    assert "left runs at" in text
+    assert "right runs at" in text
+    assert text.endswith("all of it came back\n")
+
+
 def test_every_example_is_tested_and_in_the_readme() -> None:
     readme = (EXAMPLES.parent / "README.md").read_text()
     tested = Path(__file__).read_text()

@@ -191,13 +191,22 @@ class PeerStream(trio.abc.HalfCloseableStream):
                 if not self._cancel_safe:
                     await self._break()
                 raise
-            self._ended = not data
+            self._ended = self._ended or not data
         self._receive_scope = None
         if scope.cancelled_caught:
+            if self._ended and not self._closed:
+                return b""
             raise trio.ClosedResourceError("the stream was closed")
         return data
 
     # Ending
+
+    def end_receiving(self) -> None:
+        """Nothing more is received, as if the peer had said all; sending goes on. On a foreign host nothing changes."""
+        if self._cancel_safe:
+            self._ended = True
+            if self._receive_scope is not None:
+                self._receive_scope.cancel()
 
     async def aclose(self) -> None:
         """End the stream both ways. Cancelled or not, it is over afterwards; takes a few seconds at most."""

@@ -95,6 +95,25 @@ async def test_running_calls_may_finish(host, client) -> None:
         await stream.aclose()
 
 
+async def test_a_call_that_waits_for_more_is_told_that_nothing_comes(server, client) -> None:
+    started, ended = trio.Event(), []
+
+    async def serve_until_eof(stream, peer_id: str) -> None:
+        started.set()
+        ended.append(await stream.receive_some())
+        ended.append(await stream.receive_some())
+        await stream.send_all(b"goodbye")
+
+    with trio.fail_after(20):
+        async with attach_protocols(server, {HOLD: serve_until_eof}, stop_timeout=3600):
+            peer_id = await dial(client, host_addresses(server)[0])
+            stream = await open_stream(client, peer_id, [HOLD])
+            await started.wait()
+        assert ended == [b"", b""]
+        assert await stream.receive_some() == b"goodbye"
+        await stream.aclose()
+
+
 async def finish_soon(finish: trio.Event) -> None:
     await trio.sleep(0.05)
     finish.set()

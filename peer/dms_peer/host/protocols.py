@@ -43,7 +43,8 @@ async def attach_protocols(
     """Serve protocols on `host` while the block runs: `handlers` maps a protocol id to `handler(stream, peer_id)`.
 
     A handler owns its stream until it returns; then the stream is closed, or reset when the handler raised. Leaving the
-    block unregisters the handlers, gives those that run `stop_timeout` seconds to finish and then cancels them.
+    block unregisters the handlers, lets those that run receive no more, gives them `stop_timeout` seconds to finish and
+    then cancels them.
     Raises ProtocolError when a protocol is already served there.
     """
     attached = _Attached(host, handlers)
@@ -84,7 +85,7 @@ class _Attached:
         self._host = host
         self._handlers = {TProtocol(protocol): handler for protocol, handler in handlers.items()}
         self._limits: HostLimits = getattr(host, "limits", HostLimits())
-        self._calls: set[trio.CancelScope] = set()
+        self._calls: dict[trio.CancelScope, PeerStream] = {}
         self._calls_per_peer: Counter[str] = Counter()
         self._idle = trio.Event()
         self._stopped = False
@@ -117,11 +118,11 @@ class _Attached:
                 await reset_stream(net_stream, self._limits.close_timeout)
                 return
             with self._counted(peer_id), trio.CancelScope() as scope:
-                self._calls.add(scope)
+                self._calls[scope] = stream
                 try:
                     await handler(stream, peer_id)
                 finally:
-                    self._calls.discard(scope)
+                    del self._calls[scope]
             if scope.cancelled_caught:
                 await reset_stream(net_stream, self._limits.close_timeout)
 
@@ -143,6 +144,9 @@ class _Attached:
     async def stop(self, timeout: float) -> None:  # noqa: ASYNC109  # shielded
         """Wait for the running calls, then cancel them and wait for that. Not cancellable, but bounded."""
         self._stopped = True
+        for stream in self._calls.values():
+            # Who waits for the next request has nothing to finish.
+            stream.end_receiving()
         with trio.CancelScope(shield=True):
             await self._wait_idle(timeout)
             for scope in self._calls:

@@ -287,7 +287,7 @@ class Acquisition:
         progress = self._progress.snapshot()
         uncovered = assignment.uncovered or dict.fromkeys(self._node_ids, "peers did not keep their bids on it")
         reasons = tuple(self._reasons.about(node_id, why) for node_id, why in uncovered.items())
-        if not progress.asked and not progress.answered:
+        if not (progress.asked or progress.answered or progress.skipped):
             code, hint = "no_peers", "name a peer to begin with (--bootstrap), or switch more sources on"
         elif self._contended:
             code, hint = "not_taken", "try again: others are taking the same capacity"

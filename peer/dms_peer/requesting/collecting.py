@@ -116,7 +116,10 @@ class BidSearch:
         age = candidate.age(self._context.clock())
         if candidate.free is not None and age is not None and age < self._context.limits.hint_age:
             # A fresh no is believed, a yes never: somebody else may have taken it since.
-            nodes = [node for node in nodes if would_fit(candidate.free, node.resources)]
+            fitting = [node for node in nodes if would_fit(candidate.free, node.resources)]
+            short = [node.node_id for node in nodes if node not in fitting]
+            self._reasons.failed(short, "known_full", "had less than that a moment ago, and is not asked again so soon")
+            nodes = fitting
         if not nodes:
             self._progress.skipped()
             return None

@@ -9,14 +9,16 @@ import pytest
 import trio
 
 from dms_peer.errors import ReservationError, ReservationLostError, StrategyError
-from dms_peer.requesting import AssignmentRules, RequesterLimits
+from dms_peer.requesting import AssignmentRules, Candidate, RequesterLimits
 from dms_protocols.bidding import BidTerms
 from dms_protocols.messages.bid import NodeRequest, Price
 from dms_protocols.policies import Decision
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL
 from dms_resources.leases import LeaseState
+from dms_simulation.market import ListSource
 from dms_simulation.network import LinkConditions
 from dms_simulation.providers import provider_operations, simulated_demand, simulated_machine
+from dms_simulation.scheduling import EPOCH
 
 
 def promised(market):
@@ -142,6 +144,17 @@ async def test_nobody_to_ask_is_said(market, autojump_clock):
         async with market.requester().reserve(market.ensemble("a")):
             pass
     assert caught.value.code == "no_peers"
+
+
+async def test_who_is_known_to_have_too_little_is_somebody(market, autojump_clock):
+    await start(market, 1, cores=2)
+    full = market.manager("p0").get_free_resources()
+    source = ListSource("known", [Candidate("p0", (), "known", full, EPOCH + trio.current_time())])
+    with pytest.raises(ReservationError) as caught:
+        async with market.requester(sources=[source]).reserve(market.ensemble("a", cores=4)):
+            pass
+    assert caught.value.code == "no_bids"
+    assert [(said.code, said.count) for said in caught.value.reasons[0].peers] == [("known_full", 1)]
 
 
 async def test_an_unknown_strategy_is_refused_before_anybody_is_asked(market, autojump_clock):
