@@ -27,8 +27,9 @@ type bidRequest[E any] struct {
 
 type commitRequest struct {
 	head
-	Bids []octets `json:"bids"`
-	TTL  float64  `json:"ttl"`
+	Bids  []octets `json:"bids"`
+	TTL   float64  `json:"ttl"`
+	Token octets   `json:"token,omitzero"`
 }
 
 // leaseRequest is renew, allocate or release.
@@ -88,6 +89,8 @@ type errorBody struct {
 	Index      *uint64    `json:"index,omitzero"`
 	Path       string     `json:"path,omitzero"`
 	LeaseID    string     `json:"lease_id,omitzero"`
+	Problems   []string   `json:"problems,omitzero"`
+	Hint       string     `json:"hint,omitzero"`
 }
 
 func (e *errorBody) Error() string { return e.Code + ": " + e.Message }
@@ -262,6 +265,8 @@ type lease struct {
 	Deadline   *float64     `json:"deadline,omitzero"`
 	Group      string       `json:"group,omitzero"`
 	Processes  [][2]float64 `json:"processes,omitzero"`
+	Accounts   []string     `json:"accounts,omitzero"`
+	Until      *float64     `json:"until,omitzero"`
 }
 
 type endedLease struct {

@@ -100,6 +100,7 @@ func structOf(meaning string, message map[string]any) (any, error) {
 		return new(failure), nil
 	}
 	known := map[string]any{
+		"a lease that is charged to the grants of a token": new(success[leaseAnswer]),
 		"the answer to free":                     new(success[freeResources]),
 		"the answer to allocated and usage":      new(success[resources]),
 		"bids on some nodes, refusals of others": new(success[bidAnswer]),

@@ -74,7 +74,9 @@ export const Lease = struct({
   ttl: number,
   deadline: nullable(number),
   group: text,
-  processes: list(list(number))
+  processes: list(list(number)),
+  accounts: list(text),
+  until: nullable(number)
 })
 export const EndedLease = struct({
   lease_id: text, holder: text, state: text, fence: uint, reason: text, ended: number
@@ -103,7 +105,7 @@ export const requests = {
   watch: query,
   cancel: struct({ ...asked, target: uint }),
   bid_request: struct({ ...asked, ensemble: EnsembleRequest }, { dry_run: bool, hold: number, ttl: number }),
-  commit: struct({ ...asked, bids: list(bytes), ttl: number }),
+  commit: struct({ ...asked, bids: list(bytes), ttl: number }, { token: bytes }),
   renew: leaseRequest,
   allocate: leaseRequest,
   release: leaseRequest,
@@ -118,6 +120,7 @@ export const Event = struct({ id: uint, event: FreeResources })
 export const Failure = struct({
   id: nullable(uint),
   error: struct({ code: text, message: text }, {
-    retry_after: number, shortages: list(shortage), index: uint, path: text, lease_id: text
+    retry_after: number, shortages: list(shortage), index: uint, path: text, lease_id: text,
+    problems: list(text), hint: text
   })
 })

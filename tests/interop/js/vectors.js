@@ -20,6 +20,7 @@ const answers = {
   'the answer to advertise': Success(AdvertiseAnswer),
   'the answer to adverts': Success(AdvertsAnswer),
   'the answer to deliver_bids': Success(struct({})),
+  'a lease that is charged to the grants of a token': Success(LeaseAnswer),
   'an event of watch': Event,
   'the end of watch': Success(struct({}))
 }
