@@ -74,7 +74,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.messages[0]:.0f} / {row.messages[1]:.0f}",
         f"{row.frames[0]:.0f} / {row.frames[1]:.0f}",
         f"{row.joining:.0f}",
-        f"{row.seconds[0]:.2f} / {row.seconds[1]:.2f}",
+        f"{row.seconds[0]:.2f} / {row.seconds[1]:.2f}" if row.enough[0] else "none",
         _share(row.many),
         _share(row.enough),
     )
