@@ -29,18 +29,25 @@ def main() -> None:
 def run_command(arguments: Sequence[str]) -> int:
     """Runs one command; every failure becomes one line on stderr (with `--json`, an object on stdout) and a code."""
     try:
+        return _run(arguments)
+    except BrokenPipeError:
+        # Whoever reads the output has heard enough.
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
         if run_shortcut(arguments):
             return 0
         # The one import that half of the commands' time goes into.
         from .command_line import run_typer
 
         return run_typer(arguments)
-    except BrokenPipeError:
-        # Whoever reads the output has heard enough.
-        return 1
     except BaseException as error:
-        if isinstance(error, SystemExit | GeneratorExit):
+        if isinstance(error, SystemExit | GeneratorExit | BrokenPipeError):
             raise
+        if isinstance(error, BaseExceptionGroup) and error.subgroup(BrokenPipeError):
+            raise BrokenPipeError from error
         return _report(error, arguments)
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from .failures import printable
 from .host.logs import RateLimiter
 
-__all__ = ["EventLine", "PeerLimit", "write_logs"]
+__all__ = ["EventLine", "PeerLimit", "show_warnings", "write_logs"]
 
 _ROOMS: Final = ("dms_peer", "dms_protocols", "dms_resources")
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:+@%,")
@@ -102,3 +104,14 @@ def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for room in _ROOMS:
         logging.getLogger(room).setLevel(level.upper())
+
+
+def show_warnings() -> None:
+    """Shows a person what goes wrong beside a command, such as a bootstrap peer that is not there: a line each."""
+    logging.basicConfig(handlers=[_Warnings(logging.WARNING)], level=logging.WARNING, force=True)
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # Looked up each time: a view that draws on the terminal puts itself in between.
+        print(f"dms-peer: {printable(record.getMessage())[:_MOST_CHARACTERS]}", file=sys.stderr)

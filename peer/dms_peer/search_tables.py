@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from msgspec.structs import replace
+
 from dms_resources.components import Resources
 from dms_resources.units import format_duration, format_size
 
@@ -24,6 +26,9 @@ __all__ = ["progress_line", "search_view", "show_found", "show_peers", "show_res
 COLUMNS: Final = ("peer", "source", "takes it", "CPU", "RAM", "disk", "GPUs", "price", "age", "round trip")
 # The end of a peer id tells it from others, its beginning is the same for most; pipes and --json have the whole.
 _END: Final = 10
+# On a narrow terminal these columns alone are drawn.
+_NARROW: Final = 100
+_NEEDED: Final = ("peer", "takes it", "CPU", "RAM", "GPUs", "price")
 
 
 def progress_line(progress: SearchProgress) -> str:
@@ -105,11 +110,13 @@ class _LiveView:
         from rich.text import Text
 
         table = Table(box=box.ROUNDED)
-        for column in COLUMNS:
-            table.add_column(column, overflow="fold")
+        wide = self._live.console.width >= _NARROW
+        drawn = [number for number, column in enumerate(COLUMNS) if wide or column in _NEEDED]
+        for number in drawn:
+            table.add_column(COLUMNS[number], overflow="fold")
         for row in self._rows:
             style = "" if row[2] == "yes" else "dim"
-            table.add_row(*map(Text, row), style=style)
+            table.add_row(*(Text(row[number]) for number in drawn), style=style)
         return Group(table, Text(self._line, style="cyan")) if self._rows else Text(self._line, style="cyan")
 
 
@@ -130,7 +137,9 @@ def search_view(out: TextIO | None = None) -> Iterator[_PlainView | _LiveView]:
 def show_found(found: Found) -> None:
     """Prints how a search ended."""
     peers = "one peer" if found.able == 1 else f"{found.able or 'no'} peers"
-    print(f"{peers} would take it: {progress_line(found.progress)}")
+    line = f"{peers} would take it: {progress_line(replace(found.progress, source=''))}"
+    nobody = not (found.able or found.progress.asked or found.progress.skipped)
+    print(line + "; name a peer to begin with (--bootstrap), or switch more sources on" * nobody)
 
 
 @contextmanager

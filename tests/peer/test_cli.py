@@ -350,3 +350,15 @@ def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
     out, err = capsys.readouterr()
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert err == "dms-peer: interrupted\n"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), ExceptionGroup("tasks", [BrokenPipeError()])])
+def test_who_reads_no_further_is_told_nothing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def history() -> None:
+        raise error
+
+    monkeypatch.setattr("dms_peer.commands.history.history", history)
+    assert run_command(["history"]) == 1
+    assert capsys.readouterr() == ("", "")

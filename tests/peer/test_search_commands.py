@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import trio
+from rich.console import Console
+from rich.live import Live
 
 from dms_peer import owner
 from dms_peer.__main__ import run_command
@@ -23,6 +26,9 @@ from dms_peer.failures import describe_failure
 from dms_peer.home import Home
 from dms_peer.node import Node, Ready
 from dms_peer.offers import GPUChoice, Offer
+from dms_peer.requesting.progress import ProgressLog
+from dms_peer.search_tables import _LiveView
+from dms_peer.searches import FoundRow
 from dms_resources.units import GIB, Cores
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
@@ -119,6 +125,17 @@ async def test_discover_ends_with_1_when_there_are_too_few(providers: list[Ready
     assert "2 peers would take it: 3 asked, 3 answered, refused: 1 resources" in few[1]
     none = await command("discover", "--cpu", "64", *ALONE, *bootstrap(providers), "--json")
     assert (none[0], lines(none[1])[-1]["able"]) == (1, 0)
+
+
+async def test_an_address_where_nobody_is_is_named_and_what_to_do(command: Command) -> None:
+    absent = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
+    code, out, err = await command("discover", "--cpu", "1", *ALONE, "--bootstrap", absent)
+    assert code == 1
+    assert out.startswith("no peers would take it: 0 asked, 0 answered (")
+    assert out.endswith("; name a peer to begin with (--bootstrap), or switch more sources on\n")
+    assert err.startswith("dms-peer: a bootstrap peer is not there: ")
+    assert absent in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -264,3 +281,16 @@ async def test_a_signal_cancels_what_is_held_when_no_command_runs(number: signal
         await hold()
     assert given_back
     assert describe_failure(caught.value).exit_code == 128 + number
+
+
+async def test_a_narrow_terminal_shows_what_matters() -> None:
+    row = FoundRow(
+        peer_id="12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG", addrs=(), source="known", able=True, offers=(),
+        refusals=(), free=None, age=None, round_trip=None,
+    )  # fmt: skip
+    for width, shown in ((60, False), (120, True)):
+        console = Console(file=io.StringIO(), width=width, force_terminal=True)
+        with Live(console=console) as live:
+            _LiveView(live).found(row, ProgressLog().snapshot())
+        assert ("round trip" in console.file.getvalue()) is shown
+        assert "takes it" in console.file.getvalue()

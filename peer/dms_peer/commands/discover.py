@@ -73,10 +73,12 @@ def discover(
     """
     import trio
 
+    from ..log_lines import show_warnings
     from ..requesting import SearchProgress
     from ..search_tables import search_view, show_found
     from ..searches import FoundRow, discover
 
+    show_warnings()
     ensemble = asked_ensemble(
         file, cpu=cpu, ram=ram, disk=disk, gpu=gpu, port=port, ports=ports, executor=executor, location=location,
         not_location=not_location,

@@ -63,9 +63,11 @@ def reserve(
     import trio
 
     from ..ensemble_file import read_ensemble_file
+    from ..log_lines import show_warnings
     from ..search_tables import show_reserved, watched_progress
     from ..searches import reserve
 
+    show_warnings()
     settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
     take = partial(
         reserve, home_at(home), settings, read_ensemble_file(file), tuple(command or ()), strategy=strategy,
