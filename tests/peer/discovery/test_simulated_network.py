@@ -37,9 +37,9 @@ def start(output: Path, hash_seed: int) -> subprocess.Popen[str]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     outputs = [tmp_path_factory.mktemp("simulated") / f"{number}.json" for number in range(2)]
-    for process in [start(output, number) for number, output in enumerate(outputs)]:
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+    processes = [start(output, number) for number, output in enumerate(outputs)]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
     return [json.loads(output.read_text())["searches"] for output in outputs]
 
 

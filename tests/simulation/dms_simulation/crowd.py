@@ -23,7 +23,7 @@ from libp2p.peer.id import ID
 
 from dms_peer.connections import PeerConnections
 from dms_peer.discovery.kademlia import Kademlia
-from dms_peer.discovery.kademlia_host import KademliaHost, KademliaStream
+from dms_peer.discovery.kademlia_host import KademliaStream
 from dms_peer.discovery.providing import keep_providing
 from dms_peer.errors import DialError
 from dms_protocols.advert_exchange import advert_exchange_operations
@@ -261,20 +261,15 @@ class CrowdKademlia(Kademlia):
     """`Kademlia` of a peer that asks: all of it, but for the host under it."""
 
     def __init__(self, crowd: Crowd, name: str) -> None:
-        host = cast(IHost, _Host(crowd, name))
-        super().__init__(host, cast(PeerConnections, None), (), server=False)
-        self._host = _CrowdKademliaHost(crowd, name, host, self._proven)
-
-
-class _CrowdKademliaHost(KademliaHost):
-    def __init__(self, crowd: Crowd, name: str, host: IHost, proven: Any) -> None:
-        super().__init__(host, cast(PeerConnections, None), (), proven)
+        # A requester has no addresses: it only asks.
+        super().__init__(cast(IHost, _Host(crowd, name)), cast(PeerConnections, None), tuple, server=False)
         self._crowd = crowd
         self._name = name
+        self._host.new_stream = self._new_stream  # type: ignore[method-assign]
 
-    async def new_stream(self, peer_id: ID, protocol_ids: Sequence[Any]) -> KademliaStream:
+    async def _new_stream(self, peer_id: ID, protocol_ids: Sequence[Any]) -> KademliaStream:
         connection = await self._crowd.connect(self._name, peer_id.to_base58())
-        self._learn(peer_id)
+        self._host._learn(peer_id)
         await self._proven(peer_id)
         return cast(KademliaStream, _Stream(self._crowd, connection, peer_id))
 
