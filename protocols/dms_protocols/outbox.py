@@ -7,17 +7,21 @@ so that cancelling whoever made a frame never cuts it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import trio
 
 __all__ = ["Outbox"]
+
+_STEP = 4 * 1024
 
 
 class Outbox:
     """Frames on their way out; `run` writes them until it is cancelled or the stream fails.
 
     `high_water` (bytes) is where `room` begins to wait; `write_deadline` (seconds) is how long one write may stall.
-    `meter` is told how many bytes more, or (below 0) less, wait.
+    `meter` is told how many bytes more, or (below 0) less, wait: in steps, so that a small answer costs nothing.
+    `size` is how many bytes are not written yet.
     """
 
     def __init__(
@@ -33,37 +37,45 @@ class Outbox:
         self._high_water = high_water
         self._write_deadline = write_deadline
         self._frames: list[bytes] = []
-        self._size = 0
+        self.size = 0
+        self._reported = 0
+        self._report_at = _STEP if meter is not None else inf
         self._filled = trio.lowlevel.ParkingLot()
         self._written = trio.lowlevel.ParkingLot()
 
     @property
-    def size(self) -> int:
-        """Bytes that are not written yet."""
-        return self._size
-
-    @property
     def full(self) -> bool:
         """Whether whoever makes frames should wait for `room`."""
-        return self._size >= self._high_water
+        return self.size >= self._high_water
 
     def put(self, frame: bytes) -> None:
         """Add a whole frame; never waits. Callers that make many frames wait for `room` first."""
         if not self._frames:
             self._filled.unpark()
         self._frames.append(frame)
-        self._size += len(frame)
+        self.size += len(frame)
+        if self.size >= self._report_at:
+            self._report(self.size)
+
+    def abandon(self) -> None:
+        """Tell the meter that nothing waits any more: what was not written never will be."""
+        if self._reported:
+            self._report(0)
+
+    def _report(self, size: int) -> None:
         if self._meter is not None:
-            self._meter(len(frame))
+            self._meter(size - self._reported)
+        self._reported = size
+        self._report_at = size + _STEP
 
     async def room(self) -> None:
         """Wait until less than the high water mark waits. May be cancelled; has no deadline but the write's."""
-        while self._size >= self._high_water:
+        while self.size >= self._high_water:
             await self._written.park()
 
     async def flushed(self) -> None:
         """Wait until the stream has taken everything. May be cancelled; has no deadline but the write's."""
-        while self._size:
+        while self.size:
             await self._written.park()
 
     async def run(self) -> str:
@@ -80,7 +92,7 @@ class Outbox:
                     return "the stream is broken"
             if scope.cancelled_caught:
                 return f"the peer took nothing for {self._write_deadline:g} s"
-            self._size -= len(data)
-            if self._meter is not None:
-                self._meter(-len(data))
+            self.size -= len(data)
+            if self._reported:
+                self._report(self.size)
             self._written.unpark_all()

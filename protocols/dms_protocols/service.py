@@ -131,9 +131,9 @@ class _Service:
         self._counts = counts
         self._share = share
         self._access = access
-        # What the frame at hand asks for, as far as it was read, and its bytes.
+        # The frame at hand, and what it asks for, as far as it was read.
+        self._frame = b""
         self._operation = UNREADABLE
-        self._request_size = 0
         self._frames = FrameReader(limits.frame_bytes, limits.skip_bytes)
         self._outbox = Outbox(
             stream, high_water=limits.outgoing_bytes, write_deadline=limits.write_deadline, meter=share.hold
@@ -158,8 +158,7 @@ class _Service:
                 writing.cancel_scope.cancel()
         finally:
             self._counts.streams -= 1
-            # What was never taken is in flight no more.
-            self._share.hold(-self._outbox.size)
+            self._outbox.abandon()
             # Costs nothing where the stream is closed already.
             await trio.aclose_forcefully(self._stream)
 
@@ -196,29 +195,31 @@ class _Service:
         self._idle.deadline = float("inf") if busy else self._active_at + self._limits.idle_deadline
 
     async def _take_frames(self) -> None:
-        share, outbox = self._share, self._outbox
+        share, outbox, high_water = self._share, self._outbox, self._limits.outgoing_bytes
         share.now = trio.current_time()
+        whole = False
         for frame in self._frames:
             if share.turn <= 0:
                 await share.rest(self._limits.batch_frames)
-                share.now = trio.current_time()
             share.turn -= 1
-            # Only whole requests count as activity: one byte a second does not keep a stream.
-            self._active_at = share.now
+            whole = True
             self._take(frame)
-            if outbox.size > LOW_WATER and (outbox.full or share.crowded):
+            if outbox.size >= high_water or (share.limited and share.crowded and outbox.size > LOW_WATER):
                 await (outbox.flushed() if share.crowded else outbox.room())
                 share.now = trio.current_time()
+        if whole:
+            # Only whole requests count as activity: one byte a second does not keep a stream.
+            self._active_at = share.now
 
     def _take(self, frame: bytes | Oversize) -> None:
         request_id: int | None = None
         self._operation, self._asking = UNREADABLE, self._caller
-        self._request_size = len(frame) if isinstance(frame, bytes) else 0
         try:
             if isinstance(frame, Oversize):
                 raise FrameError(
                     f"a frame of {frame.length} bytes, {self._limits.frame_bytes} are allowed", code="frame_too_large"
                 )
+            self._frame = frame
             message = decode_map(frame, max_depth=self._limits.depth, max_items=self._limits.items)
             request_id = read_id(message)
             self._begin(request_id, message)
@@ -233,9 +234,12 @@ class _Service:
         if operation is None:
             return self._begin_other(request_id, name, message)
         self._operation = operation.name
-        self._share.admit()
-        if operation.rate == "bids":
-            self._share.admit_bid()
+        if self._share.limited:
+            self._share.admit()
+        if operation.kind != "quick":
+            self._share.weigh(_SLOW_WEIGHT)
+            if operation.rate == "bids":
+                self._share.admit_bid()
         caller = self._caller
         if self._logs and (trace := read_trace(message)):
             caller = replace(caller, trace=trace)
@@ -243,11 +247,9 @@ class _Service:
         if self._access is not None:
             if "token" in message:
                 # Its signatures are checked in place, also when they turn out to be none.
-                self._share.turn -= _SLOW_WEIGHT
+                self._share.weigh(_SLOW_WEIGHT)
             caller = self._access.admit(operation.name, caller, message)
         request = from_map(message, operation.request_type)
-        if operation.kind != "quick":
-            self._share.turn -= _SLOW_WEIGHT
         if operation.kind == "watch":
             return self._begin_watch(request_id, operation, request, caller)
         answer = operation.handler(request, caller)
@@ -259,7 +261,8 @@ class _Service:
         if type(name) is not str:
             raise MessageError("op: the name of an operation is expected", path="op")
         if name != "cancel":
-            self._share.admit()
+            if self._share.limited:
+                self._share.admit()
             raise UnknownOperationError(f"no operation {name[:64]!r} here")
         self._operation = name
         scope = self._watches.get(from_map(message, CancelRequest).target)
@@ -271,7 +274,7 @@ class _Service:
     def _begin_slow(
         self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer], caller: Caller
     ) -> None:
-        size = self._request_size
+        size = len(self._frame)
         try:
             if self._slow >= self._limits.operations_in_flight:
                 raise BusyError(f"{self._slow} operations run already", retry_after=self._limits.busy_retry_after)
@@ -287,7 +290,7 @@ class _Service:
             raise MessageError(f"id: a watch with id {request_id} runs already", path="id")
         if len(self._watches) >= self._limits.watches:
             raise BusyError(f"{len(self._watches)} watches run already", retry_after=self._limits.busy_retry_after)
-        watch, size = operation.handler(request, caller), self._request_size
+        watch, size = operation.handler(request, caller), len(self._frame)
         self._share.begin_operation(size)
         scope = self._watches[request_id] = trio.CancelScope()
         self._handlers.start_soon(self._run_watch, request_id, operation, watch, scope, size, caller)

@@ -9,7 +9,8 @@ Rules:
 3. The streams of one peer take turns with each other, and with the other peers as one: many streams, or long trains of
    requests, gain nothing over somebody who asks once.
 4. What is remembered is bounded: the peers with streams by the number of streams, the others by a number of their own.
-5. One request costs the same however many peers there are, and no look at the clock: time comes with each batch.
+5. One request costs the same however many peers there are, and no look at the clock: time comes with each batch. Far
+   from its limits a peer's requests are counted by the turn and not one by one.
 """
 
 from __future__ import annotations
@@ -37,24 +38,39 @@ _FIRST_TURN = 64
 class _Bucket:
     """Tokens that come at a rate and gather up to a burst."""
 
-    __slots__ = ("_at", "_burst", "_rate", "level")
+    __slots__ = ("_at", "_burst", "_level", "_rate")
 
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = burst
-        self.level = burst
+        self._level = burst
         self._at = trio.current_time()
 
     def take(self, now: float) -> float:
         """Takes a token; returns 0, or the seconds until there is one."""
-        if self.level < 1:
+        if self._level < 1:
             # Only when it is empty: what gathers meanwhile is found then.
-            self.level = min(self._burst, self.level + max(0.0, now - self._at) * self._rate)
-            self._at = now
-            if self.level < 1:
-                return (1 - self.level) / self._rate
-        self.level -= 1
+            self._fill(now)
+            if self._level < 1:
+                return (1 - self._level) / self._rate
+        self._level -= 1
         return 0.0
+
+    def take_many(self, count: int, now: float) -> bool:
+        """Takes so many tokens, or none when there are not as many."""
+        self._fill(now)
+        if self._level < count:
+            return False
+        self._level -= count
+        return True
+
+    def give_back(self, count: int) -> None:
+        """Puts tokens back that were taken for nothing."""
+        self._level = min(self._burst, self._level + count)
+
+    def _fill(self, now: float) -> None:
+        self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)
+        self._at = now
 
 
 class _Used:
@@ -75,7 +91,19 @@ class _Used:
 class PeerShare:
     """One peer's use, shared by all its streams; made by `SharesInUse`."""
 
-    __slots__ = ("_assured", "_assured_bids", "_assured_bytes", "_own", "_rested", "_resting", "_total", "now", "turn")
+    __slots__ = (
+        "_assured",
+        "_assured_bids",
+        "_assured_bytes",
+        "_own",
+        "_rested",
+        "_resting",
+        "_total",
+        "_unused",
+        "limited",
+        "now",
+        "turn",
+    )
 
     def __init__(self, limits: Shares, total: _Used) -> None:
         self._own = _Used(limits.peer)
@@ -85,6 +113,9 @@ class PeerShare:
         self._assured_bytes = limits.assured_bytes
         self._rested = trio.lowlevel.ParkingLot()
         self._resting = False
+        self._unused = 0
+        self.limited = True
+        """Whether each request has to be counted by `admit`: else those of this turn are all counted already."""
         self.now = 0.0
         """The time of the batch that is being taken: whoever reads the clock sets it."""
         self.turn = _FIRST_TURN
@@ -93,20 +124,7 @@ class PeerShare:
     # Requests
 
     def admit(self) -> None:
-        """Counts a request; raises BusyError when it is one too many."""
-        own, total = self._own, self._total
-        if (
-            own.requests.level >= 1
-            and total.requests.level >= 1
-            and own.bytes < own.most_bytes
-            and total.bytes < total.most_bytes
-        ):
-            own.requests.level -= 1
-            total.requests.level -= 1
-        else:
-            self._admit_at_a_limit()
-
-    def _admit_at_a_limit(self) -> None:
+        """Counts a request where this peer is `limited`; raises BusyError when it is one too many."""
         own, total = self._own, self._total
         if own.bytes >= own.most_bytes:
             raise _busy(f"{own.bytes} bytes of yours are under way", _RETRY_SECONDS)
@@ -146,8 +164,11 @@ class PeerShare:
 
     def hold(self, size: int) -> None:
         """Counts bytes that are in flight now, or (below 0) no longer are."""
-        self._own.bytes += size
-        self._total.bytes += size
+        own, total = self._own, self._total
+        own.bytes += size
+        total.bytes += size
+        if own.bytes >= own.most_bytes or total.bytes >= total.most_bytes:
+            self.limited = True
 
     @property
     def crowded(self) -> bool:
@@ -160,7 +181,7 @@ class PeerShare:
     async def rest(self, turn: int) -> None:
         """Lets everybody else run before this peer, on whatever stream, has a turn of `turn` requests again.
 
-        May be cancelled.
+        They are counted in one go where the peer may send so many. May be cancelled.
         """
         while self.turn <= 0:
             if self._resting:
@@ -169,10 +190,32 @@ class PeerShare:
             self._resting = True
             try:
                 await trio.lowlevel.checkpoint()
-                self.turn = turn
+                self.now = trio.current_time()
+                self._begin_turn(turn)
             finally:
                 self._resting = False
                 self._rested.unpark_all()
+
+    def weigh(self, weight: int) -> None:
+        """Takes more of the turn for a request that costs as much of the processor as so many more."""
+        self.turn -= weight
+        if not self.limited:
+            self._unused += weight
+
+    def _begin_turn(self, turn: int) -> None:
+        own, total = self._own, self._total
+        if not self.limited:
+            # What was weighed was counted as requests; the last one may have gone beyond the turn.
+            own.requests.give_back(self._unused + self.turn)
+            total.requests.give_back(self._unused + self.turn)
+        self._unused, self.turn, self.limited = 0, turn, True
+        if own.bytes >= own.most_bytes or total.bytes >= total.most_bytes:
+            return
+        if own.requests.take_many(turn, self.now):
+            if total.requests.take_many(turn, self.now):
+                self.limited = False
+            else:
+                own.requests.give_back(turn)
 
     # Streams
 

@@ -104,7 +104,7 @@ async def test_requests_above_the_rate_are_busy_until_the_time_that_was_said(
 
 
 async def test_a_train_of_ten_thousand_is_answered_to_the_last_one(serve: Any) -> None:
-    served = serve(shares(requests=1, requests_burst=1000))
+    served = serve(shares(requests=1e-9, requests_burst=1000))
     async with served.stream("one") as peer:
         assert outcomes(await ask(peer, *map(echo, range(10_000)))) == {"ok": 1000, "busy": 9000}
 
@@ -130,6 +130,17 @@ async def test_what_all_together_use_up_leaves_each_what_is_assured(
         assert outcomes(await ask(guest, *map(echo, range(3)))) == {"ok": 1, "busy": 2}
 
 
+async def test_what_all_together_used_up_is_not_taken_from_a_peers_own(serve: Any) -> None:
+    bounds = shares(
+        requests=1e-9, requests_burst=2000, total={"requests": 1e-9, "requests_burst": 300},
+        assured={"assured_requests": 1000.0},
+    )  # fmt: skip
+    async with serve(bounds).stream("one") as peer:
+        answers = await ask(peer, *map(echo, range(1500)))
+        assert outcomes(answers)["ok"] >= 1300
+        assert all("all peers" in one["error"]["message"] for one in answers if "error" in one)
+
+
 async def test_bids_have_a_rate_of_their_own(serve: Any, market: Any, messages: Any) -> None:
     operations = Operations()
     operations.quick(messages.Echo, market.echo)
@@ -138,6 +149,16 @@ async def test_bids_have_a_rate_of_their_own(serve: Any, market: Any, messages: 
     async with served.stream("one") as peer:
         assert outcomes(await ask(peer, *map(slow, range(5)))) == {"ok": 2, "busy": 3}
         assert outcomes(await ask(peer, *map(echo, range(5)))) == {"ok": 5}
+
+
+async def test_a_slow_operation_is_one_request_although_it_shortens_the_turn(serve: Any, messages: Any) -> None:
+    operations = Operations()
+    operations.slow(messages.Slow, lambda request, caller: messages.EchoAnswer(""))
+    served = serve(shares(requests=1e-9, requests_burst=2000), operations)
+    async with served.stream("one") as peer:
+        # Some were counted for a turn that is not over.
+        assert outcomes(await ask(peer, *map(slow, range(1990)))) == {"ok": 1990}
+        assert outcomes(await ask(peer, *map(slow, range(20)))) == {"ok": 10, "busy": 10}
 
 
 async def test_leaving_a_watch_is_never_refused(serve: Any, market: Any, autojump_clock: Any) -> None:
@@ -223,6 +244,17 @@ async def test_answers_that_are_not_taken_count_over_all_streams_and_only_agains
         assert outcomes(await ask(second, echo(0))) == {"ok": 1}
 
 
+async def test_a_peer_far_from_its_rate_is_told_when_its_bytes_are_used_up(serve: Any, autojump_clock: Any) -> None:
+    served = serve(shares(bytes_in_flight=50_000))
+    unread = trio.testing.lockstep_stream_pair
+    async with served.stream("one", unread) as silent, served.stream("one") as second:
+        # Into a turn that is counted as a whole.
+        assert outcomes(await ask(second, *map(echo, range(100)))) == {"ok": 100}
+        await silent.send(*[BIG] * 6)
+        await trio.testing.wait_all_tasks_blocked()
+        assert outcomes(await ask(second, echo(0))) == {"busy": 1}
+
+
 async def test_a_peer_that_takes_not_even_the_refusals_cannot_make_them_pile_up(
     serve: Any, nursery: trio.Nursery, autojump_clock: Any
 ) -> None:
@@ -239,7 +271,7 @@ async def test_a_peer_that_takes_not_even_the_refusals_cannot_make_them_pile_up(
         await trio.testing.wait_all_tasks_blocked()
         (share,) = served.in_use._present.values()
         # The share, and on each stream what one refusal more than the mark makes.
-        assert 50_000 < share._own.bytes < 50_000 + 10_100 + 40 * 4_400
+        assert 50_000 < share._own.bytes < 50_000 + 10_100 + 40 * 8_400
         flood.cancel_scope.cancel()
 
 
