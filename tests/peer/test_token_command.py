@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import shlex
 import stat
 import time
 from collections.abc import Callable
@@ -168,6 +170,20 @@ def test_every_command_of_the_group_has_help_and_json(cli: Any) -> None:
     for command in ("create", "attenuate", "inspect", "revoke"):
         assert command in cli("token", "--help")
         assert "--json" in cli("token", command, "--help")
+
+
+def test_the_commands_in_the_docs_do_what_they_say(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    page = (Path(__file__).parents[2] / "docs" / "access.md").read_text()
+    lines = re.findall(r"^dms-peer (token .*)$", page, re.MULTILINE)
+    assert len(lines) == 7
+    for line in lines:
+        arguments = [os.path.expanduser(word) for word in shlex.split(line.replace("GRANT_ID", "a" * 32))]
+        cli(*arguments)
+    allowances = [block.terms.allowance for block in grants_of(tmp_path / "team.token").blocks]
+    assert allowances == [Allowance(millicores=8000, gpus=1), Allowance(millicores=4000)]
 
 
 # The list
