@@ -105,7 +105,7 @@ async def test_a_call_that_waits_for_more_is_told_that_nothing_comes(server, cli
         await stream.send_all(b"goodbye")
 
     with trio.fail_after(20):
-        async with attach_protocols(server, {HOLD: serve_until_eof}, stop_timeout=3600):
+        async with attach_protocols(server, {HOLD: serve_until_eof}, stop_timeout=5):
             peer_id = await dial(client, host_addresses(server)[0])
             stream = await open_stream(client, peer_id, [HOLD])
             await started.wait()

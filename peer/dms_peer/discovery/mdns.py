@@ -39,8 +39,10 @@ _LONGEST_STRING: Final = 255
 _MOST_ADDRESSES: Final = 16
 _MOST_PEERS: Final = 256
 _MOST_HEARD: Final = 256
-# Seconds in which those who are there have answered.
-_SETTLING: Final = 2.0
+# Seconds in which those who are there have answered: to the first question, where anybody did, or to the second one,
+# which follows after a second.
+_SETTLING: Final = 1.0
+_SETTLING_ALONE: Final = 2.0
 # Where many peers say the port 0, nobody listens: it is there because the record has to have one.
 _SOME_PORT: Final = 4001
 
@@ -67,9 +69,9 @@ class MDNSPeers:
 
     name = "mdns"
 
-    def __init__(self, own_id: str, settled_at: float) -> None:
+    def __init__(self, own_id: str, opened_at: float) -> None:
         self._own_id = own_id
-        self._settled_at = settled_at
+        self._opened_at = opened_at
         self._deaf = False
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._changed = trio.Event()
@@ -100,10 +102,14 @@ class MDNSPeers:
                     yield Candidate(peer_id, addrs, self.name)
             if self._deaf:
                 return
-            with trio.move_on_at(self._settled_at) as waiting:
+            with trio.move_on_at(self._opened_at + (_SETTLING if self._entries else _SETTLING_ALONE)) as waiting:
                 await changed.wait()
             if waiting.cancelled_caught:
                 return
+
+    def asked(self) -> None:
+        """The first question goes out now."""
+        self._opened_at = trio.current_time()
 
     def nobody_answers(self) -> None:
         """There is nothing to wait for: this machine has no such network."""
@@ -160,7 +166,7 @@ async def open_mdns(
     It begins to listen beside the block. `interfaces` are the IP addresses of those to use, by default all. A network
     without multicast costs one line in the log. At the end it says goodbye, which takes a second.
     """
-    peers = MDNSPeers(peer_id, trio.current_time() + _SETTLING)
+    peers = MDNSPeers(peer_id, trio.current_time())
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_run, peers, tuple(addrs), interfaces)
@@ -179,6 +185,7 @@ async def _run(peers: MDNSPeers, addrs: Sequence[str], interfaces: Sequence[str]
     try:
         # No thread may outlive the block, so that starting, a matter of milliseconds, is waited for.
         zeroconf = await trio.to_thread.run_sync(_start, mailbox, interfaces)
+        peers.asked()
     except Exception as error:
         # Each system has its own errors where there is no network; all of them mean the same.
         _log.warning("no peers are looked for on the local network (mDNS): %s", _one_line(error))

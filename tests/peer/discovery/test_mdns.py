@@ -43,7 +43,7 @@ def address(number: int, host: str = "192.0.2.1") -> str:
 
 @pytest.fixture
 async def peers() -> MDNSPeers:
-    return MDNSPeers(PEERS[0], trio.current_time() + 2)
+    return MDNSPeers(PEERS[0], trio.current_time())
 
 
 async def test_two_on_one_machine_find_each_other_and_say_goodbye(multicast: str, server: HardenedHost) -> None:
@@ -151,7 +151,7 @@ async def test_a_flood_pushes_out_the_oldest(peers: MDNSPeers) -> None:
 async def test_just_after_the_start_candidates_wait_for_answers(peers: MDNSPeers, autojump_clock: Any) -> None:
     async def answer() -> None:
         for number in (1, 2, 1):
-            await trio.sleep(0.5)
+            await trio.sleep(0.25)
             peers.heard(record(f"dnsaddr={address(number)}", name=str(number)))
         await trio.sleep(1)
         peers.heard(record(f"dnsaddr={address(3)}", name="late"))
@@ -161,12 +161,21 @@ async def test_just_after_the_start_candidates_wait_for_answers(peers: MDNSPeers
         nursery.start_soon(answer)
         async with peers.candidates(request(PEERS[4])) as candidates:
             found = [(one.peer_id, trio.current_time() - began) async for one in candidates]
-        assert found == [(PEERS[1], 0.5), (PEERS[2], 1.0)]
-        assert trio.current_time() == began + 2
+        assert found == [(PEERS[1], 0.25), (PEERS[2], 0.5)]
+        assert trio.current_time() == began + 1
     # Later nobody waits.
     async with peers.candidates(request(PEERS[2])) as candidates:
         assert {one.peer_id async for one in candidates} == {PEERS[1], PEERS[3]}
-    assert trio.current_time() == began + 2.5
+    assert trio.current_time() == began + 1.75
+
+
+async def test_where_nobody_answers_the_second_question_is_waited_for(peers: MDNSPeers, autojump_clock: Any) -> None:
+    await trio.sleep(5)
+    peers.asked()
+    began = trio.current_time()
+    async with peers.candidates(request()) as candidates:
+        assert [one async for one in candidates] == []
+    assert trio.current_time() == began + 2
 
 
 @given(text=st.binary(max_size=600), ttl=st.floats(0, 1e9))
