@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ async def open_peer() -> Any:
     async with (
         open_host(new_identity(), ["/ip4/127.0.0.1/tcp/0"]) as host,
         open_connections(host) as connections,
-        open_kademlia(host, connections, host_addresses(host), server=True) as dht,
+        open_kademlia(host, connections, partial(host_addresses, host), server=True) as dht,
     ):
         yield host, dht
 

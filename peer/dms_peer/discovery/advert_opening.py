@@ -71,7 +71,7 @@ class Adverts:
 async def open_adverts(
     host: IHost,
     identity: Identity,
-    addrs: Sequence[str],
+    addrs: Callable[[], Sequence[str]],
     settings: DiscoverySettings,
     network: PeerConnections,
     partners: Partners,
@@ -79,7 +79,7 @@ async def open_adverts(
 ) -> AsyncIterator[Adverts]:
     """Adverts while the block runs; a `provider` tells its own, and answers broadcast requests.
 
-    Others reach this peer at `addrs` (multiaddrs), to which they also bring their answers to a broadcast; `partners`
+    Others reach this peer where `addrs` says (multiaddrs), and bring their answers to a broadcast there; `partners`
     names connected peers to exchange with. Raises ProtocolError where the host serves one of the protocols.
     """
     count = PeerCount(clock=trio.current_time)
@@ -99,7 +99,7 @@ class _Opening:
     stack: AsyncExitStack
     host: IHost
     identity: Identity
-    addrs: Sequence[str]
+    addrs: Callable[[], Sequence[str]]
     settings: DiscoverySettings
     network: PeerConnections
     partners: Partners
@@ -135,7 +135,7 @@ class _Opening:
     async def _tell(self, provider: Provider, gossip: Gossip | None) -> None:
         """Makes the own advert known: to everybody by gossip, to partners by exchange, and to whoever asks."""
         schedule = AdvertSchedule(interval=self.settings.advert_interval, ttl=self.settings.advert_ttl)
-        own = OwnAdvert(IdentitySigner(self.identity), lambda: self.addrs, provider.terms)
+        own = OwnAdvert(IdentitySigner(self.identity), self.addrs, provider.terms)
         publish = partial(gossip.publish, ADVERTS_TOPIC) if gossip is not None else None
         keeper = AdvertKeeper(own, provider.manager, schedule, self.count, publish)
         if self.settings.exchange:
@@ -165,7 +165,7 @@ class _Opening:
             partial(gossip.publish, BROADCASTS_TOPIC),
             deliveries,
             IdentitySigner(self.identity),
-            lambda: self.addrs,
+            self.addrs,
         )
 
     async def _serve(self, protocol: str, operations: Operations) -> None:

@@ -89,8 +89,10 @@ class Kademlia:
 
     name = "dht"
 
-    def __init__(self, host: IHost, connections: PeerConnections, addrs: Sequence[str], *, server: bool) -> None:
-        self._host = KademliaHost(host, connections, addrs if server else (), self._proven)
+    def __init__(
+        self, host: IHost, connections: PeerConnections, addrs: Callable[[], Sequence[str]], *, server: bool
+    ) -> None:
+        self._host = KademliaHost(host, connections, addrs if server else tuple, self._proven)
         self._own_id = host.get_id()
         self._server = server
         self._dht = _library_dht(self._host, server=server)
@@ -175,6 +177,7 @@ class Kademlia:
 
     async def announce(self, classes: Iterable[CapabilityClass]) -> int:
         """Announces this peer as a provider of these classes; the number of peers that took it. Cancellable."""
+        self._host.refresh()
         own = PeerInfo(self._own_id, self._host.get_addrs())
         holders: dict[ID, list[bytes]] = {}
         for key in [one.key for one in classes]:
@@ -211,6 +214,7 @@ class Kademlia:
         """Finds peers of the DHT among those that are connected, and through them the neighbourhood."""
         explored_at, known, pause = float("-inf"), 0, _LOOK_AGAIN
         while True:
+            self._host.refresh()
             await self._join()
             if self.peers and (self.peers >= 2 * known or trio.current_time() >= explored_at + pause):
                 # To itself at first, then to anywhere: both are where others will look for it.
@@ -372,9 +376,9 @@ def _library_dht(host: KademliaHost, *, server: bool) -> KadDHT:
 
 @asynccontextmanager
 async def open_kademlia(
-    host: IHost, connections: PeerConnections, addrs: Sequence[str] = (), *, server: bool
+    host: IHost, connections: PeerConnections, addrs: Callable[[], Sequence[str]] = tuple, *, server: bool
 ) -> AsyncIterator[Kademlia]:
-    """The DHT while the block runs; a `server` answers others, who find it at `addrs` (multiaddrs).
+    """The DHT while the block runs; a `server` answers others, who find it where `addrs` says (multiaddrs).
 
     Whatever goes wrong in its tasks ends in a line in the log, and they begin again.
     """

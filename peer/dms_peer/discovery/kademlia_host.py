@@ -164,19 +164,29 @@ class AddressBook:
 
 
 class KademliaHost:
-    """The part of a libp2p host that the library's Kademlia uses. `addrs` are this peer's, none in client mode.
+    """The part of a libp2p host that the library's Kademlia uses. `addrs` names this peer's, none in client mode.
 
     `proven` is told of each peer that agreed to speak KADEMLIA_PROTOCOL.
     """
 
     def __init__(
-        self, host: IHost, connections: PeerConnections, addrs: Sequence[str], proven: Callable[[ID], Awaitable[None]]
+        self,
+        host: IHost,
+        connections: PeerConnections,
+        addrs: Callable[[], Sequence[str]],
+        proven: Callable[[ID], Awaitable[None]],
     ) -> None:
         self._host = host
         self._connections = connections
-        self._own_addrs = [_without_peer(Multiaddr(address)) for address in addrs]
+        self._addrs = addrs
+        self._own_addrs: list[Multiaddr] = []
+        self.refresh()
         self._proven = proven
         self.book = AddressBook()
+
+    def refresh(self) -> None:
+        """Looks again where this peer is: it may have found a relay, or moved."""
+        self._own_addrs = [_without_peer(Multiaddr(address)) for address in self._addrs()]
 
     def get_id(self) -> ID:
         """Who this peer is."""

@@ -66,8 +66,11 @@ class Discovery:
             {peer_id: PeerRow(peer_id=peer_id, addrs=addrs, sources=("mdns",)) for peer_id, addrs in heard.items()},
         ]
 
-    def requester(self, limits: RequesterLimits | None = None) -> Requester:
-        """A requester that looks everywhere, and whose answers make the next search cheaper."""
+    def requester(self, limits: RequesterLimits | None = None, token: bytes | None = None) -> Requester:
+        """A requester that looks everywhere, and whose answers make the next search cheaper.
+
+        It shows the `token` to those who ask for one.
+        """
         return Requester(
             self.network,
             EnvelopeChecker(),
@@ -75,6 +78,7 @@ class Discovery:
             broadcast=self.broadcast,
             observer=self.known,
             limits=limits,
+            token=token,
         )
 
 
@@ -99,13 +103,15 @@ async def open_discovery(
     """
     settings = settings or DiscoverySettings()
     bootstrap = bootstrap_peers(settings.bootstrap)
-    here = announced_addresses(host_addresses(host))
-    # Others are told where this peer is only if it has something to offer, or asks them to come.
-    addrs = here if manager else ()
+
+    def addrs() -> tuple[str, ...]:
+        return announced_addresses(host_addresses(host))
+
     async with AsyncExitStack() as stack:
         path = home.peers_path if home is not None and settings.known else None
         known = await stack.enter_async_context(open_known_peers(path, most=settings.max_known_peers))
-        mdns = await _open_mdns(stack, identity, addrs) if settings.mdns else None
+        # Others are told where this peer is only if it has something to offer, or asks them to come.
+        mdns = await _open_mdns(stack, identity, addrs() if manager else ()) if settings.mdns else None
         if connections is None:
             book = partial(_addresses, known, mdns)
             connections = await stack.enter_async_context(
@@ -119,7 +125,7 @@ async def open_discovery(
         company = Company(host, connections, bootstrap, known)
         provider = Provider(manager, terms, may_ask) if manager else None
         adverts = await stack.enter_async_context(
-            open_adverts(host, identity, here, settings, connections, company.partners, provider)
+            open_adverts(host, identity, addrs, settings, connections, company.partners, provider)
         )
         company.add_source(partial(_heard, mdns, adverts.table))
         await stack.enter_async_context(beside(partial(company.keep, settings.bootstrap_interval)))
@@ -165,6 +171,7 @@ async def open_requester(
     identity: Identity | None = None,
     home: Home | None = None,
     limits: RequesterLimits | None = None,
+    token: bytes | None = None,
 ) -> AsyncIterator[Requester]:
     """A requester on a host, this package's own or somebody else's, while the block runs.
 
@@ -174,4 +181,4 @@ async def open_requester(
     async with open_discovery(host, identity or host_identity(host), settings, home=home) as discovery:
         with trio.move_on_after(_FIRST_DIALS):
             await discovery.company.wait_tried()
-        yield discovery.requester(limits)
+        yield discovery.requester(limits, token)

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -84,7 +85,7 @@ def open_dht_peer():
         async with (
             open_host(new_identity(), [LOOPBACK] if listen else []) as host,
             open_connections(host) as connections,
-            open_kademlia(host, connections, host_addresses(host), server=server) as dht,
+            open_kademlia(host, connections, partial(host_addresses, host), server=server) as dht,
         ):
             yield DHTPeer(host, connections, dht)
 
@@ -101,7 +102,7 @@ def dht_network(open_dht_peer, eventually):
             peers = [await stack.enter_async_context(open_dht_peer()) for _ in range(number)]
             for peer in peers[1:]:
                 await dial(peer.host, peers[0].addr)
-            await eventually(lambda: all(peer.dht.peers >= min(number - 1, 8) for peer in peers), 30)
+            await eventually(lambda: all(peer.dht.peers >= min(number - 1, 8) for peer in peers), 90)
             yield peers
 
     return open_network

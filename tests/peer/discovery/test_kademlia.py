@@ -78,7 +78,7 @@ async def test_records_outlive_a_third_of_those_who_keep_them(dht_network: Any, 
         for peer in peers[2:6]:
             await peer.host.close()
         await dial(requester.host, peers[0].addr)
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             assert set(await found(requester.dht, request(gpu))) == {provider.peer_id}
 
 
@@ -117,7 +117,7 @@ async def test_what_fails_in_its_tasks_is_logged_and_begins_again(
     monkeypatch.setattr(kademlia, "_STUMBLED", 0)
     monkeypatch.setattr(kademlia.Kademlia, "keep_up", stumble)
     async with open_dht_peer():
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await again.wait()
     assert [record.levelno for record in caplog.records if "stumbled" in record.getMessage()] == [logging.ERROR]
 
@@ -146,13 +146,13 @@ async def lives(victim: Any, attack: Any) -> None:
     """Returns when the victim answers as ever."""
     stream = await attack()
     await stream.send_all(encode_varint_prefixed(Message(type=Message.FIND_NODE, key=b"k" * 34).SerializeToString()))
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         assert await stream.receive_some()
     await stream.aclose()
 
 
 async def ends(stream: PeerStream) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         try:
             while await stream.receive_some():
                 pass
@@ -227,7 +227,7 @@ async def test_streams_on_which_nothing_comes_are_few_and_end(
     for stream in silent[:4]:
         await ends(stream)
     await lives(victim, attack)
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while victim.dht._streams:  # noqa: ASYNC110  # nothing announces it
             await trio.sleep(0.01)
 
@@ -235,7 +235,7 @@ async def test_streams_on_which_nothing_comes_are_few_and_end(
 async def test_one_who_only_asks_is_not_taken_for_a_server(victim: Any, attack: Any, client: HardenedHost) -> None:
     await lives(victim, attack)
     asked = victim.dht._asked
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while client.get_id() not in asked:  # noqa: ASYNC110  # nothing announces it
             await trio.sleep(0.01)
     assert victim.dht.peers == 0
@@ -265,7 +265,7 @@ async def test_an_answer_that_lies_names_nobody_who_is_believed(victim: Any, cli
             async with attach_protocols(liar, {KADEMLIA_PROTOCOL: handler}):
                 await dial(victim.host, host_addresses(liar)[0])
                 victim.dht._asked.clear()
-                with trio.fail_after(30):
+                with trio.fail_after(90):
                     await found(victim.dht, request(Demand(gpus=(GPUDemand(vram=16 * GIB),))))
     assert all(not victim.dht._table.peer_in_table(one) for one in nobody)
     assert all(len(victim.dht._host.book.addrs(one)) <= 8 for one in nobody)
