@@ -19,7 +19,7 @@ _MOST_NODES = 4
 
 
 class CountedReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A no that `count` peers gave in the same words; `retry_after` (seconds) is the earliest that was named."""
+    """A no that was said `count` times in the same words, by whichever peers; `retry_after` (seconds) is the earliest that was named."""
 
     code: str
     count: int
@@ -28,8 +28,8 @@ class CountedReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_after: float | None = None
 
     def describe(self) -> str:
-        """In a few words, for people: "2 peers: ram: 8 GiB asked, 2 GiB free of 4 GiB (resources)"."""
-        return f"{'one peer' if self.count == 1 else f'{self.count} peers'}: {self.message} ({self.code})"
+        """In a few words, for people: "2 times: ram: 8 GiB asked, 2 GiB free of 4 GiB (resources)"."""
+        return f"{'once' if self.count == 1 else f'{self.count} times'}: {self.message} ({self.code})"
 
 
 class NodeReasons(Struct, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class NodeReasons(Struct, frozen=True, kw_only=True):
     peers: tuple[CountedReason, ...]
 
     def describe(self) -> str:
-        """One line for people: "a: no peer bids on it: 2 peers: ram: 8 GiB asked, 2 GiB free of 4 GiB (resources)"."""
+        """One line for people: "a: no peer bids on it: 2 times: ram: 8 GiB asked, 2 GiB free of 4 GiB (resources)"."""
         return f"{self.node_id}: {self.why}" + f": {'; '.join(self.said())}" * bool(self.peers)
 
     def said(self, most: int = 3) -> list[str]:

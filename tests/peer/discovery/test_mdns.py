@@ -49,8 +49,10 @@ async def peers() -> MDNSPeers:
 async def test_two_on_one_machine_find_each_other_and_say_goodbye(multicast: str, server: HardenedHost) -> None:
     async with open_mdns(PEERS[1], interfaces=[multicast]) as listening:
         async with open_mdns(server.get_id().to_base58(), host_addresses(server), interfaces=[multicast]):
-            async with listening.candidates(request()) as candidates:
-                with trio.fail_after(20):
+            with trio.fail_after(20):
+                while server.get_id().to_base58() not in listening.peers():
+                    await listening.wait_changed()
+                async with listening.candidates(request()) as candidates:
                     found = [one async for one in candidates if one.peer_id == server.get_id().to_base58()]
             (one,) = found
             assert (one.source, one.addrs, one.free) == ("mdns", host_addresses(server), None)
