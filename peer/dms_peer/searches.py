@@ -80,12 +80,12 @@ class Reserved(Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def _requester(home: Home, settings: DiscoverySettings) -> AsyncIterator[Requester]:
+async def _requester(home: Home, settings: DiscoverySettings, token: bytes | None) -> AsyncIterator[Requester]:
     home.prepare()
     identity = await trio.to_thread.run_sync(load_or_create_identity, home.key_path)
     async with (
         open_home_host(home, identity) as host,
-        open_requester(host, settings, identity=identity, home=home) as requester,
+        open_requester(host, settings, identity=identity, home=home, token=token) as requester,
     ):
         yield requester
 
@@ -99,6 +99,7 @@ async def discover(
     timeout: float,  # noqa: ASYNC109  # a part of the question, not of how it is asked
     tell: Callable[[FoundRow, SearchProgress], None],
     on_progress: OnProgress | None = None,
+    token: bytes | None = None,
 ) -> Found:
     """Looks for `count` peers that would take a node (None: for all there are), for `timeout` seconds at most.
 
@@ -106,7 +107,7 @@ async def discover(
     """
     request, able = ensemble.asked(deadline=time.time() + timeout), 0
     async with (
-        _requester(home, settings) as requester,
+        _requester(home, settings, token) as requester,
         requester.discover(request, count=count, on_progress=on_progress) as peers,
     ):
         async for peer in peers:
@@ -143,6 +144,7 @@ async def reserve(
     allocate: bool,
     tell: Callable[[Reserved], None],
     on_progress: OnProgress | None = None,
+    token: bytes | None = None,
 ) -> int:
     """Takes the whole ensemble, runs the command while it is held, gives everything back; the command's exit code.
 
@@ -157,7 +159,7 @@ async def reserve(
     rules = AssignmentRules(different_peers=ensemble.different_peers, pins=ensemble.pins)
     async with (
         stopped_by_signals(),
-        _requester(home, settings) as requester,
+        _requester(home, settings, token) as requester,
         requester.reserve(
             request, strategy=strategy, currency=currency, rules=rules, ttl=ttl, wait=wait, on_progress=on_progress
         ) as reservation,

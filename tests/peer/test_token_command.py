@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import stat
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -280,6 +281,31 @@ async def test_a_job_is_taken_with_a_token_until_it_is_revoked(
         # It stays revoked.
         again = ("bid", ready.addrs[0], "--home", other, *JOB, "--cpu", "1", "--token", token)
         assert await code_of(*again) == "token_revoked"
+
+
+async def test_an_ensemble_is_reserved_with_a_token(running: Any, home: str, tmp_path: Path) -> None:
+    ensemble, token = tmp_path / "ensemble.yaml", str(tmp_path / "token")
+    ensemble.write_text(
+        "request: [{node_id: a, resources: {cpu: {cores: 2}, ram: {size: 1GiB}, disk: {size: 1GiB}}}]\n"
+    )
+    assert await command("token", "create", "--home", home, "--cpu", "2", "-o", token) == 0
+    async with running("others: token") as ready:
+        alone = ("--no-mdns", "--no-dht", "--no-exchange", "--bootstrap", ready.addrs[0])
+        ask = ("--home", str(tmp_path / "other"), *alone, "-f", str(ensemble), "--timeout", "8s", "--json")
+
+        async def run(*words: str) -> tuple[int, str]:
+            # `reserve` is for the main thread of a process.
+            program = [sys.executable, "-m", "dms_peer", *words]
+            done = await trio.run_process(program, capture_stdout=True, capture_stderr=True, check=False)
+            return done.returncode, done.stdout.decode()
+
+        code, out = await run("discover", *ask)
+        assert (code, json.loads(out.splitlines()[-1])["able"]) == (1, 0)
+        code, out = await run("discover", *ask, "--token", token)
+        assert (code, json.loads(out.splitlines()[-1])["able"]) == (0, 1)
+        code, out = await run("reserve", *ask, "--token", token, "--allocate", "--", "true")
+        assert (code, json.loads(out)["event"]) == (0, "reserved")
+        assert (await run("reserve", *ask, "--", "true"))[0] == 1
 
 
 async def test_a_share_from_the_file_holds(running: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

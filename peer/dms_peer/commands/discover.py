@@ -30,6 +30,7 @@ from .options import (
     PlaceOption,
     PortCountOption,
     PortOption,
+    TokenOption,
     home_at,
     time_to_live,
 )
@@ -62,6 +63,7 @@ def discover(
     mdns: MDNSOption = True,
     dht: DHTOption = True,
     gossip: GossipOption = False,
+    token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
@@ -84,7 +86,7 @@ def discover(
         not_location=not_location,
     )  # fmt: skip
     settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
-    look = partial(discover, home_at(home), settings, ensemble, count=count, timeout=timeout)
+    look = partial(discover, home_at(home), settings, ensemble, count=count, timeout=timeout, token=token)
     if as_json:
 
         def print_row(row: FoundRow, progress: SearchProgress) -> None:

@@ -18,7 +18,7 @@ from .discovery_options import (
     MDNSOption,
     discovery_settings,
 )
-from .options import DebugOption, HomeOption, JSONOption, home_at, time_to_live
+from .options import DebugOption, HomeOption, JSONOption, TokenOption, home_at, time_to_live
 from .output import print_json
 
 __all__ = ["reserve"]
@@ -50,6 +50,7 @@ def reserve(
     mdns: MDNSOption = True,
     dht: DHTOption = True,
     gossip: GossipOption = False,
+    token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
@@ -72,6 +73,7 @@ def reserve(
     take = partial(
         reserve, home_at(home), settings, read_ensemble_file(file), tuple(command or ()), strategy=strategy,
         currency=currency, ttl=ttl, timeout=timeout, wait=wait, allocate=allocate,
+        token=token,
     )  # fmt: skip
     if as_json:
         return trio.run(partial(take, tell=print_json))
