@@ -19,7 +19,7 @@ _MOST_NODES = 4
 
 
 class CountedReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A no that was said `count` times in the same words, by whichever peers; `retry_after` (seconds) is the earliest that was named."""
+    """A no that was said `count` times in the same words; `retry_after` (seconds) is the earliest that was named."""
 
     code: str
     count: int
