@@ -248,11 +248,6 @@ class SharesInUse:
         self._absent: OrderedDict[str, PeerShare] = OrderedDict()
 
     @property
-    def limits(self) -> Shares:
-        """The shares that are given."""
-        return self._limits
-
-    @property
     def peers(self) -> int:
         """How many peers are remembered."""
         return len(self._present) + len(self._absent)
