@@ -24,7 +24,8 @@ from libp2p.tools.anyio_service import background_trio_service
 from ..host.logs import RateLimiter, log_limited
 from .gossip_conduct import Conduct
 from .gossip_limits import GossipLimits
-from .gossip_pubsub import GuardedPubsub, new_router
+from .gossip_pubsub import GuardedPubsub
+from .gossip_router import new_router
 
 __all__ = ["Gossip", "GossipStatistics", "GossipVerdict", "open_gossip"]
 

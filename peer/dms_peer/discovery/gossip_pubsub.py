@@ -8,7 +8,7 @@ What breaks in py-libp2p's `Pubsub`, beside what `gossip_rpcs` says:
 - the cache of seen messages has no bound and a thread of its own, which nobody stops;
 - the router remembers when each message came, and who is to stay out of a mesh, for good.
 Measure: this class. One task reads each stream, and hands what it has read to the library one by one, so that a slow
-validator holds up its own peer; whatever goes wrong ends that stream. Routing (mesh, heartbeat, cache) is theirs.
+validator holds up its own peer; whatever goes wrong ends that stream. Routing is in `gossip_router`.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -41,42 +41,20 @@ from ..shields import shielded
 from ..streams import PeerStream
 from .gossip_conduct import Conduct
 from .gossip_limits import GossipLimits
+from .gossip_router import PROTOCOLS
 from .gossip_rpcs import GossipViolationError, read_rpc
 
 if TYPE_CHECKING:
     from libp2p.abc import INetConn
     from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-__all__ = ["PROTOCOLS", "GuardedPubsub", "new_router"]
+__all__ = ["GuardedPubsub"]
 
 logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
-PROTOCOLS: Final = (TProtocol("/meshsub/1.1.0"), TProtocol("/meshsub/1.0.0"))
-
-_DEGREE, _DEGREE_LOW, _DEGREE_HIGH = 6, 5, 12
 _CLOSE_TIMEOUT: Final = 2.0
 _SWEEP_INTERVAL: Final = 60.0
-# Messages that wait for a peer of which it is not known yet whether it wants them.
-_PENDING: Final = 4
-
-
-def new_router(limits: GossipLimits) -> GossipSub:
-    """A router without the library's own defences, which judge by scores that any peer can spoil for another."""
-    router = GossipSub(
-        list(PROTOCOLS),
-        _DEGREE,
-        _DEGREE_LOW,
-        _DEGREE_HIGH,
-        heartbeat_interval=limits.heartbeat,  # type: ignore[arg-type]  # any number of seconds will do
-        do_px=False,
-        adaptive_gossip_enabled=False,
-        spam_protection_enabled=False,
-        eclipse_protection_enabled=False,
-        max_pending_messages_per_peer=_PENDING,
-    )
-    router.scorer = None
-    return router
 
 
 class _SeenMessages:

@@ -53,7 +53,10 @@ class Gossiper:
 
 @pytest.fixture
 def gossipers(eventually):
-    """Opens hosts with gossip on one topic, each connected to the four before it: `as peers`, once all hear it."""
+    """Opens hosts with gossip on one topic: `as peers`, once all hear it.
+
+    Each is connected to the four before it; in a `line` to one of them, in a `star` to the first of all.
+    """
 
     async def run(limits, task_status) -> None:
         scope = trio.CancelScope()
@@ -66,15 +69,17 @@ def gossipers(eventually):
         peer.stopped.set()
 
     @asynccontextmanager
-    async def open_all(number: int, *, limits: GossipLimits | None = None, line: bool = False):
+    async def open_all(number: int, *, limits: GossipLimits | None = None, line: bool = False, star: bool = False):
+        def before(index: int) -> range:
+            return range(min(index, 1)) if star else range(max(0, index - (1 if line else 4)), index)
+
         async with trio.open_nursery() as nursery:
             peers = [await nursery.start(run, limits or GossipLimits()) for _ in range(number)]
             for index, peer in enumerate(peers):
-                for other in peers[max(0, index - (1 if line else 4)) : index]:
-                    await dial(peer.host, host_addresses(other.host)[0])
+                for other in before(index):
+                    await dial(peer.host, host_addresses(peers[other].host)[0])
             for index, peer in enumerate(peers):
-                reach = 1 if line else 4
-                neighbours = min(index, reach) + min(number - 1 - index, reach)
+                neighbours = len(before(index)) + sum(index in before(later) for later in range(index + 1, number))
                 await eventually(lambda peer=peer, n=neighbours: peer.gossip.peers(GOSSIP_TOPIC) == n, 30)
             yield peers
             nursery.cancel_scope.cancel()

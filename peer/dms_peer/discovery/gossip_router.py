@@ -1,0 +1,100 @@
+"""The library's gossipsub router, so that who is in nobody's mesh still hears and is heard.
+
+What breaks in py-libp2p's `GossipSub`, where many know one peer and little else, as at every bootstrap peer:
+- ids of messages are offered to no peer that is to stay out of the mesh, and own messages are sent to the mesh alone:
+  a peer that was pruned by all it knows is mute for a minute, and one that was refused is deaf;
+- who prunes in a heartbeat does not note it, so that it grafts the same peer again at once, which takes that for a
+  flood and refuses for a minute, and again whenever it is tried;
+- the two ends count the time to stay out in whole seconds, from different moments: whose ends first grafts too early.
+Measure: this class. Own messages go to all that hear the topic ("flood publishing"), ids to those outside the mesh
+whatever came before ("lazy push"), and a prune counts on both sides, with some slack before anybody is grafted again.
+Upstream: no upstream report found (November 2026).
+Source: https://github.com/libp2p/specs/blob/master/pubsub/gossipsub/gossipsub-v1.1.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final
+
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import GossipSub
+
+from .gossip_limits import GossipLimits
+
+__all__ = ["PROTOCOLS", "new_router"]
+
+PROTOCOLS: Final = (TProtocol("/meshsub/1.1.0"), TProtocol("/meshsub/1.0.0"))
+
+_DEGREE, _DEGREE_LOW, _DEGREE_HIGH = 6, 5, 12
+# Messages that wait for a peer of which it is not known yet whether it wants them.
+_PENDING: Final = 4
+# Peers outside the mesh that are offered ids in a heartbeat: so many at least, and this part of them.
+# Each id is offered in three heartbeats.
+_LAZY, _LAZY_PART = 24, 0.25
+# Seconds for which a peer is left alone after its time to stay out of the mesh is over.
+_SLACK: Final = 2.0
+
+
+class _Router(GossipSub):
+    def mesh_heartbeat(self) -> tuple[defaultdict[ID, list[str]], defaultdict[ID, list[str]]]:
+        """As the original; who is pruned is not grafted either until its time is over."""
+        grafts, prunes = super().mesh_heartbeat()
+        for peer_id, topics in prunes.items():
+            for topic in topics:
+                self._add_back_off(peer_id, topic, False)
+        return grafts, prunes
+
+    def gossip_heartbeat(self) -> defaultdict[ID, dict[str, list[bytes]]]:
+        """Which ids are offered to whom."""
+        offers: defaultdict[ID, dict[str, list[bytes]]] = defaultdict(dict)
+        for topic, mesh in self.mesh.items():
+            if ids := self.mcache.window(topic):
+                outside = self._hearing(topic) - mesh
+                for peer_id in self.select_from_minus(max(_LAZY, int(_LAZY_PART * len(outside))), outside, ()):
+                    offers[peer_id][topic] = ids
+        return offers
+
+    def _get_peers_to_send(
+        self, topic_ids: Iterable[str], msg_forwarder: ID, origin: ID, msg_id: bytes | None = None
+    ) -> Iterable[ID]:
+        """As the original; what is our own goes to all that hear it."""
+        topics = list(topic_ids)
+        if self.pubsub is None or origin != self.pubsub.my_id:
+            return super()._get_peers_to_send(topics, msg_forwarder, origin, msg_id)
+        return set().union(*map(self._hearing, topics))
+
+    def _get_in_topic_gossipsub_peers_from_minus(
+        self, topic: str, num_to_select: int, minus: Iterable[ID], backoff_check: bool = False
+    ) -> list[ID]:
+        """As the original, with some slack after a time to stay out."""
+        left_alone = set(minus)
+        if backoff_check:
+            over = time.time() - _SLACK
+            left_alone.update(peer for peer, until in self.back_off.get(topic, {}).items() if until > over)
+        return super()._get_in_topic_gossipsub_peers_from_minus(topic, num_to_select, left_alone)
+
+    def _hearing(self, topic: str) -> set[ID]:
+        """Who hears a topic and can be written to."""
+        return set() if self.pubsub is None else self.pubsub.peer_topics.get(topic, set()) & self.peer_protocol.keys()
+
+
+def new_router(limits: GossipLimits) -> GossipSub:
+    """A router without the library's own defences, which judge by scores that any peer can spoil for another."""
+    router = _Router(
+        list(PROTOCOLS),
+        _DEGREE,
+        _DEGREE_LOW,
+        _DEGREE_HIGH,
+        heartbeat_interval=limits.heartbeat,  # type: ignore[arg-type]  # any number of seconds will do
+        do_px=False,
+        adaptive_gossip_enabled=False,
+        spam_protection_enabled=False,
+        eclipse_protection_enabled=False,
+        max_pending_messages_per_peer=_PENDING,
+    )
+    router.scorer = None
+    return router
