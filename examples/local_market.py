@@ -75,7 +75,8 @@ def running_provider(home: Path) -> Iterator[str]:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    command = dms_peer("run", "--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0", "--json")
+    # It is told where to go, so that it need not be looked for on the local network.
+    command = dms_peer("run", "--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", "--json")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
