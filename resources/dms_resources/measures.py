@@ -19,8 +19,9 @@ WRITE_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.
 class LedgerMeasures:
     """Counts since the ledger was opened.
 
-    `changes` by the action or, for an end, the reason that the history has (commit, allocate, released, expired, ...). `writes` counts durable
-    writes by bucket of WRITE_BUCKETS, the last one for all that took longer; `write_seconds` is their sum.
+    `changes` by the action or, for an end, the reason that the history has (commit, allocate, released, expired, ...).
+    `writes` counts durable writes by bucket of WRITE_BUCKETS, the last one for all that took longer; `write_seconds` is
+    their sum.
     """
 
     def __init__(self) -> None:

@@ -18,7 +18,9 @@ GRANTER: Final = _IDENTITY.peer_id
 _WHOLE: Final = create_token(
     _IDENTITY.seed,
     GRANTER,
-    GrantTerms(expires=2_000_000_000, operations=frozenset({"commit", "bid_request"}), allowance=Allowance(millicores=8000)),
+    GrantTerms(
+        expires=2_000_000_000, operations=frozenset({"commit", "bid_request"}), allowance=Allowance(millicores=8000)
+    ),
 )
 TOKENS: Final = (_WHOLE, attenuate_token(_WHOLE, _KEY, GrantTerms(peers=frozenset({GRANTER}))))
 CHECKER: Final = TokenChecker(GRANTER, {GRANTER: _KEY}, clock=lambda: 1_800_000_000.0)
