@@ -42,8 +42,6 @@ from .host import HardenedHost, host_addresses, parse_listen_address
 from .identity import Identity, load_or_create_identity
 from .limits_file import PeerLimits, read_limits_file
 from .local_socket import serve_socket
-from .metrics import PeerCollector
-from .metrics_server import serve_metrics
 from .policies.opening import open_policies
 from .revocations import Revocations, revocation_operations
 from .terms_file import OwnerTerms, read_terms_file
@@ -198,6 +196,10 @@ class Node:
     ) -> str | None:
         if self.metrics is None:
             return None
+        # Off by default, and who does not want metrics does not wait for what makes them.
+        from .metrics import PeerCollector
+        from .metrics_server import serve_metrics
+
         address, _, port = self.metrics.rpartition(":")
         collector = PeerCollector(
             manager, counts, connections=lambda: len(host.swarm.get_connections()), limits_hit=host.swarm.limits_hit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +45,6 @@ from .settings import DiscoverySettings
 __all__ = ["Adverts", "Provider", "open_adverts"]
 
 Partners = Callable[[], Mapping[str, Sequence[str]]]
-Publish = Callable[[bytes], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +106,7 @@ class _Opening:
     count: PeerCount
 
     async def open(self, provider: Provider | None) -> Adverts:
-        gossip = None
-        if self.settings.gossip:
-            gossip = await self.stack.enter_async_context(open_gossip(self.host, self.settings.gossip_limits))
+        gossip = await self._open_gossip() if self.settings.gossip else None
         broadcasts = gossip if self.settings.broadcast else None
         sources: list[CandidateSource] = []
         if gossip is not None:
