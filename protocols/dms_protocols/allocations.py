@@ -3,7 +3,7 @@
 Rules:
 
 1. A bid is taken by the peer it was made for, at the peer that made it, while it is valid. Each of these that is not so
-   has its own code.
+   has its own code. One that is valid for longer than any bid was made when the clock was ahead: it has expired.
 2. Several bids are taken together or not at all.
 3. The devices that a bid names are tried first, then others of the same vendor and model.
 4. A bid that was taken is answered with its lease, however late it comes again.
@@ -44,6 +44,9 @@ from .signing import EnvelopeOpener, open_bid
 from .token_checks import TokenChecker
 
 __all__ = ["allocation_operations"]
+
+# An owner may have bids valid for a day, and no longer.
+_LONGEST_VALIDITY = 86400.0
 
 
 def allocation_operations(
@@ -127,7 +130,8 @@ class _Allocations:
             raise BidError(f"the bid was made by {bid.provider}, not here", code="not_my_bid")
         if bid.requester != caller.peer_id:
             raise BidError("the bid was made for another peer", code="not_your_bid")
-        if bid.valid_until < self._clock() and self._own_lease(bid, caller.peer_id) is None:
+        valid_for = bid.valid_until - self._clock()
+        if not 0 <= valid_for <= _LONGEST_VALIDITY and self._own_lease(bid, caller.peer_id) is None:
             raise BidError("the bid is no longer valid; ask for a new one", code="bid_expired")
         return bid
 

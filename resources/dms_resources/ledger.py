@@ -38,8 +38,6 @@ _LONGEST_NAP = 30.0
 _RETRY_SECONDS = 1.0
 _PRUNE_SECONDS = 3600.0
 _HISTORY_SECONDS = 90 * 86400.0
-# Longer than any bid is valid, so that a bid whose lease was released cannot be taken again.
-_ENDED_SECONDS = 3600.0
 
 
 class Ledger:
@@ -186,21 +184,21 @@ class Ledger:
             await trio.lowlevel.checkpoint()
 
     async def prune(self) -> None:
-        """Forgets old history and ended leases, at the start and every hour, until it is cancelled."""
+        """Forgets old history every hour, until it is cancelled."""
         while True:
-            # At the start too: a process that never lives for an hour would keep everything.
-            now = self.clock.wall()
+            # Not at the start: a machine that boots with a clock years ahead soon learns the time, and has its history
+            # still. Without that it is no longer than MOST_HISTORY.
+            await trio.sleep(_PRUNE_SECONDS)
             try:
-                await self._forget(now - _HISTORY_SECONDS, now - _ENDED_SECONDS)
+                await self._forget(self.clock.wall() - _HISTORY_SECONDS)
             except StorageError as error:
                 _log.warning("old history is kept: %s", error)
-            await trio.sleep(_PRUNE_SECONDS)
 
-    async def _forget(self, history_before: float, ended_before: float) -> None:
+    async def _forget(self, history_before: float) -> None:
         more = [True]
 
         def forget() -> None:
-            more.append(self.storage.prune(history_before=history_before, ended_before=ended_before))
+            more.append(self.storage.prune(history_before=history_before))
 
         # Step by step, so that changes get the disk between two of them.
         while more.pop():

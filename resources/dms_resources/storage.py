@@ -7,10 +7,13 @@ What `write` returned from survives kill -9 and power loss. What it raised from 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sqlite3
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,12 +24,24 @@ from msgspec import Struct
 from .book import MOST_ENDED, Change, Offer, Record
 from .errors import StorageError
 from .leases import EndedLease, Lease
-from .ledger_file import connect_ledger, damaged_error, empty_log, lock_ledger, primary_code, storage_error
+from .ledger_file import (
+    LedgerLock,
+    connect_ledger,
+    damaged_error,
+    empty_log,
+    lock_ledger,
+    make_ledger,
+    primary_code,
+    storage_error,
+)
 from .records import HistoryEntry
 from .schema import Schema, ledger_schema
 from .units import decode_value, encode_value
 
-__all__ = ["Contents", "SQLiteStorage", "StoredLease"]
+__all__ = ["MOST_HISTORY", "Contents", "SQLiteStorage", "StoredLease"]
+
+MOST_HISTORY = 1_000_000
+"""So many entries the history has at most: whoever may commit and release could else fill the owner's disk."""
 
 _encoder = msgspec.json.Encoder(enc_hook=encode_value)
 _lease_decoder = msgspec.json.Decoder(Lease, dec_hook=decode_value)
@@ -64,11 +79,16 @@ class SQLiteStorage:
 
         Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError`.
         """
-        self.path = path
+        # One ledger has one lock, by whatever links it is reached.
+        self.path = path = Path(os.path.realpath(path))
         self._boot_id = boot_id
         self._schema = schema or ledger_schema()
-        self._lock: int | None = lock_ledger(path)
+        # The ended leases that the file has, the first that ended first, each with the number that keeps their order.
+        self._ended: OrderedDict[str, float] | None = None
+        self._lock: LedgerLock | None = lock_ledger(path)
         try:
+            make_ledger(path, self._schema)
+            self._lock.claim_file()
             self._db = connect_ledger(path, self._schema)
             try:
                 # The row of the table `ledger`; it is written as a whole, because its checksum covers all of it.
@@ -100,6 +120,7 @@ class SQLiteStorage:
         try:
             self._head = self._read_head()
             offer, fence = self._head
+            ended = self._read_ended()
             return Contents(
                 offer=_offer_decoder.decode(offer),
                 fence=fence,
@@ -107,13 +128,7 @@ class SQLiteStorage:
                     StoredLease(_lease_decoder.decode(body), due, boot_id)
                     for _, body, due, boot_id in self._rows("SELECT lease_id, body, due, boot_id, checksum FROM leases")
                 ],
-                ended=[
-                    _ended_decoder.decode(body)
-                    for _, body, _ in self._rows(
-                        "SELECT * FROM (SELECT lease_id, body, ended, checksum FROM ended ORDER BY ended DESC"
-                        f" LIMIT {MOST_ENDED}) ORDER BY ended"
-                    )
-                ],
+                ended=[_ended_decoder.decode(body) for body in ended],
             )
         except sqlite3.Error as error:
             raise storage_error(self.path, error) from error
@@ -125,10 +140,15 @@ class SQLiteStorage:
 
         Raises `StorageError`; then nothing of them is promised to anybody.
         """
+        if self._lock is not None:
+            # What is written to a file that was moved away or replaced meanwhile is lost with the next start.
+            self._lock.check_place()
         try:
+            if self._ended is None:
+                self._read_ended()
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                head = self._write_all(changes)
+                head, ended, forgotten = self._write_all(changes)
                 self._db.execute("COMMIT")
             except BaseException:
                 # Some errors have rolled back already; a second rollback would hide the first error.
@@ -138,11 +158,18 @@ class SQLiteStorage:
         except sqlite3.Error as error:
             raise storage_error(self.path, error) from error
         self._head = head
+        known = self._known_ended
+        for key, number in ended.items():
+            known.pop(key, None)
+            known[key] = number
+        for key in forgotten:
+            del known[key]
 
     def reopen(self) -> Contents:
         """Opens the file anew after an error, to learn what is in it. Raises `StorageError` while the disk refuses."""
         if self._lock is None:
             raise StorageError(f"the ledger {self.path} is closed")
+        self._lock.check_place()
         try:
             empty_log(self._db, self.path)
         except sqlite3.Error as error:
@@ -181,12 +208,15 @@ class SQLiteStorage:
             for number, at, actor, action, lease_id, reason, detail in rows
         ]
 
-    def prune(self, *, history_before: float, ended_before: float) -> bool:
-        """Forgets some history and ended leases older than these Unix times; says whether there may be more.
-
-        Raises `StorageError`.
+    def prune(self, *, history_before: float) -> bool:
+        """Forgets some history older than this Unix time, and some of what an older version kept beyond what is
+        remembered; says whether there may be more. Raises `StorageError`.
         """
         try:
+            if self._ended is None:
+                self._read_ended()
+            known = self._known_ended
+            oldest = next(iter(known.values()), -math.inf) if len(known) >= MOST_ENDED else -math.inf
             gone = (
                 self._db.execute(
                     "DELETE FROM history WHERE number IN (SELECT number FROM history WHERE at < ? LIMIT ?)",
@@ -194,14 +224,22 @@ class SQLiteStorage:
                 ).rowcount,
                 self._db.execute(
                     "DELETE FROM ended WHERE lease_id IN (SELECT lease_id FROM ended WHERE ended < ? LIMIT ?)",
-                    (ended_before, _PRUNE_STEP),
+                    (oldest, _PRUNE_STEP),
                 ).rowcount,
+                self._shorten_history(_PRUNE_STEP),
             )
         except sqlite3.Error as error:
             raise storage_error(self.path, error) from error
         return max(gone) >= _PRUNE_STEP
 
-    def _write_all(self, changes: Sequence[Change]) -> tuple[str, int]:
+    def _shorten_history(self, most: int) -> int:
+        return self._db.execute(
+            "DELETE FROM history WHERE number IN (SELECT number FROM history"
+            " WHERE number <= (SELECT max(number) FROM history) - ? ORDER BY number LIMIT ?)",
+            (MOST_HISTORY, most),
+        ).rowcount
+
+    def _write_all(self, changes: Sequence[Change]) -> tuple[tuple[str, int], dict[str, float], list[str]]:
         last: dict[str, Record | None] = {}
         for change in changes:
             for before, after in change.leases:
@@ -218,12 +256,51 @@ class SQLiteStorage:
                 if record
             ],
         )
-        run("INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?)", _ended_rows(changes))
-        run(
-            "INSERT INTO history (at, actor, action, lease_id, reason, detail) VALUES (?, ?, ?, ?, ?, ?)",
-            _history_rows(changes),
+        ended, forgotten = self._write_ended(changes)
+        entries = list(_history_rows(changes))
+        run("INSERT INTO history (at, actor, action, lease_id, reason, detail) VALUES (?, ?, ?, ?, ?, ?)", entries)
+        if entries:
+            self._shorten_history(2 * len(entries))
+        return self._write_head(changes), ended, forgotten
+
+    def _write_ended(self, changes: Sequence[Change]) -> tuple[dict[str, float], list[str]]:
+        """What ended, with the numbers that keep the order, and what is forgotten for it."""
+        known = self._known_ended
+        newest = next(reversed(known.values()), -math.inf)
+        rows: dict[str, tuple[str, float]] = {}
+        for change in changes:
+            for end in change.ended:
+                # The wall clock may have been set back since the last one.
+                newest = max(float(end.ended), math.nextafter(newest, math.inf))
+                rows.pop(end.lease_id, None)
+                rows[end.lease_id] = (_text(end), newest)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?)",
+            [_with_checksum(key, body, number) for key, (body, number) in rows.items()],
         )
-        return self._write_head(changes)
+        older = sum(key in known for key in rows)
+        in_order = chain((key for key in known if key not in rows), rows)
+        forgotten = list(islice(in_order, max(0, len(known) - older + len(rows) - MOST_ENDED)))
+        self._db.executemany("DELETE FROM ended WHERE lease_id = ?", [(key,) for key in forgotten])
+        return {key: number for key, (_, number) in rows.items()}, forgotten
+
+    @property
+    def _known_ended(self) -> OrderedDict[str, float]:
+        if self._ended is None:
+            raise ValueError("what ended was not read yet")
+        return self._ended
+
+    def _read_ended(self) -> list[str]:
+        """Their bodies, the first that ended first; no more than are remembered."""
+        self._ended = None
+        rows = list(
+            self._rows(
+                "SELECT * FROM (SELECT lease_id, body, ended, checksum FROM ended ORDER BY ended DESC"
+                f" LIMIT {MOST_ENDED}) ORDER BY ended"
+            )
+        )
+        self._ended = OrderedDict((lease_id, ended) for lease_id, _, ended in rows)
+        return [body for _, body, _ in rows]
 
     def _write_head(self, changes: Sequence[Change]) -> tuple[str, int]:
         offers = [change.offer[1] for change in changes if change.offer]
@@ -250,16 +327,12 @@ class SQLiteStorage:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
 
 def _with_checksum(*values: str | float | None) -> tuple[str | float | None, ...]:
     return (*values, zlib.crc32(repr(values).encode()))
-
-
-def _ended_rows(changes: Iterable[Change]) -> list[tuple[str | float | None, ...]]:
-    return [_with_checksum(end.lease_id, _text(end), _real(end.ended)) for change in changes for end in change.ended]
 
 
 def _history_rows(changes: Iterable[Change]) -> Iterator[tuple[float, str, str, str, str, str]]:

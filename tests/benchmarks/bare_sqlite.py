@@ -14,7 +14,7 @@ import trio
 
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand, RAMDemand
-from dms_resources.ledger_file import connect_ledger
+from dms_resources.ledger_file import connect_ledger, make_ledger
 from dms_resources.manager import open_manager
 from dms_resources.schema import ledger_schema
 from dms_resources.units import GIB, Cores
@@ -42,6 +42,7 @@ class BareSQLite:
     """Group commit and nothing else: rows in, one transaction for all that wait, one fsync."""
 
     def __init__(self, path: Path) -> None:
+        make_ledger(path, ledger_schema())
         self._db = connect_ledger(path, ledger_schema())
         self._waiting: list[Write] = []
         self._done = trio.Event()

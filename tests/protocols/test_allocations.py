@@ -103,6 +103,9 @@ async def test_bids_that_are_not_good(provider: Any, session: Any, requester: An
         assert await code(seal_bid(foreign, stranger)) == "not_my_bid"
         provider.clock.now += 301
         assert await code(signed.envelope) == "bid_expired"
+        # It was made by a clock that was years ahead, and would else be good until then.
+        provider.clock.now -= 1e8
+        assert await code(signed.envelope) == "bid_expired"
     assert provider.manager.leases() == ()
 
 

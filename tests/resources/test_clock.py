@@ -15,7 +15,7 @@ from hypothesis import given
 
 from dms_resources.clock import SystemClock, due_after_restart
 from dms_resources.demands import Demand
-from dms_resources.errors import ExpiredError
+from dms_resources.errors import EndedError, ExpiredError
 
 
 class StoppedClock:
@@ -154,6 +154,30 @@ async def test_a_broken_clock_and_many_restarts_hold_nothing_for_ever(
             await trio.sleep(16)
     async with open_ledger() as manager:
         assert not manager.leases()
+
+
+@pytest.mark.parametrize("reboot", [False, True])
+async def test_no_setting_of_the_clock_gives_an_id_out_again(
+    open_ledger: Any,
+    clock: Any,
+    new_demand: Callable[..., Demand],
+    autojump_clock: trio.testing.MockClock,
+    reboot: bool,
+) -> None:
+    async with open_ledger() as manager:
+        await manager.commit_resources("released", new_demand(1), holder="peer", ttl=60.0)
+        await manager.release("released")
+    for jump in (1e5, -1e5, 3e9, -3e9, -1e6, 1e6):
+        clock.jump(jump)
+        if reboot:
+            clock.reboot(f"boot after {jump}")
+        async with open_ledger() as manager:
+            await trio.sleep(2 * 3600)
+            clock.jump(-jump)
+            # A bid that was valid when it was released may be so again now.
+            with pytest.raises(EndedError):
+                await manager.commit_resources("released", new_demand(1), holder="peer", ttl=60.0)
+            clock.jump(jump)
 
 
 def test_the_machines_clocks_are_what_they_say(tmp_path: Path) -> None:

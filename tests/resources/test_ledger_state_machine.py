@@ -30,7 +30,6 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import dms_resources.book as book_module
-import dms_resources.ledger as ledger_module
 import dms_resources.manager as manager_module
 from dms_resources.book import Change
 from dms_resources.components import (
@@ -1381,8 +1380,7 @@ def _totals(resources: Resources) -> dict[str, int]:
 def _test_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manager_module, "SQLiteStorage", StubbornStorage)
-        # Nothing is forgotten and nothing asks the operating system: both have tests of their own.
-        patch.setattr(ledger_module, "_ENDED_SECONDS", 1e12)
+        # Nothing asks the operating system: that has tests of its own.
         patch.setattr(manager_module, "_AUDIT_SECONDS", 1e12)
         # A ledger that offers nothing yet has a pool of 49,152 ports, which takes a millisecond.
         patch.setattr(book_module, "DEFAULT_PORT_RANGE", OFFERS[0].port_range)

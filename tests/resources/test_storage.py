@@ -18,7 +18,7 @@ from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, Onbo
 from dms_resources.demands import Demand, PortDemand
 from dms_resources.errors import LedgerDamagedError, LedgerInUseError, LedgerVersionError, StorageError
 from dms_resources.leases import EndedLease, EndReason, Lease, LeaseState
-from dms_resources.ledger_file import connect_ledger
+from dms_resources.ledger_file import make_ledger
 from dms_resources.records import HistoryEntry
 from dms_resources.schema import Schema, ledger_schema
 from dms_resources.storage import SQLiteStorage, StoredLease
@@ -186,7 +186,7 @@ def test_an_older_version_is_upgraded_like_a_fresh_one_with_a_copy_kept(ledger_p
     with opened(ledger_path, schema=new) as storage:
         assert len(storage.load().leases) == 1
     fresh = ledger_path.with_name("fresh.db")
-    connect_ledger(fresh, new).close()
+    make_ledger(fresh, new)
 
     def dump(path: Path, name: str = "sqlite_schema") -> list[Any]:
         with closing(sqlite3.connect(path)) as db:
@@ -262,22 +262,97 @@ async def test_two_leases_on_one_port_are_damage_and_not_a_crash(open_ledger: An
             pass
 
 
-def test_old_history_and_old_endings_are_forgotten_in_steps(ledger_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _history(storage: SQLiteStorage) -> list[float]:
+    return [entry.at for _, entry in storage.history(limit=999)]
+
+
+def _entries(*at: float) -> Change:
+    return Change(entries=tuple(HistoryEntry(at=float(one), actor="peer", action="commit") for one in at))
+
+
+def test_old_history_is_forgotten_in_steps(ledger_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dms_resources.storage._PRUNE_STEP", 4)
-    entries = tuple(HistoryEntry(at=float(at), actor="peer", action="commit") for at in range(10))
     with opened(ledger_path) as storage:
-        storage.write([Change(entries=entries)])
-        storage.write([gone(make_lease(f"lease-{at}"), float(at)) for at in range(10)])
-        assert storage.prune(history_before=7.0, ended_before=3.0)
-        assert not storage.prune(history_before=7.0, ended_before=3.0)
-        assert [entry.at for _, entry in storage.history(limit=99)] == [9.0, 8.0, 7.0]
-        assert [end.ended for end in storage.load().ended] == [float(at) for at in range(3, 10)]
+        storage.write([_entries(*range(10))])
+        assert storage.prune(history_before=7.0)
+        assert not storage.prune(history_before=7.0)
+        assert _history(storage) == [9.0, 8.0, 7.0]
 
 
-async def test_a_ledger_prunes_when_it_opens_and_every_hour(
+def test_the_history_grows_to_a_number_of_entries_and_no_more(
+    ledger_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dms_resources.storage.MOST_HISTORY", 5)
+    with opened(ledger_path) as storage:
+        for at in range(20):
+            storage.write([_entries(at)])
+            assert _history(storage) == [float(one) for one in range(at, max(-1, at - 5), -1)]
+        # A batch that is longer than all that is kept.
+        storage.write([_entries(*range(100, 120))])
+        assert _history(storage)[:5] == [119.0, 118.0, 117.0, 116.0, 115.0]
+        assert len(_history(storage)) == 5
+
+
+def test_what_an_older_version_kept_beyond_the_bounds_is_forgotten_in_steps(
+    ledger_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(ledger_path) as storage:
+        storage.write([_entries(*range(50)), *(gone(make_lease(f"lease-{at:02}"), float(at)) for at in range(50))])
+    for name, most in (("MOST_HISTORY", 5), ("MOST_ENDED", 5), ("_PRUNE_STEP", 10)):
+        monkeypatch.setattr(f"dms_resources.storage.{name}", most)
+    with opened(ledger_path) as storage:
+        # One change does not pay for all of it.
+        storage.write([_entries(50)])
+        assert len(_history(storage)) == 49
+        steps = 1
+        while storage.prune(history_before=0.0):
+            steps += 1
+        assert steps == 5
+        assert _history(storage) == [50.0, 49.0, 48.0, 47.0, 46.0]
+        assert _ended_rows(storage) == ["lease-45", "lease-46", "lease-47", "lease-48", "lease-49"]
+
+
+def _ended_rows(storage: SQLiteStorage) -> list[str]:
+    return [key for (key,) in storage._db.execute("SELECT lease_id FROM ended ORDER BY ended")]
+
+
+def test_the_last_that_ended_are_remembered_whatever_the_clock_says(
+    ledger_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dms_resources.storage.MOST_ENDED", 3)
+    # The wall clock is set forward, then back, and then stands still.
+    times = (10.0, 11.0, 9e9, 5.0, 6.0, 6.0, 6.0)
+    ended = []
+    for number, at in enumerate(times):
+        # Each of them after a start of its own, as what is on the disk has to keep the order.
+        with opened(ledger_path) as storage:
+            storage.write([gone(make_lease(f"lease-{9 - number}"), at)])
+            ended = [*ended, f"lease-{9 - number}"][-3:]
+            assert _ended_rows(storage) == ended
+        with opened(ledger_path) as storage:
+            assert [(end.lease_id, end.ended) for end in storage.load().ended][-1] == (f"lease-{9 - number}", at)
+    with opened(ledger_path) as storage:
+        storage.write([gone(make_lease(f"many-{number}"), 1.0) for number in range(7)])
+        assert [end.lease_id for end in storage.load().ended] == ["many-4", "many-5", "many-6"]
+        # One that ends again is the newest.
+        storage.write([gone(make_lease("many-4"), 1.0), gone(make_lease("next"), 1.0)])
+        assert [end.lease_id for end in storage.load().ended] == ["many-6", "many-4", "next"]
+
+
+def test_a_write_that_fails_forgets_nothing_of_what_ended(ledger_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dms_resources.storage.MOST_ENDED", 2)
+    broken = Change(entries=(HistoryEntry(at=None, actor="", action=""),))  # type: ignore[arg-type]
+    with opened(ledger_path) as storage:
+        storage.write([gone(make_lease("one")), gone(make_lease("two"))])
+        with pytest.raises(StorageError):
+            storage.write([gone(make_lease("three")), broken])
+        storage.write([gone(make_lease("four"))])
+        assert [end.lease_id for end in storage.load().ended] == ["two", "four"]
+
+
+async def test_a_ledger_prunes_every_hour_and_not_by_the_clock_of_its_start(
     open_ledger: Any, clock: Any, new_demand: Callable[..., Demand], autojump_clock: Any
 ) -> None:
-
     async with open_ledger() as manager:
         await manager.commit_resources("old", new_demand(1), holder="peer", ttl=60)
         await manager.release("old")
@@ -285,12 +360,13 @@ async def test_a_ledger_prunes_when_it_opens_and_every_hour(
         await manager.commit_resources("new", new_demand(1), holder="peer", ttl=60)
         await trio.sleep(3601)
         assert [entry.action for _, entry in await manager.history()] == ["end", "commit"]
-        # It ended within the last hour.
-        assert [end.lease_id for end in manager._ledger.storage.load().ended] == ["new"]
-        clock.suspend(91 * 86400.0)
+    # The machine starts with a clock that is years ahead, and learns the time half an hour later.
+    clock.jump(1e8)
     async with open_ledger() as manager:
-        await trio.sleep(1)
-        assert await manager.history() == []
+        await trio.sleep(1800)
+        clock.jump(-1e8)
+        await trio.sleep(3600)
+        assert [entry.action for _, entry in await manager.history()] == ["end", "commit"]
 
 
 def test_history_comes_newest_first_and_in_pages(ledger_path: Path) -> None:
@@ -318,6 +394,70 @@ def test_a_file_that_is_missing_beside_its_log_is_damage(ledger_path: Path) -> N
     ledger_path.with_name("ledger.db-wal").write_bytes(log)
     with pytest.raises(LedgerDamagedError, match="it is missing"):
         opened(ledger_path)
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard", "folder"])
+def test_one_ledger_has_one_owner_by_whatever_name(tmp_path: Path, link: str) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    with opened(home / "ledger.db") as storage:
+        if link == "folder":
+            other.symlink_to(home)
+        else:
+            other.mkdir()
+            (other / "ledger.db").symlink_to(home / "ledger.db")
+        if link == "hard":
+            (other / "ledger.db").unlink()
+            (other / "ledger.db").hardlink_to(home / "ledger.db")
+        program = "import sys; from pathlib import Path; from dms_resources.storage import SQLiteStorage\n"
+        program += "SQLiteStorage(Path(sys.argv[1]), boot_id='boot')"
+        command = [sys.executable, "-c", program, str(other / "ledger.db")]
+        environment = {"PYTHONPATH": ":".join(sys.path)}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert "LedgerInUseError" in ended.stderr
+        storage.write([made(make_lease("lease"))])
+    if link != "hard":
+        with opened(other / "ledger.db") as storage:
+            assert len(storage.load().leases) == 1
+
+
+@pytest.mark.parametrize("how", ["gone", "replaced"])
+def test_a_file_that_was_taken_away_is_not_written_and_not_made_anew(ledger_path: Path, how: str) -> None:
+    with opened(ledger_path) as storage:
+        storage.write([made(make_lease("lease"))])
+        away = ledger_path.rename(ledger_path.with_name("away.db"))
+        if how == "replaced":
+            with opened(ledger_path.with_name("backup.db")):
+                pass
+            ledger_path.with_name("backup.db").rename(ledger_path)
+        for ask in (lambda: storage.write([made(make_lease("second"))]), storage.reopen):
+            with pytest.raises(StorageError, match="gone" if how == "gone" else "another file"):
+                ask()
+        assert ledger_path.exists() == (how == "replaced")
+        away.rename(ledger_path)
+        assert [one.lease.lease_id for one in storage.reopen().leases] == ["lease"]
+        storage.write([made(make_lease("third"))])
+    with opened(ledger_path) as storage:
+        assert [one.lease.lease_id for one in storage.load().leases] == ["lease", "third"]
+
+
+def test_the_log_gives_back_what_a_long_reader_made_it_take(ledger_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dms_resources.ledger_file._LOG_BYTES", 100_000)
+    log = ledger_path.with_name("ledger.db-wal")
+
+    def write(storage: SQLiteStorage) -> None:
+        for _ in range(30):
+            storage.write([_entries(*range(100))])
+
+    with opened(ledger_path) as storage:
+        with closing(sqlite3.connect(ledger_path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM history").fetchone()
+            while log.stat().st_size < 8_000_000:
+                write(storage)
+        for _ in range(3):
+            write(storage)
+        assert log.stat().st_size < 5_000_000
+        assert len(_history(storage)) == 999
 
 
 def test_a_closed_storage_is_not_opened_again(ledger_path: Path) -> None:
