@@ -23,7 +23,7 @@ from dms_peer.identity import new_identity
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 LOOPBACK6 = "/ip6/::1/tcp/0"
-SOMEBODY = new_identity().peer_id
+SOMEBODY = new_identity(b"somebody".ljust(32)).peer_id
 
 
 @pytest.mark.parametrize(

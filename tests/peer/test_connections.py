@@ -22,7 +22,7 @@ from dms_protocols.service import serve_stream
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 ECHO = "/echo/1.0.0"
 OTHER = "/other/1.0.0"
-SOMEBODY = new_identity().peer_id
+SOMEBODY = new_identity(b"somebody".ljust(32)).peer_id
 QUICK = ConnectionLimits(stream_idle=0.05, connection_idle=0.05, backoff_first=30.0)
 
 

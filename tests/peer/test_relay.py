@@ -32,7 +32,7 @@ from dms_peer.identity import new_identity
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 PING = "/ipfs/ping/1.0.0"
-SOMEBODY = new_identity().peer_id
+SOMEBODY = new_identity(b"somebody".ljust(32)).peer_id
 ROOMY = RelayLimits()
 
 
