@@ -101,6 +101,8 @@ class Book:
         # The pool of many ports is what costs most here: it is made once.
         self.ports = PortPool(_port_range(offer))
         self._due: list[tuple[float, str]] = []
+        # Asked for with every bid, and the same until something is promised, given back or offered.
+        self._room: Room | None = None
         self.offer = NOTHING_OFFERED
         self._set_offer(offer)
 
@@ -147,6 +149,11 @@ class Book:
 
     def room(self) -> Room:
         """The room there is now."""
+        if self._room is None:
+            self._room = self._measure_room()
+        return self._room
+
+    def _measure_room(self) -> Room:
         offered, taken = self.offered(), self.promised()
         # What kind of CPU it is, the machine says: an owner who names cores alone does not lose the architecture.
         cpu = self.machine.cpu if self.offer.onboarded else CPU(cores=Cores(0))
@@ -241,6 +248,7 @@ class Book:
         self.ports.give_back(lease.ports)
 
     def _count(self, lease: Lease, sign: int) -> None:
+        self._room = None
         self.totals[lease.state] = self.totals[lease.state].plus(lease, sign)
         self.sums.count(lease.holder, lease.accounts, lease.resources, sign)
         vram = self.vram[lease.state]
@@ -258,6 +266,7 @@ class Book:
         return self.devices.get(gpu.uuid) or DeviceState(device=gpu, total=0, missing=True)
 
     def _set_offer(self, offer: Offer) -> None:
+        self._room = None
         self.offer = offer
         onboarded = offer.onboarded
         self.devices = dict(_devices(onboarded, self.machine, self.devices))

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from .accounts import MOST_ACCOUNTS
@@ -45,7 +45,7 @@ from .errors import (
 )
 from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .onboarding import onboarding_problems
-from .placement import place_together
+from .placement import Placement, place_together
 from .records import HistoryEntry
 from .room import Granted, Room
 from .windows import ALWAYS_OPEN, Opening
@@ -57,8 +57,7 @@ _LONGEST_TTL = 30 * 86400.0
 _LONGEST_ID = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(Struct, frozen=True, kw_only=True):
     """The instant of a decision: both clocks in seconds, and what the owner's windows say.
 
     `physical` tells where a demand is more than the machine itself has free now; None when nobody looks.
@@ -170,16 +169,18 @@ def fit(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> list[Grant
     """For each request what it would get, together with those before it, or why not. Nothing is changed."""
     room, charges = book.room(), Charges(book.sums)
     answers: list[Granted | RequestError] = []
+    before: tuple[Demand, Granted] | None = None
     for request in requests:
+        if before is not None:
+            room, before = room.less(*before), None
         try:
             _check_open(book, now, request.ttl)
-            _check_room(book, room, request.demand, request.ports, now)
-            granted = room.grant(request.demand, request.ports)
+            granted = _grant(book, room, request, now)
             charges.charge(request, granted.resources, now.wall)
         except RequestError as refusal:
             answers.append(refusal)
             continue
-        room = room.less(request.demand, granted)
+        before = request.demand, granted
         answers.append(granted)
     return answers
 
@@ -302,14 +303,9 @@ def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dic
         _check_open(book, now, request.ttl)
         # The ports that the others name are not given to this one as any.
         room = left.keeping(port for other in requests if other is not request for port in other.ports.static)
-        if placements is None:
-            _check_room(book, room, request.demand, request.ports, now, index)
-            given = room.grant(request.demand, request.ports)
-        else:
-            # Where each job's GPUs go was decided for all of them together.
-            _check_room(book, room, request.demand, request.ports, now, index, placed=True)
-            given = room.grant(request.demand, request.ports, placements[index])
-        granted[request.lease_id] = given
+        # Where each job's GPUs go was decided for all of them together, if it could be.
+        placed = None if placements is None else placements[index]
+        granted[request.lease_id] = _grant(book, room, request, now, index, placed)
     return granted
 
 
@@ -333,15 +329,23 @@ def _check_window(now: Moment, ttl: float) -> None:
         )
 
 
-def _check_room(
-    book: Book, room: Room, demand: Demand, ports: PortDemand, now: Moment, index: int = 0, *, placed: bool = False
-) -> None:
-    if room.shortages(replace(demand, gpus=()) if placed else demand, ports):
+def _grant(
+    book: Book,
+    room: Room,
+    request: LeaseRequest,
+    now: Moment,
+    index: int = 0,
+    placements: tuple[Placement, ...] | None = None,
+) -> Granted:
+    demand, ports = request.demand, request.ports
+    placed = room.place(demand) if placements is None else placements
+    if placed is None or room.shortages(demand, ports, placed):
         raise _insufficient(book, room, demand, ports, now, index)
     shortages = now.physical(demand) if now.physical else ()
     if shortages:
         sentence = "the machine itself is short of it now: " + "; ".join(map(describe_shortage, shortages))
         raise PhysicalError(sentence, shortages=shortages, index=index)
+    return room.grant(demand, ports, placed)
 
 
 def _insufficient(

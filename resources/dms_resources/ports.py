@@ -41,6 +41,8 @@ class PortPool:
 
     def shortage(self, demand: PortDemand, also_taken: Collection[int] = ()) -> PortShortage | None:
         """Why the demand cannot be met while `also_taken` are spoken for, or None when it can."""
+        if not demand.static and not demand.dynamic:
+            return None
         distinct = sorted(set(demand.static))
         available = tuple(port for port in distinct if self.is_free(port) and port not in also_taken)
         unused = self.free - sum(self.is_free(port) for port in also_taken)

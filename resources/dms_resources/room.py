@@ -6,7 +6,9 @@ The room that is left after a demand is another room, so several demands can be 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .architectures import architecture_name
 from .components import CPU, GPU, RAM, Disk, Resources
@@ -28,16 +30,14 @@ from .units import Cores
 __all__ = ["Granted", "Room"]
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Struct, frozen=True, kw_only=True):
     """What a demand would be given: named GPUs and, when asked for, ports."""
 
     resources: Resources
     ports: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(Struct, frozen=True, kw_only=True):
     """Free and offered amounts (millicores, bytes), the devices, and the ports."""
 
     millicores: int
@@ -51,8 +51,14 @@ class Room:
     ports: PortPool
     spoken_for: frozenset[int] = frozenset()
 
-    def shortages(self, demand: Demand, ports: PortDemand) -> tuple[Shortage, ...]:
-        """Every dimension that falls short; empty when the demand fits."""
+    def place(self, demand: Demand) -> tuple[Placement, ...] | None:
+        """Where the GPUs of a demand would go; None when no placement exists."""
+        return place(demand.gpus, self.devices)
+
+    def shortages(
+        self, demand: Demand, ports: PortDemand, placements: tuple[Placement, ...] | None = None
+    ) -> tuple[Shortage, ...]:
+        """Every dimension that falls short; empty when the demand fits. `placements` are its GPUs' where they are known."""
         found = (
             self._cpu(demand.cpu),
             RAMShortage(asked=demand.ram.size, free=self.ram, total=self.total_ram)
@@ -61,14 +67,14 @@ class Room:
             DiskShortage(asked=demand.disk.size, free=self.disk, total=self.total_disk)
             if demand.disk.size > self.disk
             else None,
-            None if place(demand.gpus, self.devices) is not None else self._gpus(demand.gpus),
+            self._gpus(demand.gpus) if placements is None and self.place(demand) is None else None,
             self.ports.shortage(ports, self.spoken_for),
         )
-        return tuple(shortage for shortage in found if shortage is not None)
+        return tuple(filter(None, found))
 
     def grant(self, demand: Demand, ports: PortDemand, placements: tuple[Placement, ...] | None = None) -> Granted:
         """What the demand gets; asked only where `shortages` is empty."""
-        placed = place(demand.gpus, self.devices) if placements is None else placements
+        placed = self.place(demand) if placements is None else placements
         if placed is None:
             raise ValueError("the demand does not fit")
         devices = {state.device.uuid: state.device for state in self.devices}

@@ -88,6 +88,11 @@ class Cores:
             raise AmountError("a number of cores is expected, not true or false", value=str(cores))
         if isinstance(cores, int):
             return cls(cores * 1000)
+        # In this range a multiple of 0.001 has one nearest float, and that float has no other: no text is needed.
+        if isinstance(cores, float) and 0 <= cores <= _MAX_MILLICORES / 1000:
+            nearest = round(cores * 1000)
+            if nearest / 1000 == cores:
+                return cls(nearest)
         text = str(cores).strip()
         # Decimal also reads "1_0", "inf" and the digits of every script.
         if not _NUMBER.fullmatch(text):

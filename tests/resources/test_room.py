@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import hypothesis.strategies as st
 from hypothesis import given
+from msgspec.structs import replace
 
 from dms_resources.components import CPU, GPU, GPUVendor, PortRange
 from dms_resources.demands import (
@@ -141,6 +140,17 @@ def test_what_fits_is_granted_exactly_and_leaves_the_rest(room: Room, demand: De
     for before, after in zip(room.devices, left.devices, strict=True):
         assert after.used == before.used + taken.get(before.device.uuid, 0)
         assert after.used <= after.total
+
+
+@given(rooms(), demands, port_demands)
+def test_placements_that_are_known_change_nothing(room: Room, demand: Demand, ports: PortDemand) -> None:
+    shortages = room.shortages(demand, ports)
+    placed = room.place(demand)
+    assert (placed is None) == any(isinstance(shortage, GPUShortage) for shortage in shortages)
+    if placed is not None:
+        assert room.shortages(demand, ports, placed) == shortages
+    if not shortages:
+        assert room.grant(demand, ports, placed) == room.grant(demand, ports)
 
 
 def _room() -> Room:

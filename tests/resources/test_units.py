@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from math import inf, nextafter
 from typing import Any
 
 import msgspec
@@ -33,6 +34,21 @@ def test_cores_are_the_same_after_the_wire(cores: Cores) -> None:
     assert msgspec.json.decode(text, type=Cores, dec_hook=decode_value) == cores
     assert Cores.of(cores.to_number()) == cores
     assert Cores.of(str(cores)) == cores
+
+
+@given(
+    st.floats() | _MILLICORES.map(lambda millicores: millicores / 1000) | st.integers(0, 10**7).map(lambda n: n / 7e3)
+)
+def test_a_float_is_the_number_that_it_is_written_as(cores: float) -> None:
+    """A float means the shortest text that is read back as it, and is refused where that text is."""
+    for near in (cores, nextafter(cores, inf), nextafter(cores, -inf)):
+        try:
+            written = Cores.of(repr(near))
+        except AmountError:
+            with pytest.raises(AmountError):
+                Cores.of(near)
+        else:
+            assert Cores.of(near) == written
 
 
 @given(st.lists(st.integers(min_value=0, max_value=10**6), max_size=50))
