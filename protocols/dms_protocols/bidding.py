@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from msgspec.structs import replace as replace_fields
+from msgspec import Struct
+from msgspec.structs import replace
 
 from dms_resources.demands import Demand, PortShortage
 from dms_resources.errors import (
@@ -75,8 +76,7 @@ class BidTerms:
     async_policies: tuple[AsyncPolicy, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Asking:
+class _Asking(Struct, frozen=True, kw_only=True):
     """One request and what follows from it."""
 
     ensemble: EnsembleRequest
@@ -88,8 +88,7 @@ class _Asking:
     dry_run: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(Struct, frozen=True, kw_only=True):
     """What is to be answered: bids that stand already, offers that are to become bids, and refusals."""
 
     standing: tuple[Bid, ...]
@@ -161,7 +160,15 @@ class _Bidding:
             )
             for node in ensemble.request
         }
-        return _Asking(ensemble, digest, lease_ids, caller, request.hold, request.ttl, request.dry_run)
+        return _Asking(
+            ensemble=ensemble,
+            digest=digest,
+            lease_ids=lease_ids,
+            caller=caller,
+            hold=request.hold,
+            ttl=request.ttl,
+            dry_run=request.dry_run,
+        )
 
     def _answer(self, asking: _Asking, draft: _Draft) -> Answer:
         bids = [*draft.standing, *(self._bid(asking, offer) for offer in draft.offers)]
@@ -191,7 +198,7 @@ class _Bidding:
                 refusals.append(_refusal(node, granted))
             else:
                 offers.append(NodeOffer(node=node, resources=granted.resources))
-        draft = _Draft(tuple(standing), tuple(offers), tuple(refusals))
+        draft = _Draft(standing=tuple(standing), offers=tuple(offers), refusals=tuple(refusals))
         if not offers or not self._terms.policies:
             return draft
         left, refused = decide_in_place(self._terms.policies, _policy_request(asking, draft))
@@ -205,7 +212,7 @@ class _Bidding:
 
     async def _held(self, asking: _Asking, draft: _Draft) -> _Draft:
         requests = [
-            replace_fields(
+            replace(
                 self._lease_request(offer.node, asking, ttl=asking.hold),
                 demand=_demand_as_offered(offer),
                 price=offer.price,
@@ -298,8 +305,8 @@ def _policy_request(asking: _Asking, draft: _Draft) -> PolicyRequest:
 def _demand_as_offered(offer: NodeOffer) -> Demand:
     """The demand for exactly the devices that were priced: a hold of others might be worth something else."""
     demand, devices = offer.node.resources, offer.resources.gpus
-    named = (replace_fields(gpu, uuid=device.uuid) for gpu, device in zip(demand.gpus, devices, strict=True))
-    return replace_fields(demand, gpus=tuple(named))
+    named = (replace(gpu, uuid=device.uuid) for gpu, device in zip(demand.gpus, devices, strict=True))
+    return replace(demand, gpus=tuple(named))
 
 
 def _ensemble(request: BidRequest) -> EnsembleRequest:

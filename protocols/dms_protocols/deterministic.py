@@ -53,30 +53,24 @@ def _write(encoder: cbor2.CBOREncoder, value: _Encoded) -> None:
     encoder.write(value.raw)
 
 
-def _ordered_map(value: Mapping[str, Any]) -> dict[str, Any]:
+def _ordered_map(value: Mapping[str, Any]) -> Mapping[str, Any]:
     names = tuple(value)
+    if not names:
+        return value
     ordered = {}
     for name in _orders.get(names) or _order(names):
         one = value[name]
-        kind = type(one)
-        # Maps first and without a call in between: they are most of what is not plain.
-        if kind in _LEAVES:
-            ordered[name] = one
-        elif kind is dict:
-            ordered[name] = _ordered_map(one)
-        else:
-            ordered[name] = _ordered(one)
+        # Most are plain: only of the others more is asked.
+        ordered[name] = one if type(one) in _LEAVES else _ordered(one)
     return ordered
 
 
 def _ordered(value: Any) -> Any:
     kind = type(value)
-    if kind in _LEAVES:
-        return value
     if kind is dict:
         return _ordered_map(value)
     if kind is list or kind is tuple:
-        return [_ordered(one) for one in value]
+        return [one if type(one) in _LEAVES else _ordered(one) for one in value]
     if kind is float:
         return _shortest(value)
     raise _UnknownError
@@ -97,11 +91,17 @@ def _order(names: tuple[str, ...]) -> tuple[str, ...]:
 def _shortest(value: float) -> object:
     if value != value:
         raise _UnknownError
-    for initial, form in ((b"\xf9", _HALF), (b"\xfa", _SINGLE)):
-        try:
-            raw = form.pack(value)
-        except OverflowError:
-            continue
-        if form.unpack(raw)[0] == value:
-            return _Encoded(initial + raw)
-    return value
+    # Most are times and need all 64 bits: what has no form of 32 bits has none of 16.
+    single = _exactly(value, _SINGLE)
+    if single is None:
+        return value
+    half = _exactly(value, _HALF)
+    return _Encoded(b"\xfa" + single if half is None else b"\xf9" + half)
+
+
+def _exactly(value: float, form: struct.Struct) -> bytes | None:
+    try:
+        raw = form.pack(value)
+    except OverflowError:
+        return None
+    return raw if form.unpack(raw)[0] == value else None

@@ -6,8 +6,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dms_protocols.bidding import BidTerms
+from dms_protocols.cbor import encode_deterministic
 from dms_protocols.conversion import to_map
 from dms_protocols.errors import BidError, EnvelopeError, RemoteError
 from dms_protocols.messages.bid import (
@@ -310,3 +313,9 @@ def test_the_lease_id_of_the_specification() -> None:
     )  # fmt: skip
     lease_id = bid_lease_id(requester="a", digest=bytes(32), node_id="n", provider="b")
     assert lease_id == hashlib.sha256(encoded).hexdigest()[:32]
+
+
+@given(requester=st.text(max_size=60), digest=st.binary(max_size=32), node_id=st.text(), provider=st.text(max_size=60))
+def test_a_lease_id_is_of_the_deterministic_encoding(**named: Any) -> None:
+    encoded = encode_deterministic({{"digest": "request_digest"}.get(name, name): one for name, one in named.items()})
+    assert bid_lease_id(**named) == hashlib.sha256(encoded).hexdigest()[:32]
