@@ -58,7 +58,10 @@ class Room(Struct, frozen=True, kw_only=True):
     def shortages(
         self, demand: Demand, ports: PortDemand, placements: tuple[Placement, ...] | None = None
     ) -> tuple[Shortage, ...]:
-        """Every dimension that falls short; empty when the demand fits. `placements` are its GPUs' where they are known."""
+        """Every dimension that falls short; empty when the demand fits.
+
+        `placements` say where its GPUs go, if that is known.
+        """
         found = (
             self._cpu(demand.cpu),
             RAMShortage(asked=demand.ram.size, free=self.ram, total=self.total_ram)
