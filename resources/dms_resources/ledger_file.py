@@ -44,7 +44,8 @@ class LedgerLock:
             # Closed after the connection: a process that closes a file loses the locks that SQLite has on it.
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise StorageError(f"the ledger {self._path} cannot be opened: {error.strerror}", hint=_DISK_HINT) from error
+            sentence = f"the ledger {self._path} cannot be opened: {error.strerror}"
+            raise StorageError(sentence, hint=_DISK_HINT) from error
         _lock(descriptor, self._path, "by another name or in another place")
         self._itself = descriptor
 
@@ -234,7 +235,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 _LOG_BYTES = 64 * 1024 * 1024
-_PLACE_HINT = "stop the peer, put the ledger back, and start it again; what it acknowledged last is in the file that went"
+_PLACE_HINT = "stop the peer, put the ledger back and start it again: what it acknowledged is in the file that went"
 _DISK_HINT = "free space or repair the disk; nothing was lost, and promises go on when it works again"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 

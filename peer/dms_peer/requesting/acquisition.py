@@ -15,9 +15,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 from msgspec.structs import replace
@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from dms_protocols.messages.bid import EnsembleRequest
 
 from ..errors import ReservationError
-from .assignment import Assignment, AssignmentRules, Option, assign
+from .assignment import Assignment, AssignmentRules, Option, assign, assign_in_turns
 from .bids import PeerAnswer, ReceivedBid
 from .collecting import BidSearch
 from .context import RequesterContext
@@ -40,6 +40,10 @@ __all__ = ["Acquisition"]
 
 # Our own mistakes: whoever asks again gets the same answer.
 _HOPELESS: Final = frozenset({"bad_amount", "bad_message", "frame_too_large", "unknown_operation"})
+# While bids arrive it is enough to see in a moment that they suffice; what takes longer is found when the search ends.
+_GLANCE_STEPS: Final = 8
+
+_Option: TypeAlias = Option[ReceivedBid | Holding]
 
 
 class Acquisition:
@@ -88,7 +92,7 @@ class Acquisition:
             await self._collect(self._node_ids, max(self._left - self._context.limits.commit_budget, self._left / 2))
             if await self._take() or await self._take_the_rest():
                 return dict(self._kept)
-            assignment = self._assign(self._bids)
+            assignment = await self._assign()
             await self._give_back(list(self._kept.values()))
             if not (self._wait or self._contended) or self._left <= pause:
                 raise self._error(assignment)
@@ -130,9 +134,9 @@ class Acquisition:
                 return max(1, short)
             if self._rules.different_peers and (peers_short := len(self._node_ids) - self._peers()) > 0:
                 return max(short, peers_short)
-            assignment = self._assign(self._bids, any_will_do=True)
-            if not assignment.complete:
-                return max(short, len(assignment.uncovered))
+            uncovered = self._glance()
+            if uncovered:
+                return max(short, uncovered)
             enough_at.set()
             return short
 
@@ -168,26 +172,32 @@ class Acquisition:
     def _peers(self) -> int:
         return len({one.peer_id for one in self._bids} | {one.bid.peer_id for one in self._kept.values()})
 
-    def _assign(self, bids: Iterable[ReceivedBid], *, any_will_do: bool = False) -> Assignment[ReceivedBid | Holding]:
+    async def _assign(self) -> Assignment[ReceivedBid | Holding]:
         """The best assignment that leaves what is kept where it is, or else the best of all."""
-        now = self._context.clock()
-        usable = [bid for bid in bids if bid.bid.valid_until > now]
-        costs = self._strategy.costs(usable)
+        usable = self._usable()
+        fresh = _options(usable, self._strategy.costs(usable))
         kept = [self._kept_option(holding) for holding in self._kept.values()]
-        fresh: list[Option[ReceivedBid | Holding]] = [
-            Option(bid.node_id, bid.peer_id, cost, frozenset({bid.answer}), bid)
-            for bid, cost in zip(usable, costs, strict=True)
-        ]
-        crowding = _never_crowded if any_will_do else self._strategy.crowding
-        steps = self._context.limits.assignment_steps
 
-        def solve(options: list[Option[ReceivedBid | Holding]]) -> Assignment[ReceivedBid | Holding]:
-            return assign(self._node_ids, options, self._rules, crowding=crowding, steps=steps)
+        async def solve(options: list[_Option]) -> Assignment[ReceivedBid | Holding]:
+            return await assign_in_turns(
+                self._node_ids, options, self._rules,
+                crowding=self._strategy.crowding, steps=self._context.limits.assignment_steps,
+            )  # fmt: skip
 
-        staying = solve([*kept, *(one for one in fresh if one.node_id not in self._kept)])
-        return staying if staying.complete or not kept else solve([*kept, *fresh])
+        staying = await solve([*kept, *(one for one in fresh if one.node_id not in self._kept)])
+        return staying if staying.complete or not kept else await solve([*kept, *fresh])
 
-    def _kept_option(self, holding: Holding) -> Option[ReceivedBid | Holding]:
+    def _glance(self) -> int:
+        """How many nodes are not covered by any assignment, as far as that is seen at once: asked at each answer."""
+        usable = self._usable()
+        options = [self._kept_option(one) for one in self._kept.values()] + _options(usable, [0] * len(usable))
+        return len(assign(self._node_ids, options, self._rules, steps=_GLANCE_STEPS, complete=True).uncovered)
+
+    def _usable(self) -> list[ReceivedBid]:
+        now = self._context.clock()
+        return [bid for bid in self._bids if bid.bid.valid_until > now]
+
+    def _kept_option(self, holding: Holding) -> _Option:
         return Option(holding.node_id, holding.bid.peer_id, 0, frozenset(self._stood_in[holding]), holding)
 
     # Taking
@@ -196,7 +206,7 @@ class Acquisition:
         """Commit the best assignment among the bids, and when that fails the next best, until none is left."""
         while True:
             self._forget_lost()
-            assignment = self._assign(self._bids)
+            assignment = await self._assign()
             if not assignment.complete:
                 return False
             chosen = assignment.chosen.values()
@@ -299,5 +309,8 @@ class Acquisition:
         return ReservationError(code, f"the ensemble cannot be had: {why}", hint, reasons)
 
 
-def _never_crowded(nth: int) -> float:
-    return 0.0
+def _options(bids: Sequence[ReceivedBid], costs: Sequence[float]) -> list[_Option]:
+    return [
+        Option(bid.node_id, bid.peer_id, cost, frozenset({bid.answer}), bid)
+        for bid, cost in zip(bids, costs, strict=True)
+    ]

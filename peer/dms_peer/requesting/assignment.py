@@ -10,18 +10,23 @@ Rules:
 Nodes, peers and the places at a peer make a flow network, whose cheapest largest flow is the assignment. Rule 2 is no
 matter of flows: where the flow breaks it at a peer, that peer is bound to each of its answers in turn, and the most
 promising branch is followed first. Only this is bounded (`steps`), and beyond the bound still answered, if perhaps not
-at the lowest cost.
+at the lowest cost. Where many peers bid on many nodes a step takes up to a tenth of a second; `assign_in_turns` lets
+other tasks run meanwhile.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-__all__ = ["Assignment", "AssignmentRules", "Option", "assign"]
+import trio
+
+from .flows import cheapest_places
+
+__all__ = ["Assignment", "AssignmentRules", "Option", "assign", "assign_in_turns"]
 
 _T = TypeVar("_T")
 
@@ -74,16 +79,53 @@ def assign(
     *,
     crowding: Callable[[int], float] = lambda nth: 0.0,
     steps: int = 200,
+    complete: bool = False,
 ) -> Assignment[_T]:
     """The cheapest assignment of the nodes, or of as many of them as can be covered.
 
-    `crowding` is what the nth further node on one peer costs more (n from 1); it must not fall as n grows.
+    `crowding` is what the nth further node on one peer costs more (n from 1); it must not fall as n grows. With
+    `complete` one that cannot be complete is not looked into further: what comes then may not be the largest.
     """
-    rules = rules or AssignmentRules()
+    solving = _solve(node_ids, options, rules or AssignmentRules(), crowding, steps, complete)
+    while True:
+        try:
+            next(solving)
+        except StopIteration as solved:
+            assignment: Assignment[_T] = solved.value
+            return assignment
+
+
+async def assign_in_turns(
+    node_ids: Sequence[str],
+    options: Iterable[Option[_T]],
+    rules: AssignmentRules | None = None,
+    *,
+    crowding: Callable[[int], float] = lambda nth: 0.0,
+    steps: int = 200,
+) -> Assignment[_T]:
+    """What `assign` returns; other tasks run meanwhile. May be cancelled."""
+    solving = _solve(node_ids, options, rules or AssignmentRules(), crowding, steps, False)
+    while True:
+        await trio.lowlevel.checkpoint()
+        try:
+            next(solving)
+        except StopIteration as solved:
+            assignment: Assignment[_T] = solved.value
+            return assignment
+
+
+def _solve(
+    node_ids: Sequence[str],
+    options: Iterable[Option[_T]],
+    rules: AssignmentRules,
+    crowding: Callable[[int], float],
+    steps: int,
+    complete: bool,
+) -> Generator[None, None, Assignment[_T]]:
     extra = (0.0, *(crowding(nth) for nth in range(1, len(node_ids))))
     usable = [one for one in options if rules.allows(one.peer_id, one.node_id)]
     problem = _Problem(node_ids, _cheapest(node_ids, usable), rules, extra)
-    chosen = problem.solve(steps)
+    chosen = yield from problem.solve(steps, complete)
     return Assignment(chosen, _why_uncovered(node_ids, chosen, usable, rules), problem.real_cost(chosen))
 
 
@@ -93,9 +135,12 @@ def _cheapest(node_ids: Sequence[str], options: Sequence[Option[_T]]) -> list[Op
     Of that many peers one is not used for the other nodes, and it costs no more than any peer left out.
     """
     kept: list[Option[_T]] = []
-    for node_id in node_ids:
+    by_node: dict[str, list[Option[_T]]] = {node_id: [] for node_id in node_ids}
+    for option in options:
+        if option.node_id in by_node:
+            by_node[option.node_id].append(option)
+    for own in by_node.values():
         peers: set[str] = set()
-        own = (one for one in options if one.node_id == node_id)
         for option in sorted(own, key=lambda one: one.cost if math.isfinite(one.cost) else math.inf):
             if option.peer_id in peers or len(peers) < len(node_ids):
                 peers.add(option.peer_id)
@@ -141,13 +186,14 @@ class _Problem(Generic[_T]):
             counts[option.peer_id] = counts.get(option.peer_id, 0) + 1
         return cost
 
-    def solve(self, steps: int) -> dict[str, Option[_T]]:
+    def solve(self, steps: int, complete: bool) -> Generator[None, None, dict[str, Option[_T]]]:
+        """The choice; yields again and again."""
         everything = list(range(len(self._options)))
         simple = self._each_cheapest()
         if simple is not None:
             return self._named(simple)
         number = 0
-        first = self._flow(everything)
+        first = yield from self._flow(everything)
         branches = [(self._rank(first), number, first, everything)]
         while branches:
             _, _, chosen, left = heapq.heappop(branches)
@@ -155,6 +201,8 @@ class _Problem(Generic[_T]):
             if peer_id is None:
                 return self._named(chosen)
             answers = self._answers_of(peer_id, left)
+            if complete and len(chosen) < len(self._node_ids):
+                return self._named(self._mended(chosen))
             if number >= steps:
                 # Enough was tried: from here on the answer that has most of what was chosen, and nothing else.
                 branches.clear()
@@ -165,7 +213,7 @@ class _Problem(Generic[_T]):
                     one for one in left if self._options[one].peer_id != peer_id or answer in self._options[one].answers
                 ]
                 number += 1
-                flow = self._flow(bound)
+                flow = yield from self._flow(bound)
                 heapq.heappush(branches, (self._rank(flow), number, flow, bound))
         raise AssertionError("a branch always leaves another or an answer")
 
@@ -202,41 +250,36 @@ class _Problem(Generic[_T]):
             together[option.peer_id] = together.get(option.peer_id, option.answers) & option.answers
         return next((peer_id for peer_id, answers in together.items() if not answers), None)
 
+    def _mended(self, chosen: Mapping[str, int]) -> dict[str, int]:
+        """What is left of a choice when each peer keeps what one of its answers has, as much as possible."""
+        by_peer: dict[str, list[str]] = {}
+        for node_id, number in chosen.items():
+            by_peer.setdefault(self._options[number].peer_id, []).append(node_id)
+        left: dict[str, int] = {}
+        for peer_id, node_ids in by_peer.items():
+            together: list[list[str]] = [
+                [node_id for node_id in node_ids if answer in self._options[chosen[node_id]].answers]
+                for answer in self._answers_of(peer_id, chosen.values())
+            ]
+            left |= {node_id: chosen[node_id] for node_id in max(together, key=len)}
+        return left
+
     def _answers_of(self, peer_id: str, left: Iterable[int]) -> list[int]:
         return sorted({a for one in left if self._options[one].peer_id == peer_id for a in self._options[one].answers})
 
-    def _flow(self, left: Sequence[int]) -> dict[str, int]:
+    def _flow(self, left: Sequence[int]) -> Generator[None, None, dict[str, int]]:
         """The cheapest largest choice among these options, whether or not the bids of each peer go together."""
-        # It takes a while to load, and one node alone never needs it.
-        import networkx
-
-        graph: Any = networkx.DiGraph()
-        best: dict[tuple[str, str], int] = {}
+        peers: dict[str, int] = {}
+        best: dict[str, dict[int, int]] = {node_id: {} for node_id in self._node_ids}
         for number in left:
-            pair = (self._options[number].node_id, self._options[number].peer_id)
-            if pair not in best or self._costs[number] < self._costs[best[pair]]:
-                best[pair] = number
-        wanted: dict[str, int] = {}
-        for (node_id, peer_id), number in best.items():
-            graph.add_edge("source", ("node", node_id), capacity=1, weight=0)
-            graph.add_edge(("node", node_id), ("peer", peer_id), capacity=1, weight=self._costs[number])
-            wanted[peer_id] = wanted.get(peer_id, 0) + 1
-        if not wanted:
-            return {}
-        for peer_id, count in wanted.items():
-            self._add_places(graph, peer_id, 1 if self._rules.different_peers else count)
-        flow = networkx.max_flow_min_cost(graph, "source", "sink")
-        return {
-            node_id: number for (node_id, peer_id), number in best.items() if flow["node", node_id]["peer", peer_id]
-        }
-
-    def _add_places(self, graph: Any, peer_id: str, count: int) -> None:
-        if not any(self._extra[:count]):
-            graph.add_edge(("peer", peer_id), "sink", capacity=count, weight=0)
-            return
-        for nth in range(count):
-            graph.add_edge(("peer", peer_id), ("place", peer_id, nth), capacity=1, weight=self._extra[nth])
-            graph.add_edge(("place", peer_id, nth), "sink", capacity=1, weight=0)
+            option = self._options[number]
+            own, peer = best[option.node_id], peers.setdefault(option.peer_id, len(peers))
+            if peer not in own or self._costs[number] < self._costs[own[peer]]:
+                own[peer] = number
+        costs = [{peer: self._costs[number] for peer, number in own.items()} for own in best.values()]
+        places = [1 if self._rules.different_peers else len(self._node_ids)] * len(peers)
+        at = yield from cheapest_places(costs, places, self._extra)
+        return {node_id: own[peer] for (node_id, own), peer in zip(best.items(), at, strict=True) if peer is not None}
 
 
 def _whole_numbers(costs: Sequence[float], crowding: Sequence[float]) -> tuple[list[int], list[int]]:

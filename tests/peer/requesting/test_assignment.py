@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dms_peer.requesting.assignment import AssignmentRules, Option, assign
+from dms_peer.requesting.assignment import AssignmentRules, Option, assign, assign_in_turns
 
 
 def option(node_id, peer_id, cost=0.0, answers=(0,)):
@@ -99,6 +100,86 @@ def test_what_is_found_within_few_steps_is_no_less_valid(problem):
     node_ids, options, rules, crowding = problem
     assignment = assign(node_ids, options, rules, crowding=crowding, steps=0)
     assert allowed(list(assignment.chosen.values()), rules)
+
+
+@given(problems())
+@settings(max_examples=200, deadline=None)
+def test_what_cannot_be_complete_is_known_and_what_is_left_of_it_is_valid(problem):
+    node_ids, options, rules, crowding = problem
+    whole = assign(node_ids, options, rules, crowding=crowding)
+    glance = assign(node_ids, options, rules, crowding=crowding, complete=True)
+    assert glance.complete == whole.complete
+    assert allowed(list(glance.chosen.values()), rules)
+    assert len(glance.uncovered) >= len(whole.uncovered)
+
+
+@pytest.mark.parametrize("different_peers", [True, False])
+async def test_other_tasks_run_while_many_nodes_go_to_many_peers(different_peers):
+    node_ids = [f"n{number}" for number in range(24)]
+    options = [
+        option(node_id, f"p{peer}", (index + 1) * (peer + 1), {peer})
+        for index, node_id in enumerate(node_ids)
+        for peer in range(24)
+    ]
+    rules = AssignmentRules(different_peers=different_peers)
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        assignment = await assign_in_turns(node_ids, options, rules, crowding=lambda nth: 1.0 * nth)
+        nursery.cancel_scope.cancel()
+    # Each node by itself, so that no turn is long.
+    assert turns >= len(node_ids) - 1
+    assert assignment.cost == assign(node_ids, options, rules, crowding=lambda nth: 1.0 * nth).cost
+
+
+@st.composite
+def larger_problems(draw):
+    """As large as can be checked without trying everything: each peer's bids go together."""
+    nodes, peers = draw(st.integers(1, 9)), draw(st.integers(1, 4))
+    costs = st.one_of(st.none(), st.integers(-20, 20))
+    matrix = [[draw(costs) for _ in range(peers)] for _ in range(nodes)]
+    return matrix, draw(st.sampled_from((0, 1, 5))), draw(st.booleans())
+
+
+def relaxed(matrix, step, places):
+    """The most nodes and their least cost, by going through the nodes with every load of the peers."""
+    best = {(0,) * len(matrix[0]): (0, 0)}
+    for row in matrix:
+        following = dict(best)
+        for load, (covered, cost) in best.items():
+            for peer, own in enumerate(row):
+                if own is None or load[peer] == places:
+                    continue
+                fuller = (*load[:peer], load[peer] + 1, *load[peer + 1 :])
+                found = (covered - 1, cost + own + step * load[peer])
+                following[fuller] = min(following.get(fuller, found), found)
+        best = following
+    return min(best.values())
+
+
+@given(larger_problems())
+@settings(max_examples=60, deadline=None)
+def test_larger_ensembles_cost_no_more_than_they_have_to(problem):
+    matrix, step, different_peers = problem
+    node_ids = [f"n{number}" for number in range(len(matrix))]
+    options = [
+        option(node_id, f"p{peer}", cost, {peer})
+        for node_id, row in zip(node_ids, matrix, strict=True)
+        for peer, cost in enumerate(row)
+        if cost is not None
+    ]
+    assignment = assign(
+        node_ids, options, AssignmentRules(different_peers=different_peers), crowding=lambda nth: float(step * nth)
+    )
+    covered, cost = relaxed(matrix, step, 1 if different_peers else len(matrix))
+    assert (-len(assignment.chosen), assignment.cost) == (covered, cost)
 
 
 def test_the_cheap_peer_is_left_to_the_node_that_has_no_other():
