@@ -51,6 +51,22 @@ def test_links_lead_somewhere() -> None:
             assert target.startswith("http") or (path.parent / target).exists(), f"{path.name}: {target}"
 
 
+def _cells(row: str) -> int:
+    plain = re.sub(r"`[^`]*`", "", row.replace(r"\|", ""))
+    return plain.count("|")
+
+
+def test_every_row_of_a_table_has_the_cells_of_its_head() -> None:
+    for path in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]:
+        head = 0
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if not line.startswith("|"):
+                head = 0
+                continue
+            head = head or _cells(line)
+            assert _cells(line) == head, f"{path.name}:{number}: {line}"
+
+
 def test_the_threat_model_names_tests_that_exist() -> None:
     tests = Path(__file__).parent
     named = set(re.findall(r"`(test_\w+|tests/[\w/]+)`", (DOCS / "threat-model.md").read_text()))
