@@ -98,6 +98,8 @@ def _shares(field: Field) -> Shares:
         assured_requests=_read(fields, "assured_requests", _number, usual.assured_requests),
         assured_bids=_read(fields, "assured_bids", _number, usual.assured_bids),
         assured_bytes=_read(fields, "assured_bytes", _bytes, usual.assured_bytes),
+        assured_operations=_read(fields, "assured_operations", _number, usual.assured_operations),
+        assured_streams=_read(fields, "assured_streams", _number, usual.assured_streams),
         remembered=_read(fields, "remembered", _number, usual.remembered),
     )
 

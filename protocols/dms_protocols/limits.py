@@ -133,7 +133,7 @@ class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         bids_burst=4_000,
         bytes_in_flight=64 * 1024 * 1024,
         operations=1_024,
-        streams=2_048,
+        streams=1_024,
         commitments=16_384,
     )
     """What all peers may have together."""
@@ -143,10 +143,18 @@ class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Requests for bids per second that a peer gets although all together have used up theirs."""
     assured_bytes: int = 64 * 1024
     """Bytes in flight that a peer gets although all together have used up theirs."""
+    assured_operations: int = 4
+    """Slow operations and watches of a peer that run although all together have used up theirs."""
+    assured_streams: int = 4
+    """Streams of a peer that are served although all together have used up theirs."""
     remembered: int = 4_096
-    """Peers without a stream whose use is remembered; the one that was away for longest is forgotten first."""
+    """Peers without a stream whose use is remembered until their rates are what they were; the one that was away for
+    longest is forgotten first."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a bound that would let nothing through."""
-        if min(self.assured_requests, self.assured_bids) < 1 or self.assured_bytes <= 0 or self.remembered < 1:
-            raise ValueError("what is assured, and the number of peers remembered, are at least 1")
+        for name in ("requests", "bids", "bytes", "operations", "streams"):
+            if getattr(self, f"assured_{name}") < 1:
+                raise ValueError(f"assured_{name} must be at least 1")
+        if self.remembered < 1:
+            raise ValueError("remembered must be at least 1")

@@ -8,7 +8,8 @@ Rules:
    last of it from those who ask rarely.
 3. The streams of one peer take turns with each other, and with the other peers as one: many streams, or long trains of
    requests, gain nothing over somebody who asks once.
-4. What is remembered is bounded: the peers with streams by the number of streams, the others by a number of their own.
+4. What is remembered is bounded: the peers with streams by the number of streams, the others by a number of their own,
+   and only until nothing would tell them from somebody who was never here.
 5. One request costs the same however many peers there are, and no look at the clock: time comes with each batch. Far
    from its limits a peer's requests are counted by the turn and not one by one.
 """
@@ -68,6 +69,10 @@ class _Bucket:
         """Puts tokens back that were taken for nothing."""
         self._level = min(self._burst, self._level + count)
 
+    def full_at(self) -> float:
+        """When it will be full again, if nothing is taken."""
+        return self._at + (self._burst - self._level) / self._rate
+
     def _fill(self, now: float) -> None:
         self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)
         self._at = now
@@ -95,6 +100,8 @@ class PeerShare:
         "_assured",
         "_assured_bids",
         "_assured_bytes",
+        "_assured_operations",
+        "_assured_streams",
         "_own",
         "_rested",
         "_resting",
@@ -111,6 +118,8 @@ class PeerShare:
         self._assured = _Bucket(limits.assured_requests, limits.assured_requests)
         self._assured_bids = _Bucket(limits.assured_bids, limits.assured_bids)
         self._assured_bytes = limits.assured_bytes
+        self._assured_operations = limits.assured_operations
+        self._assured_streams = limits.assured_streams
         self._rested = trio.lowlevel.ParkingLot()
         self._resting = False
         self._unused = 0
@@ -149,11 +158,13 @@ class PeerShare:
 
     def begin_operation(self, size: int) -> None:
         """Counts an operation that runs beside, and the bytes of its request; raises BusyError."""
-        for used, whose in ((self._own, "of yours"), (self._total, "of all peers")):
-            if used.operations >= used.share.operations:
-                raise _busy(f"{used.operations} operations {whose} run already", _RETRY_SECONDS)
-        self._own.operations += 1
-        self._total.operations += 1
+        own, total = self._own, self._total
+        if own.operations >= own.share.operations:
+            raise _busy(f"{own.operations} operations of yours run already", _RETRY_SECONDS)
+        if total.operations >= total.share.operations and own.operations >= self._assured_operations:
+            raise _busy(f"{total.operations} operations of all peers run already", _RETRY_SECONDS)
+        own.operations += 1
+        total.operations += 1
         self.hold(size)
 
     def end_operation(self, size: int) -> None:
@@ -224,13 +235,21 @@ class PeerShare:
         """Whether the peer has no stream here."""
         return not self._own.streams
 
+    @property
+    def rested_at(self) -> float:
+        """When the rates of this peer are what they were before it came, if it asks for nothing."""
+        buckets = (self._own.requests, self._own.bids, self._assured, self._assured_bids)
+        return max(bucket.full_at() for bucket in buckets)
+
     def open_stream(self) -> None:
         """Counts a stream; raises BusyError."""
-        for used, whose in ((self._own, "of yours"), (self._total, "of all peers")):
-            if used.streams >= used.share.streams:
-                raise _busy(f"{used.streams} streams {whose} are open already", _RETRY_SECONDS)
-        self._own.streams += 1
-        self._total.streams += 1
+        own, total = self._own, self._total
+        if own.streams >= own.share.streams:
+            raise _busy(f"{own.streams} streams of yours are open already", _RETRY_SECONDS)
+        if total.streams >= total.share.streams and own.streams >= self._assured_streams:
+            raise _busy(f"{total.streams} streams of all peers are open already", _RETRY_SECONDS)
+        own.streams += 1
+        total.streams += 1
 
     def close_stream(self) -> None:
         """Takes back what `open_stream` counted."""
@@ -272,9 +291,10 @@ class SharesInUse:
                 self._remember(peer_id, share)
 
     def _remember(self, peer_id: str, share: PeerShare) -> None:
-        self._absent[peer_id] = share
-        if len(self._absent) > self._limits.remembered:
-            self._absent.popitem(last=False)
+        now, absent = trio.current_time(), self._absent
+        while absent and (len(absent) >= self._limits.remembered or next(iter(absent.values())).rested_at <= now):
+            absent.popitem(last=False)
+        absent[peer_id] = share
 
 
 def _busy(message: str, retry_after: float) -> BusyError:

@@ -196,15 +196,22 @@ async def test_watches_count_as_operations(serve: Any, autojump_clock: Any) -> N
 
 
 async def test_operations_of_all_peers_together_are_bounded(serve: Any, autojump_clock: Any) -> None:
-    served = serve(shares(total={"operations": 3}))
-    async with served.stream("one") as first, served.stream("two") as second:
-        await first.send(*map(slow, range(3)))
+    served = serve(shares(total={"operations": 3}, assured={"assured_operations": 2}))
+    async with served.stream("one") as first, served.stream("two") as second, served.stream("two") as third:
+        await first.send(*map(slow, range(4)))
         await trio.testing.wait_all_tasks_blocked()
-        assert outcomes(await ask(second, slow(0))) == {"busy": 1}
+        assert outcomes([await first.receive()]) == {"busy": 1}
+        # What is assured counts over all streams of a peer.
+        await second.send(slow(0))
+        await third.send(slow(0))
+        await trio.testing.wait_all_tasks_blocked()
+        assert outcomes(await ask(second, slow(1))) == {"busy": 1}
+        assert outcomes(await ask(third, slow(1))) == {"busy": 1}
+        assert outcomes([await second.receive(), await third.receive()]) == {"ok": 2}
 
 
 async def test_a_stream_above_the_share_is_told_so_and_closed(serve: Any) -> None:
-    served = serve(shares(streams=2, total={"streams": 3}))
+    served = serve(shares(streams=2, total={"streams": 3}, assured={"assured_streams": 1}))
     async with served.stream("one") as first, served.stream("one") as second:
         assert outcomes([*await ask(first, echo(0)), *await ask(second, echo(0))]) == {"ok": 2}
         async with served.stream("one") as third:
@@ -216,8 +223,11 @@ async def test_a_stream_above_the_share_is_told_so_and_closed(serve: Any) -> Non
         assert outcomes(await ask(first, echo(0))) == {"ok": 1}
         async with served.stream("two") as other:
             assert outcomes(await ask(other, echo(0))) == {"ok": 1}
+            async with served.stream("two") as more:
+                assert (await more.receive())["error"]["code"] == "busy"
+            # Nobody can be kept out by those who opened all the streams that there are.
             async with served.stream("three") as last:
-                assert (await last.receive())["error"]["code"] == "busy"
+                assert outcomes(await ask(last, echo(0))) == {"ok": 1}
     await trio.testing.wait_all_tasks_blocked()
     async with served.stream("one") as again:
         assert outcomes(await ask(again, echo(0))) == {"ok": 1}
@@ -313,6 +323,21 @@ async def test_strangers_that_come_and_go_are_not_remembered_without_bound(serve
             assert outcomes(await ask(peer, echo(0))) == {"busy": 1}
 
 
+async def test_who_has_rested_is_forgotten(serve: Any, autojump_clock: Any) -> None:
+    served = serve(shares(requests=1, requests_burst=2, bids=1, bids_burst=1))
+    for number in range(20):
+        async with served.stream(f"stranger-{number}") as peer:
+            assert outcomes(await ask(peer, echo(0))) == {"ok": 1}
+        await trio.testing.wait_all_tasks_blocked()
+    assert served.in_use.peers == 20
+    await trio.sleep(1.5)
+    # Its bucket is full again: whoever has left before it is forgotten when the next one leaves.
+    async with served.stream("another") as peer:
+        assert outcomes(await ask(peer, echo(0))) == {"ok": 1}
+    await trio.testing.wait_all_tasks_blocked()
+    assert served.in_use.peers == 1
+
+
 @pytest.mark.parametrize("streams", [1, 40])
 async def test_a_flood_leaves_others_their_turn_whatever_the_number_of_its_streams(
     serve: Any, market: Any, messages: Any, streams: int
@@ -374,6 +399,12 @@ def test_a_share_that_would_let_nothing_through_is_refused(changes: dict[str, An
     fields = msgspec.structs.asdict(Shares().peer) | changes
     with pytest.raises(ValueError, match=r"must be|at least|at most"):
         Share(**fields)
+
+
+@pytest.mark.parametrize("field", [name for name in Shares.__struct_fields__ if name not in ("peer", "total")])
+def test_nothing_that_is_assured_is_nothing(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be at least 1"):
+        Shares(**{field: 0})
 
 
 def test_a_word_that_no_share_knows_is_refused() -> None:
