@@ -10,7 +10,7 @@ import typer
 
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, PortDemand, RAMDemand
 
-from .demand_options import FileOption, asked_node
+from .demand_options import FileOption, asked_node, ensemble_file
 from .options import (
     AddressArgument,
     DebugOption,
@@ -68,16 +68,13 @@ def bid(
     if dry_run and output is not None:
         raise typer.BadParameter("a dry run makes no bid that could be written with -o")
     from ..bid_tables import show_bid, show_bids
-    from ..ensemble_file import read_ensemble_file
     from ..errands import ask_bid, ask_bids
 
-    if file is not None:
-        given = (cpu, ram, disk, gpu, port, ports or None, executor, location, not_location)
-        if any(one is not None for one in given):
-            raise typer.BadParameter("the file of -f says what is asked for: leave the other options for it out")
+    ensemble = ensemble_file(file, cpu, ram, disk, gpu, port, ports or None, executor, location, not_location)
+    if ensemble is not None:
         report = run_and_show(
-            as_json, show_bids, ask_bids, home_at(home), address, read_ensemble_file(file), dry_run=dry_run,
-            hold=hold or 0.0, output=output, token=token,
+            as_json, show_bids, ask_bids, home_at(home), address, ensemble, dry_run=dry_run, hold=hold or 0.0,
+            output=output, token=token,
         )  # fmt: skip
         return _tell(report.peer_id, len(report.refusals), len(report.bids))
     if cpu is None or ram is None or disk is None:

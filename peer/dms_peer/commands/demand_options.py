@@ -14,7 +14,7 @@ from dms_resources.units import Cores
 if TYPE_CHECKING:
     from ..ensemble_file import EnsembleFile
 
-__all__ = ["FileOption", "asked_ensemble", "asked_node"]
+__all__ = ["FileOption", "asked_ensemble", "asked_node", "ensemble_file"]
 
 FileOption: TypeAlias = Annotated[
     Path | None,
@@ -39,14 +39,13 @@ def asked_ensemble(
 
     Raises BadParameter when there is neither or both, and DocumentError for a file that makes no sense.
     """
-    from ..ensemble_file import EnsembleFile, read_ensemble_file
+    from ..ensemble_file import EnsembleFile
 
-    given = any(one is not None for one in (cpu, ram, disk, gpu, port, ports or None, executor, location, not_location))
-    if file is not None:
-        if given:
-            raise typer.BadParameter("the file of -f says what is asked for: leave the other options for it out")
-        return read_ensemble_file(file)
-    if not given:
+    given = (cpu, ram, disk, gpu, port, ports or None, executor, location, not_location)
+    ensemble = ensemble_file(file, *given)
+    if ensemble is not None:
+        return ensemble
+    if all(one is None for one in given):
         raise typer.BadParameter("say what is asked for: --cpu, --ram, --disk, --gpu, or -f with an ensemble file")
     demand = Demand(
         cpu=CPUDemand(cores=cpu or Cores(0)),
@@ -56,6 +55,20 @@ def asked_ensemble(
     )
     node = asked_node(demand, PortDemand(static=tuple(port or ()), dynamic=ports), executor, location, not_location)
     return EnsembleFile(nodes=(node,))
+
+
+def ensemble_file(file: Path | None, *given: object) -> EnsembleFile | None:
+    """The ensemble of a file, None without one; `given` are the values of the options that the file stands for.
+
+    Raises BadParameter when one of these is there too, and DocumentError for a file that makes no sense.
+    """
+    from ..ensemble_file import read_ensemble_file
+
+    if file is None:
+        return None
+    if any(one is not None for one in given):
+        raise typer.BadParameter("the file of -f says what is asked for: leave the other options for it out")
+    return read_ensemble_file(file)
 
 
 def asked_node(
