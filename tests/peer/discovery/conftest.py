@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 
 from dms_peer.connections import PeerConnections, open_connections
+from dms_peer.discovery import kademlia
 from dms_peer.discovery.kademlia import Kademlia, open_kademlia
 from dms_peer.host import HardenedHost, dial, host_addresses, open_host
 from dms_peer.identity import new_identity
@@ -93,8 +94,12 @@ def open_dht_peer():
 
 
 @pytest.fixture
-def dht_network(open_dht_peer, eventually):
+def dht_network(open_dht_peer, eventually, monkeypatch):
     """Opens so many peers that know the first one and through it the others: `async with dht_network(9) as peers`."""
+
+    # They get to know each other by the same steps, with shorter pauses in between.
+    monkeypatch.setattr(kademlia, "_BREATH", 0.1)
+    monkeypatch.setattr(kademlia, "_LOOK_AGAIN", 0.2)
 
     @asynccontextmanager
     async def open_network(number: int):
