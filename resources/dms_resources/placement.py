@@ -95,13 +95,13 @@ def place(demands: Sequence[GPUDemand], devices: Iterable[DeviceState]) -> tuple
 
 
 def place_together(
-    jobs: Sequence[Sequence[GPUDemand]], devices: Iterable[DeviceState], *, steps: int = 20_000
+    jobs: Sequence[Sequence[GPUDemand]], devices: Iterable[DeviceState], *, steps: int = 2_000
 ) -> list[tuple[Placement, ...]] | None:
     """Places several jobs at once; None when no placement exists, or none was found within `steps`.
 
     Jobs may share a device, so this is bin packing: the greedy placement is tried first (largest job first), then a
-    search over all of them, bounded by `steps` because its worst case is exponential; it is not begun for more than 64
-    GPUs.
+    search over all of them, bounded by `steps` because its worst case is exponential and whoever asks chooses what it
+    is (some 20 ms); it is not begun for more than 64 GPUs.
     """
     if len(jobs) == 1:
         # `place` is complete for one job: what cannot be placed alone cannot be placed together.
@@ -157,18 +157,31 @@ def _search(
         for number, demand in sorted(enumerate(jobs[index]), key=lambda pair: _demand_key(pair[1]))
     ]
     taken: dict[tuple[int, int], Placement] = {}
+    pinned = any(wish.uuid for job in jobs for wish in job)
+    owned: list[set[str]] = [set() for _ in jobs]
+    # What all slots from this one on need together, and the least that one of them does.
+    needed, least = [0], [0]
+    for _, _, demand in reversed(slots):
+        needed.append(needed[-1] + demand.vram)
+        least.append(min(least[-1], demand.vram) if len(least) > 1 else demand.vram)
+    needed.reverse()
+    least.reverse()
 
     def descend(depth: int) -> bool:
         if depth == len(slots):
             return True
+        free = [(state.free, state) for state in states.values()]
+        if needed[depth] > sum(amount for amount, _ in free if amount >= least[depth]):
+            return False
         index, number, demand = slots[depth]
-        own = {placement.uuid for (job, _), placement in taken.items() if job == index}
+        own = owned[index]
         tried: set[object] = set()
-        for state in sorted(states.values(), key=_device_key):
+        for _, state in sorted(free, key=lambda pair: (pair[0], pair[1].total, pair[1].device.uuid)):
+            if state.device.uuid in own or not state.fits(demand):
+                continue
             # Two devices in the same condition lead to the same outcome: one of them is enough.
             alike = (state.total, state.used, state.users, state.device.vendor, state.device.model)
-            pinned = any(wish.uuid for job in jobs for wish in job)
-            if state.device.uuid in own or not state.fits(demand) or (not pinned and not own and alike in tried):
+            if not pinned and not own and alike in tried:
                 continue
             tried.add(alike)
             if not budget.spend():
@@ -176,8 +189,10 @@ def _search(
             uuid = state.device.uuid
             taken[index, number] = Placement(uuid=uuid, vram=state.bytes_for(demand), exclusive=demand.exclusive)
             states[uuid] = state.take(demand)
+            own.add(uuid)
             if descend(depth + 1):
                 return True
+            own.remove(uuid)
             states[uuid] = state
             del taken[index, number]
         return False

@@ -245,6 +245,21 @@ def test_jobs_that_a_greedy_placement_misses_are_placed_together() -> None:
     assert [sum(one.vram for (one,) in placed if one.uuid == uuid) for uuid in ("gpu-0", "gpu-1")] == [12, 12]
 
 
+def test_a_search_does_not_go_where_there_cannot_be_enough_room() -> None:
+    # Without looking at what is left for the rest, ten times as many steps do not find it.
+    mib = [
+        *([28458], [23146], [40227], [38361], [40590], [20633], [22192], [37235], [45298], [41874, 39433]),
+        *([39227], [21385], [28092, 33954], [22694], [38127, 44302], [37286]),
+    ]
+    jobs = [wishes(*one) for one in mib]
+    placed = place_together(jobs, devices(*[81920] * 8))
+    assert placed is not None
+    for number in range(8):
+        assert sum(one.vram for job in placed for one in job if one.uuid == f"gpu-{number}") <= 81920
+    # And what cannot be is known at once.
+    assert place_together([wishes(41000)] * 17, devices(*[82000] * 8), steps=100) is None
+
+
 def test_a_hopeless_search_ends() -> None:
     there = devices(*range(10, 26))
     jobs = [wishes(vram, vram - 1) for vram in range(6, 12) for _ in range(5)]
