@@ -24,7 +24,7 @@ from .units import Cores
 
 __all__ = ["MOST_ENDED", "NOTHING_OFFERED", "Book", "Change", "Offer", "Record", "Totals"]
 
-# So many ended leases are remembered, here and on the disk; those that ended first are forgotten first. No clock decides
+# So many ended leases are remembered, here and on the disk; who ended first is forgotten first. No clock decides
 # about it: one that is set forward and back would let a bid be taken again whose lease was released.
 MOST_ENDED = 65_536
 

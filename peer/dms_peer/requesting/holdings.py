@@ -8,11 +8,14 @@ Rules:
    deadline must have freed it.
 3. It is lost when the peer says so, or when its deadline passed without an answer to its renewal: from that moment on
    it may be somebody else's. Deadlines count from when they were asked for, so they are never later than the peer's.
+4. Between two attempts there is a pause of a random length that grows, or as long as the peer asks for, within bounds:
+   many who lost the same peer at the same moment would else come back to it at the same moment, again and again.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -36,6 +39,8 @@ _UNKNOWN: Final = frozenset({"not_committed", "not_allocated"})
 _NOT_OURS: Final = frozenset({"not_holder", "stale_fence"})
 _LOST: Final = _ENDED | _UNKNOWN | _NOT_OURS
 
+# When less than twice that is left of a lease, it is lost.
+_SHORTEST_PAUSE: Final = 0.05
 # So often a peer has to say that it does not know a lease whose request may still be on its way.
 _UNKNOWN_ANSWERS: Final = 4
 
@@ -95,10 +100,11 @@ class Holding:
 class Holdings:
     """All that one reservation has taken or may have taken, for `ttl` seconds at a time."""
 
-    def __init__(self, calls: PeerCalls, limits: RequesterLimits, ttl: float) -> None:
+    def __init__(self, calls: PeerCalls, limits: RequesterLimits, ttl: float, rng: random.Random) -> None:
         self._calls = calls
         self._limits = limits
         self._ttl = ttl
+        self._rng = rng
         self._all: list[Holding] = []
 
     @property
@@ -154,7 +160,7 @@ class Holdings:
     async def release(self, holding: Holding) -> None:
         """Give a lease back, or what may be one: returns when it is gone, or must be by its deadline. Cancellable."""
         unknown = 0
-        pause = _Pause(self._limits)
+        pauses = _Pauses(self._limits, self._rng)
         if holding.state is not HoldingState.GONE:
             holding.state = HoldingState.RELEASING
         while holding.state is not HoldingState.GONE:
@@ -171,7 +177,7 @@ class Holdings:
                     # The last request for it took no longer than that to arrive, or never did.
                     holding.be_gone()
                 else:
-                    await pause.sleep()
+                    await trio.sleep(pauses.next(error))
 
     async def release_all(self, *, but: Collection[Holding] = ()) -> list[Holding]:
         """Give everything back, at all peers at once; returns what may still stand when the time was up.
@@ -237,7 +243,7 @@ class Holdings:
 
     async def _persist(self, holding: Holding, ask: Callable[[float], Awaitable[_T]]) -> _T:
         """Ask again after every failure until the lease's own end. Raises CallError."""
-        pause = _Pause(self._limits)
+        pauses = _Pauses(self._limits, self._rng)
         while True:
             left = holding.ends - trio.current_time()
             try:
@@ -245,9 +251,10 @@ class Holdings:
             except CallError as error:
                 if error.remote is not None and error.code in _LOST:
                     raise
-                if trio.current_time() + pause.next >= holding.ends:
+                wait = pauses.next(error, most=(holding.ends - trio.current_time()) / 2)
+                if wait < _SHORTEST_PAUSE:
                     raise
-            await pause.sleep()
+            await trio.sleep(wait)
 
 
 def _answers_that_it_is_gone(holding: Holding, code: str, unknown: int) -> bool:
@@ -257,13 +264,20 @@ def _answers_that_it_is_gone(holding: Holding, code: str, unknown: int) -> bool:
     return code in _UNKNOWN and (holding.lease is not None or unknown >= _UNKNOWN_ANSWERS)
 
 
-class _Pause:
-    """Pauses that grow."""
+class _Pauses:
+    """Pauses of random lengths that grow."""
 
-    def __init__(self, limits: RequesterLimits) -> None:
-        self.next = limits.retry_delay
+    def __init__(self, limits: RequesterLimits, rng: random.Random) -> None:
+        self._delay = limits.retry_delay
         self._most = limits.retry_delay_most
+        self._rng = rng
 
-    async def sleep(self) -> None:
-        await trio.sleep(self.next)
-        self.next = min(self._most, 2 * self.next)
+    def next(self, error: CallError, *, most: float = math.inf) -> float:
+        """Seconds to wait after this error, at most `most`; the peer's own wish counts where it is longer."""
+        wish = error.remote.retry_after if error.remote else None
+        # Whatever a peer answers, it does not keep its lease from being asked about for long.
+        least = min(wish, self._most) if wish is not None and wish > 0 else 0.0
+        # From half to one and a half of it, and of what was wished never less.
+        pause = max(self._delay * (0.5 + self._rng.random()), least * (1 + self._rng.random() / 2))
+        self._delay = min(self._most, 2 * self._delay)
+        return min(pause, most)

@@ -136,7 +136,7 @@ async def reserve(
     progress: ProgressLog,
 ) -> AsyncIterator[Reservation]:
     """Takes the ensemble while the block runs. Raises ReservationError, or ReservationLostError out of the block."""
-    holdings = Holdings(context.calls, context.limits, ttl)
+    holdings = Holdings(context.calls, context.limits, ttl, context.rng)
     failure: BaseException | None = None
     reservation: Reservation | None = None
     try:

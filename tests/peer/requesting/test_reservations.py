@@ -11,6 +11,7 @@ import trio
 from dms_peer.errors import ReservationError, ReservationLostError, StrategyError
 from dms_peer.requesting import AssignmentRules, Candidate, RequesterLimits
 from dms_protocols.bidding import BidTerms
+from dms_protocols.errors import BusyError
 from dms_protocols.messages.bid import NodeRequest, Price
 from dms_protocols.policies import Decision
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL
@@ -538,6 +539,109 @@ async def test_everything_is_given_back_when_it_is_cancelled_while_it_takes(mark
         async with market.requester().reserve(market.ensemble("a", "b", "c", cores=2), ttl=1000):
             await trio.sleep_forever()
     assert promised(market) == {}
+
+
+class CancelAt(trio.abc.Instrument):
+    """Cancels a scope when all tasks together have made so many steps."""
+
+    def __init__(self, steps, scope):
+        self.left = steps
+        self.scope = scope
+
+    def after_task_step(self, task):
+        self.left -= 1
+        if self.left == 0:
+            self.scope.cancel()
+
+
+@pytest.mark.parametrize("first", range(4))
+async def test_everything_is_given_back_at_whatever_step_it_is_cancelled(market, autojump_clock, first):
+    await start(market, 3, cores=2)
+    step, ended = 5 + first * 6, False
+    while not ended:
+        with trio.CancelScope() as scope:
+            canceller = CancelAt(step, scope)
+            trio.lowlevel.add_instrument(canceller)
+            try:
+                async with market.requester().reserve(market.ensemble("a", "b", "c", cores=2), ttl=1000) as reservation:
+                    await reservation.allocate()
+                    ended = True
+            finally:
+                trio.lowlevel.remove_instrument(canceller)
+        assert promised(market) == {}
+        step += 24
+    # It went through all of it.
+    assert step > 500
+
+
+class Busy(Before):
+    """A provider that says of one operation for some seconds that it is busy, and when to come back."""
+
+    def __init__(self, market, peer_id, name, until, retry_after):
+        async def nothing():
+            pass
+
+        super().__init__(market, peer_id, name, nothing)
+        self.until = until
+        self.retry_after = retry_after
+        self.times = []
+
+    def __getitem__(self, name):
+        operation = self.known[name]
+        if name != self.name:
+            return operation
+
+        async def handler(request, caller):
+            self.times.append(trio.current_time())
+            if self.times[-1] < self.until:
+                raise BusyError("not now", retry_after=self.retry_after)
+            return await operation.handler(request, caller)
+
+        return type(operation)(operation.name, operation.kind, operation.request_type, handler)
+
+
+@pytest.mark.parametrize("operation", ["renew", "release"])
+async def test_who_is_busy_is_left_alone_for_as_long_as_it_asks(market, autojump_clock, operation):
+    await start(market, 1, cores=2)
+    busy = Busy(market, "p0", operation, trio.current_time() + 20, 3.0)
+    async with market.requester().reserve(market.ensemble("a", cores=2), ttl=30) as reservation:
+        await trio.sleep(40 if operation == "renew" else 15)
+        assert not reservation.lost.is_set()
+    assert promised(market) == {}
+    waits = [after - before for before, after in zip(busy.times, busy.times[1:], strict=False)]
+    assert waits
+    assert min(waits) >= 3.0
+
+
+async def test_a_peer_cannot_put_off_its_renewal_until_it_is_lost(market, autojump_clock):
+    await start(market, 1, cores=2)
+    busy = Busy(market, "p0", "renew", trio.current_time() + 10, 1e9)
+    async with market.requester().reserve(market.ensemble("a", cores=2), ttl=12) as reservation:
+        await trio.sleep(60)
+        assert not reservation.lost.is_set()
+    assert busy.times[0] < 10 < busy.times[-1]
+
+
+async def test_many_who_lost_a_peer_do_not_come_back_at_the_same_moments(market, autojump_clock):
+    await start(market, 1, cores=12)
+    busy = Busy(market, "p0", "renew", 0.0, 0.0)
+
+    async def use(index):
+        requester = market.requester(f"requester{index}", rng=random.Random(index))
+        async with requester.reserve(market.ensemble("a", cores=2), ttl=30) as reservation:
+            # They all began at the same moment.
+            started.append(trio.current_time())
+            await trio.sleep(28)
+            assert not reservation.lost.is_set()
+
+    started = []
+    async with trio.open_nursery() as nursery:
+        for index in range(6):
+            nursery.start_soon(use, index)
+        await trio.sleep(5)
+        busy.until = trio.current_time() + 15
+    second = sorted(busy.times)[6:12]
+    assert len({round(moment, 2) for moment in second}) > 4
 
 
 async def test_giving_back_does_not_hold_up_the_end_for_long_and_says_what_is_left(market, autojump_clock, caplog):
