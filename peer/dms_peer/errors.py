@@ -23,7 +23,6 @@ that scripts may rely on. Whose fault it is decides the class; whether a retry h
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,6 +86,9 @@ class StoppedError(PeerError):
     """A signal has ended what ran; `number` is the signal's. Code: `stopped`."""
 
     def __init__(self, number: int) -> None:
+        # Every command loads this module, and next to none is ended by a signal.
+        import signal
+
         super().__init__("stopped", f"stopped by {signal.Signals(number).name}")
         self.number = number
 

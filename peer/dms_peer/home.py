@@ -10,9 +10,10 @@ Rules:
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from .errors import PeerError
 
@@ -34,8 +35,7 @@ def default_home() -> Path:
     return Path(platformdirs.user_data_dir("dms-peer"))
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(Struct, frozen=True):
     """The files of one peer; `patience` is how long (seconds) somebody else may have its ledger."""
 
     path: Path

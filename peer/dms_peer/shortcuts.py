@@ -16,11 +16,17 @@ __all__ = ["run_shortcut", "show_own_status"]
 
 def show_own_status(home: Home, as_json: bool) -> None:
     """`dms-peer status`."""
-    from .commands.output import show_answer
+    from .commands.output import print_json
     from .owner import read_status
-    from .tables import show_status
 
-    show_answer(as_json, show_status, read_status(home))
+    status = read_status(home)
+    if as_json:
+        print_json(status)
+    else:
+        # Of no use to a program that reads JSON.
+        from .tables import show_status
+
+        show_status(status)
 
 
 _SHORTCUTS: Final[dict[str, Callable[[Home, bool], None]]] = {"status": show_own_status}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from .cbor import decode_map
+from .client_limits import ClientLimits
 from .conversion import from_map, to_bytes
 from .errors import ConnectionLostError, DeadlineExceededError, FrameError
 from .frames import FrameReader, Oversize
-from .limits import ClientLimits
 from .wire import encode_request, read_ok
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ import msgspec
 import trio
 
 from .cbor import decode_map
+from .client_limits import ClientLimits
 from .conversion import from_map, to_bytes
 from .errors import (
     ConnectionLostError,
@@ -28,7 +29,6 @@ from .errors import (
     ProtocolError,
 )
 from .frames import FrameReader, Oversize
-from .limits import ClientLimits
 from .outbox import Outbox
 from .service import CancelRequest
 from .traces import current_trace

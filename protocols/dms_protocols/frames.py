@@ -11,7 +11,8 @@ Sans-IO: bytes in, frames out. Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from .errors import FrameError
 
@@ -21,8 +22,7 @@ MAX_VARINT_BYTES = 9
 """The longest unsigned varint that libp2p allows: 63 bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Oversize:
+class Oversize(Struct, frozen=True):
     """A frame of `length` bytes that was announced and is passed over."""
 
     length: int

@@ -1,4 +1,4 @@
-"""Every bound of a service and of a client, in one place each.
+"""Every bound of a service, in one place; those of a client are in `client_limits`.
 
 Sizes are in bytes, times in seconds. What is not bounded here is bounded by one of these.
 """
@@ -10,7 +10,7 @@ from math import inf
 
 from msgspec import Struct
 
-__all__ = ["ClientLimits", "ServiceLimits", "Share", "Shares"]
+__all__ = ["ServiceLimits", "Share", "Shares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +47,6 @@ class ServiceLimits:
     """The longest that closing a stream in good order may take; then it is dropped."""
     idle_deadline: float = 300.0
     """The longest without a whole request and without anything running; then the stream is closed."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClientLimits:
-    """What one stream may cost the side that asks."""
-
-    request_bytes: int = 64 * 1024
-    """The largest request; a larger one raises FrameError at the caller."""
-    frame_bytes: int = 1024 * 1024
-    """The largest answer; a larger one ends the connection."""
-    depth: int = 16
-    """Containers within containers in an answer."""
-    items: int = 65536
-    """Values in an answer, at every depth together."""
-    read_bytes: int = 64 * 1024
-    """The most that is taken from the stream at once."""
-    calls_in_flight: int = 256
-    """Calls and watches that wait for answers at the same time; further callers wait, within their own deadlines."""
-    watch_events: int = 16
-    """Events that wait for a slow reader of a watch; the oldest give way."""
-    outgoing_bytes: int = 256 * 1024
-    """Requests that wait to be written; above it callers wait."""
-    write_deadline: float = 20.0
-    """The longest that one write may stall before the connection counts as lost."""
-    close_deadline: float = 2.0
-    """The longest that closing may take."""
 
 
 class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,9 +13,9 @@ import pytest
 
 from dms_protocols.blocking_client import BlockingClient
 from dms_protocols.cbor import decode_map, encode_fast
+from dms_protocols.client_limits import ClientLimits
 from dms_protocols.errors import ConnectionLostError, DeadlineExceededError, FrameError, MessageError, RemoteError
 from dms_protocols.frames import FrameReader, encode_frame
-from dms_protocols.limits import ClientLimits
 from dms_protocols.wire import encode_error, encode_event, encode_ok
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dms_protocols.client import open_client
+from dms_protocols.client_limits import ClientLimits
 from dms_protocols.errors import (
     ConnectionLostError,
     DeadlineExceededError,
@@ -20,7 +21,7 @@ from dms_protocols.errors import (
     RemoteError,
 )
 from dms_protocols.frames import encode_frame
-from dms_protocols.limits import ClientLimits, ServiceLimits
+from dms_protocols.limits import ServiceLimits
 from dms_protocols.operations import Caller
 from dms_protocols.service import serve_stream
 

@@ -73,8 +73,7 @@ def discover(
     Ends with 1 when fewer than --count, or none at all, would take it. With --json there is a line for each peer that
     answered, and a last one.
     """
-    import trio
-
+    from ..event_loop import run_async
     from ..log_lines import show_warnings
     from ..requesting import SearchProgress
     from ..search_tables import search_view, show_found
@@ -92,9 +91,9 @@ def discover(
         def print_row(row: FoundRow, progress: SearchProgress) -> None:
             print_json(row)
 
-        found = trio.run(partial(look, tell=print_row))
+        found = run_async(partial(look, tell=print_row))
     else:
         with search_view() as view:
-            found = trio.run(partial(look, tell=view.found, on_progress=view.progress))
+            found = run_async(partial(look, tell=view.found, on_progress=view.progress))
     show_answer(as_json, show_found, found)
     return 0 if found.able >= (count or 1) else 1

@@ -40,9 +40,9 @@ def run_and_show(
     as_json: bool, show: Callable[[Answer], None], ask: Callable[..., Any], *arguments: Any, **options: Any
 ) -> Answer:
     """Runs the async function `ask`, shows its answer and returns it."""
-    # Who asks the own peer alone does without it, and is done before it would be loaded.
-    import trio
+    # Who asks the own peer alone does without an event loop, and is done before it would be loaded.
+    from ..event_loop import run_async
 
-    answer: Answer = trio.run(partial(ask, *arguments, **options))
+    answer: Answer = run_async(partial(ask, *arguments, **options))
     show_answer(as_json, show, answer)
     return answer

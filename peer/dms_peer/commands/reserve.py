@@ -61,9 +61,8 @@ def reserve(
     order of the nodes, and everything as JSON in DMS_RESERVATION. Without a command they are held until Ctrl-C. Ends
     with the command's exit code; with 1 when the nodes were not had or were lost, which ends the command.
     """
-    import trio
-
     from ..ensemble_file import read_ensemble_file
+    from ..event_loop import run_async
     from ..log_lines import show_warnings
     from ..search_tables import show_reserved, watched_progress
     from ..searches import reserve
@@ -76,6 +75,6 @@ def reserve(
         token=token,
     )  # fmt: skip
     if as_json:
-        return trio.run(partial(take, tell=print_json))
+        return run_async(partial(take, tell=print_json))
     with watched_progress() as on_progress:
-        return trio.run(partial(take, tell=partial(show_reserved, out=sys.stderr), on_progress=on_progress))
+        return run_async(partial(take, tell=partial(show_reserved, out=sys.stderr), on_progress=on_progress))

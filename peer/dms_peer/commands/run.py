@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import trio
 import typer
 
 from .discovery_options import (
@@ -96,6 +96,7 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Run the peer until it is stopped by SIGTERM or SIGINT (Ctrl-C)."""
+    from ..event_loop import run_async
     from ..home_host import NetworkSettings
     from ..log_lines import write_logs
     from ..node import Node, announce, announce_json
@@ -121,4 +122,4 @@ def run(
         limits=limits,
         discovery=discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip),
     )
-    trio.run(node.run, announce_json if as_json else announce)
+    run_async(partial(node.run, announce_json if as_json else announce))
