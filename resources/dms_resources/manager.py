@@ -344,6 +344,7 @@ class ResourceManager:
 
     def check_onboarding(self, onboarded: OnboardedResources) -> None:
         """Raises what `update_onboarded_resources` would raise of this, and changes nothing."""
+        self._ledger.expire()
         offer = msgspec.structs.replace(self._ledger.book.offer, onboarded=onboarded)
         decisions.change_offer(self._ledger.book, offer, self._ledger.now(), action="onboard")
 
