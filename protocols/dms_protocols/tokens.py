@@ -58,6 +58,8 @@ MAX_TOKEN_BLOCKS: Final = 16
 
 _MAX_STATEMENTS: Final = 32
 _ID_DIGITS: Final = 32
+# Of an Ed25519 signature, in hexadecimal; those of P-256 are longer.
+_SIGNATURE_DIGITS: Final = 128
 _DIMENSIONS: Final = Allowance.__struct_fields__
 _NAME: Final = r'"[A-Za-z0-9_]{1,128}"'
 _GRANTED_BY: Final = re.compile(rf"granted_by\(({_NAME})\);")
@@ -156,6 +158,10 @@ def open_token(raw: bytes, public_key: bytes) -> SignedToken:
         raise _invalid(f"it has {count} blocks, {MAX_TOKEN_BLOCKS} are allowed")
     if foreign:
         raise _invalid("a block is signed by a third party")
+    if any(len(one) != _SIGNATURE_DIGITS for one in ids):
+        # Of a P-256 signature anybody can make another one that holds: the block would have a second id, which nobody
+        # has revoked and nothing is charged to.
+        raise _invalid("a block is not signed with an Ed25519 key")
     blocks = tuple(
         Grant(id=grant_id(revocation_id), terms=_terms(source, first=index == 0))
         for index, (source, revocation_id) in enumerate(zip(sources, ids, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -250,6 +251,40 @@ def test_a_third_party_cannot_add_a_block(new_checker: Callable[..., TokenChecke
     pair = biscuit_auth.KeyPair.from_private_key(key)
     raw = bytes(biscuit.append_third_party(pair.public_key, block).to_bytes())
     assert code_of(new_checker(), raw) == "token_invalid"
+
+
+# A grant whose second block has a P-256 key, with which the third is signed; and the same token with the other of the
+# two signatures that hold for it, which anybody can make of the one without a key.
+P256_HEAD = (
+    "EoMBChkKCmdyYW50ZWRfYnkYAyIJCgcIgAgSAhgHEiQIABIgqxn+WA6FqiOZ0Ajoj2itS1KznXTrHmp+6Dwn7XUhmmgaQLpptOxq"
+    "DbPeMGGjourva2ZScEUvIEDlkSQPwrWavaDHtj+nEUb9ej1BSbBwuJWyEXNLok6M4cfDFTONP6O+ugEaiQEKHgoFbGltaXQKA3Jh"
+    "bRgDIg4KDAiBCBIDGIIIEgIQBRIlCAESIQKzRbRevdNPCws+2+ny1PJUoEy6YBSGQ1ZnWgBx5Xee3BpA44nayMhV3+qNx9gGDy5U"
+    "d6aBnnzoQDQN1CBrS7GS9DPRm8HpMuAdoF51qhsL1IxkfsM1T9YtIz5FP9OFTxCu"
+)
+P256_TAILS = (
+    (
+        "DRqIAQoYCgRkaXNrGAMiDgoMCIEIEgMYgwgSAhAHEiQIABIgUHQ7M03OOdOIuKCYP9wF3DHM//zAjzDr9gAPypo65jUaRjBEAiAx"
+        "O08GIfLp7lGzLanJ3quIDUW3hYDl3qbWvL03y5NLhwIgfVli4U9JEj69RAiHVF9gJdfI8sl80MraHx/TR+PSfxgiIgogYjAf8sV1"
+        "MSE0zLRNKYHuIZSiui3J7JNUK8zMDDtVj8s="
+    ),
+    (
+        "DRqJAQoYCgRkaXNrGAMiDgoMCIEIEgMYgwgSAhAHEiQIABIgUHQ7M03OOdOIuKCYP9wF3DHM//zAjzDr9gAPypo65jUaRzBFAiAx"
+        "O08GIfLp7lGzLanJ3quIDUW3hYDl3qbWvL03y5NLhwIhAIKmnR2wtu3CQrv3eKugn9nlHgfkKkbTqtSZ93sYkKY5IiIKIGIwH/LF"
+        "dTEhNMy0TSmB7iGUorotyeyTVCvMzAw7VY/L"
+    ),
+)
+
+
+def test_nobody_gives_a_block_another_id_than_the_one_that_is_revoked_and_charged(
+    new_checker: Callable[..., TokenChecker],
+) -> None:
+    tokens = [base64.b64decode(P256_HEAD + tail) for tail in P256_TAILS]
+    key = PublicKey.from_bytes(OWNER_KEY, Algorithm.Ed25519)  # type: ignore[call-arg,attr-defined]
+    opened = [biscuit_auth.Biscuit.from_bytes(raw, key) for raw in tokens]
+    assert [one.block_source(2) for one in opened] == ['limit("disk", 7);\n'] * 2
+    assert opened[0].revocation_ids[:2] == opened[1].revocation_ids[:2]
+    assert opened[0].revocation_ids[2] != opened[1].revocation_ids[2]
+    assert [code_of(new_checker(), raw) for raw in tokens] == ["token_invalid"] * 2
 
 
 def test_a_token_is_bounded_in_bytes_and_blocks(new_checker: Callable[..., TokenChecker]) -> None:
