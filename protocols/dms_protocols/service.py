@@ -232,7 +232,8 @@ class _Service:
         name = message.get("op")
         operation = self._operations.get(name) if type(name) is str else None
         if operation is None:
-            return self._begin_other(request_id, name, message)
+            self._begin_other(request_id, name, message)
+            return
         self._operation = operation.name
         if self._share.limited:
             self._share.admit()
@@ -244,10 +245,15 @@ class _Service:
         if self._logs and (trace := read_trace(message)):
             caller = replace(caller, trace=trace)
         self._asking = caller
+        if operation.kind == "quick" and "token" not in message:
+            self._answer(request_id, operation, message, caller)
+            return
+        # What may cost much is measured, also where it is refused in the end.
+        with self._share.weighing():
+            self._answer(request_id, operation, message, caller)
+
+    def _answer(self, request_id: int, operation: Operation, message: dict[str, Any], caller: Caller) -> None:
         if self._access is not None:
-            if "token" in message:
-                # Its signatures are checked in place, also when they turn out to be none.
-                self._share.weigh(_SLOW_WEIGHT)
             caller = self._access.admit(operation.name, caller, message)
         request = from_map(message, operation.request_type)
         if operation.kind == "watch":
@@ -300,7 +306,8 @@ class _Service:
     ) -> None:
         try:
             with trio.move_on_after(self._limits.operation_deadline) as scope:
-                answer = await work
+                # Begun by the turn, like requests: many that begin at once would keep everybody waiting together.
+                answer = await self._share.metered(self._in_turn(work))
             if scope.cancelled_caught:
                 raise DeadlineExceededError(f"{operation.name} took longer than {self._limits.operation_deadline:g} s")
             await self._outbox.room()
@@ -312,6 +319,14 @@ class _Service:
             self._slow -= 1
             self._share.end_operation(size)
             self._rest()
+
+    async def _in_turn(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        try:
+            await self._share.rest(self._limits.batch_frames)
+        except BaseException:
+            work.close()
+            raise
+        return await work
 
     async def _run_watch(
         self,
@@ -326,9 +341,11 @@ class _Service:
             with scope:
                 async with watch as events:
                     async for event in events:
-                        self._put(request_id, encode_event(request_id, encode_answer(event)))
+                        with self._share.weighing():
+                            self._put(request_id, encode_event(request_id, encode_answer(event)))
                         # The next event is asked for when this one has left: a slow reader sees the newest state.
                         await self._outbox.flushed()
+                        await self._share.rest(self._limits.batch_frames)
             self._put_answer(request_id, operation, _DONE, caller)
         except Exception as error:
             self._refuse(request_id, error, operation.name, caller)

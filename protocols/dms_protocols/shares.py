@@ -12,13 +12,18 @@ Rules:
    and only until nothing would tell them from somebody who was never here.
 5. One request costs the same however many peers there are, and no look at the clock: time comes with each batch. Far
    from its limits a peer's requests are counted by the turn and not one by one.
+6. What takes the processor for longer than a question does is measured, and takes as much more of its peer's turn: who
+   asks for what is dear has its next turn when the others had as much.
 """
 
 from __future__ import annotations
 
+import time
+import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import trio
 
@@ -34,6 +39,12 @@ LOW_WATER = 4 * 1024
 _RETRY_SECONDS = 1.0
 # Requests of a peer's first turn.
 _FIRST_TURN = 64
+# About what a question costs; the measure of a turn for what costs more.
+_REQUEST_SECONDS = 20e-6
+# Turns that a peer sits out at most for something that took very long: others were served in each of them.
+_MOST_SAT_OUT = 1_000
+
+Result = TypeVar("Result")
 
 
 class _Bucket:
@@ -105,6 +116,7 @@ class PeerShare:
         "_own",
         "_rested",
         "_resting",
+        "_timer",
         "_total",
         "_unused",
         "limited",
@@ -112,9 +124,10 @@ class PeerShare:
         "turn",
     )
 
-    def __init__(self, limits: Shares, total: _Used) -> None:
+    def __init__(self, limits: Shares, total: _Used, timer: Callable[[], float] = time.perf_counter) -> None:
         self._own = _Used(limits.peer)
         self._total = total
+        self._timer = timer
         self._assured = _Bucket(limits.assured_requests, limits.assured_requests)
         self._assured_bids = _Bucket(limits.assured_bids, limits.assured_bids)
         self._assured_bytes = limits.assured_bytes
@@ -200,7 +213,8 @@ class PeerShare:
                 continue
             self._resting = True
             try:
-                await trio.lowlevel.checkpoint()
+                for _ in range(1 + min(-self.turn // turn, _MOST_SAT_OUT)):
+                    await trio.lowlevel.checkpoint()
                 self.now = trio.current_time()
                 self._begin_turn(turn)
             finally:
@@ -212,6 +226,34 @@ class PeerShare:
         self.turn -= weight
         if not self.limited:
             self._unused += weight
+
+    @contextmanager
+    def weighing(self) -> Iterator[None]:
+        """Takes as much more of the turn as the block keeps the processor, in which nothing may be waited for."""
+        began = self._timer()
+        try:
+            yield
+        finally:
+            self.weigh(int((self._timer() - began) / _REQUEST_SECONDS))
+
+    @types.coroutine
+    def metered(self, work: Coroutine[Any, Any, Result]) -> Generator[Any, Any, Result]:
+        """Awaits the work, and takes more of the turn for each time that it keeps the processor."""
+        resume, value = work.send, None
+        while True:
+            began = self._timer()
+            try:
+                waits_for = resume(value)
+            except StopIteration as finished:
+                result: Result = finished.value
+                return result
+            finally:
+                value = None
+                self.weigh(int((self._timer() - began) / _REQUEST_SECONDS))
+            try:
+                resume, value = work.send, (yield waits_for)
+            except BaseException as error:
+                resume, value = work.throw, error
 
     def _begin_turn(self, turn: int) -> None:
         own, total = self._own, self._total
@@ -258,10 +300,12 @@ class PeerShare:
 
 
 class SharesInUse:
-    """The use of all peers; one for everything that a peer serves."""
+    """The use of all peers; one for everything that a peer serves. `timer` tells the seconds by which what keeps the
+    processor is measured."""
 
-    def __init__(self, limits: Shares | None = None) -> None:
+    def __init__(self, limits: Shares | None = None, timer: Callable[[], float] = time.perf_counter) -> None:
         self._limits = limits or Shares()
+        self._timer = timer
         self._total = _Used(self._limits.total)
         self._present: dict[str, PeerShare] = {}
         self._absent: OrderedDict[str, PeerShare] = OrderedDict()
@@ -273,12 +317,14 @@ class SharesInUse:
 
     def alone(self) -> PeerShare:
         """The share of somebody who is not remembered and shares with nobody."""
-        return PeerShare(self._limits, _Used(self._limits.total))
+        return PeerShare(self._limits, _Used(self._limits.total), self._timer)
 
     @contextmanager
     def stream(self, peer_id: str) -> Iterator[PeerShare]:
         """The share that a stream of this peer counts against while the block runs; raises BusyError."""
-        share = self._present.get(peer_id) or self._absent.get(peer_id) or PeerShare(self._limits, self._total)
+        share = self._present.get(peer_id) or self._absent.get(peer_id)
+        if share is None:
+            share = PeerShare(self._limits, self._total, self._timer)
         share.open_stream()
         self._absent.pop(peer_id, None)
         self._present[peer_id] = share

@@ -36,7 +36,8 @@ class Served:
     """A service that several peers share, on streams in memory."""
 
     def __init__(self, shares: Shares, operations: Operations, nursery: trio.Nursery, raw_peer: Any) -> None:
-        self.in_use = SharesInUse(shares)
+        self.spent = 0.0
+        self.in_use = SharesInUse(shares, timer=lambda: self.spent)
         self._operations = operations
         self._nursery = nursery
         self._raw_peer = raw_peer
@@ -380,6 +381,38 @@ async def test_a_flood_leaves_others_their_turn_whatever_the_number_of_its_strea
     assert answered["flood"] > 10 * answered["guest"]
     # A few turns: the guest's bytes arrive, are answered and written, each in a turn of its own.
     assert max(waited) <= 10 * ServiceLimits().batch_frames
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in place", "beside"])
+async def test_what_keeps_the_processor_takes_as_much_more_of_its_peers_turn(
+    serve: Any, messages: Any, beside: bool
+) -> None:
+    """The time is the test's own: each of these takes a hundredth of a second, as long as two turns of questions."""
+    ran = 0
+
+    def dear(request: Any, caller: Caller) -> Any:
+        nonlocal ran
+        ran += 1
+        served.spent += 0.01
+        return messages.EchoAnswer("")
+
+    async def dear_beside(request: Any, caller: Caller) -> Any:
+        return dear(request, caller)
+
+    operations = Operations()
+    operations.quick(messages.Echo, lambda request, caller: messages.EchoAnswer(""))
+    operations.slow(messages.Slow, dear_beside if beside else dear)
+    served = serve(shares(), operations)
+    async with served.stream("guest") as guest, served.stream("flood") as flood:
+        await ask(guest, echo(0))
+        await flood.send(*map(slow, range(60)))
+        while not ran:
+            await trio.lowlevel.checkpoint()
+        before = ran
+        await ask(guest, echo(0))
+        assert ran - before <= 8
+        # Nobody is refused for it, and what runs is answered.
+        assert outcomes([await flood.receive() for _ in range(60)]) == {"ok": 60}
 
 
 async def test_all_streams_of_a_peer_get_their_turn(serve: Any) -> None:
