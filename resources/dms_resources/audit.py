@@ -20,7 +20,7 @@ from .components import Resources
 from .leases import Lease, LeaseState
 from .placement import DeviceState
 from .records import Finding
-from .storage import Contents
+from .storage import StoredLease
 from .units import format_size
 
 __all__ = ["AuditSnapshot", "audit_snapshot", "started_after_boot"]
@@ -33,7 +33,7 @@ _START_TOLERANCE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class AuditSnapshot:
-    """The book at one instant, and what its file had (None when changes were on their way)."""
+    """The book at one instant, and the leases that its file had (None when changes were on their way)."""
 
     leases: tuple[Lease, ...]
     totals: tuple[int, int, int, int]
@@ -41,10 +41,10 @@ class AuditSnapshot:
     devices: tuple[DeviceState, ...]
     free_ports: frozenset[int]
     sums: Sums
-    stored: Contents | None
+    stored: list[StoredLease] | None
 
     @classmethod
-    def of(cls, book: Book, stored: Contents | None) -> AuditSnapshot:
+    def of(cls, book: Book, stored: list[StoredLease] | None) -> AuditSnapshot:
         """Copies what an audit looks at."""
         promised = book.promised()
         return cls(
@@ -90,7 +90,7 @@ def _itself(snapshot: AuditSnapshot) -> Iterator[Finding]:
 def _file(snapshot: AuditSnapshot) -> Iterator[Finding]:
     if snapshot.stored is None:
         return
-    stored = {one.lease.lease_id: one.lease for one in snapshot.stored.leases}
+    stored = {one.lease.lease_id: one.lease for one in snapshot.stored}
     known = {lease.lease_id: lease for lease in snapshot.leases}
     for lease_id in stored.keys() | known.keys():
         if stored.get(lease_id) != known.get(lease_id):

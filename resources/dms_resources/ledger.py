@@ -23,7 +23,7 @@ from .errors import ResourcesError, StorageError
 from .journal import Journal, Worker
 from .ledger_file import damaged_error
 from .records import HistoryEntry
-from .storage import Contents, SQLiteStorage
+from .storage import Contents, SQLiteStorage, StoredLease
 from .windows import ALWAYS_OPEN, Opening, Window, opening_at
 
 __all__ = ["Ledger"]
@@ -114,13 +114,14 @@ class Ledger:
             self.tell()
             _log.warning("the ledger's storage works again")
 
-    async def compare(self) -> Contents | None:
-        """What the file has; None when changes are on their way to it. Raises `StorageError`; cancellable."""
+    async def compare(self) -> list[StoredLease] | None:
+        """The leases that the file has; None while changes are on their way. Raises `StorageError`; cancellable."""
         await self.ready()
-        stored: list[Contents] = []
+        stored: list[list[StoredLease]] = []
         async with self._disk:
             settled, version = self.journal.idle, self.book.version
-            await self.work(lambda: stored.append(self.storage.load()))
+            # Changes wait meanwhile, so no more is read than is compared.
+            await self.work(lambda: stored.append(self.storage.load_leases()))
         return stored[0] if settled and version == self.book.version else None
 
     async def reload(self, why: str, entries: Callable[[Moment], tuple[HistoryEntry, ...]]) -> None:

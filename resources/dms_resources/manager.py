@@ -50,7 +50,7 @@ from .ledger import Ledger
 from .measures import LedgerMeasures
 from .records import Finding, HistoryEntry
 from .room import Granted
-from .storage import Contents, SQLiteStorage
+from .storage import Contents, SQLiteStorage, StoredLease
 from .summaries import free_resources, promised_resources
 
 if TYPE_CHECKING:
@@ -398,7 +398,7 @@ class ResourceManager:
 
     # Inside.
 
-    async def _observe(self, stored: Contents | None) -> list[Finding]:
+    async def _observe(self, stored: list[StoredLease] | None) -> list[Finding]:
         findings: list[Finding] = []
         sample = self._usage_monitor.get_usage() if self._usage_monitor else None
         # A copy of the records, so that the thread does not look at what changes meanwhile.

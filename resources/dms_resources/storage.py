@@ -117,23 +117,36 @@ class SQLiteStorage:
 
     def load(self) -> Contents:
         """Reads all. Raises `StorageError`, or `LedgerDamagedError` on a row that cannot be read."""
-        try:
+        with self._reading():
             self._head = self._read_head()
             offer, fence = self._head
             ended = self._read_ended()
             return Contents(
                 offer=_offer_decoder.decode(offer),
                 fence=fence,
-                leases=[
-                    StoredLease(_lease_decoder.decode(body), due, boot_id)
-                    for _, body, due, boot_id in self._rows("SELECT lease_id, body, due, boot_id, checksum FROM leases")
-                ],
+                leases=self._read_leases(),
                 ended=[_ended_decoder.decode(body) for body in ended],
             )
+
+    def load_leases(self) -> list[StoredLease]:
+        """Reads the leases that stand. Raises as `load`."""
+        with self._reading():
+            return self._read_leases()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             raise storage_error(self.path, error) from error
         except (msgspec.MsgspecError, TypeError, UnicodeError) as error:
             raise damaged_error(self.path, f"a row cannot be read: {error}") from error
+
+    def _read_leases(self) -> list[StoredLease]:
+        return [
+            StoredLease(_lease_decoder.decode(body), due, boot_id)
+            for _, body, due, boot_id in self._rows("SELECT lease_id, body, due, boot_id, checksum FROM leases")
+        ]
 
     def write(self, changes: Sequence[Change]) -> None:
         """Writes changes in their order as one transaction, and returns when the disk has them.
