@@ -1,10 +1,15 @@
 """Attaching protocols to our own host and to one that somebody else made."""
 
+from contextlib import AsyncExitStack
+
 import pytest
 import trio
+from libp2p.identity.identify_push.identify_push import ID_PUSH
 
 from dms_peer.errors import DialError, ProtocolError
-from dms_peer.host import attach_protocols, dial, host_addresses, open_stream
+from dms_peer.host import announcements, attach_protocols, dial, host_addresses, open_host, open_stream
+from dms_peer.host.announcements import announcing
+from dms_peer.identity import new_identity
 
 ECHO, FAIL, HOLD = "/echo/1.0.0", "/fail/1.0.0", "/hold/1.0.0"
 
@@ -75,6 +80,82 @@ async def test_peers_that_are_connected_already_are_told(host, client, eventuall
     async with attach_protocols(host, {ECHO: echo}):
         await eventually(lambda: ECHO in known.get_protocols(host.get_id()))
     await eventually(lambda: ECHO not in known.get_protocols(host.get_id()))
+
+
+def count_messages(client) -> list:
+    """What others told the client of themselves from now on."""
+    original, told = client.get_mux().handlers[ID_PUSH], []
+
+    async def count(stream) -> None:
+        told.append(stream.muxed_conn.peer_id)
+        await original(stream)
+
+    client.set_stream_handler(ID_PUSH, count)
+    return told
+
+
+async def test_what_is_attached_and_taken_off_together_is_told_once(host, client, eventually) -> None:
+    names = [f"/one-of-many/{number}.0.0" for number in range(6)]
+    peer_id = await dial(client, host_addresses(host)[0])
+    known = client.get_peerstore()
+    await eventually(lambda: known.has_peer(host.get_id()) and known.get_protocols(host.get_id()))
+    told = count_messages(client)
+    async with announcing(host):
+        async with AsyncExitStack() as stack:
+            for name in names:
+                await stack.enter_async_context(attach_protocols(host, {name: echo}))
+            await eventually(lambda: set(names) <= set(known.get_protocols(host.get_id())))
+        await eventually(lambda: not set(names) & set(known.get_protocols(host.get_id())))
+    assert [one.to_base58() for one in told] == [peer_id] * 2
+
+
+async def test_a_host_that_closes_says_no_farewell(client, eventually) -> None:
+    told = count_messages(client)
+    async with open_host(new_identity(), ["/ip4/127.0.0.1/tcp/0"]) as server:
+        await dial(client, host_addresses(server)[0])
+        async with AsyncExitStack() as stack:
+            for number in range(6):
+                await stack.enter_async_context(attach_protocols(server, {f"/one-of-many/{number}.0.0": echo}))
+            await eventually(lambda: told)
+    assert len(told) == 1
+
+
+async def test_who_is_attached_longer_than_another_is_told_of_too(foreign, client, eventually) -> None:
+    known, peer_id = client.get_peerstore(), foreign.get_id()
+    await dial(client, host_addresses(foreign)[0])
+    await eventually(lambda: known.has_peer(peer_id) and known.get_protocols(peer_id))
+    async with AsyncExitStack() as later:
+        async with attach_protocols(foreign, {ECHO: echo}):
+            await later.enter_async_context(attach_protocols(foreign, {HOLD: echo}))
+            await eventually(lambda: {ECHO, HOLD} <= set(known.get_protocols(peer_id)))
+        await eventually(lambda: ECHO not in known.get_protocols(peer_id))
+    await eventually(lambda: HOLD not in known.get_protocols(peer_id))
+
+
+async def test_an_announcement_that_is_cut_off_leaves_a_foreign_connection_whole(
+    foreign, client, eventually, monkeypatch
+) -> None:
+    """A write or a read that is cancelled on the library's own streams would end the connection below them."""
+    monkeypatch.setattr(announcements, "_SETTLING", 0)
+    await dial(client, host_addresses(foreign)[0])
+    known = client.get_peerstore()
+    await eventually(lambda: known.has_peer(foreign.get_id()) and known.get_protocols(foreign.get_id()))
+    (connection,) = client.get_network().get_connections(foreign.get_id())
+    for steps in range(0, 150, 3):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel_after, steps, scope)
+                async with attach_protocols(foreign, {ECHO: echo}):
+                    await trio.sleep_forever()
+    async with attach_protocols(foreign, {ECHO: echo}):
+        assert await call(client, foreign.get_id().to_base58()) == b"hello"
+    assert client.get_network().get_connections(foreign.get_id()) == [connection]
+
+
+async def cancel_after(steps: int, scope: trio.CancelScope) -> None:
+    for _ in range(steps):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
 
 
 async def test_running_calls_may_finish(host, client) -> None:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
+import trio.testing
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
@@ -256,6 +257,25 @@ async def test_a_cancelled_host_closes_its_sockets(server, eventually) -> None:
             await trio.sleep_forever()
     assert connection.muxed_conn.event_closed.is_set()
     await eventually(lambda: server.swarm.inbound_connections == 0)
+
+
+async def test_who_uses_a_host_may_finish_when_all_is_cancelled(server) -> None:
+    """Its sockets are open until then: gossip asked a closed one for its address, and failed with EBADF."""
+    with trio.fail_after(20), trio.CancelScope() as scope:
+        async with open_host(new_identity(), [LOOPBACK]) as host:
+            addresses = host_addresses(host)
+            peer_id = await dial(host, host_addresses(server)[0])
+            try:
+                scope.cancel()
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert host_addresses(host) == addresses
+                    async with await open_stream(host, peer_id, [PING]) as stream:
+                        await stream.send_all(bytes(32))
+                        assert await stream.receive_some() == bytes(32)
+    assert scope.cancelled_caught
 
 
 @pytest.mark.parametrize("change", [{"max_inbound_streams": 0}, {"ping_timeout": -1}, {"max_unread_bytes": 1000}])

@@ -15,6 +15,7 @@ from libp2p.tools.anyio_service.exceptions import LifecycleError
 from ..errors import AddressError
 from ..identity import Identity
 from .addresses import PeerAddress, parse_listen_address, parse_peer_address
+from .announcements import announcing
 from .cage import cage
 from .gate import ConnectionGate
 from .limits import HostLimits, RelayLimits
@@ -111,18 +112,34 @@ async def open_host(
     relays = [_parse_relay(address) for address in reserve_at]
     host = HardenedHost(identity_key, limits or HostLimits(), gate, psk)
     failure: Exception | None = None
-    async with background_trio_service(host.swarm):
+    running, closed = trio.Event(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_run_swarm, host.swarm, running, closed)
         try:
+            await running.wait()
             await host.swarm.listen(*addresses)
-            async with _relaying(host, relay), _relayed(host, relays):
+            # No farewell: peers see the connections end.
+            async with announcing(host, farewell=False), _relaying(host, relay), _relayed(host, relays):
                 yield host
         except Exception as error:
             failure = error
         finally:
-            # Shielded and bounded by the swarm itself.
-            await host.close()
+            try:
+                # Shielded against what the library awaits before it closes the swarm, which bounds itself.
+                with trio.CancelScope(shield=True):
+                    await host.close()
+            finally:
+                closed.set()
     if failure is not None:
         raise failure
+
+
+async def _run_swarm(swarm: HardenedSwarm, running: trio.Event, closed: trio.Event) -> None:
+    """Runs the swarm until it is `closed`, also through a cancellation: who uses the host ends first, and in peace."""
+    with trio.CancelScope(shield=True):
+        async with background_trio_service(swarm):
+            running.set()
+            await closed.wait()
 
 
 def _parse_relay(address: str) -> PeerAddress:

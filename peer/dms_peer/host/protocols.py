@@ -1,8 +1,7 @@
 """Attaching protocols to a host, ours or somebody else's, and taking them off again.
 
-What breaks: handlers registered after a connection was made are not announced to it; removing a handler leaves its
-running calls behind; on a plain host a handler that raises ends the host.
-Measure: `attach_protocols`.
+What breaks: removing a handler leaves its running calls behind; on a plain host a handler that raises ends the host.
+Measure: `attach_protocols`; who is connected is told by `announcements`.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -16,11 +15,10 @@ from contextlib import asynccontextmanager, contextmanager
 import trio
 from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
-from libp2p.identity.identify_push.identify_push import push_identify_to_peers
 
 from ..errors import ProtocolError
-from ..shields import shielded
 from ..streams import PeerStream, reset_stream
+from .announcements import announcing
 from .cage import cage
 from .limits import HostLimits
 from .logs import RateLimiter, log_limited
@@ -32,9 +30,6 @@ limiter = RateLimiter()
 
 StreamHandler = Callable[[PeerStream, str], Awaitable[None]]
 
-# Seconds for telling peers that the protocols are gone: a courtesy.
-FAREWELL_TIMEOUT = 1.0
-
 
 @asynccontextmanager
 async def attach_protocols(
@@ -44,38 +39,27 @@ async def attach_protocols(
 
     A handler owns its stream until it returns; then the stream is closed, or reset when the handler raised. Leaving the
     block unregisters the handlers, lets those that run receive no more, gives them `stop_timeout` seconds to finish and
-    then cancels them.
-    Raises ProtocolError when a protocol is already served there.
+    then cancels them. Connected peers are told soon after the beginning and the end; in a block of `announcing` each is
+    told once of all that is attached or taken off together.
+    Raises ProtocolError when a protocol is already served there. An error raised in the block comes out as it is.
     """
     attached = _Attached(host, handlers)
     attached.register()
-    failure: Exception | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_announce, host)
-            try:
-                yield
-            except Exception as error:
-                # Raised again outside, so that the caller's error does not come out wrapped in a group.
-                failure = error
-            nursery.cancel_scope.cancel()
-    finally:
-        attached.unregister()
-        await attached.stop(stop_timeout if failure is None else 0)
-        with shielded(FAREWELL_TIMEOUT):
-            await _announce(host)
-    if failure is not None:
-        raise failure
-
-
-async def _announce(host: IHost) -> None:
-    """Tell all connected peers which protocols this host serves now; the library bounds each attempt."""
-    if not host.get_connected_peers():
-        return
-    try:
-        await push_identify_to_peers(host)
-    except* Exception as group:
-        logger.debug("announcing the protocols failed: %r", group.exceptions[0])
+    async with announcing(host) as announcements:
+        announcements.changed()
+        failed = False
+        try:
+            yield
+        except Exception:
+            failed = True
+            raise
+        finally:
+            attached.unregister()
+            await attached.stop(0 if failed else stop_timeout)
+            announcements.changed()
+            if announcements.over:
+                # They were somebody else's, who is gone already.
+                await announcements.farewell()
 
 
 class _Attached:

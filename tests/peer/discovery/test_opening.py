@@ -11,19 +11,22 @@ from typing import Any
 
 import pytest
 import trio
+from libp2p.identity.identify_push.identify_push import ID_PUSH
 
 from dms_peer import owner
 from dms_peer.discovery.opening import Discovery, open_discovery, open_requester
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.errors import AddressError
 from dms_peer.home import Home
-from dms_peer.host import HardenedHost, host_addresses, open_host
+from dms_peer.host import HardenedHost, dial, host_addresses, open_host
 from dms_peer.identity import load_or_create_identity, new_identity
 from dms_peer.node import Node
 from dms_peer.offers import Offer
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
+from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL, PEERS_PROTOCOL
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.units import GIB, Cores
+from dms_simulation.providers import open_simulated_manager, simulated_machine
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": []}
@@ -77,6 +80,29 @@ async def test_each_source_can_be_switched_off(client: HardenedHost) -> None:
     }.items():
         async with open_discovery(client, identity, settings) as discovery:
             assert {one.name for one in discovery.sources} == {source}
+
+
+async def test_all_that_is_taken_off_together_is_told_once(
+    foreign: Any, client: HardenedHost, eventually: Any, tmp_path: Path
+) -> None:
+    """Each attachment said goodbye to each peer, on a host that goes on."""
+    told: list[Any] = []
+    original = client.get_mux().handlers[ID_PUSH]
+
+    async def count(stream: Any) -> None:
+        told.append(stream)
+        await original(stream)
+
+    client.set_stream_handler(ID_PUSH, count)
+    await dial(client, host_addresses(foreign)[0])
+    known, peer_id = client.get_peerstore(), foreign.get_id()
+    await eventually(lambda: known.has_peer(peer_id) and known.get_protocols(peer_id))
+    async with open_simulated_manager(tmp_path / "ledger.db", simulated_machine(cores=8)) as manager:
+        async with open_discovery(foreign, new_identity(), QUIET, manager=manager):
+            await eventually(lambda: {PEERS_PROTOCOL, KADEMLIA_PROTOCOL} <= set(known.get_protocols(peer_id)))
+            before = len(told)
+        await eventually(lambda: not {PEERS_PROTOCOL, KADEMLIA_PROTOCOL} & set(known.get_protocols(peer_id)))
+    assert len(told) == before + 1
 
 
 async def test_the_cheapest_source_comes_first(client: HardenedHost) -> None:
