@@ -137,30 +137,18 @@ async def test_the_log_says_who_asked_for_what(running: Opened, requester: Home,
     async with running():
         pass
     words = ["run", "--home", str(tmp_path / "provider"), "--listen", LOOPBACK, "--json", "--log-level", "info"]
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "dms_peer", *words, "--log-json", "--no-mdns", "--no-dht"], stdout=-1, stderr=-1
+    bid = ["--cpu", "64", "--ram", "1GiB", "--disk", "1GiB", "--home", str(requester.path)]
+    dms_peer = [sys.executable, "-m", "dms_peer"]
+    peer = partial(
+        trio.run_process, [*dms_peer, *words, "--log-json", "--no-mdns", "--no-dht"], stdout=-1, stderr=-1, check=False
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
     with trio.fail_after(60):
-        ready = json.loads(await process.stdout.receive_some())
-        bid = [
-            "bid",
-            ready["addrs"][0],
-            "--cpu",
-            "64",
-            "--ram",
-            "1GiB",
-            "--disk",
-            "1GiB",
-            "--home",
-            str(requester.path),
-        ]
-        await trio.run_process([sys.executable, "-m", "dms_peer", *bid], capture_stderr=True, check=False)
-        process.terminate()
-        log = b"".join([piece async for piece in process.stderr]).decode()
-        await process.wait()
-    await process.stdout.aclose()
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(peer)
+            ready = json.loads(await process.stdout.receive_some())
+            await trio.run_process([*dms_peer, "bid", ready["addrs"][0], *bid], capture_stderr=True, check=False)
+            process.terminate()
+            log = b"".join([piece async for piece in process.stderr]).decode()
     events = [json.loads(line) for line in log.splitlines()]
     answered = next(event for event in events if event.get("op") == "bid_request")
     assert answered["event"] == "answered"
