@@ -1390,7 +1390,7 @@ def _test_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-TestLedger = LedgerMachine.TestCase
+TestLedger = pytest.mark.computes(LedgerMachine.TestCase)
 TestLedger.settings = settings(
     max_examples=50_000 if LONG else 2_000,
     stateful_step_count=40 if LONG else 10,

@@ -12,6 +12,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).with_name("seeds.py")
 LONG = os.environ.get("DMS_TEST_PROFILE") == "long"
 WORLDS = 100_000 if LONG else 1000
@@ -46,6 +48,7 @@ def run(*arguments: object, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.computes
 def test_nothing_is_oversold_lost_or_left_behind_whatever_happens() -> None:
     told = run("--range", 1, WORLDS)
     counts = Counter({what: int(count) for count, what in re.findall(r"^ *(\d+) ([a-z_ ]+)$", told, re.MULTILINE)})

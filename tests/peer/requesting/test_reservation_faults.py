@@ -13,6 +13,8 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).parents[2] / "simulation" / "reservation_faults.py"
 RUNS = 1000
 
@@ -33,6 +35,7 @@ def outcome(process: subprocess.Popen[str]) -> str:
     return output
 
 
+@pytest.mark.computes
 def test_an_ensemble_is_taken_as_a_whole_or_not_at_all_and_nothing_is_left_behind() -> None:
     parts = min(os.cpu_count() or 1, 8)
     bounds = [1 + RUNS * part // parts for part in range(parts + 1)]
