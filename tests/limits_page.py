@@ -53,7 +53,7 @@ TAIL = """
 | the ledger | 65,536 leases that ended are remembered for repeated releases, for an hour |
 | the ledger | a commitment lasts 30 days at most before it is renewed |
 | the history | 90 days |
-| an ensemble request | 64 nodes, each with 64 GPUs and 1,024 static ports; 1,024 excluded peers |
+| an ensemble request | 64 nodes, each with 64 GPUs; 1,024 ports on all of them; 1,024 excluded peers |
 | a signed envelope | 256 KiB |
 | a token | 8 KiB, 16 blocks |
 | files of the owner | 256 KiB |

@@ -24,7 +24,7 @@ from dms_resources.errors import InsufficientError
 from dms_resources.leases import Lease, LeaseRequest, ResourceAllocation
 from dms_resources.manager import ResourceManager
 
-from .errors import BidError
+from .errors import BidError, MessageError
 from .limits import Shares
 from .messages.allocation import (
     AllocateRequest,
@@ -37,7 +37,7 @@ from .messages.allocation import (
     ReleaseRequest,
     RenewRequest,
 )
-from .messages.bid import Bid
+from .messages.bid import MAX_PORTS, Bid, count_ports
 from .operations import Caller, Operations
 from .outstanding import OutstandingShares
 from .signing import EnvelopeOpener, open_bid
@@ -93,6 +93,9 @@ class _Allocations:
 
     async def commit(self, request: CommitRequest, caller: Caller) -> CommitAnswer:
         bids = [self._genuine(raw, caller) for raw in request.bids]
+        if sum(count_ports(bid.public_ports) for bid in bids) > MAX_PORTS:
+            # Each of them is within the bound that holds for a request, and so are they together.
+            raise MessageError(f"bids: at most {MAX_PORTS} ports can be taken together", path="bids")
         leases = await self._commit(bids, caller, request.ttl)
         return CommitAnswer(leases=tuple(leases))
 

@@ -9,7 +9,7 @@ import pytest
 from dms_protocols.errors import RemoteError
 from dms_protocols.requesters import AllocationClient
 from dms_protocols.signing import seal_bid
-from dms_resources.demands import CPUDemand, Demand, GPUDemand
+from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand
 from dms_resources.leases import LeaseState
 from dms_resources.units import Cores
 
@@ -53,6 +53,18 @@ async def test_the_whole_way(provider: Any, session: Any, requester: Any, ask: A
         assert (await allocations.release(lease.lease_id, fence=lease.fence)).lease_id == lease.lease_id
         assert manager.get_free_resources().cpu.cores == Cores.of(8)
         assert (await allocations.list()).leases == ()
+
+
+async def test_bids_of_several_requests_bring_no_more_ports_together_than_one_may(
+    provider: Any, session: Any, requester: Any, ask: Any, node: Any
+) -> None:
+    many = [ask(node(public_ports=PortDemand(dynamic=512)), nonce=nonce) for nonce in range(3)]
+    async with session(requester) as (bids, allocations):
+        envelopes = [(await bids.request_bids(one)).bids[0].envelope for one in many]
+        assert await code_of(allocations.commit(envelopes, ttl=60)) == "bad_message"
+        assert provider.manager.leases() == ()
+        leases = await allocations.commit(envelopes[:2], ttl=60)
+    assert len({port for lease in leases for port in lease.ports}) == 1024
 
 
 async def test_the_same_commit_twice_answers_the_same_and_takes_once(

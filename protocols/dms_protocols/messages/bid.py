@@ -34,6 +34,7 @@ __all__ = [
     "Price",
     "Refusal",
     "bid_lease_id",
+    "count_ports",
     "request_digest",
 ]
 
@@ -49,7 +50,7 @@ MAX_GPUS: Final = 64
 """GPUs that one node may ask for."""
 
 MAX_PORTS: Final = 1024
-"""Static ports that one node may ask for."""
+"""Ports that one request may ask for, static and dynamic ones of all its nodes together."""
 
 Name: TypeAlias = Annotated[str, Meta(max_length=128)]
 Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -89,8 +90,6 @@ class NodeRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if len(self.resources.gpus) > MAX_GPUS:
             raise ValueError(f"at most {MAX_GPUS} GPUs can be asked for")
-        if len(self.public_ports.static) > MAX_PORTS:
-            raise ValueError(f"at most {MAX_PORTS} static ports can be asked for")
         texts = [self.resources.cpu.architecture, *(t for gpu in self.resources.gpus for t in (gpu.model, gpu.uuid))]
         if max(map(len, texts)) > 128:
             raise ValueError("a name in the resources has more than 128 characters")
@@ -112,6 +111,8 @@ class EnsembleRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if len({node.node_id for node in self.request}) != len(self.request):
             raise ValueError("two nodes have the same node_id")
+        if sum(count_ports(node.public_ports) for node in self.request) > MAX_PORTS:
+            raise ValueError(f"at most {MAX_PORTS} ports can be asked for")
 
 
 class BidRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="bid_request"):
@@ -178,6 +179,11 @@ class OfferAnswer(Struct, frozen=True, kw_only=True):
 
     offers: tuple[Bid, ...]
     refusals: tuple[Refusal, ...]
+
+
+def count_ports(asked: PortDemand) -> int:
+    """How many ports are asked for."""
+    return len(asked.static) + asked.dynamic
 
 
 def request_digest(ensemble: dict[str, Any]) -> bytes:
