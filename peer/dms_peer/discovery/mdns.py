@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import string
+import traceback
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -39,6 +41,8 @@ _LONGEST_STRING: Final = 255
 _MOST_ADDRESSES: Final = 16
 _MOST_PEERS: Final = 256
 _MOST_HEARD: Final = 256
+# Seconds: what the standard recommends for records that are not of an address (RFC 6762, section 10).
+_LONGEST_TTL: Final = 4500.0
 # Seconds in which those who are there have answered: to the first question, where anybody did, or to the second one,
 # which follows after a second.
 _SETTLING: Final = 1.0
@@ -77,9 +81,14 @@ class MDNSPeers:
         self._changed = trio.Event()
 
     def peers(self) -> dict[str, tuple[str, ...]]:
-        """The addresses of each peer that was heard and has not gone."""
-        now = trio.current_time()
-        return {entry.peer_id: entry.addrs for entry in self._entries.values() if entry.expires > now}
+        """The addresses of each peer that was heard and has not gone, the newest first."""
+        now, found = trio.current_time(), dict[str, tuple[str, ...]]()
+        for entry in reversed(self._entries.values()):
+            if entry.expires > now:
+                # Anybody can name a peer: who names it too does not take its own word from it.
+                addrs = dict.fromkeys((*found.get(entry.peer_id, ()), *entry.addrs))
+                found[entry.peer_id] = tuple(addrs)[:_MOST_ADDRESSES]
+        return found
 
     async def wait_changed(self) -> None:
         """Returns when somebody new was heard."""
@@ -121,7 +130,7 @@ class MDNSPeers:
         before = self._entries.pop(record.name, None)
         if record.ttl <= 0:
             return
-        expires = trio.current_time() + record.ttl
+        expires = trio.current_time() + min(record.ttl, _LONGEST_TTL)
         if before is not None and before.text == record.text:
             # Said again, as it is every few minutes.
             self._entries[record.name] = replace(before, expires=expires)
@@ -248,18 +257,34 @@ def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
         def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
             """Nothing."""
 
-    zeroconf = Zeroconf(
-        interfaces=InterfaceChoice.All if interfaces is None else list(interfaces),
-        # A thread of its own, whatever runs in ours.
-        use_asyncio=False,
-    )
     try:
+        zeroconf = Zeroconf(
+            interfaces=InterfaceChoice.All if interfaces is None else list(interfaces),
+            # A thread of its own, whatever runs in ours.
+            use_asyncio=False,
+        )
+    except Exception as error:
+        _close_sockets(error)
+        raise
+    try:
+        if not zeroconf.engine.senders:
+            # The library takes part all the same, and nobody would hear it.
+            raise OSError("no network interface can be used")
         zeroconf.add_listener(Records(), None)
         zeroconf.add_service_listener(_SERVICE, Asking())
     except BaseException:
         zeroconf.close()
         raise
     return zeroconf
+
+
+def _close_sockets(error: Exception) -> None:
+    """Closes what zeroconf had opened when it gave up: release 0.150 leaves that to the garbage collector."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            for one in value if isinstance(value, list) else (value,):
+                if isinstance(one, socket.socket):
+                    one.close()
 
 
 def _announce(zeroconf: Zeroconf, info: ServiceInfo) -> None:

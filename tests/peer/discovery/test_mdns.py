@@ -7,8 +7,10 @@ import logging
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,8 +85,46 @@ async def test_two_hosts_find_and_reach_each_other(multicast: str) -> None:
                 nursery.start_soon(find, other, one)
 
 
-# zeroconf leaves the socket that it gave up to the garbage collector.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """The sockets that zeroconf opens."""
+    sockets: list[socket.socket] = []
+
+    class Noted(socket.socket):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            if self.type == socket.SOCK_DGRAM:
+                sockets.append(self)
+
+    monkeypatch.setattr(socket, "socket", Noted)
+    return sockets
+
+
+async def test_no_socket_is_left_open_where_no_interface_can_be_used(
+    opened: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait_deaf(mdns: MDNSPeers) -> None:
+        async with mdns.candidates(request()) as candidates:
+            assert [one async for one in candidates] == []
+
+    before = set(threading.enumerate())
+    # It gives up in the middle: an address of nobody (RFC 5737).
+    async with open_mdns(PEERS[0], [address(0)], interfaces=["203.0.113.1"]) as mdns:
+        await wait_deaf(mdns)
+        assert mdns._deaf
+    assert opened
+    assert {one.fileno() for one in opened} == {-1}
+    opened.clear()
+    # It goes on without an interface: one that joins no multicast group.
+    monkeypatch.setattr("zeroconf._utils.net.add_multicast_member", lambda *_: False)
+    async with open_mdns(PEERS[0], [address(0)], interfaces=["127.0.0.1"]) as mdns:
+        await wait_deaf(mdns)
+        assert mdns._deaf
+    assert opened
+    assert {one.fileno() for one in opened} == {-1}
+    assert not {one for one in set(threading.enumerate()) - before if "trio" not in one.name.lower()}
+
+
 async def test_a_machine_without_that_network_costs_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         # An address of nobody (RFC 5737).
@@ -139,6 +179,18 @@ async def test_what_is_heard_holds_for_its_time(peers: MDNSPeers, autojump_clock
     assert peers.peers() == {}
     peers.heard(record(f"dnsaddr={address(1)}"))
     peers.heard(record(f"dnsaddr={address(1)}", ttl=0))
+    assert peers.peers() == {}
+
+
+async def test_nobody_takes_a_peers_own_word_from_it(peers: MDNSPeers) -> None:
+    peers.heard(record(f"dnsaddr={address(1)}", name="its own"))
+    peers.heard(record(f"dnsaddr={address(1, '192.0.2.66')}", name="of somebody else"))
+    assert set(peers.peers()[PEERS[1]]) == {address(1), address(1, "192.0.2.66")}
+
+
+async def test_no_record_holds_for_ever(peers: MDNSPeers, autojump_clock: Any) -> None:
+    peers.heard(record(f"dnsaddr={address(1)}", ttl=2**32 - 1))
+    await trio.sleep(4501)
     assert peers.peers() == {}
 
 
