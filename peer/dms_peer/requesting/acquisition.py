@@ -11,10 +11,14 @@ Rules:
    seconds, then for everything, with nothing kept: two requesters that each hold half of what both want would else
    wait for each other. Before that there is a pause of a random length.
 5. A node that peers refused, without any failure to commit, is given up at once, unless it is to be waited for.
+6. Whoever did not keep a bid may have lost a race, or bids what it never keeps. Its further bids come last, others are
+   asked in its place, and after the second time they are waited for: the fastest to bid are not all there are.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Final, TypeAlias
@@ -42,6 +46,8 @@ __all__ = ["Acquisition"]
 _HOPELESS: Final = frozenset({"bad_amount", "bad_message", "frame_too_large", "unknown_operation"})
 # While bids arrive it is enough to see in a moment that they suffice; what takes longer is found when the search ends.
 _GLANCE_STEPS: Final = 8
+# After so many bids that a peer did not keep, nobody's search ends because of it.
+_FORGIVEN: Final = 2
 
 _Option: TypeAlias = Option[ReceivedBid | Holding]
 
@@ -80,6 +86,7 @@ class Acquisition:
         self._kept: dict[str, Holding] = {}
         self._stood_in: dict[Holding, set[int]] = {}
         self._avoided: set[str] = set()
+        self._broken: Counter[str] = Counter()
         self._reasons = ReasonLog()
         self._contended = False
         self._on_lost: Callable[[Holding], None] = lambda holding: None
@@ -144,7 +151,7 @@ class Acquisition:
             self._context,
             replace(self._ensemble, request=tuple(wanted), deadline=self._context.clock() + seconds),
             rules=self._rules,
-            want=self._want,
+            want=self._want + len(self._broken),
             ttl=self._ttl,
             with_free=self._strategy.needs_free,
             progress=self._progress,
@@ -175,7 +182,10 @@ class Acquisition:
     async def _assign(self) -> Assignment[ReceivedBid | Holding]:
         """The best assignment that leaves what is kept where it is, or else the best of all."""
         usable = self._usable()
-        fresh = _options(usable, self._strategy.costs(usable))
+        costs = self._strategy.costs(usable)
+        # Whatever they would cost, those that cannot be relied on are taken when there is nobody else.
+        costs = [math.inf if bid.peer_id in self._broken else cost for bid, cost in zip(usable, costs, strict=True)]
+        fresh = _options(usable, costs)
         kept = [self._kept_option(holding) for holding in self._kept.values()]
 
         async def solve(options: list[_Option]) -> Assignment[ReceivedBid | Holding]:
@@ -189,7 +199,7 @@ class Acquisition:
 
     def _glance(self) -> int:
         """How many nodes are not covered by any assignment, as far as that is seen at once: asked at each answer."""
-        usable = self._usable()
+        usable = [bid for bid in self._usable() if self._broken[bid.peer_id] < _FORGIVEN]
         options = [self._kept_option(one) for one in self._kept.values()] + _options(usable, [0] * len(usable))
         return len(assign(self._node_ids, options, self._rules, steps=_GLANCE_STEPS, complete=True).uncovered)
 
@@ -257,6 +267,7 @@ class Acquisition:
         self._progress.failed(error.code)
         self._reasons.failed([bid.node_id for bid in bids], error.code, error.message)
         peer_id = bids[0].peer_id
+        self._broken[peer_id] += 1
         if error.remote is None:
             # Whoever does not answer now is not asked again so soon.
             self._avoided.add(peer_id)

@@ -11,7 +11,7 @@ import trio
 from dms_peer.errors import ReservationError, ReservationLostError, StrategyError
 from dms_peer.requesting import AssignmentRules, Candidate, RequesterLimits
 from dms_protocols.bidding import BidTerms
-from dms_protocols.errors import BusyError
+from dms_protocols.errors import BidError, BusyError
 from dms_protocols.messages.bid import NodeRequest, Price
 from dms_protocols.policies import Decision
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL
@@ -259,6 +259,47 @@ async def test_a_peer_that_no_longer_has_what_it_bid_is_replaced(market, autojum
         assert reservation.peers == {"a": "p1"}
         assert reservation.progress.failed == {"insufficient": 1}
         assert promised(market) == {"p1": 1}
+
+
+class Liar(Before):
+    """A provider that bids and never keeps it."""
+
+    def __init__(self, market, peer_id):
+        async def nothing():
+            pass
+
+        super().__init__(market, peer_id, "commit", nothing)
+
+    def __getitem__(self, name):
+        operation = self.known[name]
+        if name != self.name:
+            return operation
+
+        async def handler(request, caller):
+            self.requests.append(request)
+            raise BidError("it was valid for a moment only", code="bid_expired")
+
+        return type(operation)(operation.name, operation.kind, operation.request_type, handler)
+
+
+@pytest.mark.parametrize(("liars", "want"), [(1, 1), (3, 3), (12, 3)])
+async def test_peers_that_never_keep_their_bids_do_not_keep_it_from_those_that_do(market, autojump_clock, liars, want):
+    # They answer faster than the only one that is honest.
+    await start_near_and_far(market, liars + 1, cores=2)
+    lying = [Liar(market, f"p{number}") for number in range(liars)]
+    async with market.requester().reserve(market.ensemble("a", cores=2), want=want) as reservation:
+        assert reservation.peers == {"a": f"p{liars}"}
+    assert max(liar.calls for liar in lying) <= 6
+
+
+async def test_a_pinned_peer_is_asked_again_however_often_it_fails(market, autojump_clock):
+    await start(market, 2, cores=2)
+    liar = Liar(market, "p0")
+    with pytest.raises(ReservationError) as caught:
+        async with market.requester().reserve(market.ensemble("a", cores=2), rules=AssignmentRules(pins={"a": "p0"})):
+            pytest.fail("it never keeps its bids")
+    assert caught.value.code == "not_taken"
+    assert liar.calls > 6
 
 
 async def test_a_peer_that_dies_while_it_commits_is_replaced_and_the_rest_stays(market, autojump_clock):
@@ -571,7 +612,7 @@ async def test_everything_is_given_back_at_whatever_step_it_is_cancelled(market,
         assert promised(market) == {}
         step += 24
     # It went through all of it.
-    assert step > 500
+    assert step > 200
 
 
 class Busy(Before):
