@@ -4,7 +4,8 @@ Rules:
 
 1. It listens on loopback unless the owner names another address, and answers `GET /metrics` and nothing else.
 2. Connections, their requests and the time for each are bounded: whoever does not finish a request in time is dropped.
-3. The metrics are collected on the event loop, between two requests, so that they agree with each other.
+3. Whatever a request says, and whatever fails while it is answered, ends no more than its connection.
+4. The metrics are collected on the event loop, between two requests, so that they agree with each other.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ async def serve_metrics(collector: Collector, host: str, port: int) -> AsyncIter
         try:
             with trio.move_on_after(_REQUEST_SECONDS):
                 await _answer(stream, registry)
+        except Exception as error:
+            _log.warning("the metrics could not be answered: %.300r", error)
         finally:
             room.release()
             await trio.aclose_forcefully(stream)
@@ -76,6 +79,8 @@ async def _answer(stream: trio.SocketStream, registry: CollectorRegistry) -> Non
         if request is None:
             return
         status, headers, body = _response(request, registry)
+        if request.method == b"HEAD":
+            body = b""
     except h11.RemoteProtocolError as error:
         status, headers, body = error.error_status_hint, {}, b""
         if connection.our_state is not h11.IDLE and connection.our_state is not h11.SEND_RESPONSE:
@@ -111,5 +116,9 @@ def _response(request: h11.Request, registry: CollectorRegistry) -> tuple[int, d
     if request.method != b"GET":
         return 405, {"Allow": "GET"}, b""
     accept = next((value.decode("latin-1") for name, value in request.headers if name == b"accept"), "")
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):
+        # The library falls over versions that are none.
+        encode, content_type = choose_encoder("")
     return 200, {"Content-Type": content_type}, encode(registry)

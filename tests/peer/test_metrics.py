@@ -96,6 +96,37 @@ async def test_garbage_and_silence_are_dropped(served: Any, monkeypatch: pytest.
         assert (await client.get(address)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("request_line", "accept"),
+    [("HEAD /other", "*/*"), ("HEAD /metrics", "*/*"), ("GET /metrics", "text/plain;version=x"),
+     ("GET /metrics", "application/openmetrics-text;version=\xff;escaping=\xff"), ("CONNECT a:1", "")],
+)  # fmt: skip
+async def test_no_request_that_can_be_read_ends_the_peer(served: Any, request_line: str, accept: str) -> None:
+    address, _ = served
+    stream = await trio.open_tcp_stream("127.0.0.1", httpx.URL(address).port)
+    async with stream:
+        await stream.send_all(f"{request_line} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode("latin-1"))
+        with trio.fail_after(5):
+            answer = b"".join([piece async for piece in stream])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 ")
+    assert bool(body) is (not request_line.startswith("HEAD"))
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(address)).status_code == 200
+
+
+async def test_a_fault_of_what_is_collected_ends_no_more_than_the_answer(caplog: Any) -> None:
+    class Faulty:
+        def collect(self) -> Any:
+            raise RuntimeError("a defect")
+
+    async with serve_metrics(Faulty(), "127.0.0.1", 0) as port, httpx.AsyncClient(trust_env=False) as client:
+        for _ in range(2):
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(f"http://127.0.0.1:{port}/metrics")
+    assert "the metrics could not be answered" in caplog.text
+
+
 async def test_more_than_a_few_connections_are_closed_at_once(served: Any) -> None:
     address, _ = served
     port = httpx.URL(address).port
