@@ -34,11 +34,12 @@ class Allowance(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
 
     def exceeded_by(self, outstanding: Outstanding) -> tuple[str, ...]:
         """A clause for each dimension in which this would be too much."""
-        return tuple(
+        clauses = [
             f"{name}: {show(amount)} would be outstanding, {show(most)} are allowed"
             for (name, show), amount, most in zip(_DIMENSIONS, outstanding, self._bounds(), strict=True)
             if most is not None and amount > most
-        )
+        ]
+        return tuple(clauses)
 
     def describe(self) -> str:
         """One line for people: "8 cores, 1 GPU"; "everything" where nothing is bounded."""

@@ -44,6 +44,9 @@ from dms_resources.leases import LeaseRequest
 from dms_resources.manager import ResourceManager, open_manager
 
 TURNS: Final = 25
+# Nodes of one request, and the step that is told for each of them.
+TOGETHER: Final = 8
+TOGETHER_STEP: Final = f"the whole, for each of {TOGETHER} nodes in one request"
 Step = Callable[[], object]
 
 
@@ -58,20 +61,20 @@ def microseconds(step: Step, loops: int) -> float:
     return min(took) * 1e6
 
 
-def request_frame() -> bytes:
-    """A request for bids as it comes from the stream."""
+def request_frame(nodes: int = 1) -> bytes:
+    """A request for bids on so many nodes as it comes from the stream."""
     ensemble = EnsembleRequest(
         id="benchmark",
         nonce=time.time_ns(),
         deadline=time.time() + 600,
-        request=(NodeRequest(node_id="node", resources=DEMAND),),
+        request=tuple(NodeRequest(node_id=f"node-{number}", resources=DEMAND) for number in range(nodes)),
     )
     return cbor2.dumps({"id": 123_456, "op": "bid_request", "ensemble": to_map(ensemble)})
 
 
 def steps(operation: Operation, signer: IdentitySigner, manager: ResourceManager) -> dict[str, Step]:
     """What a provider does for a bid, and its parts."""
-    frame, caller = request_frame(), Caller(new_identity().peer_id)
+    frame, frame_of_many, caller = request_frame(), request_frame(TOGETHER), Caller(new_identity().peer_id)
     message = decode_map(frame)
     request: Any = from_map(message, operation.request_type)
     answer = operation.handler(request, caller)
@@ -82,19 +85,20 @@ def steps(operation: Operation, signer: IdentitySigner, manager: ResourceManager
     lease = LeaseRequest(lease_id=bid.lease_id, holder=caller.peer_id, demand=DEMAND, ttl=0.0)
     key = signer.identity.key_pair().private_key
 
-    def whole() -> bytes:
+    def whole(frame: bytes) -> bytes:
         asked = from_map(decode_map(frame), operation.request_type)
         return encode_ok(123_456, encode_answer(operation.handler(asked, caller)))
 
     return {
-        "the whole": whole,
+        "the whole": lambda: whole(frame),
+        TOGETHER_STEP: lambda: whole(frame_of_many),
         "signature (libsodium)": lambda: key.sign(payload),
         "envelope, with the signature": lambda: signer.sign(BID_DOMAIN, BID_PAYLOAD_TYPE, payload),
         "decision: would it fit": lambda: manager.would_fit_together([lease]),
         "bid as deterministic CBOR": lambda: sealed_bytes(bid),
         "digest of the request": lambda: request_digest(request.ensemble),
         "lease id": lambda: bid_lease_id(
-            requester=caller.peer_id, digest=bid.request_digest, node_id="node", provider=signer.peer_id
+            requester=caller.peer_id, digest=bid.request_digest, node_id="node-0", provider=signer.peer_id
         ),
         "request: decoding and checking CBOR": lambda: decode_map(frame),
         "request: into types": lambda: (
@@ -111,7 +115,8 @@ async def measure(home: Path, loops: int) -> dict[str, float]:
         await manager.update_onboarded_resources(OFFER)
         signer = IdentitySigner(new_identity())
         operation = bid_operations(manager, signer)["bid_request"]
-        return {name: microseconds(step, loops) for name, step in steps(operation, signer, manager).items()}
+        found = {name: microseconds(step, loops) for name, step in steps(operation, signer, manager).items()}
+        return found | {TOGETHER_STEP: found[TOGETHER_STEP] / TOGETHER}
 
 
 def main() -> None:
