@@ -82,11 +82,21 @@ def place(demands: Sequence[GPUDemand], devices: Iterable[DeviceState]) -> tuple
         return _place_one(demands[0], devices)
     order = sorted(range(len(demands)), key=lambda index: _demand_key(demands[index]))
     ranked = [demands[index] for index in order]
-    chosen = _lightest_devices(ranked, sorted(devices, key=_device_key))
+    states = sorted(devices, key=_device_key)
+    if len(ranked) > len(states):
+        return None
+    fits: list[list[bool]] = []
+    for number, demand in enumerate(ranked):
+        # Most jobs ask for several of a kind, and those stand beside each other.
+        alike = number and demand == ranked[number - 1]
+        fits.append(fits[-1] if alike else [state.fits(demand) for state in states])
+        if not any(fits[-1]):
+            return None
+    chosen = _lightest_devices(fits, len(states))
     if chosen is None:
         return None
     # Again over the chosen devices alone: the largest demand first, each on the smallest device that leaves a matching.
-    assigned = _pair_up(ranked, chosen)
+    assigned = [states[device] for device in _pair_up(fits, chosen)]
     placements = [
         (index, Placement(uuid=state.device.uuid, vram=state.bytes_for(demand), exclusive=demand.exclusive))
         for index, demand, state in zip(order, ranked, assigned, strict=True)
@@ -219,43 +229,41 @@ def _job_key(demands: Sequence[GPUDemand]) -> tuple[int, list[tuple[bool, int, s
     return (-sum(demand.vram for demand in demands), sorted(_demand_key(demand) for demand in demands))
 
 
-def _lightest_devices(demands: Sequence[GPUDemand], devices: Sequence[DeviceState]) -> list[DeviceState] | None:
-    matching: dict[int, int] = {}  # demand -> device
-    chosen: list[int] = []
-    for number in range(len(devices)):
-        if len(chosen) == len(demands):
+def _lightest_devices(fits: Sequence[Sequence[bool]], devices: int) -> dict[int, int] | None:
+    """The device of each demand, of the lightest set of devices; `fits` has a row for each demand."""
+    matching: dict[int, int] = {}
+    for device in range(devices):
+        if len(matching) == len(fits):
             break
-        if _augment(number, demands, devices, matching, set()):
-            chosen.append(number)
-    return [devices[number] for number in chosen] if len(chosen) == len(demands) else None
+        _augment(device, fits, matching, set())
+    return matching if len(matching) == len(fits) else None
 
 
-def _augment(
-    device: int,
-    demands: Sequence[GPUDemand],
-    devices: Sequence[DeviceState],
-    matching: dict[int, int],
-    seen: set[int],
-) -> bool:
-    for number, demand in enumerate(demands):
-        if number in seen or not devices[device].fits(demand):
+def _augment(device: int, fits: Sequence[Sequence[bool]], matching: dict[int, int], seen: set[int]) -> bool:
+    for number, row in enumerate(fits):
+        if number in seen or not row[device]:
             continue
         seen.add(number)
         other = matching.get(number)
-        if other is None or _augment(other, demands, devices, matching, seen):
+        if other is None or _augment(other, fits, matching, seen):
             matching[number] = device
             return True
     return False
 
 
-def _pair_up(demands: Sequence[GPUDemand], devices: Sequence[DeviceState]) -> list[DeviceState]:
-    left = list(devices)
-    pairs: list[DeviceState] = []
-    for position, demand in enumerate(demands):
-        for state in left:
-            rest = [other for other in left if other is not state]
-            if state.fits(demand) and _lightest_devices(demands[position + 1 :], rest) is not None:
-                pairs.append(state)
-                left = rest
+def _pair_up(fits: Sequence[Sequence[bool]], matching: dict[int, int]) -> list[int]:
+    """Over the devices of the matching: each demand in turn on the first device that leaves one for all after it."""
+    left = sorted(matching.values())
+    for number, row in enumerate(fits):
+        for device in left:
+            if not row[device]:
+                continue
+            if matching[number] == device:
                 break
-    return pairs
+            # Whoever has that device moves on, along a path that ends at the one that is given up for it.
+            trial = {other: taken for other, taken in matching.items() if other > number and taken != device}
+            if _augment(matching[number], fits, trial, set(range(number + 1))):
+                matching = {**matching, **trial, number: device}
+                break
+        left.remove(matching[number])
+    return [matching[number] for number in range(len(fits))]
