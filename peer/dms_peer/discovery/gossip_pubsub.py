@@ -17,12 +17,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import trio
-from libp2p.abc import IHost, INetStream, INetwork, INotifee
+from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
@@ -39,14 +38,11 @@ from ..host.logs import RateLimiter, log_limited
 from ..host.outbound_streams import open_connections, open_stream
 from ..shields import shielded
 from ..streams import PeerStream
+from .arrivals import Arrivals, notifees
 from .gossip_conduct import Conduct
 from .gossip_limits import GossipLimits
 from .gossip_router import PROTOCOLS
 from .gossip_rpcs import GossipViolationError, read_rpc
-
-if TYPE_CHECKING:
-    from libp2p.abc import INetConn
-    from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
 __all__ = ["GuardedPubsub"]
 
@@ -81,32 +77,6 @@ class _SeenMessages:
         return end is not None and end > trio.current_time()
 
 
-class _Arrivals(INotifee):
-    """Tells one pubsub who came and who left; never waits."""
-
-    def __init__(self, came: Callable[[ID], None], left: Callable[[ID], None]) -> None:
-        self._came = came
-        self._left = left
-
-    async def connected(self, network: INetwork, conn: INetConn) -> None:
-        self._came(conn.muxed_conn.peer_id)
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
-        self._left(conn.muxed_conn.peer_id)
-
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
-        """Nothing."""
-
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
-        """Nothing."""
-
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        """Nothing."""
-
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        """Nothing."""
-
-
 class GuardedPubsub(Pubsub):
     """One run of pubsub on a host: strict signatures, and no byte of a peer that was not looked at first.
 
@@ -116,17 +86,17 @@ class GuardedPubsub(Pubsub):
     router: GossipSub
 
     def __init__(self, host: IHost, router: GossipSub, limits: GossipLimits, conduct: Conduct) -> None:
-        before = len(_notifees(host))
+        before = len(notifees(host))
         super().__init__(
             host, router, strict_signing=True, validation_timeout=limits.validation_timeout, allowed_topics=frozenset()
         )
         # Its notifee waits until its service takes what came.
-        del _notifees(host)[before:]
+        del notifees(host)[before:]
         self.seen_messages.stop()
         self.seen_messages: Any = _SeenMessages(limits.seen, limits.seen_ttl)
         self.limits = limits
         self.conduct = conduct
-        self._arrivals = _Arrivals(self._enrol_later, self._check_gone)
+        self._arrivals = Arrivals(self._enrol_later, self._check_gone)
         self._reading: set[trio.CancelScope] = set()
         self._looking_at: set[bytes] = set()
         self._streams: Counter[ID] = Counter()
@@ -164,7 +134,7 @@ class GuardedPubsub(Pubsub):
         """Take the protocols off the host and end all streams. Not cancellable, but bounded by a few seconds."""
         self._retired = True
         with suppress(ValueError):
-            _notifees(self.host).remove(self._arrivals)
+            notifees(self.host).remove(self._arrivals)
         for protocol in PROTOCOLS:
             self.host.remove_stream_handler(protocol)
         for scope in self._reading:
@@ -359,8 +329,3 @@ class GuardedPubsub(Pubsub):
             sending: Any = self.peers.get(peer_id)
             if sending is stream:
                 self._handle_dead_peer(peer_id)
-
-
-def _notifees(host: IHost) -> list[INotifee]:
-    notifees: list[INotifee] = host.get_network().notifees  # type: ignore[attr-defined]  # INetwork lacks it
-    return notifees
