@@ -18,7 +18,7 @@ from multiaddr import Multiaddr
 from dms_peer.errors import DialError
 from dms_peer.host import ConnectionGate, HostLimits, dial, host_addresses, open_host
 from dms_peer.host.addresses import parse_peer_address
-from dms_peer.host.gate import address_group
+from dms_peer.host.gate import address_group, end_site
 from dms_peer.identity import new_identity
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
@@ -101,6 +101,19 @@ def test_what_counts_as_one_machine(address: str, group: str) -> None:
     assert address_group(address) == group
 
 
+@pytest.mark.parametrize(
+    ("address", "site"),
+    [
+        ("2001:db8:7:1::9", "2001:db8:7::/48"),
+        ("fe80::1%eth0", "fe80::/48"),
+        ("192.0.2.1", ""),
+        ("::ffff:192.0.2.1", ""),
+    ],
+)
+def test_what_one_customer_of_a_network_may_have(address: str, site: str) -> None:
+    assert end_site(address) == site
+
+
 # Inbound
 
 
@@ -175,6 +188,81 @@ async def test_one_machine_does_not_take_all_slots(eventually) -> None:
         await stack.aclose()
         await eventually(lambda: not host.swarm.inbound_by_address)
         assert not await turned_away(address)
+
+
+async def test_machines_that_say_nothing_do_not_keep_others_from_shaking_hands(client, eventually) -> None:
+    async with (
+        open_host(new_identity(), [LOOPBACK], HostLimits(max_inbound_handshakes=4)) as host,
+        AsyncExitStack() as stack,
+    ):
+        target = parse_peer_address(address := host_addresses(host)[0])
+        silent = []
+        for source in ("127.0.0.2", "127.0.0.3"):
+            for _ in range(2):
+                stream = await trio.open_tcp_stream(target.host, target.port, local_address=source)
+                silent.append(await stack.enter_async_context(stream))
+        await eventually(lambda: host.swarm.inbound_handshakes == 4)
+        for _ in range(3):
+            await dial(client, address)
+            for connection in client.get_network().get_connections():
+                await connection.close()
+        # The oldest of those gave way who had most.
+        with trio.fail_after(5):
+            while await silent[0].receive_some():
+                pass
+        assert host.swarm.limits_hit["inbound_handshakes"] == 1
+
+
+async def test_an_address_with_few_handshakes_does_not_give_way_to_one_with_as_many(eventually) -> None:
+    async with (
+        open_host(new_identity(), [LOOPBACK], HostLimits(max_inbound_handshakes=2)) as host,
+        AsyncExitStack() as stack,
+    ):
+        target = parse_peer_address(address := host_addresses(host)[0])
+        for source in ("127.0.0.2", "127.0.0.3"):
+            stream = await trio.open_tcp_stream(target.host, target.port, local_address=source)
+            await stack.enter_async_context(stream)
+        await eventually(lambda: host.swarm.inbound_handshakes == 2)
+        for source in ("127.0.0.2", "127.0.0.4"):
+            assert await turned_away(address, source=source)
+        assert host.swarm.inbound_handshakes == 2
+
+
+class Silent:
+    """A connection that says nothing until it is closed."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def read(self, n: int | None = None) -> bytes:
+        await trio.sleep_forever()
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        """Taken."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.address, 1
+
+
+async def test_one_site_with_many_networks_does_not_take_all_slots(nursery, eventually) -> None:
+    limits = HostLimits(max_inbound_per_address=2, max_inbound_per_site=3)
+    async with open_host(new_identity(), limits=limits) as host:
+        swarm = host.swarm
+
+        async def connect(address: str) -> None:
+            await swarm._handle_inbound_connection(Silent(address), Multiaddr(LOOPBACK))
+
+        for network in range(5):
+            nursery.start_soon(connect, f"2001:db8:7:{network}::1")
+        await eventually(lambda: swarm.limits_hit["inbound_per_site"] == 2)
+        assert swarm.inbound_connections == 3
+        nursery.start_soon(connect, "2001:db8:8::1")
+        await eventually(lambda: swarm.inbound_connections == 4)
+        nursery.cancel_scope.cancel()
 
 
 # Outbound

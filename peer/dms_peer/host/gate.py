@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 import base58
 
-__all__ = ["ConnectionGate", "address_group"]
+__all__ = ["ConnectionGate", "address_group", "end_site"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -62,6 +62,15 @@ def address_group(address: str) -> str:
     if isinstance(ip, IPv6Address):
         return str(IPv6Network((ip, 64), strict=False))
     return address if ip is None else str(ip)
+
+
+def end_site(address: str) -> str:
+    """What one customer of a network may have of its addresses: the /48 network of an IPv6 address (RFC 6177).
+
+    Empty for an IPv4 address, of which everybody has few.
+    """
+    ip = _address(address)
+    return str(IPv6Network((ip, 48), strict=False)) if isinstance(ip, IPv6Address) else ""
 
 
 def _address(text: str) -> Address | None:

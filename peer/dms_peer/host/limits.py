@@ -20,7 +20,10 @@ class HostLimits:
     max_inbound_connections: int = 192
     # Inbound connections from one IPv4 address or one IPv6 /64, so that one machine with many keys does not take all.
     max_inbound_per_address: int = 32
-    # Of all inbound connections, how many may be shaking hands: strangers that have proved nothing yet.
+    # Inbound connections from one IPv6 /48, so that one customer of a network, with its 65,536 of these /64, does not.
+    max_inbound_per_site: int = 64
+    # Of all inbound connections, how many may be shaking hands: strangers that have proved nothing yet. When there are
+    # as many, the address with the most gives way.
     max_inbound_handshakes: int = 64
     # A handshake (security and multiplexer) that takes longer is given up.
     handshake_timeout: float = 10.0

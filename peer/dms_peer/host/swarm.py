@@ -36,7 +36,8 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 
 from ..errors import ListenError
 from ..shields import shielded
-from .gate import ConnectionGate, address_group
+from .gate import ConnectionGate, address_group, end_site
+from .handshakes import Handshakes
 from .limits import HostLimits
 from .logs import RateLimiter, log_limited
 from .private_network import ProtectedConnection
@@ -92,10 +93,15 @@ class HardenedSwarm(Swarm):
         self.limits = limits
         self.gate = gate or ConnectionGate()
         self.inbound_connections = 0
-        self.inbound_handshakes = 0
+        self._handshakes = Handshakes(limits.max_inbound_handshakes)
         self.inbound_by_address: Counter[str] = Counter()
         self.limits_hit = limits_hit
         self._psk = psk
+
+    @property
+    def inbound_handshakes(self) -> int:
+        """How many strangers are shaking hands."""
+        return len(self._handshakes)
 
     # Listening
 
@@ -156,12 +162,14 @@ class HardenedSwarm(Swarm):
             self.limits_hit["denied_addresses"] += 1
             logger.debug("turned a connection away: %s is not allowed", address)
             return
-        await self.accept(RawConnection(read_write_closer, False), maddr, address_group(address))
+        raw = RawConnection(read_write_closer, False)
+        await self.accept(raw, maddr, address_group(address), end_site(address))
 
-    async def accept(self, raw: IRawConnection, maddr: Multiaddr, group: str) -> None:
+    async def accept(self, raw: IRawConnection, maddr: Multiaddr, group: str, site: str = "") -> None:
         """Shake hands on an inbound connection and hold a slot for as long as it lives.
 
-        `group` is what counts as one machine. Whoever calls closes `raw` after.
+        `group` is what counts as one machine, `site` (empty: nothing) as one owner of many. Whoever calls closes `raw`
+        after.
         """
         if self.inbound_connections >= self.limits.max_inbound_connections:
             self._turn_away("inbound_connections", f"{self.inbound_connections} are open")
@@ -169,8 +177,11 @@ class HardenedSwarm(Swarm):
         if self.inbound_by_address[group] >= self.limits.max_inbound_per_address:
             self._turn_away("inbound_per_address", f"{self.inbound_by_address[group]} are open from {group}")
             return
-        with self._slot(group):
-            connection = await self._shake_hands(raw, maddr)
+        if site and self.inbound_by_address[site] >= self.limits.max_inbound_per_site:
+            self._turn_away("inbound_per_site", f"{self.inbound_by_address[site]} are open from {site}")
+            return
+        with self._slot(group, site):
+            connection = await self._shake_hands(raw, maddr, group)
             if connection is not None:
                 # The lists may have changed while it shook hands.
                 if not self._allows(connection):
@@ -178,36 +189,41 @@ class HardenedSwarm(Swarm):
                 await connection.event_closed.wait()
 
     @contextmanager
-    def _slot(self, group: str) -> Iterator[None]:
+    def _slot(self, *origins: str) -> Iterator[None]:
+        counts = self.inbound_by_address
         self.inbound_connections += 1
-        self.inbound_by_address[group] += 1
+        counts.update(filter(None, origins))
         try:
             yield
         finally:
             self.inbound_connections -= 1
-            self.inbound_by_address[group] -= 1
-            if not self.inbound_by_address[group]:
-                del self.inbound_by_address[group]
+            for origin in filter(None, origins):
+                counts[origin] -= 1
+                if not counts[origin]:
+                    del counts[origin]
 
     def _turn_away(self, limit: str, why: str) -> None:
         self.limits_hit[limit] += 1
         log_limited(logger, limiter, logging.WARNING, "turned a connection away: %s", why)
 
-    async def _shake_hands(self, raw: IRawConnection, maddr: Multiaddr) -> BoundedYamux | None:
-        if self.inbound_handshakes >= self.limits.max_inbound_handshakes:
+    async def _shake_hands(self, raw: IRawConnection, maddr: Multiaddr, group: str) -> BoundedYamux | None:
+        scope = self._handshakes.begin(group)
+        if scope is None:
             self._turn_away("inbound_handshakes", "too many handshakes at once")
             return None
-        self.inbound_handshakes += 1
         try:
-            # The upgrade has a deadline of its own, inbound_upgrade_timeout.
-            connection: BoundedYamux = await self.upgrade_inbound_raw_conn(raw, maddr)  # type: ignore[assignment]  # ours
-            return connection
+            with scope:
+                # The upgrade has a deadline of its own, inbound_upgrade_timeout.
+                connection: BoundedYamux = await self.upgrade_inbound_raw_conn(raw, maddr)  # type: ignore[assignment]  # ours
+                return connection
         except Exception as error:
             # A stranger can make each layer of the handshake fail in its own way, and all of them are its business.
             logger.debug("an inbound handshake failed: %r", error)
             return None
         finally:
-            self.inbound_handshakes -= 1
+            self._handshakes.end(group, scope)
+        self._turn_away("inbound_handshakes", f"{group} had most of those who shook hands")
+        return None
 
     async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
         """As the original, inside the private network where there is one."""
