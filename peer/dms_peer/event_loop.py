@@ -15,6 +15,8 @@ Result = TypeVar("Result")
 
 def run_async(work: Callable[[], Awaitable[Result]]) -> Result:
     """Runs an async function in an event loop of its own, to its end. Raises what it raises."""
-    # What was loaded is no garbage, and was not searched for any (see `__main__`); from here on there will be some.
-    gc.enable()
+    if not gc.isenabled():
+        # What was loaded (see `__main__`) is no garbage and stays: it is left out of all searches to come.
+        gc.freeze()
+        gc.enable()
     return trio.run(work)

@@ -20,16 +20,24 @@ COMMANDS = Path(dms_peer.__file__).parent / "commands"
 def uncollected() -> Iterator[None]:
     gc.disable()
     yield
+    gc.unfreeze()
     gc.enable()
 
 
-async def collected() -> bool:
-    return gc.isenabled()
+async def state() -> tuple[bool, int]:
+    return gc.isenabled(), gc.get_freeze_count()
 
 
-def test_garbage_is_looked_for_from_here_on(uncollected: None) -> None:
-    assert run_async(collected)
-    assert gc.isenabled()
+def test_garbage_is_looked_for_from_here_on_and_not_in_what_was_loaded(uncollected: None) -> None:
+    before = gc.get_freeze_count()
+    enabled, kept_out = run_async(state)
+    assert enabled
+    assert kept_out > before
+
+
+def test_a_program_that_looks_for_garbage_itself_is_left_alone() -> None:
+    before = gc.get_freeze_count()
+    assert run_async(state) == (True, before)
 
 
 def test_every_command_with_an_event_loop_runs_it_here() -> None:
