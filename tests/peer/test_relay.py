@@ -276,10 +276,10 @@ async def test_nobody_reserves_in_the_name_of_others(relay, client) -> None:
     assert list(relay.relay._places) == [peer_id_of(client)]
 
 
-@pytest.mark.parametrize("limits", [RelayLimits(max_circuits_per_peer=1), RelayLimits(max_circuits=1)])
-async def test_circuits_are_bounded(limits, eventually) -> None:
+@pytest.mark.parametrize("bound", ["max_circuits", "max_circuits_per_peer", "max_circuits_per_address"])
+async def test_circuits_are_bounded(bound, eventually) -> None:
     async with (
-        open_relay(limits) as relay,
+        open_relay(RelayLimits(**{bound: 1})) as relay,
         open_hidden(relay) as hidden,
         open_host(new_identity()) as first,
         open_host(new_identity()) as second,
@@ -290,6 +290,8 @@ async def test_circuits_are_bounded(limits, eventually) -> None:
         assert "resource limit exceeded" in error.message
         await connection_to(first, hidden).close()
         await eventually(lambda: relay.relay.circuits == 0)
+        assert not relay.relay._circuits
+        assert not relay.relay._circuits_from
         await dial(second, host_addresses(hidden)[0])
 
 

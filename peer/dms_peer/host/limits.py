@@ -72,9 +72,10 @@ class RelayLimits:
     max_reservations_per_address: int = 8
     # A reservation that is not renewed ends after this time, or with the connection of the peer that made it.
     reservation_ttl: float = 3600.0
-    # Circuits at the same time, in all and with one peer at either end.
+    # Circuits at the same time, in all, with one peer at either end, and from one IPv4 address or IPv6 /64.
     max_circuits: int = 128
     max_circuits_per_peer: int = 8
+    max_circuits_per_address: int = 32
     # A circuit is cut after this time, or when one direction has carried this much.
     circuit_duration: float = 600.0
     circuit_bytes: int = 16 * 1024 * 1024

@@ -60,7 +60,9 @@ class RelayService:
         self._host = host
         self._limits = limits
         self._places: dict[str, _Place] = {}
+        # By the peers at both ends, and by what counts as the machine of the one that asked.
         self._circuits: Counter[str] = Counter()
+        self._circuits_from: Counter[str] = Counter()
         self.circuits = 0
 
     @property
@@ -131,10 +133,11 @@ class RelayService:
         if not self._holds(target):
             await write_hop_status(stream, Status.NO_RESERVATION)
             return
-        if not self._has_turn(source, target):
+        group = self._group(source)
+        if not self._has_turn(source, target, group):
             await write_hop_status(stream, Status.RESOURCE_LIMIT_EXCEEDED)
             return
-        with self._turn(source, target):
+        with self._turn(source, target, group):
             try:
                 other = await self._reach(source, target)
             except (DialError, RelayMessageError) as error:
@@ -145,26 +148,26 @@ class RelayService:
                 await write_message(stream, HopMessage(type=HopMessage.STATUS, status=Status.OK, limit=self._limit()))
                 await self._carry(stream, other)
 
-    def _has_turn(self, source: str, target: str) -> bool:
-        busy = max(self._circuits[source], self._circuits[target]) >= self._limits.max_circuits_per_peer
-        self._forget_zeros(source, target)
-        return not busy and self.circuits < self._limits.max_circuits
+    def _has_turn(self, source: str, target: str, group: str) -> bool:
+        limits = self._limits
+        return (
+            self.circuits < limits.max_circuits
+            and max(self._circuits.get(one, 0) for one in (source, target)) < limits.max_circuits_per_peer
+            and self._circuits_from.get(group, 0) < limits.max_circuits_per_address
+        )
 
     @contextmanager
-    def _turn(self, source: str, target: str) -> Iterator[None]:
+    def _turn(self, source: str, target: str, group: str) -> Iterator[None]:
         self.circuits += 1
         self._circuits.update((source, target))
+        self._circuits_from[group] += 1
         try:
             yield
         finally:
             self.circuits -= 1
-            self._circuits.subtract((source, target))
-            self._forget_zeros(source, target)
-
-    def _forget_zeros(self, *peers: str) -> None:
-        for peer_id in peers:
-            if not self._circuits[peer_id]:
-                del self._circuits[peer_id]
+            # Without those that are zero, which a Counter would keep: one for each peer that ever came.
+            self._circuits -= Counter((source, target))
+            self._circuits_from -= Counter((group,))
 
     async def _reach(self, source: str, target: str) -> PeerStream:
         stream = await open_stream(self._host, target, [STOP], CONNECT_TIMEOUT)
