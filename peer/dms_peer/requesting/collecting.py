@@ -142,6 +142,8 @@ class BidSearch:
         except CallError as error:
             self._reasons.failed([node.node_id for node in nodes], error.code, error.message)
             self._progress.failed(error.code)
+            if not error.reached:
+                self._search.unreached(candidate.peer_id)
             return False
         finally:
             self._leads[first] -= 1

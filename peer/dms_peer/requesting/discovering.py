@@ -134,6 +134,8 @@ class _Finding:
                 found = await self._question(candidate)
         except CallError as error:
             self._progress.failed(error.code)
+            if not error.reached:
+                self._search.unreached(candidate.peer_id)
             return False
         self._progress.answered(len(found.offers), found.refusals)
         self._take(found)

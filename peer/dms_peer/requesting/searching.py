@@ -7,7 +7,8 @@ Rules:
 2. Where few of those who answered help, more are asked at the same time, in proportion; never more than
    `peers_in_flight` at once, nor than `peers_asked` in all.
 3. The sources are used in their order, one after the other, and only as far as they are needed. A source that is silent
-   for `source_patience` is left. No peer is asked twice, but where a question is put again on purpose.
+   for `source_patience` is left. No peer is asked twice, but where a question is put again on purpose, or where it was
+   not reached and is named with another address.
 4. The last resort is begun when the sources are at their end and those who were asked do not suffice.
 5. As soon as nothing is missing, everything that is under way is cancelled.
 """
@@ -52,7 +53,11 @@ class Search:
         self._missing = missing
         self._inquire = inquire
         self._at_source = at_source
-        self._seen = set(skip)
+        self._skip = frozenset(skip)
+        # Where each peer was asked, who was not reached there, and where else it is said to be.
+        self._asked_at: dict[str, set[str]] = {}
+        self._unreached: set[str] = set()
+        self._elsewhere: dict[str, Candidate] = {}
         self._again: deque[Inquiry] = deque()
         self._late_at: dict[int, float] = {}
         self._short = 0
@@ -105,6 +110,11 @@ class Search:
         """Put one more question to a peer that was asked already, as soon as there is room."""
         self._again.append(inquiry)
 
+    def unreached(self, peer_id: str) -> None:
+        """Say that a peer was not reached: it is asked again where another source says that it is."""
+        self._unreached.add(peer_id)
+        self._ask_elsewhere(peer_id)
+
     def check(self) -> None:
         """Look again whether anything is missing: something has changed that may end the search, or widen it."""
         self._short = self._missing()
@@ -127,12 +137,29 @@ class Search:
             self._consider(candidate)
 
     def _consider(self, candidate: Candidate) -> None:
-        if candidate.peer_id in self._seen or self._exhausted:
+        peer_id = candidate.peer_id
+        if peer_id in self._skip or self._exhausted:
             return
-        self._seen.add(candidate.peer_id)
+        known = self._asked_at.get(peer_id)
+        if known is not None:
+            if not known.issuperset(candidate.addrs):
+                self._elsewhere[peer_id] = candidate
+                self._ask_elsewhere(peer_id)
+            return
+        self._asked_at[peer_id] = set(candidate.addrs)
         inquiry = self._inquire(candidate)
         if inquiry is not None:
             self._start(inquiry)
+
+    def _ask_elsewhere(self, peer_id: str) -> None:
+        if peer_id not in self._unreached or peer_id not in self._elsewhere:
+            return
+        candidate = self._elsewhere.pop(peer_id)
+        self._unreached.remove(peer_id)
+        self._asked_at[peer_id].update(candidate.addrs)
+        inquiry = self._inquire(candidate)
+        if inquiry is not None:
+            self.again(inquiry)
 
     def _put_again(self) -> bool:
         """With nobody else left to ask, put all questions again that may help; says whether there are any."""

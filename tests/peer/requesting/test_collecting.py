@@ -222,6 +222,40 @@ async def test_neither_itself_nor_excluded_peers_nor_one_peer_twice_are_asked(ma
     assert progress.asked == 2
 
 
+class Moved:
+    """A network in which peers are reached at one address and no longer at another."""
+
+    def __init__(self, network, dead_after):
+        self.network = network
+        self.peer_id = network.peer_id
+        self.dead_after = dead_after
+        self.asked = []
+
+    @asynccontextmanager
+    async def client(self, peer_id, protocol, addrs=()):
+        self.asked.append(addrs)
+        if addrs == ("/was/here",):
+            await trio.sleep(self.dead_after)
+            raise DialError("unreachable", "/was/here", "nobody is there", "look elsewhere")
+        async with self.network.client(peer_id, protocol, addrs) as client:
+            yield client
+
+
+@pytest.mark.parametrize("dead_after", [0.0, 3.0])
+async def test_a_peer_that_moved_is_asked_where_another_source_says_that_it_is(market, autojump_clock, dead_after):
+    await start(market, 1)
+    stale, same = Candidate("p00", ("/was/here",), "known"), Candidate("p00", ("/was/here",), "mdns")
+    fresh = Candidate("p00", ("/is/here", "/was/here"), "dht")
+    sources = [ListSource("known", [stale]), ListSource("mdns", [same, same]), ListSource("dht", [fresh, fresh])]
+    network = Moved(market.network.peer("requester"), dead_after)
+    requester = Requester(network, SimulatedOpener(), sources, clock=market.clock.wall)
+    received, _ = await collect(market, market.ensemble("a"), requester=requester)
+    assert received == [("a", "p00")]
+    assert network.asked == [("/was/here",), ("/is/here", "/was/here")]
+    async with requester.discover(market.ensemble("a")) as found:
+        assert [peer.peer_id async for peer in found] == ["p00"]
+
+
 # Hints
 
 
