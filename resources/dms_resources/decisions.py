@@ -55,6 +55,8 @@ __all__ = ["Moment", "allocate", "change_offer", "commit", "end", "expire", "fit
 # A commitment is a promise for minutes or hours; what is longer is an allocation.
 _LONGEST_TTL = 30 * 86400.0
 _LONGEST_ID = 256
+# The history is bounded in entries: what a peer may ask for must not make one of them any size.
+_LONGEST_DETAIL = 400
 
 
 class Moment(Struct, frozen=True, kw_only=True):
@@ -472,4 +474,6 @@ def _entry(now: Moment, lease: Lease, action: str) -> HistoryEntry:
     detail = lease.demand.describe()
     if lease.price is not None:
         detail += f", {lease.price.describe()}"
+    if len(detail) > _LONGEST_DETAIL:
+        detail = detail[: _LONGEST_DETAIL - 3] + "..."
     return HistoryEntry(at=now.wall, actor=lease.holder, action=action, lease_id=lease.lease_id, detail=detail)

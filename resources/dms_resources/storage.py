@@ -129,7 +129,9 @@ class SQLiteStorage:
             )
 
     def load_leases(self) -> list[StoredLease]:
-        """Reads the leases that stand. Raises as `load`."""
+        """Reads the leases that stand. Raises as `load`, also where the file is no longer in its place."""
+        if self._lock is not None:
+            self._lock.check_place()
         with self._reading():
             return self._read_leases()
 

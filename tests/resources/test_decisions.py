@@ -10,7 +10,7 @@ import pytest
 
 from dms_resources import decisions
 from dms_resources.book import Book, Change, Offer
-from dms_resources.components import CPU, GPU, GPUVendor, MachineResources, OnboardedResources
+from dms_resources.components import CPU, GPU, RAM, Disk, GPUVendor, MachineResources, OnboardedResources
 from dms_resources.decisions import Moment
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand, RAMDemand, RAMShortage
 from dms_resources.errors import (
@@ -27,7 +27,7 @@ from dms_resources.errors import (
     StaleFenceError,
     WindowError,
 )
-from dms_resources.leases import EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
+from dms_resources.leases import EndReason, Lease, LeaseRequest, LeaseState, Price, ResourceAllocation
 from dms_resources.units import GIB, Cores
 from dms_resources.windows import Opening
 
@@ -388,6 +388,20 @@ def test_what_does_not_become_durable_is_taken_back_exactly(book: Book, new_dema
     assert (room.millicores, room.ram, room.disk) == (before[0].millicores, before[0].ram, before[0].disk)
     assert (dict(book.leases), book.ports.taken, book.promised(), book.next_due()) == before[1:]
     assert not book.ended
+
+
+def test_an_entry_of_the_history_is_short_whatever_was_asked_for() -> None:
+    cards = [GPU(uuid=f"gpu-{number}", vram=2**40) for number in range(64)]
+    largest = MachineResources(cpu=CPU(cores=Cores(8000)), ram=RAM(size=1), disk=Disk(size=1), gpus=tuple(cards))
+    onboarded = OnboardedResources(cpu=largest.cpu, ram=largest.ram, disk=largest.disk, gpus=largest.gpus)
+    book = Book(largest, Offer(onboarded=onboarded))
+    gpus = tuple(GPUDemand(vram=2**30 + number) for number in range(64))
+    price = Price(micros_per_hour=1, currency="x" * 128)
+    request = LeaseRequest(lease_id="lease", holder="peer", demand=Demand(gpus=gpus), ttl=60.0, price=price)
+    change, _ = decisions.commit(book, [request], Moment(wall=0.0, steady=0.0))
+    (entry,) = change.entries
+    assert len(entry.detail) == 400
+    assert entry.detail.endswith("...")
 
 
 def test_nothing_is_clamped(book: Book, new_demand: NewDemand) -> None:

@@ -429,7 +429,7 @@ def test_a_file_that_was_taken_away_is_not_written_and_not_made_anew(ledger_path
             with opened(ledger_path.with_name("backup.db")):
                 pass
             ledger_path.with_name("backup.db").rename(ledger_path)
-        for ask in (lambda: storage.write([made(make_lease("second"))]), storage.reopen):
+        for ask in (lambda: storage.write([made(make_lease("second"))]), storage.load_leases, storage.reopen):
             with pytest.raises(StorageError, match="gone" if how == "gone" else "another file"):
                 ask()
         assert ledger_path.exists() == (how == "replaced")
