@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -74,12 +74,14 @@ async def open_adverts(
     settings: DiscoverySettings,
     network: PeerConnections,
     partners: Partners,
+    partners_changed: Callable[[], Awaitable[None]],
     provider: Provider | None,
 ) -> AsyncIterator[Adverts]:
     """Adverts while the block runs; a `provider` tells its own, and answers broadcast requests.
 
     Others reach this peer where `addrs` says (multiaddrs), and bring their answers to a broadcast there; `partners`
-    names connected peers to exchange with. Raises ProtocolError where the host serves one of the protocols.
+    names connected peers to exchange with, and `partners_changed` returns when they may be others. Raises ProtocolError
+    where the host serves one of the protocols.
     """
     count = PeerCount(clock=trio.current_time)
     table = AdvertTable(
@@ -89,7 +91,7 @@ async def open_adverts(
         on_new=lambda advert: count.heard(advert.peer_id),
     )
     async with AsyncExitStack() as stack:
-        opening = _Opening(stack, host, identity, addrs, settings, network, partners, table, count)
+        opening = _Opening(stack, host, identity, addrs, settings, network, partners, partners_changed, table, count)
         yield await opening.open(provider)
 
 
@@ -102,6 +104,7 @@ class _Opening:
     settings: DiscoverySettings
     network: PeerConnections
     partners: Partners
+    partners_changed: Callable[[], Awaitable[None]]
     table: AdvertTable
     count: PeerCount
 
@@ -140,7 +143,7 @@ class _Opening:
                 self.table, lambda: own.raw, lambda: schedule.interval_for(self.count.estimate())
             )
             await self._serve(PEERS_PROTOCOL, operations)
-            pusher = AdvertPusher(own, keeper, self.network, self.partners, schedule)
+            pusher = AdvertPusher(own, keeper, self.network, self.partners, self.partners_changed, schedule)
             await self.stack.enter_async_context(beside(pusher.keep))
         if gossip is not None or self.settings.exchange:
             await self.stack.enter_async_context(beside(keeper.keep))

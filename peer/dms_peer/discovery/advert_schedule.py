@@ -33,12 +33,16 @@ _MUCH: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class AdvertSchedule:
-    """Times in seconds. `ttl` is how long an advert holds while the network is small; `rate` is adverts per second."""
+    """Times in seconds. `ttl` is how long an advert holds while the network is small; `rate` is adverts per second.
+
+    `listening` is how long a newcomer listens, and how long one whom nobody can hear waits before it speaks again.
+    """
 
     interval: float = 60.0
     ttl: float = 600.0
     rate: float = 2.0
-    gap: float = 5.0
+    gap: float = 1.0
+    listening: float = 5.0
 
     @property
     def longest(self) -> float:
@@ -52,6 +56,10 @@ class AdvertSchedule:
     def gap_for(self, peers: float) -> float:
         """How long after an advert the next one may come at the earliest, whatever has changed."""
         return min(self.interval_for(peers), max(self.gap, peers / self.rate))
+
+    def listening_for(self, peers: float) -> float:
+        """How long a newcomer listens, on average, and one whom nobody hears waits."""
+        return min(self.interval_for(peers), max(self.listening, self.gap_for(peers)))
 
     def ttl_for(self, peers: float) -> float:
         """How long an advert holds."""

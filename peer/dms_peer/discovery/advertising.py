@@ -7,6 +7,7 @@ The advert is made anew when its time has come, or when much has changed, and no
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ _log = logging.getLogger(__name__)
 
 # The period in which a peer has to be heard, in intervals.
 _PERIOD: Final = 2.0
-# Seconds after which a peer is told that could not be, and one that does not speak the protocol.
+# Seconds after which a peer is told that could not be, and one that does not speak the protocol and has not said so.
 _RETRY: Final = 30.0
-_NOT_THERE: Final = 1800.0
+_NOT_THERE: Final = 300.0
 _PUSH_DEADLINE: Final = 10.0
 
 
@@ -118,12 +119,14 @@ class AdvertKeeper:
 
     def _wait(self, draw: float) -> float:
         """Seconds from the last advert to the next, by what is known now."""
-        news = self._told is None or changed_much(self._told, self._manager.get_free_resources())
         peers = self._count.estimate()
         if self._silent:
             # Not in step with others that came at the same time.
-            return self._schedule.gap_for(peers) * (0.5 + draw)
-        return self._schedule.wait(peers, draw, news=news or not self._heard)
+            return self._schedule.listening_for(peers) * (0.5 + draw)
+        if not self._heard:
+            return self._schedule.listening_for(peers)
+        news = self._told is None or changed_much(self._told, self._manager.get_free_resources())
+        return self._schedule.wait(peers, draw, news=news)
 
 
 @dataclass(slots=True)
@@ -139,7 +142,8 @@ class _Told:
 class AdvertPusher:
     """Brings the own advert to peers that this one is connected to, each as often as it wants.
 
-    `partners` names them, with their addresses; the first `most` of them are told.
+    `partners` names them, with their addresses; the first `most` of them are told. `partners_changed` returns when they
+    may be others than before. Between two looks at them lie `pause` seconds at least.
     """
 
     def __init__(
@@ -148,58 +152,85 @@ class AdvertPusher:
         keeper: AdvertKeeper,
         network: PeerNetwork,
         partners: Callable[[], Mapping[str, Sequence[str]]],
+        partners_changed: Callable[[], Awaitable[None]],
         schedule: AdvertSchedule,
         *,
         most: int = 8,
-        look_interval: float = 5.0,
+        pause: float = 0.2,
     ) -> None:
         self._own = own
         self._keeper = keeper
         self._network = network
         self._partners = partners
+        self._partners_changed = partners_changed
         self._schedule = schedule
         self._most = most
-        self._look_interval = look_interval
+        self._pause = pause
         self._told: dict[str, _Told] = {}
+        self._bringing: set[str] = set()
+        self._woken = trio.Event()
 
     async def keep(self) -> None:
-        """Looks at intervals who is there now, and at once when there is a new advert. Runs until it is cancelled."""
-        while True:
-            await self.push()
-            with trio.move_on_after(self._look_interval):
-                await self._keeper.wait_renewed()
+        """Tells who has come, and everybody of a new advert, as soon as that may be. Runs until it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._wake_after, self._keeper.wait_renewed)
+            nursery.start_soon(self._wake_after, self._partners_changed)
+            while True:
+                self._woken = trio.Event()
+                next_due = self._look(nursery)
+                # Who comes together is told together.
+                await trio.sleep(self._pause)
+                with trio.move_on_at(next_due):
+                    await self._woken.wait()
 
-    async def push(self) -> None:
-        """Bring the advert to every partner that is due."""
+    async def _wake_after(self, event: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            # Also before the first: something may have happened that nobody waited for yet.
+            self._woken.set()
+            await event()
+
+    def _look(self, nursery: trio.Nursery) -> float:
+        """Begins to bring the advert to every partner that is due; when the next one is."""
         partners = dict(list(self._partners().items())[: self._most])
         self._told = {peer_id: told for peer_id, told in self._told.items() if peer_id in partners}
-        raw = self._own.raw
+        raw, next_due = self._own.raw, math.inf
         if raw is None:
-            return
-        async with trio.open_nursery() as nursery:
-            for peer_id, addrs in partners.items():
-                if peer_id != self._own.peer_id and self._is_due(peer_id):
-                    nursery.start_soon(self._bring, peer_id, addrs, raw, self._own.sequence)
+            return next_due
+        for peer_id, addrs in partners.items():
+            if peer_id == self._own.peer_id or peer_id in self._bringing:
+                continue
+            due = self._due(peer_id)
+            if due > trio.current_time():
+                next_due = min(next_due, due)
+                continue
+            self._bringing.add(peer_id)
+            # One that does not answer holds up no other.
+            nursery.start_soon(self._bring, peer_id, addrs, raw, self._own.sequence)
+        return next_due
 
-    def _is_due(self, peer_id: str) -> bool:
+    def _due(self, peer_id: str) -> float:
         told = self._told.get(peer_id)
         if told is None:
-            return True
-        due = told.soonest if told.news < self._keeper.news else told.due
-        return told.sequence < self._own.sequence and trio.current_time() >= due
+            return -math.inf
+        if told.sequence >= self._own.sequence:
+            return math.inf
+        return told.soonest if told.news < self._keeper.news else told.due
 
     async def _bring(self, peer_id: str, addrs: Sequence[str], raw: bytes, sequence: int) -> None:
-        news, wait, pause = self._keeper.news, _RETRY, _RETRY
+        # Until the peer has taken it, there is something to tell.
+        news, taken, wait, pause = self._keeper.news, -1, _RETRY, _RETRY
         with trio.move_on_after(_PUSH_DEADLINE):
             try:
                 async with self._network.client(peer_id, PEERS_PROTOCOL, addrs) as client:
                     asked = await PeersClient(client, timeout=_PUSH_DEADLINE).advertise(raw)
                 # Whatever it asks for, not so late that it would have forgotten this peer.
-                pause = self._schedule.gap
+                taken, pause = sequence, self._schedule.gap
                 wait = min(max(asked, pause), self._schedule.ttl / 2)
             except DialError as error:
                 wait = pause = _NOT_THERE if error.code == "protocol_not_supported" else _RETRY
             except ProtocolError as error:
                 _log.debug("%s does not take the advert: %s", peer_id, error)
         now = trio.current_time()
-        self._told[peer_id] = _Told(sequence, news, now + wait, now + pause)
+        self._told[peer_id] = _Told(taken, news, now + wait, now + pause)
+        self._bringing.discard(peer_id)
+        self._woken.set()

@@ -8,6 +8,7 @@ protocols is noted among the known peers, so that a later start needs no bootstr
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -23,6 +24,7 @@ from ..connections import PeerConnections
 from ..errors import DialError
 from ..host import parse_peer_address
 from ..host.logs import RateLimiter, log_limited
+from .arrivals import Arrivals, watching
 from .kademlia_host import text_addresses
 from .known_peers import KnownPeers
 
@@ -35,6 +37,8 @@ _ENOUGH: Final = 4
 _RECENT: Final = 8
 _AT_ONCE: Final = 4
 _MOST_BACKOFF: Final = 8
+# The part of a pause that is by chance, either way.
+_JITTER: Final = 0.25
 # Failures that say nothing of the peer.
 _OUR_CODES: Final = frozenset({"backing_off", "busy", "denied", "closed"})
 # Seconds for which it need not be noted again that somebody is there.
@@ -62,6 +66,7 @@ class Company:
         known: KnownPeers,
         *,
         enough: int = _ENOUGH,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._host = host
         self._connections = connections
@@ -70,7 +75,10 @@ class Company:
         self._others: Callable[[], Mapping[str, Sequence[str]]] = dict
         self._enough = enough
         self._kept: set[str] = set()
-        self._tried = trio.Event()
+        self._tried, self._changed = trio.Event(), trio.Event()
+        # Of bootstrap peers that are not there, the code that was logged.
+        self._missing: dict[str, str] = {}
+        self._draw = draw
 
     def add_source(self, others: Callable[[], Mapping[str, Sequence[str]]]) -> None:
         """`others` names more peers to dial, such as those of the local network."""
@@ -99,17 +107,30 @@ class Company:
         """Returns when everybody was dialled once, whether they answered or not."""
         await self._tried.wait()
 
+    async def wait_changed(self) -> None:
+        """Returns when somebody has come or gone, or has said what it serves."""
+        await self._changed.wait()
+
     async def keep(self, interval: float) -> None:
         """Looks every `interval` seconds, ever less often while nobody answers. Runs until it is cancelled."""
         pause = interval
-        with self._releasing():
+        with watching(self._host, Arrivals(self._came, self._wake, self._wake)), self._releasing():
             while True:
                 reached = await self.gather()
                 self._tried.set()
                 self.note()
                 lonely = not reached and not self.connected
                 pause = min(2 * pause, _MOST_BACKOFF * interval) if lonely else interval
-                await trio.sleep(pause)
+                # Those who lost the same peer do not come back at the same moment.
+                await trio.sleep(pause * (1 - _JITTER + 2 * _JITTER * self._draw()))
+
+    def _came(self, peer_id: ID) -> None:
+        self._is_there(peer_id.to_base58())
+        self._wake(peer_id)
+
+    def _wake(self, peer_id: ID) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def gather(self) -> int:
         """Dials while fewer than enough are connected; the number of those reached."""
@@ -117,16 +138,17 @@ class Company:
         missing = self._enough - len(self.connected)
         if missing <= 0:
             return 0
-        slots, reached = trio.CapacityLimiter(_AT_ONCE), [0]
+        slots, reached = trio.CapacityLimiter(_AT_ONCE), list[str]()
 
         async def dial(peer_id: str, addrs: Sequence[str]) -> None:
             async with slots:
-                reached[0] += await self._dial(peer_id, addrs)
+                if await self._dial(peer_id, addrs):
+                    reached.append(peer_id)
 
         async with trio.open_nursery() as nursery:
             for peer_id, addrs in self._candidates().items():
                 nursery.start_soon(dial, peer_id, addrs)
-        return reached[0]
+        return len(reached)
 
     def _candidates(self) -> dict[str, Sequence[str]]:
         recent = {peer.peer_id: peer.addrs for peer in self._known.recent(_RECENT)}
@@ -144,14 +166,24 @@ class Company:
         except DialError as error:
             if error.code not in _OUR_CODES:
                 self._known.unreachable(peer_id)
-                if peer_id in self._bootstrap:
-                    log_limited(_log, _limiter, logging.WARNING, "a bootstrap peer is not there: %s", error)
+                self._is_missing(peer_id, error)
             return False
+        self._is_there(peer_id)
         self._protect(peer_id)
         if peer_id in self._bootstrap:
             # Named by the user, it is asked like any known peer: what it serves is known only after identify.
             self._known.seen(peer_id, addrs)
         return True
+
+    def _is_missing(self, peer_id: str, error: DialError) -> None:
+        """Says so once, and again when the reason is another one."""
+        if peer_id in self._bootstrap and self._missing.get(peer_id) != error.code:
+            self._missing[peer_id] = error.code
+            log_limited(_log, _limiter, logging.WARNING, "a bootstrap peer is not there: %s", error)
+
+    def _is_there(self, peer_id: str) -> None:
+        if self._missing.pop(peer_id, None) is not None:
+            log_limited(_log, _limiter, logging.INFO, "a bootstrap peer is there again: %s", peer_id)
 
     # Keeping connections
 

@@ -125,7 +125,7 @@ async def open_discovery(
         company = Company(host, connections, bootstrap, known)
         provider = Provider(manager, terms, may_ask) if manager else None
         adverts = await stack.enter_async_context(
-            open_adverts(host, identity, addrs, settings, connections, company.partners, provider)
+            open_adverts(host, identity, addrs, settings, connections, company.partners, company.wait_changed, provider)
         )
         company.add_source(partial(_heard, mdns, adverts.table))
         await stack.enter_async_context(beside(partial(company.keep, settings.bootstrap_interval)))

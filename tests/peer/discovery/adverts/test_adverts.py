@@ -131,17 +131,38 @@ async def test_leaving_early_asks_no_further(
 # Bringing one's own
 
 
-def pusher_of(peer: Any, partners: Any, **fields: Any) -> tuple[AdvertKeeper, AdvertPusher]:
+class Partners(dict[str, tuple[str, ...]]):
+    """Connected peers, of which the pusher is told when they change; counts how often it looks."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(dict.fromkeys(names, ()))
+        self.changed, self.looks = trio.Event(), 0
+
+    def __call__(self) -> dict[str, tuple[str, ...]]:
+        self.looks += 1
+        return self
+
+    def become(self, *names: str) -> None:
+        self.clear()
+        self.update(dict.fromkeys(names, ()))
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def wait_changed(self) -> None:
+        await self.changed.wait()
+
+
+def pusher_of(peer: Any, partners: Partners, **fields: Any) -> tuple[AdvertKeeper, AdvertPusher]:
     schedule = AdvertSchedule(**fields)
     keeper = AdvertKeeper(peer.own, peer.manager, schedule, peer.count, None)
-    return keeper, AdvertPusher(peer.own, keeper, peer.network, partners, schedule)
+    return keeper, AdvertPusher(peer.own, keeper, peer.network, partners, partners.wait_changed, schedule)
 
 
 async def test_connected_peers_are_told_and_told_of_changes(
     autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery, demand: Any
 ) -> None:
     partner, provider = await new_peer("partner", again_after=200.0), await new_peer("provider", machine(cores=8))
-    keeper, pusher = pusher_of(provider, lambda: {"partner": ()}, interval=60, gap=5)
+    keeper, pusher = pusher_of(provider, Partners("partner"), interval=60, gap=5)
     nursery.start_soon(keeper.keep)
     nursery.start_soon(pusher.keep)
     await trio.sleep(1)
@@ -163,7 +184,7 @@ async def test_a_partner_that_cannot_be_told_costs_little(
 ) -> None:
     provider = await new_peer("provider", machine())
     network.add_host("old", {})
-    keeper, pusher = pusher_of(provider, lambda: {"nobody": (), "old": (), "provider": ()}, interval=1, gap=1)
+    keeper, pusher = pusher_of(provider, Partners("nobody", "old", "provider"), interval=1, gap=1)
     nursery.start_soon(keeper.keep)
     nursery.start_soon(pusher.keep)
     await trio.sleep(600)
@@ -171,16 +192,99 @@ async def test_a_partner_that_cannot_be_told_costs_little(
     assert network.traffic.dials <= 2 + 600 / 30
 
 
-async def test_a_partner_that_comes_later_is_told(
+async def test_a_partner_that_comes_later_is_told_at_once(
     autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery
 ) -> None:
     partner, provider = await new_peer("partner"), await new_peer("provider", machine())
-    partners: dict[str, tuple[str, ...]] = {}
-    keeper, pusher = pusher_of(provider, lambda: partners)
+    partners = Partners()
+    keeper, pusher = pusher_of(provider, partners)
     nursery.start_soon(keeper.keep)
     nursery.start_soon(pusher.keep)
     await trio.sleep(20)
     assert len(partner.table) == 0
-    partners["partner"] = ()
-    await trio.sleep(6)
+    partners.become("partner")
+    await trio.sleep(0.5)
+    assert partner.table.get("provider") is not None
+
+
+async def test_nobody_looks_while_nothing_happens(
+    autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery
+) -> None:
+    await new_peer("partner", again_after=3600.0)
+    provider = await new_peer("provider", machine())
+    partners = Partners("partner")
+    keeper, pusher = pusher_of(provider, partners, interval=10_000, ttl=20_000)
+    nursery.start_soon(keeper.keep)
+    nursery.start_soon(pusher.keep)
+    await trio.sleep(10)
+    before = partners.looks
+    await trio.sleep(1000)
+    assert partners.looks == before
+
+
+async def test_partners_that_come_and_go_are_looked_at_five_times_a_second_at_most(
+    autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery
+) -> None:
+    await new_peer("partner")
+    provider = await new_peer("provider", machine())
+    partners = Partners()
+    keeper, pusher = pusher_of(provider, partners)
+    nursery.start_soon(keeper.keep)
+    nursery.start_soon(pusher.keep)
+    for number in range(1000):
+        partners.become(*(["partner"] if number % 2 else []))
+        await trio.sleep(0.01)
+    assert partners.looks <= 52
+
+
+async def test_freed_capacity_is_told_a_second_later_at_most(
+    autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery, demand: Any
+) -> None:
+    partner, provider = await new_peer("partner"), await new_peer("provider", machine(cores=8))
+    keeper, pusher = pusher_of(provider, Partners("partner"))
+    nursery.start_soon(keeper.keep)
+    nursery.start_soon(pusher.keep)
+
+    def told() -> float:
+        return float(partner.table.get("provider").advert.free.cpu.cores.to_number())
+
+    for number in range(10):
+        await trio.sleep(10 + number / 7)
+        await provider.manager.commit_resources(f"lease-{number}", demand(cores=4), holder="somebody", ttl=1000)
+        # At once, where nothing was told for a second.
+        await trio.sleep(0.5)
+        assert told() == 4
+        await provider.manager.uncommit_resources(f"lease-{number}")
+        await trio.sleep(1.5)
+        assert told() == 8
+
+
+async def test_a_partner_that_does_not_answer_holds_up_no_other(
+    autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery, network: Any
+) -> None:
+    silent, partner = await new_peer("a silent one"), await new_peer("partner")
+    provider = await new_peer("provider", machine())
+    network.stop_host(silent.peer_id, silent=True)
+    partners = Partners(silent.peer_id)
+    keeper, pusher = pusher_of(provider, partners)
+    nursery.start_soon(keeper.keep)
+    nursery.start_soon(pusher.keep)
+    await trio.sleep(1)
+    partners.become(silent.peer_id, "partner")
+    await trio.sleep(0.5)
+    assert partner.table.get("provider") is not None
+
+
+async def test_a_partner_that_could_not_be_told_is_told_when_it_is_back(
+    autojump_clock: Any, new_peer: Any, machine: Any, nursery: trio.Nursery, network: Any
+) -> None:
+    partner, provider = await new_peer("partner"), await new_peer("provider", machine())
+    network.stop_host("partner")
+    keeper, pusher = pusher_of(provider, Partners("partner"), interval=10_000, ttl=20_000)
+    nursery.start_soon(keeper.keep)
+    nursery.start_soon(pusher.keep)
+    await trio.sleep(20)
+    network.add_host("partner", partner.operations)
+    # There is no new advert, and the old one was not taken.
+    await trio.sleep(31)
     assert partner.table.get("provider") is not None
