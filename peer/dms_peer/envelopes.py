@@ -24,11 +24,14 @@ from dms_protocols.frames import encode_varint
 
 from .errors import EnvelopeError
 from .identity import KEY_PREFIX, Identity
+from .rsa_keys import bound_rsa_keys
 
 __all__ = ["MAX_ENVELOPE_SIZE", "open_envelope", "sign_envelope"]
 
 # Bytes. Nothing that is signed here comes near; more is not even parsed.
 MAX_ENVELOPE_SIZE = 256 * 1024
+
+bound_rsa_keys()
 
 ASK_AGAIN = "ask its sender for a new one"
 

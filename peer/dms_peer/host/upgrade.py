@@ -27,6 +27,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 
+from ..rsa_keys import bound_rsa_keys
 from .limits import HostLimits
 from .multistream import BoundedSelector
 from .tls import TLS, TLSTransport
@@ -34,6 +35,8 @@ from .yamux import BoundedYamux
 
 __all__ = ["hardened_upgrader"]
 
+# The first thing that a stranger sends is a key.
+bound_rsa_keys()
 
 # What is offered, as the dialing side in this order.
 OFFERED: tuple[TProtocol, ...] = (NOISE, TLS)
