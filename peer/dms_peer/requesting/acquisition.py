@@ -181,7 +181,8 @@ class Acquisition:
 
     async def _assign(self) -> Assignment[ReceivedBid | Holding]:
         """The best assignment that leaves what is kept where it is, or else the best of all."""
-        usable = self._usable()
+        self._drop_lapsed()
+        usable = list(self._bids)
         costs = self._strategy.costs(usable)
         # Whatever they would cost, those that cannot be relied on are taken when there is nobody else.
         costs = [math.inf if bid.peer_id in self._broken else cost for bid, cost in zip(usable, costs, strict=True)]
@@ -199,13 +200,22 @@ class Acquisition:
 
     def _glance(self) -> int:
         """How many nodes are not covered by any assignment, as far as that is seen at once: asked at each answer."""
-        usable = [bid for bid in self._usable() if self._broken[bid.peer_id] < _FORGIVEN]
+        # A bid that will not be valid when better ones were waited for is none to end the search with.
+        until = self._context.clock() + self._context.limits.settle
+        usable = [one for one in self._bids if one.bid.valid_until > until and self._broken[one.peer_id] < _FORGIVEN]
         options = [self._kept_option(one) for one in self._kept.values()] + _options(usable, [0] * len(usable))
         return len(assign(self._node_ids, options, self._rules, steps=_GLANCE_STEPS, complete=True).uncovered)
 
-    def _usable(self) -> list[ReceivedBid]:
+    def _drop_lapsed(self) -> None:
         now = self._context.clock()
-        return [bid for bid in self._bids if bid.bid.valid_until > now]
+        # Not the other way round: what is no number is never valid.
+        lapsed = [one for one in self._bids if not one.bid.valid_until > now]
+        if lapsed:
+            self._bids = [one for one in self._bids if one.bid.valid_until > now]
+            self._contended = True
+            self._broken.update({one.peer_id for one in lapsed})
+            for one in lapsed:
+                self._reasons.failed([one.node_id], "bid_expired", "its bid was no longer valid when it was needed")
 
     def _kept_option(self, holding: Holding) -> _Option:
         return Option(holding.node_id, holding.bid.peer_id, 0, frozenset(self._stood_in[holding]), holding)

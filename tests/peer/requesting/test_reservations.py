@@ -292,6 +292,18 @@ async def test_peers_that_never_keep_their_bids_do_not_keep_it_from_those_that_d
     assert max(liar.calls for liar in lying) <= 6
 
 
+@pytest.mark.parametrize("want", [1, 2, 3])
+@pytest.mark.parametrize("valid", [0.001, 0.05, 0.3])
+async def test_bids_that_lapse_at_once_do_not_stand_in_the_way_of_others(market, autojump_clock, valid, want):
+    near, far = LinkConditions(latency=0.01, jitter=0.0), LinkConditions(latency=0.4, jitter=0.0)
+    await market.start("lapses", simulated_machine(cores=2), terms=BidTerms(valid_seconds=valid), conditions=near)
+    await market.start("stays", simulated_machine(cores=2), conditions=far)
+    async with market.requester().reserve(market.ensemble("a", cores=2), want=want) as reservation:
+        # It may as well have been fast enough.
+        assert list(reservation.peers) == ["a"]
+        assert reservation.peers["a"] == "stays" or valid > 0.02
+
+
 async def test_a_pinned_peer_is_asked_again_however_often_it_fails(market, autojump_clock):
     await start(market, 2, cores=2)
     liar = Liar(market, "p0")
