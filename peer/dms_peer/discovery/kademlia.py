@@ -1,11 +1,9 @@
 """Kademlia: providers are found by the capability classes that they announce, whoever knows them.
 
-The routing table, the messages and the answering side are py-libp2p's; what surrounds them is in the modules beside,
-each of which says what breaks. A running peer serves the DHT (server mode), a short-lived requester only asks.
+A running peer serves the DHT (server mode), a short-lived requester only asks.
 
-What breaks: the library's handler accepts values of a megabyte, fifty thousand of them, from anybody; ten announcements
-of one peer in ten seconds are all it takes; a peer has to be added by hand after it connected.
-Measure: no values at all; every class at once; a peer that connects, or asks, is taken in if it serves the DHT itself.
+What breaks in the library's: a peer has to be added by hand after it connected.
+Measure: a peer that connects, or asks, is taken in if it serves the DHT itself.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -13,26 +11,21 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final
 
 import trio
 import trio.abc
-from libp2p.abc import IHost, INetStream
-from libp2p.kad_dht.common import PROTOCOL_ID
-from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.abc import IHost
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.peer.peerstore import env_to_send_in_RPC
-from libp2p.records.validator import NamespacedValidator
-from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-from dms_protocols.capability_classes import CLASSES, CapabilityClass, classes_to_look_up
+from dms_protocols.capability_classes import CapabilityClass, classes_to_look_up
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 
@@ -41,9 +34,9 @@ from ..host import attach_protocols
 from ..host.logs import RateLimiter, log_limited
 from ..requesting.background import beside
 from ..requesting.network import Candidate
-from .kademlia_host import KademliaHost, KademliaStream, text_addresses
+from .kademlia_host import text_addresses
 from .kademlia_lookup import WIDTH, Walk, closest_to, peers_in
-from .kademlia_tables import ProvenTable, ProviderRecords
+from .kademlia_member import KademliaMember
 
 __all__ = ["Kademlia", "open_kademlia"]
 
@@ -51,9 +44,6 @@ _log = logging.getLogger(__name__)
 _limiter: Final = RateLimiter()
 
 # Seconds.
-_ASK_DEADLINE: Final = 6.0
-_IDLE: Final = 20.0
-_PACE: Final = 0.01
 _LONGEST_PAUSE: Final = 600.0
 _BREATH: Final = 1.0
 # So many explorations are enough where the network is too large to know all of it.
@@ -69,22 +59,13 @@ _ASK_AGAIN: Final = 60.0
 # Below so many peers everybody is known, and is looked for again sooner.
 _SMALL: Final = 20
 _WHOLE_NETWORK: Final = 100
-# Bytes of an answer.
-_LONGEST_ANSWER: Final = 256 * 1024
-_MOST_STREAMS: Final = 128
-_MOST_STREAMS_OF_ONE: Final = 4
-_MOST_SUSPECTS: Final = 64
 _MOST_ASKED: Final = 1024
 _MOST_PROVIDERS: Final = 60
 _ANNOUNCED_AT_ONCE: Final = 4
 _JOINED_AT_ONCE: Final = 4
-# In ten seconds, of one peer: all of them at once, and again when something changed.
-_MOST_ANNOUNCED: Final = 4 * len(CLASSES)
-
-Read = Callable[[KademliaStream], Awaitable[Message]]
 
 
-class Kademlia:
+class Kademlia(KademliaMember):
     """The DHT as this peer sees it: a CandidateSource. Made by `open_kademlia`."""
 
     name = "dht"
@@ -92,43 +73,17 @@ class Kademlia:
     def __init__(
         self, host: IHost, connections: PeerConnections, addrs: Callable[[], Sequence[str]], *, server: bool
     ) -> None:
-        self._host = KademliaHost(host, connections, addrs if server else tuple, self._proven)
-        self._own_id = host.get_id()
-        self._server = server
-        self._dht = _library_dht(self._host, server=server)
-        self._table = ProvenTable(self._host)
-        self._records = ProviderRecords(self._host, self._dht.peer_routing)
-        self._dht.routing_table = self._table
-        self._dht.provider_store = self._records
+        super().__init__(host, connections, addrs, server=server)
         self._asked: OrderedDict[ID, float] = OrderedDict()
-        self._suspects: trio.MemorySendChannel[ID]
-        self._suspects, self._suspected = trio.open_memory_channel[ID](_MOST_SUSPECTS)
-        self._streams: Counter[str] = Counter()
         self.announced = 0
         """How many peers took the last announcement."""
-        self._met: set[ID] = set()
         self._complete, self._surveys = False, 0
-        self._joined, self._grown = trio.Event(), trio.Event()
+        self._joined = trio.Event()
         self._asking, self._settled = 0, trio.lowlevel.ParkingLot()
-
-    @property
-    def peers(self) -> int:
-        """How many peers are in the routing table."""
-        return self._table.size()
-
-    @property
-    def records(self) -> int:
-        """How many provider records this peer keeps for others."""
-        return self._records.size()
 
     async def wait_joined(self) -> None:
         """Returns when there are peers to ask, as many as could be found at first."""
         await self._joined.wait()
-
-    async def wait_peers(self, number: int) -> None:
-        """Returns when there are so many peers in the routing table."""
-        while self.peers < number:
-            await self._grown.wait()
 
     # Finding
 
@@ -203,7 +158,7 @@ class Kademlia:
         try:
             messages = [self._message(Message.MessageType.ADD_PROVIDER, key, announce=True) for key in keys]
             # All in one stream: opening one costs a hundred times what a message does.
-            if await self._converse(peer_id, messages, _read_end) is not None:
+            if await self._hand_over(peer_id, messages):
                 taken.append(peer_id)
         finally:
             slots.release()
@@ -298,81 +253,6 @@ class Kademlia:
         ask = partial(self._ask, question=question)
         return Walk(key, self._own_id, start, ask, self._host.book.add_addrs, width=width)
 
-    # Asking
-
-    def _message(self, kind: Any, key: bytes, *, announce: bool = False) -> Message:
-        message = Message(type=kind, key=key)
-        if self._server:
-            message.senderRecord, _ = env_to_send_in_RPC(cast(IHost, self._host))
-        if announce:
-            provider = message.providerPeers.add()
-            provider.id = self._own_id.to_bytes()
-            provider.addrs.extend(address.to_bytes() for address in self._host.get_addrs())
-        return message
-
-    async def _ask(self, peer_id: ID, question: Message) -> Message | None:
-        answer = await self._converse(peer_id, [question], _read_answer)
-        if answer is None:
-            self._table.remove_peer(peer_id)
-            self._met.discard(peer_id)
-        return answer
-
-    async def _converse(self, peer_id: ID, messages: Sequence[Message], read: Read) -> Message | None:
-        """Sends the messages in one stream and reads what comes back; None where nothing does in time."""
-        with trio.move_on_after(_ASK_DEADLINE):
-            try:
-                stream = await self._host.new_stream(peer_id, [PROTOCOL_ID])
-                try:
-                    for message in messages:
-                        await stream.write(encode_varint_prefixed(message.SerializeToString()))
-                    return await read(stream)
-                finally:
-                    await stream.close()
-            except Exception as error:
-                # A stranger can fail in any layer, and in all of them it means the same.
-                _log.debug("%s did not answer in the DHT: %r", peer_id, error)
-        return None
-
-    async def _proven(self, peer_id: ID) -> None:
-        before = self.peers
-        addrs = self._host.book.addrs(peer_id)
-        if addrs and await self._table.admit(PeerInfo(peer_id, addrs)) and self.peers > before:
-            self._met.add(peer_id)
-            self._grown.set()
-            self._grown = trio.Event()
-
-    # Answering
-
-    async def serve(self, stream: trio.abc.HalfCloseableStream, peer_id: str) -> None:
-        """Answers one stream of a peer, with the library's handler; too many are reset."""
-        asking = KademliaStream(stream, ID.from_string(peer_id), deadline=_IDLE, pace=_PACE)
-        if self._streams.total() >= _MOST_STREAMS or self._streams[peer_id] >= _MOST_STREAMS_OF_ONE:
-            await asking.reset()
-            return
-        with suppress(trio.WouldBlock):
-            # It may serve the DHT itself; asked back once it has said where it is.
-            self._suspects.send_nowait(asking.peer_id)
-        self._streams[peer_id] += 1
-        try:
-            await self._dht._do_handle_stream(cast(INetStream, asking))
-        finally:
-            self._streams[peer_id] -= 1
-            if not self._streams[peer_id]:
-                del self._streams[peer_id]
-
-
-def _library_dht(host: KademliaHost, *, server: bool) -> KadDHT:
-    dht = KadDHT(
-        cast(IHost, host),
-        DHTMode.SERVER if server else DHTMode.CLIENT,
-        # No namespace, and none is made up: no value passes.
-        validator=NamespacedValidator({}, strict_validation=True),
-        validator_changed=True,
-        strict_validation=True,
-    )
-    dht._provider_rate_max = _MOST_ANNOUNCED
-    return dht
-
 
 @asynccontextmanager
 async def open_kademlia(
@@ -398,17 +278,6 @@ async def open_kademlia(
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-async def _read_answer(stream: KademliaStream) -> Message:
-    answer = Message()
-    answer.ParseFromString(await read_varint_prefixed_bytes_limited(stream, _LONGEST_ANSWER))
-    return answer
-
-
-async def _read_end(stream: KademliaStream) -> Message:
-    await stream.finish()
-    return Message()
 
 
 async def _nothing(answer: Message) -> None:

@@ -12,7 +12,7 @@ from libp2p.peer.id import ID
 from libp2p.utils.varint import encode_varint_prefixed
 from multiaddr import Multiaddr
 
-from dms_peer.discovery import kademlia
+from dms_peer.discovery import kademlia, kademlia_member
 from dms_peer.host import HardenedHost, dial, open_stream
 from dms_peer.identity import new_identity
 from dms_peer.streams import PeerStream
@@ -219,7 +219,7 @@ async def test_only_records_of_classes_are_kept_and_only_of_their_provider(
 async def test_streams_on_which_nothing_comes_are_few_and_end(
     victim: Any, attack: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kademlia, "_IDLE", 0.5)
+    monkeypatch.setattr(kademlia_member, "_IDLE", 0.5)
     silent = [await attack() for _ in range(5)]
     # The fifth at once, the others when their time is up.
     await ends(silent[4])
