@@ -23,5 +23,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What computes for a minute goes first and to one worker, so that the others wait meanwhile, not afterwards."""
-    items.sort(key=lambda item: item.get_closest_marker("computes") is None)
+    """What computes for a minute goes first and to one worker, so that the others wait meanwhile, not afterwards.
+
+    Of that, what can use all cores comes last: it takes them when the other workers are done.
+    """
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    computes = item.get_closest_marker("computes")
+    if computes is None:
+        return 2
+    return 1 if computes.kwargs.get("all_cores") else 0

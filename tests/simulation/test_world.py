@@ -48,7 +48,7 @@ def run(*arguments: object, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.computes
+@pytest.mark.computes(all_cores=True)
 def test_nothing_is_oversold_lost_or_left_behind_whatever_happens() -> None:
     told = run("--range", 1, WORLDS)
     counts = Counter({what: int(count) for count, what in re.findall(r"^ *(\d+) ([a-z_ ]+)$", told, re.MULTILINE)})

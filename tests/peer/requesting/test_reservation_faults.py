@@ -35,7 +35,7 @@ def outcome(process: subprocess.Popen[str]) -> str:
     return output
 
 
-@pytest.mark.computes
+@pytest.mark.computes(all_cores=True)
 def test_an_ensemble_is_taken_as_a_whole_or_not_at_all_and_nothing_is_left_behind() -> None:
     parts = min(os.cpu_count() or 1, 8)
     bounds = [1 + RUNS * part // parts for part in range(parts + 1)]
