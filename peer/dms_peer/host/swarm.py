@@ -31,13 +31,13 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
 from ..errors import ListenError
 from ..shields import shielded
 from .gate import ConnectionGate, address_group, end_site
 from .handshakes import Handshakes
+from .identify import BoundedPeerStore, bound_identify
 from .limits import HostLimits
 from .logs import RateLimiter, log_limited
 from .private_network import ProtectedConnection
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from .yamux import BoundedYamux
 
 __all__ = ["HardenedSwarm"]
+
+bound_identify()
 
 logger = logging.getLogger(__name__)
 limiter = RateLimiter()
@@ -77,7 +79,7 @@ class HardenedSwarm(Swarm):
     ) -> None:
         peer_id = ID.from_pubkey(key_pair.public_key)
         # Its tables: addresses and protocols that peers tell of themselves.
-        peerstore = PeerStore(max_records=2 * limits.max_connections, max_peers=2 * limits.max_connections)
+        peerstore = BoundedPeerStore(max_records=2 * limits.max_connections, max_peers=2 * limits.max_connections)
         peerstore.add_key_pair(peer_id, key_pair)
         limits_hit: Counter[str] = Counter()
         super().__init__(

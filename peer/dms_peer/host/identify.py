@@ -1,0 +1,68 @@
+"""Identify: what peers say of themselves, within bounds.
+
+What breaks in py-libp2p: a message of identify may have a mebibyte, and the signed record in it is compared address by
+address: 10,000 addresses in 120 KB keep the processor for ten seconds. Anybody who is connected may push as many of
+them as it likes.
+Measure: `bound_identify` passes messages over that are longer than those of go-libp2p, and, on our own hosts, those of
+a peer that sends too many.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import Final
+
+from libp2p.abc import IPeerStore
+from libp2p.host import basic_host
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.identity.identify_push import identify_push
+from libp2p.identity.update import update_peerstore_from_identify
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+
+from .logs import RateLimiter, log_limited
+
+__all__ = ["BoundedPeerStore", "bound_identify"]
+
+logger = logging.getLogger(__name__)
+limiter = RateLimiter()
+
+# Bytes. A message of go-libp2p has 8 KiB at most, with its signed record.
+MAX_MESSAGE: Final = 8 * 1024
+# Messages of one peer: at once, and per second after that.
+BURST: Final = 10
+PER_SECOND: Final = 0.2
+# Peers whose messages are counted; whoever was not heard of for longest is forgotten first.
+MAX_PEERS: Final = 1024
+
+
+class BoundedPeerStore(PeerStore):
+    """A peer store that counts what each peer says of itself."""
+
+    def __init__(self, *, max_records: int, max_peers: int) -> None:
+        super().__init__(max_records=max_records, max_peers=max_peers)
+        self._heard: OrderedDict[ID, RateLimiter] = OrderedDict()
+
+    def admits(self, peer_id: ID) -> bool:
+        """Whether a message of this peer is looked at now; counts it."""
+        heard = self._heard.setdefault(peer_id, RateLimiter(BURST, PER_SECOND))
+        self._heard.move_to_end(peer_id)
+        if len(self._heard) > MAX_PEERS:
+            self._heard.popitem(last=False)
+        return heard.admit()
+
+
+def bound_identify() -> None:
+    """Has the library look at bounded messages alone; done again it changes nothing."""
+    for module in (basic_host, identify_push):
+        module.update_peerstore_from_identify = _update  # type: ignore[attr-defined]  # imported there
+
+
+async def _update(peerstore: IPeerStore, peer_id: ID, identify_msg: Identify) -> None:
+    size = identify_msg.ByteSize()
+    if size > MAX_MESSAGE:
+        log_limited(logger, limiter, logging.INFO, "passed %d bytes over that %s says of itself", size, peer_id)
+    elif not isinstance(peerstore, BoundedPeerStore) or peerstore.admits(peer_id):
+        await update_peerstore_from_identify(peerstore, peer_id, identify_msg)
