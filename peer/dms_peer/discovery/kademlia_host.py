@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -37,6 +38,7 @@ from ..streams import PeerStream
 __all__ = ["AddressBook", "KademliaHost", "KademliaStream", "text_addresses"]
 
 _MOST_ADDRESSES: Final = 8
+_PLACES_FOR_OTHERS: Final = 2
 _MOST_PEERS: Final = 2048
 # Bytes of one message; a request has hundreds, an answer some ten thousand.
 _LONGEST_MESSAGE: Final = 256 * 1024
@@ -123,21 +125,47 @@ class KademliaStream(Reader):
             await self._stream.aclose()
 
 
+@dataclass(frozen=True, slots=True)
+class _Addresses:
+    """What a peer says of itself, and what others say of it, the newest first."""
+
+    own: tuple[Multiaddr, ...] = ()
+    named: tuple[Multiaddr, ...] = ()
+
+
 class AddressBook:
-    """Where peers of the DHT are, as they or others say: bounded, apart from what the host itself dials by."""
+    """Where peers of the DHT are, as they or others say: bounded, apart from what the host itself dials by.
+
+    A peer's own word comes first, whatever others say of it, but for a place or two: it may have moved.
+    """
 
     def __init__(self) -> None:
-        self._addrs: OrderedDict[ID, tuple[Multiaddr, ...]] = OrderedDict()
+        self._addrs: OrderedDict[ID, _Addresses] = OrderedDict()
         self._own_record: Envelope | None = None
 
     def addrs(self, peer_id: ID) -> list[Multiaddr]:
         """The addresses of a peer; none where nothing is known."""
-        return list(self._addrs.get(peer_id, ()))
+        known = self._addrs.get(peer_id, _Addresses())
+        others = [address for address in known.named if address not in known.own]
+        return [*known.own[: _MOST_ADDRESSES - min(_PLACES_FOR_OTHERS, len(others))], *others][:_MOST_ADDRESSES]
+
+    def has_own(self, peer_id: ID) -> bool:
+        """Whether a peer has said itself where it is, or answered there."""
+        return bool(self._addrs.get(peer_id, _Addresses()).own)
 
     def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
-        """Notes addresses; the newest count, and the peer that was spoken of longest ago is forgotten."""
-        merged = dict.fromkeys((*addrs, *self._addrs.pop(peer_id, ())))
-        self._addrs[peer_id] = tuple(merged)[:_MOST_ADDRESSES]
+        """Notes what others say; the newest count, and the peer that was spoken of longest ago is forgotten."""
+        known = self._addrs.get(peer_id, _Addresses())
+        named = tuple(dict.fromkeys((*addrs, *known.named)))[:_MOST_ADDRESSES]
+        self._note(peer_id, replace(known, named=named))
+
+    def add_own(self, peer_id: ID, addrs: Sequence[Multiaddr]) -> None:
+        """Notes what a peer says of itself, which takes the place of all that was known."""
+        self._note(peer_id, _Addresses(own=tuple(addrs)[:_MOST_ADDRESSES]))
+
+    def _note(self, peer_id: ID, addresses: _Addresses) -> None:
+        self._addrs.pop(peer_id, None)
+        self._addrs[peer_id] = addresses
         if len(self._addrs) > _MOST_PEERS:
             self._addrs.popitem(last=False)
 
@@ -150,8 +178,7 @@ class AddressBook:
         record = envelope.record()
         if ID.from_pubkey(envelope.public_key) != record.peer_id:
             return False
-        self._addrs.pop(record.peer_id, None)
-        self.add_addrs(record.peer_id, record.addrs[:_MOST_ADDRESSES])
+        self.add_own(record.peer_id, record.addrs)
         return True
 
     def get_local_record(self) -> Envelope | None:
@@ -232,10 +259,10 @@ class KademliaHost:
 
     def _learn(self, peer_id: ID) -> None:
         """Where the peer answered and where it told the host that it listens, for those that ask who is near."""
-        if self.book.addrs(peer_id):
+        if self.book.has_own(peer_id):
             return
         try:
-            self.book.add_addrs(peer_id, self._host.get_peerstore().addrs(peer_id)[:_MOST_ADDRESSES])
+            self.book.add_own(peer_id, self._host.get_peerstore().addrs(peer_id))
         except Exception:
             # "None" is an error of its own kind in the library's peer store.
             return

@@ -237,6 +237,22 @@ async def test_one_network_does_not_fill_a_bucket() -> None:
     assert taken == [True, True] + [False] * 8
 
 
+def test_others_cannot_take_a_peers_own_word_from_it() -> None:
+    book, one = AddressBook(), new_identity(bytes([1]) * 32)
+    peer_id = ID.from_string(one.peer_id)
+    own = [Multiaddr(f"/ip4/192.0.2.1/tcp/{port}") for port in range(1, 9)]
+    assert book.consume_peer_record(seal_record(PeerRecord(peer_id, own[:1]), one.key_pair().private_key), 0)
+    for number in range(100):
+        book.add_addrs(peer_id, [Multiaddr(f"/ip4/203.0.113.{number}/tcp/1")])
+    assert book.addrs(peer_id)[0] == own[0]
+    assert len(book.addrs(peer_id)) == 8
+    # Where it says the most that it may, one who has heard that it moved still counts.
+    assert book.consume_peer_record(seal_record(PeerRecord(peer_id, own), one.key_pair().private_key), 0)
+    assert book.addrs(peer_id) == own
+    book.add_addrs(peer_id, [ADDRESS])
+    assert book.addrs(peer_id) == [*own[:7], ADDRESS]
+
+
 def test_the_address_book_is_bounded() -> None:
     book = AddressBook()
     for number in range(3000):
