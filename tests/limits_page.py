@@ -55,6 +55,8 @@ TAIL = """
 | the history | 90 days |
 | an ensemble request | 64 nodes, each with 64 GPUs; 1,024 ports on all of them; 1,024 excluded peers |
 | a signed envelope | 256 KiB |
+| an RSA key of another peer | 1 KiB, 4,096 bits |
+| what a peer says of itself (identify) | 8 KiB; 10 messages at once and one in 5 seconds; 1,024 peers told apart |
 | a token | 8 KiB, 16 blocks |
 | files of the owner | 256 KiB |
 | log lines | 20 at once and 1 per second for each peer, 500 at once and 50 per second for all; 1,024 peers told apart |

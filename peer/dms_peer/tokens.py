@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -174,6 +175,9 @@ def _write(path: Path, text: str) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                # It may have been there before, for everybody to read.
+                os.fchmod(descriptor, 0o600)
             file.write(text + "\n")
     except OSError as error:
         raise PeerError(

@@ -96,6 +96,17 @@ def test_an_owner_grants_and_an_organisation_passes_half_on(cli: Any, home: str,
     assert stat.S_IMODE(os.stat(half).st_mode) == 0o600
 
 
+def test_a_token_in_the_place_of_a_file_that_everybody_could_read_is_its_owners(
+    cli: Any, home: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "old.token"
+    path.write_text("something longer than any token is" * 100)
+    path.chmod(0o644)
+    cli("token", "create", "--home", home, "--cpu", "1", "-o", str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert cli("token", "inspect", str(path), "--home", home, "--json")
+
+
 def test_a_token_is_printed_where_no_file_is_given(cli: Any, home: str, tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(cli("token", "create", "--home", home, "--cpu", "1"))
