@@ -153,8 +153,11 @@ class Node:
                 settings = replace(self.discovery, connection_limits=limits.connections, gossip_limits=limits.gossip)
                 may_ask = partial(access.rules.admits, "bid_request")
                 discovery = await stack.enter_async_context(
-                    open_discovery(host, identity, settings, home=home, manager=manager, terms=terms, may_ask=may_ask)
-                )
+                    open_discovery(
+                        host, identity, settings,
+                        home=home, manager=manager, terms=terms, may_ask=may_ask, shares=access.shares,
+                    )
+                )  # fmt: skip
                 operations |= peers_operations(discovery.notes, lambda: discovery.company.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             offers = manager.get_onboarded_resources() is not None

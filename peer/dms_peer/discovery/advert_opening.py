@@ -17,7 +17,7 @@ from dms_protocols.bidding import BidTerms
 from dms_protocols.broadcasts import OpenedBroadcast
 from dms_protocols.capacity_adverts import AdvertTable
 from dms_protocols.errors import BusyError
-from dms_protocols.limits import ServiceLimits
+from dms_protocols.limits import ServiceLimits, Shares
 from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, BID_PROTOCOL_1_1, PEERS_PROTOCOL
 from dms_protocols.service import refuse_stream, serve_stream
@@ -49,11 +49,12 @@ Partners = Callable[[], Mapping[str, Sequence[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who offers something: its ledger, its terms, and whom it answers."""
+    """Who offers something: its ledger, its terms, whom it answers, and how much each may have."""
 
     manager: ResourceManager
     terms: BidTerms | None
     may_ask: Callable[[str], bool]
+    shares: Shares | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class _Opening:
 
     async def _answer(self, provider: Provider) -> Callable[[OpenedBroadcast], None]:
         """Answers broadcast requests; what is returned takes them."""
-        operations = peer_operations(provider.manager, self.identity, provider.terms)
+        operations = peer_operations(provider.manager, self.identity, provider.terms, shares=provider.shares)
         answers = BroadcastAnswers(
             operations[BID_PROTOCOL_1_1], self.network, self.table, self.count, may_ask=provider.may_ask
         )

@@ -14,6 +14,7 @@ import trio
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 
 from dms_peer import owner
+from dms_peer.discovery import advert_opening
 from dms_peer.discovery.opening import Discovery, open_discovery, open_requester
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.errors import AddressError
@@ -22,7 +23,9 @@ from dms_peer.host import HardenedHost, dial, host_addresses, open_host
 from dms_peer.identity import load_or_create_identity, new_identity
 from dms_peer.node import Node
 from dms_peer.offers import Offer
-from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
+from dms_protocols.conversion import to_map
+from dms_protocols.messages.bid import BidRequest, EnsembleRequest, NodeRequest
+from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL, PEERS_PROTOCOL
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.units import GIB, Cores
@@ -103,6 +106,33 @@ async def test_all_that_is_taken_off_together_is_told_once(
             before = len(told)
         await eventually(lambda: not {PEERS_PROTOCOL, KADEMLIA_PROTOCOL} & set(known.get_protocols(peer_id)))
     assert len(told) == before + 1
+
+
+async def test_who_asks_by_broadcast_has_the_owners_share_and_no_more(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hold that was too large would become a commitment without being looked at again."""
+    answering: list[Operations] = []
+
+    class Recorded(advert_opening.BroadcastAnswers):
+        def __init__(self, bids: Operations, *rest: Any, **named: Any) -> None:
+            answering.append(bids)
+            super().__init__(bids, *rest, **named)
+
+    monkeypatch.setattr(advert_opening, "BroadcastAnswers", Recorded)
+    machine, access = tmp_path / "machine.json", tmp_path / "access.yaml"
+    machine.write_text(json.dumps(MACHINE))
+    access.write_text("shares:\n  peer:\n    capacity: 250\n")
+    await trio.to_thread.run_sync(owner.onboard, home, OFFER, str(machine))
+    settings = replace(QUIET, gossip=True)
+    async with Node(home=home, listen=LOOPBACK, discovery=settings, access=access).open():
+        (bids,) = answering
+        caller = Caller(new_identity().peer_id)
+        within, beyond = (
+            bids["bid_request"].handler(BidRequest(ensemble=to_map(request(cores))), caller) for cores in (1, 2)
+        )
+    assert (len(within.bids), within.refusals) == (1, ())
+    assert (beyond.bids, [refusal.code for refusal in beyond.refusals]) == ((), ["busy"])
 
 
 async def test_the_cheapest_source_comes_first(client: HardenedHost) -> None:
