@@ -61,7 +61,7 @@ def _run_many(seeds: range, processes: int) -> int:
     started = time.perf_counter()
     shares = [seeds[at : at + SHARE] for at in range(0, len(seeds), SHARE)]
     # Worlds wait for nobody: whoever shares the machine with them and does goes first.
-    with ProcessPoolExecutor(processes, initializer=os.nice, initargs=(10,)) as pool:
+    with ProcessPoolExecutor(processes, initializer=os.nice, initargs=(5,)) as pool:
         for own, failed in pool.map(_run_share, shares):
             counts += own
             for what in failed:
