@@ -29,6 +29,7 @@ from dms_protocols.messages.bid import (
     Location,
     NodeRequest,
     Place,
+    count_ports,
 )
 from dms_resources.components import GPUVendor
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
@@ -207,10 +208,13 @@ def _ports(field: Field) -> PortDemand:
         if port in seen:
             one.fail(f"port {port} is there twice", "keep one of them")
         seen.add(port)
-    return PortDemand(
+    demand = PortDemand(
         static=tuple(port for _, port in static),
-        dynamic=_read(fields, "dynamic", lambda one: one.whole(0, 65535), 0),
+        dynamic=_read(fields, "dynamic", lambda one: one.whole(0, MAX_PORTS), 0),
     )
+    if count_ports(demand) > MAX_PORTS:
+        field.fail(f"asks for {count_ports(demand)} ports", f"there may be {MAX_PORTS}")
+    return demand
 
 
 def _requirements(field: Field) -> GeneralRequirements:
@@ -226,10 +230,14 @@ def _check_nodes(ensemble: EnsembleFile, entries: list[Field]) -> None:
     """What one node says against another, or against the ensemble."""
     known: set[str] = set()
     pinned: dict[str, str] = {}
+    ports = 0
     for node, entry in zip(ensemble.nodes, entries, strict=True):
         if node.node_id in known:
             entry.fail(f"another node is named {node.node_id} too", "give each node a node_id of its own")
         known.add(node.node_id)
+        ports += count_ports(node.public_ports)
+        if ports > MAX_PORTS:
+            entry.fail(f"with it {ports} ports are asked for", f"all nodes together may have {MAX_PORTS}")
         peer = ensemble.pins.get(node.node_id)
         if peer is None:
             continue

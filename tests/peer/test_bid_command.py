@@ -19,15 +19,25 @@ from dms_peer.home import Home
 from dms_peer.identity import load_identity
 from dms_peer.node import Node, Ready
 from dms_peer.offers import GPUChoice, Offer
+from dms_resources.components import PortRange
 from dms_resources.units import GIB, Cores
 
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": [{"vram": "24GiB"}]}
-OFFER = Offer(cpu=Cores.of(8), ram=16 * GIB, disk=100 * GIB, gpus=(GPUChoice(device="all"),), hold=60.0)
+OFFER = Offer(
+    cpu=Cores.of(8),
+    ram=16 * GIB,
+    disk=100 * GIB,
+    gpus=(GPUChoice(device="all"),),
+    hold=60.0,
+    port_range=PortRange(first=20000, last=20999),
+)
 TERMS = """
 location: {continent: Europe, country: DE}
 executors: [docker]
 prices: {currency: EUR, core: 0.1}
 """
+ONE = ["--cpu", "1", "--ram", "1", "--disk", "1"]
+SMALL = "resources: {cpu: {cores: 1}, ram: {size: 1}, disk: {size: 1}}"
 ABSENT = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 OTHER = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 ENSEMBLE = """
@@ -171,7 +181,10 @@ async def test_the_options_for_one_node(ready: Ready, command: Any) -> None:
     assert await code("--executor", "docker", "--executor", "firecracker") == "executor"
     assert await code("--port", "20000", "--port", "20001", "--ports", "3") == "bid"
     assert await code("--port", "80") == "ports"
-    assert await code("--ports", "65000") == "ports"
+    # So many may be asked for, and more than are here.
+    assert await code("--ports", "1024") == "ports"
+    assert await code("--ports", "1024", "--dry-run") == "ports"
+    assert await code("--port", "20000", "--ports", "999", "--dry-run") == "bid"
 
 
 async def test_an_ensemble_of_which_nothing_is_for_this_peer(ready: Ready, command: Any, tmp_path: Path) -> None:
@@ -201,10 +214,14 @@ async def test_nodes_for_different_peers_are_not_written_to_be_committed_at_one(
         (["-f", "e.yaml", "--cpu", "1"], 2, "usage", "leave the other options"),
         (["-f", "e.yaml", "--ports", "1"], 2, "usage", "leave the other options"),
         (["-f", "e.yaml", "--dry-run", "-o", "x"], 2, "usage", "-o"),
-        (["--cpu", "1", "--ram", "1", "--disk", "1", "--port", "0"], 2, "usage", "--port"),
-        (["--cpu", "1", "--ram", "1", "--disk", "1", "--location", "a/b/c/d"], 2, "usage", "Europe/DE"),
-        (["--cpu", "1", "--ram", "1", "--disk", "1", "--location", "/"], 2, "usage", "Europe/DE"),
-        (["--cpu", "1", "--ram", "1", "--disk", "1", *["--gpu", "1"] * 65], 2, "usage", "64 GPUs"),
+        ([*ONE, "--port", "0"], 2, "usage", "--port"),
+        ([*ONE, "--location", "a/b/c/d"], 2, "usage", "Europe/DE"),
+        ([*ONE, "--location", "/"], 2, "usage", "Europe/DE"),
+        ([*ONE, *["--gpu", "1"] * 65], 2, "usage", "64 GPUs"),
+        ([*ONE, "--ports", "1025"], 2, "usage", "1024"),
+        ([*ONE, "--ports", "65000", "--dry-run"], 2, "usage", "1024"),
+        ([*ONE, "--port", "20000", "--ports", "1024"], 2, "usage", "at most 1024 ports"),
+        (["-f", "ports.yaml"], 1, "bad_ensemble", "ports.yaml, line 3, column 3: request[1]: with it 1025 ports"),
         (["-f", "absent.yaml"], 1, "bad_ensemble", "absent.yaml cannot be read"),
         (["-f", "bad.yaml"], 1, "bad_ensemble", "bad.yaml, line 1, column 1: reqest: is no field here"),
     ],
@@ -220,6 +237,8 @@ async def test_a_command_line_or_file_that_makes_no_sense(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.yaml").write_text("reqest: []")
+    nodes = [f"- {{node_id: n{ports}, {SMALL}, public_ports: {{dynamic: {ports}}}}}\n" for ports in (1024, 1)]
+    (tmp_path / "ports.yaml").write_text("request:\n" + "".join(nodes))
     found, out, err = await command("bid", ABSENT, *arguments, "--json")
     assert (found, json.loads(out)["error"]["code"]) == (exit_code, code)
     assert fragment in err

@@ -126,6 +126,15 @@ def node(*lines: str) -> str:
         (node("public_ports: {static: [0]}"), (4, 27), "request[0].public_ports.static[0]", "from 1 to 65535", ""),
         (node("public_ports: {static: [80, 80]}"), (4, 31), "request[0].public_ports.static[1]", "twice", ""),
         (node("public_ports: {dynamic: -1}"), (4, 27), "request[0].public_ports.dynamic", "no number", "digits"),
+        (node("public_ports: {dynamic: 1025}"), (4, 27), "request[0].public_ports.dynamic", "from 0 to 1024", ""),
+        (node("public_ports: {static: [80], dynamic: 1024}"), (4, 17), "request[0].public_ports", "1025 ports", "1024"),
+        (
+            node("public_ports: {dynamic: 1024}") + f"\n- node_id: b\n  {SMALL}\n  public_ports: {{static: [80]}}",
+            (5, 3),
+            "request[1]",
+            "1025 ports",
+            "all nodes together may have 1024",
+        ),
         (node("public_ports: {dynamic: 1_0}"), (4, 27), "request[0].public_ports.dynamic", "no number", "digits"),
         (
             node("general_requirements: {privileged_docker: yes}"),

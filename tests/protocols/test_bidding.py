@@ -172,15 +172,16 @@ async def test_a_price_and_a_place(provider: Any, requester: Any, ask: Any, node
     [(PortDemand(dynamic=1025),), (PortDemand(dynamic=10**15),), (PortDemand(static=(20000,), dynamic=512),) * 2],
     ids=["one too many", "a great many", "together"],
 )
+@pytest.mark.parametrize("dry_run", [False, True], ids=["bid", "dry run"])
 async def test_more_ports_than_one_request_may_have_are_refused_before_they_are_looked_for(
-    provider: Any, requester: Any, node: Any, ports: tuple[PortDemand, ...]
+    provider: Any, requester: Any, node: Any, ports: tuple[PortDemand, ...], dry_run: bool
 ) -> None:
-    # As bytes: a client of ours would not send it.
-    nodes = [msgspec.structs.replace(node(str(number)), public_ports=one) for number, one in enumerate(ports)]
-    ensemble = {"id": "e", "nonce": 1, "deadline": provider.clock.now + 9, "request": [to_map(one) for one in nodes]}
+    # As maps: what our client sends is looked at before.
+    nodes = [{**to_map(node(str(number))), "public_ports": to_map(one)} for number, one in enumerate(ports)]
+    ensemble = {"id": "e", "nonce": 1, "deadline": provider.clock.now + 9, "request": nodes}
     async with provider.connect(requester.peer_id) as client:
         with pytest.raises(RemoteError, match="1024 ports") as refused:
-            await client.call(BidRequest(ensemble=ensemble), BidAnswer, timeout=10)
+            await client.call(BidRequest(ensemble=ensemble, dry_run=dry_run), BidAnswer, timeout=10)
     assert refused.value.code == "bad_message"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from dms_protocols.messages.bid import Place
+from dms_protocols.messages.bid import MAX_PORTS, Place
 from dms_resources.components import PortRange
 from dms_resources.demands import GPUDemand
 from dms_resources.errors import AmountError
@@ -173,7 +173,7 @@ PortOption: TypeAlias = Annotated[
     typer.Option("--port", min=1, max=65535, metavar="PORT", help="This public port; may be repeated."),
 ]
 PortCountOption: TypeAlias = Annotated[
-    int, typer.Option("--ports", min=0, max=65535, metavar="N", help="So many public ports, whichever.")
+    int, typer.Option("--ports", min=0, max=MAX_PORTS, metavar="N", help="So many public ports, whichever.")
 ]
 ExecutorOption: TypeAlias = Annotated[
     list[str] | None,

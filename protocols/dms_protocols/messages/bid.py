@@ -90,6 +90,7 @@ class NodeRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if len(self.resources.gpus) > MAX_GPUS:
             raise ValueError(f"at most {MAX_GPUS} GPUs can be asked for")
+        _check_ports(count_ports(self.public_ports))
         texts = [self.resources.cpu.architecture, *(t for gpu in self.resources.gpus for t in (gpu.model, gpu.uuid))]
         if max(map(len, texts)) > 128:
             raise ValueError("a name in the resources has more than 128 characters")
@@ -111,8 +112,7 @@ class EnsembleRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if len({node.node_id for node in self.request}) != len(self.request):
             raise ValueError("two nodes have the same node_id")
-        if sum(count_ports(node.public_ports) for node in self.request) > MAX_PORTS:
-            raise ValueError(f"at most {MAX_PORTS} ports can be asked for")
+        _check_ports(sum(count_ports(node.public_ports) for node in self.request))
 
 
 class BidRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="bid_request"):
@@ -184,6 +184,11 @@ class OfferAnswer(Struct, frozen=True, kw_only=True):
 def count_ports(asked: PortDemand) -> int:
     """How many ports are asked for."""
     return len(asked.static) + asked.dynamic
+
+
+def _check_ports(count: int) -> None:
+    if count > MAX_PORTS:
+        raise ValueError(f"at most {MAX_PORTS} ports can be asked for")
 
 
 def request_digest(ensemble: dict[str, Any]) -> bytes:
