@@ -15,6 +15,13 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("seeds.py")
+# Runs a program on a processor of which nobody could tell how fast it is.
+UNSTEADY = """
+import random, runpy, sys, time
+time.perf_counter = time.process_time = time.thread_time = lambda: random.SystemRandom().uniform(0.0, 10.0)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 LONG = os.environ.get("DMS_TEST_PROFILE") == "long"
 WORLDS = 100_000 if LONG else 1000
 
@@ -35,9 +42,9 @@ OUTCOMES = (
 )  # fmt: skip
 
 
-def run(*arguments: object, **environment: str) -> str:
+def run(*arguments: object, unsteady: bool = False, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, PROGRAM, *map(str, arguments)],
+        [sys.executable, *(["-c", UNSTEADY] if unsteady else []), PROGRAM, *map(str, arguments)],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -58,7 +65,7 @@ def test_nothing_is_oversold_lost_or_left_behind_whatever_happens() -> None:
 
 
 def test_the_same_seed_is_the_same_world() -> None:
-    seeds = (3, 4, 7)
+    seeds = range(3, 13)
     story = run(*seeds, "--trace", PYTHONHASHSEED="1")
-    assert story == run(*seeds, "--trace", PYTHONHASHSEED="2")
+    assert story == run(*seeds, "--trace", unsteady=True, PYTHONHASHSEED="2")
     assert story.count(" reserving ") >= len(seeds)

@@ -22,7 +22,7 @@ from dms_protocols.limits import ServiceLimits
 from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import versions_of
 from dms_protocols.service import refuse_stream, serve_stream
-from dms_protocols.shares import SharesInUse
+from dms_protocols.shares import PeerShare, SharesInUse
 
 from .streams import DelayedStream, stream_pair
 
@@ -205,7 +205,7 @@ class SimulatedNetwork:
         if host.answer is not None:
             await host.answer(stream)
         elif host.shares is None:
-            await serve_stream(stream, operations, caller, host.limits, host.counts)
+            await serve_stream(stream, operations, caller, host.limits, host.counts, _share())
         else:
             try:
                 with host.shares.stream(caller.peer_id) as share:
@@ -237,6 +237,11 @@ class SimulatedNetwork:
 
     def _delay(self, conditions: LinkConditions) -> float:
         return conditions.latency + self._rng.random() * conditions.jitter
+
+
+def _share() -> PeerShare:
+    """A share of its own for each stream, by a clock at which no work takes any time."""
+    return SharesInUse(timer=trio.current_time).alone()
 
 
 class SimulatedPeerNetwork:

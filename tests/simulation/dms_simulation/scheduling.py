@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -9,12 +10,14 @@ import trio
 import trio.testing
 from trio._core import _run as scheduler
 
-__all__ = ["EPOCH", "VirtualClock", "run_seeded"]
+__all__ = ["EPOCH", "VirtualClock", "WorkTimer", "run_seeded"]
 
 _T = TypeVar("_T")
 
 EPOCH = 1_800_000_000.0
 """The Unix time at which virtual time begins."""
+
+_WORK = (0.0, 0.0, 0.0001, 0.001, 0.02)
 
 
 class VirtualClock:
@@ -32,6 +35,22 @@ class VirtualClock:
     def wall(self) -> float:
         """Unix time in seconds."""
         return EPOCH + self.skew + trio.current_time()
+
+
+class WorkTimer:
+    """Tells how long the processor was kept in a world in which no work takes any time; for `SharesInUse`.
+
+    `rng` decides how long what is measured took: mostly nothing, sometimes as long as some turns of a peer.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._worked = 0.0
+
+    def __call__(self) -> float:
+        """Seconds of work so far."""
+        self._worked += self._rng.choice(_WORK)
+        return self._worked
 
 
 def run_seeded(main: Callable[..., Awaitable[_T]], *args: Any, seed: int) -> _T:

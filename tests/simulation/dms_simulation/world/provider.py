@@ -21,6 +21,7 @@ from dms_resources.manager import ResourceManager
 
 from ..network import GOOD_LINK, LinkConditions
 from ..providers import open_simulated_manager, provider_operations
+from ..scheduling import WorkTimer
 from .invariants import oversold, unbounded, uneven
 from .machines import BootClock, Disk, MachineTime
 from .witness import Tellings, Witness, watched
@@ -50,14 +51,14 @@ LIMITS = ServiceLimits(answer_bytes=256 * 1024, idle_deadline=60.0)
 class _Life:
     """One run of the provider's program, from its start to its death."""
 
-    def __init__(self, path: Path, clock: BootClock, disk: Disk) -> None:
+    def __init__(self, path: Path, clock: BootClock, disk: Disk, timer: WorkTimer) -> None:
         self.path = path
         self.clock = clock
         self.disk = disk
         self.scope = trio.CancelScope()
         self.manager: ResourceManager | None = None
         self.counts = ServiceCounts()
-        self.shares = SharesInUse(SHARES)
+        self.shares = SharesInUse(SHARES, timer)
         self.settled = False
         self.dead = False
         self.seen: tuple[Book, int] | None = None
@@ -123,7 +124,8 @@ class Provider:
         """Begin to live, with the ledger that the last life left; returns when it answers, or died on the way."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         disk = Disk(self._path, random.Random(self._rng.getrandbits(64)), self._latency)
-        self._life = _Life(self._path, self._clock, disk)
+        timer = WorkTimer(random.Random(f"{self._story.seed} {self.peer_id} {self._lives}"))
+        self._life = _Life(self._path, self._clock, disk, timer)
         self._lives += 1
         self._died = trio.Event()
         await self._nursery.start(self._live, self._life)
