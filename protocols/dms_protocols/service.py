@@ -60,6 +60,9 @@ _events = logging.getLogger("dms_protocols.requests")
 _DONE: Encoded = b"\xa0"
 # A slow operation costs about as much of the processor as so many quick ones.
 _SLOW_WEIGHT = 8
+# Idleness is noticed at the most this part of its deadline early: every deadline that is moved leaves an entry in the
+# heap of trio until it would have passed, and one for each byte that arrives would be hundreds for a slow peer.
+_IDLE_PRECISION = 1 / 64
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag_field="op", tag="cancel"):
@@ -147,20 +150,28 @@ class _Service:
     async def run(self) -> None:
         self._counts.streams += 1
         try:
-            async with trio.open_nursery() as writing:
-                writing.start_soon(self._write, writing.cancel_scope)
-                async with trio.open_nursery() as self._handlers:
-                    await self._read()
-                    self._end_watches()
-                await self._outbox.flushed()
-                with trio.move_on_after(self._limits.close_deadline):
-                    await self._stream.aclose()
-                writing.cancel_scope.cancel()
+            # Half of what a stream costs is made when it asks for something: there may be many that never do.
+            if first := await self._receive_first():
+                await self._serve(first)
         finally:
             self._counts.streams -= 1
             self._outbox.abandon()
             # Costs nothing where the stream is closed already.
             await trio.aclose_forcefully(self._stream)
+
+    async def _serve(self, first: bytes) -> None:
+        async with trio.open_nursery() as writing:
+            writing.start_soon(self._write, writing.cancel_scope)
+            async with trio.open_nursery() as self._handlers:
+                await self._read(first)
+                self._end_watches()
+            await self._outbox.flushed()
+            await self._close()
+            writing.cancel_scope.cancel()
+
+    async def _close(self) -> None:
+        with trio.move_on_after(self._limits.close_deadline):
+            await self._stream.aclose()
 
     async def _write(self, everything: trio.CancelScope) -> None:
         await self._outbox.run()
@@ -168,31 +179,41 @@ class _Service:
 
     # Reading
 
-    async def _read(self) -> None:
-        while True:
-            data = await self._receive()
-            if not data:
-                return
-            self._frames.feed(data)
-            try:
-                await self._take_frames()
-            except FrameError as error:
-                self._refuse(None, error, UNREADABLE, self._caller)
-                return
+    async def _receive_first(self) -> bytes:
+        """The first bytes; none when the stream ends, breaks, or is idle for too long before there are any."""
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            with trio.move_on_after(self._limits.idle_deadline):
+                if first := bytes(await self._stream.receive_some(self._limits.read_bytes)):
+                    return first
+            await self._close()
+        return b""
+
+    async def _read(self, data: bytes) -> None:
+        """Takes requests until the end, until the stream breaks, or until it was idle for too long."""
+        with self._idle:
+            while data:
+                self._watch_idleness()
+                self._frames.feed(data)
+                try:
+                    await self._take_frames()
+                except FrameError as error:
+                    self._refuse(None, error, UNREADABLE, self._caller)
+                    return
+                self._watch_idleness()
+                data = await self._receive()
 
     async def _receive(self) -> bytes:
-        """The next bytes; none at the end, when the stream breaks, or when it was idle for too long."""
-        with trio.CancelScope() as self._idle:
-            self._watch_idleness()
-            try:
-                return bytes(await self._stream.receive_some(self._limits.read_bytes))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self._handlers.cancel_scope.cancel()
+        try:
+            return bytes(await self._stream.receive_some(self._limits.read_bytes))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._handlers.cancel_scope.cancel()
         return b""
 
     def _watch_idleness(self) -> None:
-        busy = self._slow or self._watches
-        self._idle.deadline = float("inf") if busy else self._active_at + self._limits.idle_deadline
+        longest = self._limits.idle_deadline
+        end = float("inf") if self._slow or self._watches else self._active_at + longest
+        if end < self._idle.deadline or end > self._idle.deadline + longest * _IDLE_PRECISION:
+            self._idle.deadline = end
 
     async def _take_frames(self) -> None:
         share, outbox, high_water = self._share, self._outbox, self._limits.outgoing_bytes
@@ -201,15 +222,21 @@ class _Service:
         for frame in self._frames:
             if share.turn <= 0:
                 await share.rest(self._limits.batch_frames)
+                self._stay_active()
             share.turn -= 1
             whole = True
             self._take(frame)
             if outbox.size >= high_water or (share.limited and share.crowded and outbox.size > LOW_WATER):
                 await (outbox.flushed() if share.crowded else outbox.room())
-                share.now = trio.current_time()
+                self._stay_active()
         if whole:
             # Only whole requests count as activity: one byte a second does not keep a stream.
             self._active_at = share.now
+
+    def _stay_active(self) -> None:
+        # Neither who waits for its turn nor who takes its answers is idle.
+        self._active_at = self._share.now = trio.current_time()
+        self._watch_idleness()
 
     def _take(self, frame: bytes | Oversize) -> None:
         request_id: int | None = None

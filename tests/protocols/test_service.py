@@ -305,6 +305,37 @@ async def test_one_byte_a_second_does_not_keep_a_stream(serving: Any, autojump_c
     assert trio.current_time() < 33
 
 
+async def test_requests_keep_a_stream(serving: Any, autojump_clock: Any) -> None:
+    async with serving(ServiceLimits(idle_deadline=64)) as peer:
+        # The second of each pair comes so soon after the first that the deadline is not moved for it.
+        for pause in (50.0, 0.5) * 5:
+            await trio.sleep(pause)
+            await peer.send({"id": 1, "op": "echo", "text": "x"})
+            assert "ok" in await peer.receive()
+        last = trio.current_time()
+        assert await peer.receive() is None
+    assert 63 <= trio.current_time() - last <= 64
+
+
+async def test_a_silent_peer_is_closed_although_it_never_asked(serving: Any, autojump_clock: Any) -> None:
+    async with serving(ServiceLimits(idle_deadline=30)) as peer:
+        assert await peer.receive() is None
+    assert trio.current_time() == pytest.approx(30)
+
+
+async def test_a_stream_is_one_task_until_it_asks(serving: Any) -> None:
+    def tasks() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    alone = tasks()
+    async with serving() as peer:
+        await trio.testing.wait_all_tasks_blocked()
+        assert tasks() == alone + 1
+        await peer.send({"id": 1, "op": "echo", "text": "x"})
+        await peer.receive()
+        assert tasks() == alone + 2
+
+
 async def test_a_stream_with_something_running_is_not_idle(serving: Any, autojump_clock: Any) -> None:
     async with serving(ServiceLimits(idle_deadline=10, operation_deadline=100)) as peer:
         await peer.send({"id": 1, "op": "slow", "seconds": 50.0})

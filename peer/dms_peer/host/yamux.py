@@ -173,7 +173,6 @@ class BoundedYamux(Yamux):
         stream = BoundedYamuxStream(stream_id, self, is_initiator)
         self.streams[stream_id] = stream
         self.stream_buffers[stream_id] = stream.buffer
-        self.stream_events[stream_id] = trio.Event()
         return stream
 
     def _finalize_stream_locked(self, stream: YamuxStream, *, fully_closed: bool) -> None:

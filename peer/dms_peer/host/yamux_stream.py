@@ -6,7 +6,8 @@ What breaks in py-libp2p's `YamuxStream`:
 - a local reset does not wake a reader that waits on the stream;
 - a write polls for room every 10 ms and gives up after 5 s;
 - the window grows to 16 MiB per stream, and what the peer sends beyond it is kept all the same;
-- the end of the connection looks like the end of the stream, so a cut answer looks like a whole one.
+- the end of the connection looks like the end of the stream, so a cut answer looks like a whole one;
+- each stream carries four locks, half of the memory of a stream that is only open.
 Measure: this class; what it awaits after taking is shielded by the connection (`BoundedYamux`), reads and writes wait
 for events, the window is fixed, and only a FIN ends a stream.
 Upstream: https://github.com/libp2p/py-libp2p/issues/1270 (growing window); for the others no upstream report found
@@ -44,6 +45,8 @@ MAX_DATA = 65535 - 16 - HEADER_SIZE
 ANNOUNCE_AT = STREAM_WINDOW // 2
 
 _HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
+# Stands where a stream has an event while nobody waits for one: whoever does makes a new one.
+_NOBODY_WAITS = trio.Event()
 
 
 def pack_frame(kind: int, flags: int, stream_id: int, value: int, data: bytes | memoryview = b"") -> bytes:
@@ -61,14 +64,15 @@ class BoundedYamuxStream(YamuxStream):
 
     def __init__(self, stream_id: int, conn: BoundedYamux, is_initiator: bool) -> None:
         super().__init__(stream_id, conn, is_initiator)
+        # Only the original's own methods take them, and there may be thousands of streams.
+        del self.window_lock, self.rw_lock, self.close_lock
         self.buffer = bytearray()
         self.fin_received = False
         self.abandoned_at: float | None = None
         self.torn = False
         self._unsent = False
         self._unannounced = 0
-        self._readable = trio.Event()
-        self._writable = trio.Event()
+        self._readable = self._writable = self.conn.stream_events[stream_id] = _NOBODY_WAITS
 
     # Reading
 
