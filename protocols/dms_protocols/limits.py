@@ -39,7 +39,7 @@ class ServiceLimits:
     """When a request that was answered with `busy` may be tried again."""
     operation_deadline: float = 30.0
     """The longest that a slow operation may take; then it is cancelled and answered with `deadline_exceeded`."""
-    outgoing_bytes: int = 256 * 1024
+    outgoing_bytes: int = 64 * 1024
     """Answers that wait to be written; above it nothing is read until the peer takes its answers."""
     write_deadline: float = 20.0
     """The longest that one write may stall before the stream is dropped."""
@@ -107,7 +107,7 @@ class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         bids_burst=4_000,
         bytes_in_flight=64 * 1024 * 1024,
         operations=1_024,
-        streams=1_024,
+        streams=256,
         commitments=16_384,
     )
     """What all peers may have together."""

@@ -338,6 +338,9 @@ class SharesInUse:
 
     def _remember(self, peer_id: str, share: PeerShare) -> None:
         now, absent = trio.current_time(), self._absent
+        if share.rested_at <= now:
+            # It used nothing.
+            return
         while absent and (len(absent) >= self._limits.remembered or next(iter(absent.values())).rested_at <= now):
             absent.popitem(last=False)
         absent[peer_id] = share

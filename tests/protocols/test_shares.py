@@ -324,6 +324,15 @@ async def test_strangers_that_come_and_go_are_not_remembered_without_bound(serve
             assert outcomes(await ask(peer, echo(0))) == {"busy": 1}
 
 
+async def test_who_asked_for_nothing_is_not_remembered(serve: Any, autojump_clock: Any) -> None:
+    served = serve(shares())
+    async with served.stream("one"):
+        await trio.testing.wait_all_tasks_blocked()
+        assert served.in_use.peers == 1
+    await trio.testing.wait_all_tasks_blocked()
+    assert served.in_use.peers == 0
+
+
 async def test_who_has_rested_is_forgotten(serve: Any, autojump_clock: Any) -> None:
     served = serve(shares(requests=1, requests_burst=2, bids=1, bids_burst=1))
     for number in range(20):

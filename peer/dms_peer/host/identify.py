@@ -34,7 +34,8 @@ MAX_MESSAGE: Final = 8 * 1024
 # Messages of one peer: at once, and per second after that.
 BURST: Final = 10
 PER_SECOND: Final = 0.2
-# Peers whose messages are counted; whoever was not heard of for longest is forgotten first.
+# Peers whose messages are counted, until they may send as many as a new one; whoever was not heard of for longest is
+# forgotten first.
 MAX_PEERS: Final = 1024
 
 
@@ -49,9 +50,11 @@ class BoundedPeerStore(PeerStore):
         """Whether a message of this peer is looked at now; counts it."""
         heard = self._heard.setdefault(peer_id, RateLimiter(BURST, PER_SECOND))
         self._heard.move_to_end(peer_id)
-        if len(self._heard) > MAX_PEERS:
+        admitted = heard.admit()
+        # This one, at the end, has not rested.
+        while len(self._heard) > MAX_PEERS or next(iter(self._heard.values())).rested:
             self._heard.popitem(last=False)
-        return heard.admit()
+        return admitted
 
 
 def bound_identify() -> None:

@@ -26,6 +26,8 @@ PER_SECOND = 1.0
 class RateLimiter:
     """A token bucket for log lines; counts what it swallows so that the next line can say so."""
 
+    __slots__ = ("_burst", "_per_second", "_tokens", "_updated", "swallowed")
+
     def __init__(self, burst: int = BURST, per_second: float = PER_SECOND) -> None:
         self._burst = float(burst)
         self._per_second = per_second
@@ -43,6 +45,11 @@ class RateLimiter:
             return False
         self._tokens -= 1
         return True
+
+    @property
+    def rested(self) -> bool:
+        """Whether as much may be written now as at the beginning."""
+        return self._tokens + (time.monotonic() - self._updated) * self._per_second >= self._burst
 
 
 def log_limited(logger: logging.Logger, limiter: RateLimiter, level: int, message: str, *args: object) -> None:
