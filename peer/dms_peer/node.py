@@ -36,6 +36,7 @@ from .discovery.listing import peers_operations
 from .discovery.opening import open_discovery
 from .discovery.settings import DiscoverySettings
 from .errors import ListenError
+from .heap import return_free_memory
 from .home import RETRY_INTERVAL, Home
 from .home_host import NetworkSettings, open_home_host
 from .host import HardenedHost, host_addresses, parse_listen_address
@@ -93,6 +94,7 @@ class Node:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+                nursery.start_soon(return_free_memory)
                 async with self.open() as ready:
                     announce(ready)
                     await trio.sleep_forever()

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ import trio
 
 from dms_peer import dial, host_addresses, new_identity, open_host, open_resources, serve
 from dms_peer.errors import PeerError
+from dms_peer.event_loop import run_async
+from dms_peer.heap import return_free_memory, use_system_allocator
 from dms_peer.host import HostLimits, open_stream
 from dms_peer.host.addresses import parse_peer_address
 from dms_protocols.cbor import encode_fast
@@ -74,11 +77,11 @@ async def provide(home: str) -> None:
         serve(host, manager, identity=identity),
         trio.open_nursery() as nursery,
     ):
+        nursery.start_soon(return_free_memory)
         await manager.update_onboarded_resources(OFFER)
         print(json.dumps({"addrs": host_addresses(host)}), flush=True)
 
         async def state() -> dict[str, int]:
-            gc.collect()
             return {
                 "rss": psutil.Process().memory_info().rss,
                 "files": len(os.listdir("/proc/self/fd")),
@@ -238,4 +241,8 @@ async def never_reads(address: str, chance: random.Random) -> None:
 PARTS: Final = {"provider": provide, "behave": behave, "attack": attack}
 
 if __name__ == "__main__":
-    trio.run(PARTS[sys.argv[1]], *sys.argv[2:])
+    if sys.argv[1] == "provider":
+        # As `dms-peer run` does.
+        use_system_allocator()
+        gc.disable()
+    run_async(partial(PARTS[sys.argv[1]], *sys.argv[2:]))

@@ -124,6 +124,13 @@ def _assert_less(before: FreeResources, after: FreeResources) -> None:
     assert [gpu.vram for gpu in after.gpus] == [4 * GIB, 2 * GIB]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only with glibc")
+async def test_a_peer_begins_with_an_allocator_that_returns_memory(home: Home) -> None:
+    async with _running(home) as provider:
+        environment = await trio.Path(f"/proc/{provider.process.pid}/environ").read_bytes()
+    assert b"PYTHONMALLOC=malloc" in environment.split(b"\0")
+
+
 async def test_free_falls_by_what_was_allocated_and_returns(home: Home, client: HardenedHost) -> None:
     async with _running(home) as provider:
         peer_id = await dial(client, provider.address)
