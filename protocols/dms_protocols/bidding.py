@@ -29,6 +29,7 @@ from dms_resources.errors import (
     InsufficientError,
     NotOnboardedError,
     RequestError,
+    ShareError,
     WindowError,
 )
 from dms_resources.leases import LeaseRequest, LeaseState
@@ -342,7 +343,8 @@ def _refusal_code(error: RequestError) -> str:
             return "ports"
         case InsufficientError():
             return "resources"
-        case AccountError():
+        case AccountError() | ShareError(retry_after=None):
+            # Nothing is known to make it possible later.
             return "policy"
         case _:
             return "busy"

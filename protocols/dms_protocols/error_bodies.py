@@ -59,7 +59,9 @@ def _details(error: ProtocolError | ResourcesError) -> dict[str, Any]:
     match error:
         case InsufficientError():
             return {"shortages": error.shortages, "retry_after": error.retry_after, "index": error.index}
-        case ShareError() | AccountError():
+        case ShareError():
+            return {"problems": error.problems, "retry_after": error.retry_after, "hint": error.hint}
+        case AccountError():
             return {"problems": error.problems, "hint": error.hint}
         case RequestError():
             return {"retry_after": error.retry_after, "hint": error.hint}

@@ -14,11 +14,12 @@ class Charges:
     """The sums as they would be after the requests that were charged so far; the ledger's own stay as they are.
 
     Only what grows is checked: a commitment that takes the place of its hold is not refused for a share that was
-    lowered meanwhile.
+    lowered meanwhile. `next_end` is the time in seconds until the next commitment ends, if one is to.
     """
 
-    def __init__(self, sums: Sums) -> None:
+    def __init__(self, sums: Sums, next_end: float | None = None) -> None:
         self._sums = sums
+        self._next_end = next_end
         self._everything = sums.everything
         self._holders: dict[str, Outstanding] = {}
         self._accounts: dict[str, Outstanding] = {}
@@ -60,7 +61,10 @@ class Charges:
         ):
             problems = allowance.exceeded_by(outstanding)
             if problems:
-                raise ShareError(f"more than {whose} may have: {'; '.join(problems)}", problems=problems)
+                # What is too much by itself does not wait for others.
+                wait = None if allowance.exceeded_by(NOTHING.plus(resources, 1)) else self._next_end
+                sentence = f"more than {whose} may have: {'; '.join(problems)}"
+                raise ShareError(sentence, problems=problems, retry_after=wait)
         self._holders[holder], self._everything = own, everything
 
 

@@ -169,7 +169,7 @@ def expire(book: Book, now: Moment) -> Change:
 
 def fit(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> list[Granted | RequestError]:
     """For each request what it would get, together with those before it, or why not. Nothing is changed."""
-    room, charges = book.room(), Charges(book.sums)
+    room, charges = book.room(), Charges(book.sums, _next_end(book, now))
     answers: list[Granted | RequestError] = []
     before: tuple[Demand, Granted] | None = None
     for request in requests:
@@ -231,7 +231,7 @@ def _promise(
     known = [_same_lease(book, request) for request in requests]
     fresh = [request for request, record in zip(requests, known, strict=True) if record is None]
     granted = _grant_all(book, fresh, now)
-    charges = Charges(book.sums)
+    charges = Charges(book.sums, _next_end(book, now))
     fence, pairs, leases, entries = book.fence, [], [], []
     for request, record in zip(requests, known, strict=True):
         if record is None:
@@ -354,11 +354,13 @@ def _insufficient(
     book: Book, room: Room, demand: Demand, ports: PortDemand, now: Moment, index: int
 ) -> InsufficientError:
     shortages = room.shortages(demand, ports)
-    due = book.next_due()
     sentence = "; ".join(map(describe_shortage, shortages)) or "the GPUs cannot be placed together"
-    return InsufficientError(
-        sentence, shortages=shortages, retry_after=max(0.0, due[0] - now.steady) if due else None, index=index
-    )
+    return InsufficientError(sentence, shortages=shortages, retry_after=_next_end(book, now), index=index)
+
+
+def _next_end(book: Book, now: Moment) -> float | None:
+    due = book.next_due()
+    return max(0.0, due[0] - now.steady) if due else None
 
 
 def _check_hold_limits(book: Book, requests: Sequence[LeaseRequest]) -> None:

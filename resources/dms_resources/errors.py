@@ -173,8 +173,8 @@ class ShareError(RequestError):
 
     code = "share_exceeded"
 
-    def __init__(self, message: str, *, problems: tuple[str, ...]) -> None:
-        super().__init__(message, hint="release what is not needed, or ask for less")
+    def __init__(self, message: str, *, problems: tuple[str, ...], retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after, hint="release what is not needed, or ask for less")
         self.problems = problems
 
 

@@ -300,7 +300,9 @@ async def test_a_peer_takes_no_more_than_its_part_of_what_is_onboarded(
     await market.take(requester, None, cores=1.5)
     async with market.visit(requester) as (bids, _):
         refusal = (await bids.request_bids(market._ask(market._node(cores=1), nonce=7))).refusals[0]
-        assert refusal.code == "busy"
+        assert (refusal.code, refusal.retry_after) == ("busy", pytest.approx(60))
+        refusal = (await bids.request_bids(market._ask(market._node(cores=2.5), nonce=8))).refusals[0]
+        assert (refusal.code, refusal.retry_after) == ("policy", None), "more than the whole share"
     await market.take(requester, None, cores=0.5)
     await market.take(stranger, None, cores=2)
 
@@ -316,6 +318,7 @@ async def test_a_commitment_beyond_the_share_is_refused_although_the_bid_came_be
             await allocations.commit([second], ttl=60)
         assert caught.value.code == "share_exceeded"
         assert caught.value.details["problems"] == ["cores: 2.5 would be outstanding, 2 are allowed"]
+        assert caught.value.retry_after == pytest.approx(60)
 
 
 @pytest.mark.parametrize("bounds", [{"commitments": 2}, {"total": {"commitments": 2}}])
@@ -339,7 +342,7 @@ async def test_a_commitment_is_no_longer_than_the_share_allows(
         assert await code_of(allocations.renew(lease.lease_id, ttl=101)) == "share_exceeded"
         await allocations.renew(lease.lease_id, ttl=100)
         refusal = (await bids.request_bids(market._ask(market._node(), nonce=7), ttl=101)).refusals[0]
-        assert refusal.code == "busy"
+        assert (refusal.code, refusal.retry_after) == ("policy", None)
 
 
 async def test_the_owner_on_the_socket_has_no_share(market: Market, share: Callable[..., None]) -> None:

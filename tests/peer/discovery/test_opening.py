@@ -132,7 +132,7 @@ async def test_who_asks_by_broadcast_has_the_owners_share_and_no_more(
             bids["bid_request"].handler(BidRequest(ensemble=to_map(request(cores))), caller) for cores in (1, 2)
         )
     assert (len(within.bids), within.refusals) == (1, ())
-    assert (beyond.bids, [refusal.code for refusal in beyond.refusals]) == ((), ["busy"])
+    assert (beyond.bids, [refusal.code for refusal in beyond.refusals]) == ((), ["policy"])
 
 
 async def test_the_cheapest_source_comes_first(client: HardenedHost) -> None:
