@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from datetime import datetime
 from typing import Any
 
@@ -321,6 +322,9 @@ async def test_a_forged_or_foreign_bid_is_not_believed(provider: Any, requester:
     assert await believe(changed(lease_id="0" * 32)) == "bad_bid"
     assert await believe(changed(demand=Demand(gpus=(GPUDemand(vram=1),)))) == "bad_bid"
     assert await believe(changed(valid_until=provider.clock.now - 1)) == "bid_expired"
+    # Of these nobody could say when they have passed.
+    for never in (math.nan, math.inf, -math.inf):
+        assert await believe(changed(valid_until=never)) == "bad_envelope"
 
 
 def test_the_lease_id_of_the_specification() -> None:
