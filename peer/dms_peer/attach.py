@@ -41,7 +41,7 @@ async def serve(
     terms: BidTerms | None = None,
     limits: ServiceLimits | None = None,
     counts: ServiceCounts | None = None,
-    shares: Shares | None = None,
+    shares: Shares | SharesInUse | None = None,
     access: AccessRules | None = None,
     revoked: Container[str] = frozenset(),
 ) -> AsyncIterator[None]:
@@ -49,18 +49,19 @@ async def serve(
 
     The protocols are taken off again at its end; what runs then has some seconds to finish. Bids are signed with
     `identity`, by default the host's own key, which must be Ed25519 (IdentityError). What is answered is counted in
-    `counts`, and bounded by `limits` on each stream and by `shares` for each peer. `access` says who may ask for what;
-    grants of tokens whose ids are in `revoked` do not count. Raises ProtocolError when the host serves one of the
-    protocols already, and PeerError `bad_peer_id` for a trusted peer whose id is not its key.
+    `counts`, and bounded by `limits` on each stream and by `shares` for each peer; what else is served with the same
+    SharesInUse counts against the same shares. `access` says who may ask for what; grants of tokens whose ids are in
+    `revoked` do not count. Raises ProtocolError when the host serves one of the protocols already, and PeerError
+    `bad_peer_id` for a trusted peer whose id is not its key.
     """
     identity, counts, rules = identity or host_identity(host), counts or ServiceCounts(), access or AccessRules()
     tokens = TokenChecker(identity.peer_id, trusted_keys((identity.peer_id, *rules.trusted)), revoked)
-    in_use = SharesInUse(shares)
+    in_use = shares if isinstance(shares, SharesInUse) else SharesInUse(shares)
     # Where anyone may do everything, nobody is asked.
     gate = None if rules.open else Access(rules, tokens)
     handlers = {
         protocol: functools.partial(_answer, operations, limits or ServiceLimits(), counts, in_use, gate)
-        for protocol, operations in peer_operations(manager, identity, terms, counts, shares, tokens).items()
+        for protocol, operations in peer_operations(manager, identity, terms, counts, in_use.limits, tokens).items()
     }
     async with attach_protocols(host, handlers):
         yield

@@ -23,6 +23,7 @@ import trio
 
 from dms_protocols.counts import ServiceCounts
 from dms_protocols.protocol_ids import newest_of_each
+from dms_protocols.shares import SharesInUse
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 from dms_resources.manager import Guard, ResourceManager, open_manager
@@ -127,7 +128,7 @@ class Node:
             policies = await stack.enter_async_context(open_policies(owner_terms.policies))
             terms = owner_terms.bid_terms(policies)
             host = await self._open_host(stack, identity, limits)
-            counts = ServiceCounts()
+            counts, in_use = ServiceCounts(), SharesInUse(access.shares)
             metrics = await self._serve_metrics(stack, manager, counts, host)
             await stack.enter_async_context(
                 serve(
@@ -137,7 +138,7 @@ class Node:
                     terms=terms,
                     limits=limits.service,
                     counts=counts,
-                    shares=access.shares,
+                    shares=in_use,
                     access=access.rules,
                     revoked=revocations,
                 )
@@ -157,7 +158,7 @@ class Node:
                 discovery = await stack.enter_async_context(
                     open_discovery(
                         host, identity, settings,
-                        home=home, manager=manager, terms=terms, may_ask=may_ask, shares=access.shares,
+                        home=home, manager=manager, terms=terms, may_ask=may_ask, shares=in_use,
                     )
                 )  # fmt: skip
                 operations |= peers_operations(discovery.notes, lambda: discovery.company.connected)

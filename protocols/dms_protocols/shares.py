@@ -304,9 +304,10 @@ class SharesInUse:
     processor is measured."""
 
     def __init__(self, limits: Shares | None = None, timer: Callable[[], float] = time.perf_counter) -> None:
-        self._limits = limits or Shares()
+        self.limits = limits or Shares()
+        """What peers may use."""
         self._timer = timer
-        self._total = _Used(self._limits.total)
+        self._total = _Used(self.limits.total)
         self._present: dict[str, PeerShare] = {}
         self._absent: OrderedDict[str, PeerShare] = OrderedDict()
 
@@ -317,14 +318,14 @@ class SharesInUse:
 
     def alone(self) -> PeerShare:
         """The share of somebody who is not remembered and shares with nobody."""
-        return PeerShare(self._limits, _Used(self._limits.total), self._timer)
+        return PeerShare(self.limits, _Used(self.limits.total), self._timer)
 
     @contextmanager
     def stream(self, peer_id: str) -> Iterator[PeerShare]:
         """The share that a stream of this peer counts against while the block runs; raises BusyError."""
         share = self._present.get(peer_id) or self._absent.get(peer_id)
         if share is None:
-            share = PeerShare(self._limits, self._total, self._timer)
+            share = PeerShare(self.limits, self._total, self._timer)
         share.open_stream()
         self._absent.pop(peer_id, None)
         self._present[peer_id] = share
@@ -341,7 +342,7 @@ class SharesInUse:
         if share.rested_at <= now:
             # It used nothing.
             return
-        while absent and (len(absent) >= self._limits.remembered or next(iter(absent.values())).rested_at <= now):
+        while absent and (len(absent) >= self.limits.remembered or next(iter(absent.values())).rested_at <= now):
             absent.popitem(last=False)
         absent[peer_id] = share
 

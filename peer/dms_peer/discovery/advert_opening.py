@@ -77,12 +77,13 @@ async def open_adverts(
     partners: Partners,
     partners_changed: Callable[[], Awaitable[None]],
     provider: Provider | None,
+    shares: SharesInUse,
 ) -> AsyncIterator[Adverts]:
     """Adverts while the block runs; a `provider` tells its own, and answers broadcast requests.
 
     Others reach this peer where `addrs` says (multiaddrs), and bring their answers to a broadcast there; `partners`
-    names connected peers to exchange with, and `partners_changed` returns when they may be others. Raises ProtocolError
-    where the host serves one of the protocols.
+    names connected peers to exchange with, and `partners_changed` returns when they may be others. Their streams count
+    against `shares`. Raises ProtocolError where the host serves one of the protocols.
     """
     count = PeerCount(clock=trio.current_time)
     table = AdvertTable(
@@ -92,7 +93,9 @@ async def open_adverts(
         on_new=lambda advert: count.heard(advert.peer_id),
     )
     async with AsyncExitStack() as stack:
-        opening = _Opening(stack, host, identity, addrs, settings, network, partners, partners_changed, table, count)
+        opening = _Opening(
+            stack, host, identity, addrs, settings, network, partners, partners_changed, shares, table, count
+        )
         yield await opening.open(provider)
 
 
@@ -106,6 +109,7 @@ class _Opening:
     network: PeerConnections
     partners: Partners
     partners_changed: Callable[[], Awaitable[None]]
+    shares: SharesInUse
     table: AdvertTable
     count: PeerCount
 
@@ -170,7 +174,7 @@ class _Opening:
         )
 
     async def _serve(self, protocol: str, operations: Operations) -> None:
-        answer = partial(_answer_stream, operations, SharesInUse(None))
+        answer = partial(_answer_stream, operations, self.shares)
         await self.stack.enter_async_context(attach_protocols(self.host, {protocol: answer}))
 
 

@@ -13,7 +13,7 @@ from libp2p.abc import IHost
 
 from dms_protocols.bidding import BidTerms
 from dms_protocols.capacity_adverts import AdvertTable
-from dms_protocols.limits import Shares
+from dms_protocols.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 
 from ..connections import PeerConnections, open_connections
@@ -94,12 +94,13 @@ async def open_discovery(
     terms: BidTerms | None = None,
     connections: PeerConnections | None = None,
     may_ask: Callable[[str], bool] = lambda requester: True,
-    shares: Shares | None = None,
+    shares: SharesInUse | None = None,
 ) -> AsyncIterator[Discovery]:
     """Finds peers, and lets others find this one where there is a `manager`, while the block runs.
 
     Known peers are kept in the `home`, without one in memory. `may_ask` says whose broadcast requests are answered,
-    `shares` how much they may have with the holds that they ask for.
+    `shares` what peers may use of this one and have with the holds that they ask for: those of `serve`, so that all
+    their streams count together.
     Nothing is waited for: sources fill while they are used. Raises AddressError for a bootstrap address that cannot be
     one, and ProtocolError where the host serves one of the protocols already. What goes wrong later is a line in the
     log.
@@ -126,9 +127,12 @@ async def open_discovery(
             if manager is not None:
                 await stack.enter_async_context(beside(partial(keep_providing, dht, manager)))
         company = Company(host, connections, bootstrap, known)
-        provider = Provider(manager, terms, may_ask, shares) if manager else None
+        in_use = shares or SharesInUse()
+        provider = Provider(manager, terms, may_ask, in_use.limits) if manager else None
         adverts = await stack.enter_async_context(
-            open_adverts(host, identity, addrs, settings, connections, company.partners, company.wait_changed, provider)
+            open_adverts(
+                host, identity, addrs, settings, connections, company.partners, company.wait_changed, provider, in_use
+            )
         )
         company.add_source(partial(_heard, mdns, adverts.table))
         await stack.enter_async_context(beside(partial(company.keep, settings.bootstrap_interval)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,19 @@ from dms_peer.discovery.opening import Discovery, open_discovery, open_requester
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.errors import AddressError
 from dms_peer.home import Home
-from dms_peer.host import HardenedHost, dial, host_addresses, open_host
+from dms_peer.host import HardenedHost, dial, host_addresses, open_host, open_stream
 from dms_peer.identity import load_or_create_identity, new_identity
 from dms_peer.node import Node
 from dms_peer.offers import Offer
+from dms_protocols.client import Client, open_client
 from dms_protocols.conversion import to_map
+from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import BidRequest, EnsembleRequest, NodeRequest
+from dms_protocols.messages.peers import AdvertsAnswer, AdvertsRequest
+from dms_protocols.messages.resources import FreeRequest
 from dms_protocols.operations import Caller, Operations
-from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL, PEERS_PROTOCOL
+from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, KADEMLIA_PROTOCOL, PEERS_PROTOCOL, RESOURCES_PROTOCOL
+from dms_resources.components import FreeResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.units import GIB, Cores
 from dms_simulation.providers import open_simulated_manager, simulated_machine
@@ -133,6 +139,30 @@ async def test_who_asks_by_broadcast_has_the_owners_share_and_no_more(
         )
     assert (len(within.bids), within.refusals) == (1, ())
     assert (beyond.bids, [refusal.code for refusal in beyond.refusals]) == ((), ["policy"])
+
+
+async def test_streams_of_all_protocols_count_against_one_share(
+    tmp_path: Path, home: Home, client: HardenedHost
+) -> None:
+    access = tmp_path / "access.yaml"
+    access.write_text("shares:\n  peer:\n    streams: 2\n")
+    settings = replace(QUIET, gossip=True, broadcast=True)
+    async with Node(home=home, listen=LOOPBACK, discovery=settings, access=access).open() as ready:
+        peer_id = await dial(client, ready.addrs[0])
+
+        @asynccontextmanager
+        async def stream(protocol: str) -> AsyncIterator[Client]:
+            async with open_client(await open_stream(client, peer_id, [protocol])) as opened:
+                yield opened
+
+        async with stream(RESOURCES_PROTOCOL) as first, stream(PEERS_PROTOCOL) as second:
+            await first.call(FreeRequest(), FreeResources, timeout=10)
+            await second.call(AdvertsRequest(), AdvertsAnswer, timeout=10)
+            for protocol in (RESOURCES_PROTOCOL, PEERS_PROTOCOL, BID_DELIVERY_PROTOCOL):
+                async with stream(protocol) as third:
+                    with pytest.raises(RemoteError) as caught:
+                        await third.call(AdvertsRequest(), AdvertsAnswer, timeout=10)
+                assert caught.value.code == "busy", protocol
 
 
 async def test_the_cheapest_source_comes_first(client: HardenedHost) -> None:

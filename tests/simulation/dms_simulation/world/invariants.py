@@ -74,7 +74,7 @@ def uneven(book: Book) -> str:
 
 def unbounded(book: Book, shares: SharesInUse, limits: ServiceLimits) -> str:
     """Which table is larger than its bound."""
-    bounds, total = shares._limits, shares._total
+    bounds, total = shares.limits, shares._total
     tables = (
         ("ended leases", len(book.ended), MOST_ENDED),
         ("deadlines", len(book._due), 2 * len(book.leases) + 65),
