@@ -230,10 +230,11 @@ class Attacker:
             stream.close()
 
     async def _multiply(self, provider: Provider) -> None:
-        """Comes under many names."""
+        """Comes under many names, and uses up what each of them may have, so that all of them have to be remembered."""
+        question = to_bytes(FreeRequest())
         for number in range(10):
             stream = await self._network.peer(f"{self._peer_id}-{number}").stream(provider.peer_id, RESOURCES_PROTOCOL)
-            await stream.send_all(encode_request(1, to_bytes(FreeRequest())))
+            await stream.send_all(b"".join(encode_request(one, question) for one in range(100)))
             await trio.sleep(0.2)
             stream.close()
 
