@@ -3,9 +3,10 @@
 What breaks: CPython's own allocator keeps an arena of 1 MiB as long as a single object in it lives. After a flood of
 peers there is one in nearly each: of the memory that 350 attackers took, all of it stayed. The allocator of glibc can
 return every free page, but does so by itself at the end of its heap only.
-Measure: a long-lived program uses glibc's allocator (`use_system_allocator`), which costs it no speed that we could
-measure, and has free pages returned from time to time (`return_free_memory`). Large buffers are kept out of the heap
-for good: left alone, glibc moves them into it once it has seen some of them freed.
+Measure: a long-lived program uses glibc's allocator (`use_system_allocator`), which costs it a twelfth of its questions
+on streams of their own and nothing that can be seen of those on one stream, and has free pages returned from time to
+time (`return_free_memory`). Large buffers are kept out of the heap for good: left alone, glibc moves them into it once
+it has seen some of them freed.
 Source: https://docs.python.org/3/c-api/memory.html#the-pymalloc-allocator, malloc_trim(3), mallopt(3).
 
 On other systems than Linux with glibc nothing is done, and memory stays what it was at the worst moment.

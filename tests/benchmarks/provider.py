@@ -9,15 +9,19 @@ benchmark is to reach.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from dms_peer import host_addresses, new_identity, open_host, serve
+from dms_peer.event_loop import run_async
+from dms_peer.heap import return_free_memory, use_system_allocator
 from dms_peer.host import HostLimits
 from dms_protocols.limits import Share, Shares
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
@@ -60,11 +64,17 @@ async def provide(home: Path) -> None:
         open_manager(home / "ledger.db", MACHINE) as manager,
         open_host(identity, ["/ip4/127.0.0.1/tcp/0"], limits) as host,
         serve(host, manager, identity=identity, shares=Shares(peer=PLENTY, total=PLENTY)),
+        trio.open_nursery() as nursery,
     ):
+        nursery.start_soon(return_free_memory)
         await manager.update_onboarded_resources(OFFER)
         print(json.dumps({"peer_id": identity.peer_id, "addrs": host_addresses(host)}), flush=True)
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+        nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":
-    trio.run(provide, Path(sys.argv[1]))
+    # As `dms-peer run` does.
+    use_system_allocator()
+    gc.disable()
+    run_async(partial(provide, Path(sys.argv[1])))
