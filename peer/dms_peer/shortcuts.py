@@ -7,26 +7,29 @@ is wrong, is left to `command_line`, which knows all options and says what is wr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .home import Home, home_at
+
+if TYPE_CHECKING:
+    from .owner_messages import StatusAnswer
 
 __all__ = ["run_shortcut", "show_own_status"]
 
 
 def show_own_status(home: Home, as_json: bool) -> None:
     """`dms-peer status`."""
-    from .commands.output import print_json
+    from .commands.output import show_answer
     from .owner import read_status
 
-    status = read_status(home)
-    if as_json:
-        print_json(status)
-    else:
-        # Of no use to a program that reads JSON.
-        from .tables import show_status
+    show_answer(as_json, _show_table, read_status(home))
 
-        show_status(status)
+
+def _show_table(status: StatusAnswer) -> None:
+    # Of no use to a program that reads JSON.
+    from .tables import show_status
+
+    show_status(status)
 
 
 _SHORTCUTS: Final[dict[str, Callable[[Home, bool], None]]] = {"status": show_own_status}

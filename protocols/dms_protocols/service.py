@@ -234,7 +234,7 @@ class _Service:
             self._active_at = share.now
 
     def _stay_active(self) -> None:
-        # Neither who waits for its turn nor who takes its answers is idle.
+        # Neither who waits for its turn nor who takes its answers is idle, nor whose operation has just ended.
         self._active_at = self._share.now = trio.current_time()
         self._watch_idleness()
 
@@ -345,7 +345,7 @@ class _Service:
         finally:
             self._slow -= 1
             self._share.end_operation(size)
-            self._rest()
+            self._stay_active()
 
     async def _in_turn(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         try:
@@ -379,15 +379,11 @@ class _Service:
         finally:
             del self._watches[request_id]
             self._share.end_operation(size)
-            self._rest()
+            self._stay_active()
 
     def _end_watches(self) -> None:
         for scope in self._watches.values():
             scope.cancel()
-
-    def _rest(self) -> None:
-        self._active_at = trio.current_time()
-        self._watch_idleness()
 
     def _put_answer(self, request_id: int, operation: Operation, answer: Answer, caller: Caller) -> None:
         self._put(request_id, encode_ok(request_id, encode_answer(answer)))

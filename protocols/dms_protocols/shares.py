@@ -172,10 +172,9 @@ class PeerShare:
     def begin_operation(self, size: int) -> None:
         """Counts an operation that runs beside, and the bytes of its request; raises BusyError."""
         own, total = self._own, self._total
-        if own.operations >= own.share.operations:
-            raise _busy(f"{own.operations} operations of yours run already", _RETRY_SECONDS)
-        if total.operations >= total.share.operations and own.operations >= self._assured_operations:
-            raise _busy(f"{total.operations} operations of all peers run already", _RETRY_SECONDS)
+        _check_count("operations of yours", own.operations, own.share.operations)
+        if own.operations >= self._assured_operations:
+            _check_count("operations of all peers", total.operations, total.share.operations)
         own.operations += 1
         total.operations += 1
         self.hold(size)
@@ -286,10 +285,9 @@ class PeerShare:
     def open_stream(self) -> None:
         """Counts a stream; raises BusyError."""
         own, total = self._own, self._total
-        if own.streams >= own.share.streams:
-            raise _busy(f"{own.streams} streams of yours are open already", _RETRY_SECONDS)
-        if total.streams >= total.share.streams and own.streams >= self._assured_streams:
-            raise _busy(f"{total.streams} streams of all peers are open already", _RETRY_SECONDS)
+        _check_count("streams of yours", own.streams, own.share.streams)
+        if own.streams >= self._assured_streams:
+            _check_count("streams of all peers", total.streams, total.share.streams)
         own.streams += 1
         total.streams += 1
 
@@ -345,6 +343,11 @@ class SharesInUse:
         while absent and (len(absent) >= self.limits.remembered or next(iter(absent.values())).rested_at <= now):
             absent.popitem(last=False)
         absent[peer_id] = share
+
+
+def _check_count(what: str, count: int, most: int) -> None:
+    if count >= most:
+        raise _busy(f"{count} {what} are under way already", _RETRY_SECONDS)
 
 
 def _busy(message: str, retry_after: float) -> BusyError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def _assert_less(before: FreeResources, after: FreeResources) -> None:
     assert [gpu.vram for gpu in after.gpus] == [4 * GIB, 2 * GIB]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only with glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this machine has no glibc")
 async def test_a_peer_begins_with_an_allocator_that_returns_memory(home: Home) -> None:
     async with _running(home) as provider:
         environment = await trio.Path(f"/proc/{provider.process.pid}/environ").read_bytes()

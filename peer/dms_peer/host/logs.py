@@ -24,7 +24,7 @@ PER_SECOND = 1.0
 
 
 class RateLimiter:
-    """A token bucket for log lines; counts what it swallows so that the next line can say so."""
+    """A token bucket, for log lines above all; counts what it swallows so that the next line can say so."""
 
     __slots__ = ("_burst", "_per_second", "_tokens", "_updated", "swallowed")
 
@@ -36,7 +36,7 @@ class RateLimiter:
         self.swallowed = 0
 
     def admit(self) -> bool:
-        """True when a line may be written now."""
+        """Whether there is room for one more, a line or whatever is counted, which takes it."""
         now = time.monotonic()
         self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._per_second)
         self._updated = now
@@ -48,7 +48,7 @@ class RateLimiter:
 
     @property
     def rested(self) -> bool:
-        """Whether as much may be written now as at the beginning."""
+        """Whether as much is admitted now as at the beginning."""
         return self._tokens + (time.monotonic() - self._updated) * self._per_second >= self._burst
 
 

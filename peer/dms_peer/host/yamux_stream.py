@@ -7,7 +7,7 @@ What breaks in py-libp2p's `YamuxStream`:
 - a write polls for room every 10 ms and gives up after 5 s;
 - the window grows to 16 MiB per stream, and what the peer sends beyond it is kept all the same;
 - the end of the connection looks like the end of the stream, so a cut answer looks like a whole one;
-- each stream carries four locks, half of the memory of a stream that is only open.
+- each stream keeps locks and events, also while nobody uses it or waits for anything.
 Measure: this class; what it awaits after taking is shielded by the connection (`BoundedYamux`), reads and writes wait
 for events, the window is fixed, and only a FIN ends a stream.
 Upstream: https://github.com/libp2p/py-libp2p/issues/1270 (growing window); for the others no upstream report found
