@@ -17,8 +17,8 @@ from libp2p.network.stream.net_stream import INetStream
 from libp2p.security.noise.transport import PROTOCOL_ID, Transport
 from multiaddr import Multiaddr
 
+from dms_host.errors import DialError
 from dms_peer import dial, host_addresses, new_identity, open_host, open_resources, serve
-from dms_peer.errors import DialError
 from dms_resources.components import CPU, RAM, Disk, OnboardedResources
 from dms_resources.hardware import measure_machine
 from dms_resources.manager import open_manager

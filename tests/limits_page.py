@@ -12,10 +12,10 @@ import sys
 
 import msgspec
 
+from dms_host.limits import HostLimits, RelayLimits
 from dms_peer.connections.limits import ConnectionLimits
 from dms_peer.discovery.gossip_limits import GossipLimits
 from dms_peer.discovery.settings import DiscoverySettings
-from dms_peer.host.limits import HostLimits, RelayLimits
 from dms_peer.requesting.limits import RequesterLimits
 from dms_protocols.client_limits import ClientLimits
 from dms_protocols.limits import ServiceLimits, Share, Shares

@@ -10,14 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dms_host import dial, host_addresses, open_host
+    from dms_host.keys.identity import Identity, load_or_create_identity, new_identity
+
     from .attach import serve
     from .discovery.opening import open_discovery, open_requester
     from .discovery.settings import DiscoverySettings
     from .ensemble_file import read_ensemble_file
     from .errors import PeerError, ReservationError
     from .home import Home
-    from .host import dial, host_addresses, open_host
-    from .identity import Identity, load_or_create_identity, new_identity
     from .node import Node
     from .requester import open_allocations, open_bids, open_resources
     from .requesting import AssignmentRules, Requester, Reservation
@@ -47,22 +48,22 @@ __all__ = [
 ]
 
 _MODULES = {
-    "attach": ("serve",),
-    "discovery.opening": ("open_discovery", "open_requester"),
-    "discovery.settings": ("DiscoverySettings",),
-    "ensemble_file": ("read_ensemble_file",),
-    "errors": ("PeerError", "ReservationError"),
-    "home": ("Home",),
-    "host": ("dial", "host_addresses", "open_host"),
-    "identity": ("Identity", "load_or_create_identity", "new_identity"),
-    "node": ("Node",),
-    "requester": ("open_allocations", "open_bids", "open_resources"),
-    "requesting": ("AssignmentRules", "Requester", "Reservation"),
+    "dms_host": ("dial", "host_addresses", "open_host"),
+    "dms_host.keys.identity": ("Identity", "load_or_create_identity", "new_identity"),
+    ".attach": ("serve",),
+    ".discovery.opening": ("open_discovery", "open_requester"),
+    ".discovery.settings": ("DiscoverySettings",),
+    ".ensemble_file": ("read_ensemble_file",),
+    ".errors": ("PeerError", "ReservationError"),
+    ".home": ("Home",),
+    ".node": ("Node",),
+    ".requester": ("open_allocations", "open_bids", "open_resources"),
+    ".requesting": ("AssignmentRules", "Requester", "Reservation"),
 }
 
 
 def __getattr__(name: str) -> Any:
     for module, names in _MODULES.items():
         if name in names:
-            return getattr(importlib.import_module(f".{module}", __name__), name)
+            return getattr(importlib.import_module(module, __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

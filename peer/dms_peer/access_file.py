@@ -61,7 +61,7 @@ def parse_access(content: bytes, name: str) -> OwnerAccess:
 
 def read_granter(field: Field) -> str:
     """The id of a peer whose key is the id itself, so that nobody needs to be asked for it."""
-    from .identity import public_key_of
+    from dms_host.keys.identity import public_key_of
 
     peer_id = read_peer_id(field)
     if public_key_of(peer_id) is None:

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 import trio
 from libp2p.abc import IHost
 
+from dms_host.keys.identity import Identity
+from dms_host.protocols import attach_protocols
 from dms_protocols.access import Access, AccessRules
 from dms_protocols.allocations import allocation_operations
 from dms_protocols.bid_versions import BID_VERSIONS
@@ -24,8 +26,6 @@ from dms_protocols.shares import SharesInUse
 from dms_protocols.token_checks import TokenChecker
 from dms_resources.manager import ResourceManager
 
-from .host.protocols import attach_protocols
-from .identity import Identity
 from .signing import EnvelopeChecker, IdentitySigner, host_identity
 from .tokens import trusted_keys
 

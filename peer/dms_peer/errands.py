@@ -13,6 +13,8 @@ from libp2p.abc import IHost
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from dms_host import dial, parse_peer_address
+from dms_host.keys.identity import load_or_create_identity
 from dms_protocols.errors import BidError
 from dms_protocols.messages.bid import Bid, NodeRequest, Refusal
 from dms_protocols.requesters import BidClient
@@ -25,8 +27,6 @@ from .ensemble_file import EnsembleFile
 from .errors import PeerError, RefusedError
 from .home import Home
 from .home_host import open_home_host
-from .host import dial, parse_peer_address
-from .identity import load_or_create_identity
 from .requester import open_allocations, open_bids, open_resources
 from .signing import EnvelopeChecker
 

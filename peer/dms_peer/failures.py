@@ -7,13 +7,14 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from dms_host.errors import AddressError
 from dms_protocols.conversion import to_map
 from dms_protocols.error_bodies import error_body
 from dms_protocols.errors import ProtocolError as WireError
 from dms_protocols.errors import RemoteError
 from dms_resources.errors import AmountError, ResourcesError
 
-from .errors import AddressError, DocumentError, PeerError, RefusedError, ReservationError, StoppedError, UsageError
+from .errors import DocumentError, PeerError, RefusedError, ReservationError, StoppedError, UsageError
 
 __all__ = ["Failure", "describe_failure", "printable"]
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import trio
 
+from dms_host import ConnectionGate, HardenedHost, HostLimits, RelayLimits, open_host
+from dms_host.keys.identity import Identity
+from dms_host.keys.swarm_key import load_swarm_key
+
 from .errors import PeerError
 from .home import Home
-from .host import ConnectionGate, HardenedHost, HostLimits, RelayLimits, open_host
-from .identity import Identity
-from .swarm_key import load_swarm_key
 
 __all__ = ["NetworkSettings", "open_home_host"]
 

@@ -15,8 +15,9 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from dms_host.logs import RateLimiter
+
 from .failures import printable
-from .host.logs import RateLimiter
 
 __all__ = ["EventLine", "PeerLimit", "show_warnings", "write_logs"]
 

@@ -20,7 +20,7 @@ import trio
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from .errors import ListenError
+from dms_host.errors import ListenError
 
 __all__ = ["serve_metrics"]
 

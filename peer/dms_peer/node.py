@@ -21,6 +21,9 @@ from typing import Final
 
 import trio
 
+from dms_host import HardenedHost, host_addresses, parse_listen_address
+from dms_host.errors import ListenError
+from dms_host.keys.identity import Identity, load_or_create_identity
 from dms_protocols.counts import ServiceCounts
 from dms_protocols.protocol_ids import newest_of_each
 from dms_protocols.shares import SharesInUse
@@ -36,12 +39,9 @@ from .discovery.bootstrapping import bootstrap_peers
 from .discovery.listing import peers_operations
 from .discovery.opening import open_discovery
 from .discovery.settings import DiscoverySettings
-from .errors import ListenError
 from .heap import return_free_memory
 from .home import RETRY_INTERVAL, Home
 from .home_host import NetworkSettings, open_home_host
-from .host import HardenedHost, host_addresses, parse_listen_address
-from .identity import Identity, load_or_create_identity
 from .limits_file import PeerLimits, read_limits_file
 from .local_socket import serve_socket
 from .policies.opening import open_policies

@@ -9,12 +9,12 @@ from typing import TypeVar
 import trio
 from msgspec import Struct
 
+from dms_host.keys.identity import load_or_create_identity
 from dms_protocols.operations import Caller, Operations, operation_name
 from dms_resources.manager import open_manager
 
 from .administration import LocalAdministration, administration_operations
 from .home import Home
-from .identity import load_or_create_identity
 from .revocations import Revocations, revocation_operations
 
 __all__ = ["ask_ledger", "open_ledger", "watch_ledger"]

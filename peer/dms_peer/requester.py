@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 
 from libp2p.abc import IHost
 
+from dms_host import open_stream
 from dms_protocols.client import Client, open_client
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL, versions_of
 from dms_protocols.requesters import AllocationClient, BidClient, ResourcesClient
 
-from .host import open_stream
 from .signing import EnvelopeChecker
 
 __all__ = ["open_allocations", "open_bids", "open_resources"]

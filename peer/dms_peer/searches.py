@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import trio
 from msgspec import Struct
 
+from dms_host.keys.identity import load_or_create_identity
 from dms_protocols.messages.bid import Bid, Refusal
 from dms_resources.components import FreeResources, Resources
 from dms_resources.leases import Lease, Price
@@ -26,7 +27,6 @@ from .ensemble_file import EnsembleFile
 from .errors import PeerError
 from .home import Home
 from .home_host import open_home_host
-from .identity import load_or_create_identity
 from .requesting import AssignmentRules, FoundPeer, Requester, Reservation, SearchProgress
 from .requesting.progress import OnProgress
 

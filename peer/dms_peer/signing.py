@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from libp2p.abc import IHost
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 
+from dms_host.errors import EnvelopeError, IdentityError
+from dms_host.keys.envelopes import open_envelope, sign_envelope
+from dms_host.keys.identity import Identity, new_identity
 from dms_protocols.errors import EnvelopeError as WireEnvelopeError
-
-from .envelopes import open_envelope, sign_envelope
-from .errors import EnvelopeError, IdentityError
-from .identity import Identity, new_identity
 
 __all__ = ["EnvelopeChecker", "IdentitySigner", "host_identity"]
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from dms_host.keys.identity import load_or_create_identity, public_key_of
 from dms_protocols.errors import AccessError
 from dms_protocols.grants import Grants, GrantTerms
 from dms_protocols.tokens import MAX_TOKEN_BYTES, attenuate_token, create_token, granter_of, open_token
@@ -22,7 +23,6 @@ from dms_protocols.tokens import MAX_TOKEN_BYTES, attenuate_token, create_token,
 from .access_file import OPERATIONS
 from .errors import PeerError, UsageError
 from .home import Home
-from .identity import load_or_create_identity, public_key_of
 
 __all__ = [
     "MadeToken",

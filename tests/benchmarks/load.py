@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import trio
 
+from dms_host import HardenedHost
 from dms_peer import dial, new_identity, open_allocations, open_bids, open_host, open_resources
-from dms_peer.host import HardenedHost
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.requesters import AllocationClient, BidClient
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import trio
 
+from dms_host import dial, open_host
+from dms_host.keys.identity import load_identity, new_identity
 from dms_peer.__main__ import run_command
 from dms_peer.home import Home
-from dms_peer.host import dial, open_host
-from dms_peer.identity import load_identity, new_identity
 from dms_peer.requester import open_bids
 from dms_protocols.bid_versions import BID_1_0, BID_1_1, BidVersion
 from dms_protocols.cbor import encode_deterministic
@@ -200,7 +200,7 @@ class Matrix:
         if client == "Python":
             with pytest.MonkeyPatch.context() as patched:
                 # Ours offers all that it has, unless told otherwise.
-                patched.setattr("dms_peer.host.upgrade.OFFERED", (TRANSPORTS[transport]["security"],))
+                patched.setattr("dms_host.transport.upgrader.OFFERED", (TRANSPORTS[transport]["security"],))
                 return ask_in_python(address, self._scratch("requester"))
         return self._programs.ask(client, *OPTIONS[transport], "client", address)
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import trio
 
-from dms_peer.errors import DialError
-from dms_peer.host import attach_protocols, dial, host_addresses, open_host, open_stream
-from dms_peer.identity import new_identity
-from dms_peer.swarm_key import create_swarm_key
+from dms_host import attach_protocols, dial, host_addresses, open_host, open_stream
+from dms_host.errors import DialError
+from dms_host.keys.identity import new_identity
+from dms_host.keys.swarm_key import create_swarm_key
 from dms_protocols.protocol_ids import RESOURCES_PROTOCOL
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"

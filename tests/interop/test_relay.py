@@ -6,8 +6,8 @@ from typing import Any
 
 import trio
 
-from dms_peer.host import HardenedHost, RelayLimits, dial, host_addresses, open_host, open_stream
-from dms_peer.identity import new_identity
+from dms_host import HardenedHost, RelayLimits, dial, host_addresses, open_host, open_stream
+from dms_host.keys.identity import new_identity
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from dms_host.keys.identity import new_identity
 from dms_peer.access_file import OPERATIONS, OwnerAccess, parse_access, read_access_file
 from dms_peer.attach import peer_operations
 from dms_peer.errors import DocumentError
-from dms_peer.identity import new_identity
 from dms_protocols.access import ANYONE, AccessRule, AccessRules
 from dms_protocols.limits import Share, Shares
 from dms_resources.components import CPU, RAM, Disk, MachineResources

@@ -12,11 +12,11 @@ import pytest
 import trio
 from libp2p.peer.envelope import unmarshal_envelope
 
+from dms_host.keys.identity import load_identity
 from dms_peer import owner
 from dms_peer.__main__ import run_command
 from dms_peer.bid_files import read_bids
 from dms_peer.home import Home
-from dms_peer.identity import load_identity
 from dms_peer.node import Node, Ready
 from dms_peer.offers import GPUChoice, Offer
 from dms_resources.components import PortRange

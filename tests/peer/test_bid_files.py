@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dms_host.keys.envelopes import sign_envelope
+from dms_host.keys.identity import new_identity
 from dms_peer.bid_files import bids_document, read_bids, read_bids_file
-from dms_peer.envelopes import sign_envelope
-from dms_peer.identity import new_identity
 from dms_protocols.errors import EnvelopeError
 
 ENVELOPES = [sign_envelope(new_identity(bytes([seed]) * 32), "dms-bid", b"/dms/bid/1.0.0", b"x") for seed in (1, 2)]

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import pytest
 import typer
 
+from dms_host.keys.identity import load_identity
 from dms_peer.__main__ import run_command
 from dms_peer.command_line import command_app
-from dms_peer.identity import load_identity
 from dms_resources.storage import SQLiteStorage
 
 GIB = 2**30

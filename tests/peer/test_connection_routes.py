@@ -7,10 +7,10 @@ import random
 import pytest
 import trio
 
+from dms_host.errors import DialError
+from dms_host.keys.identity import new_identity
 from dms_peer.connections.limits import ConnectionLimits
 from dms_peer.connections.routes import Routes
-from dms_peer.errors import DialError
-from dms_peer.identity import new_identity
 
 PEER = new_identity().peer_id
 RELAY = new_identity().peer_id

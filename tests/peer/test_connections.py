@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
+from dms_host import HostLimits, attach_protocols, dial, host_addresses, open_host, open_stream
+from dms_host.errors import DialError
+from dms_host.keys.identity import new_identity
 from dms_peer.connections import ConnectionLimits, PeerConnections, open_connections
-from dms_peer.errors import DialError
-from dms_peer.host import HostLimits, attach_protocols, dial, host_addresses, open_host, open_stream
-from dms_peer.identity import new_identity
 from dms_protocols.errors import ConnectionLostError
 from dms_protocols.operations import Caller, Operations
 from dms_protocols.service import serve_stream

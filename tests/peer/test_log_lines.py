@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dms_peer.host import logs
+from dms_host import logs
 from dms_peer.log_lines import EventLine, PeerLimit, write_logs
 
 

@@ -9,8 +9,8 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from dms_host.errors import ListenError
 from dms_peer import metrics_server
-from dms_peer.errors import ListenError
 from dms_peer.metrics import PeerCollector
 from dms_peer.metrics_server import serve_metrics
 from dms_protocols.counts import ServiceCounts

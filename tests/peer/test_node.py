@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import trio
 
+from dms_host import HardenedHost, dial, open_stream
+from dms_host.errors import AddressError, IdentityError, ListenError
 from dms_peer import owner
-from dms_peer.errors import AddressError, IdentityError, ListenError
 from dms_peer.home import Home
-from dms_peer.host import HardenedHost, dial, open_stream
 from dms_peer.node import Node, Ready
 from dms_peer.offers import GPUChoice, Offer
 from dms_peer.own_ledger import open_ledger

@@ -15,9 +15,9 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.security.noise.transport import PROTOCOL_ID, Transport
 from multiaddr import Multiaddr
 
+from dms_host import HardenedHost, dial, host_addresses
+from dms_host.errors import DialError, IdentityError, ProtocolError
 from dms_peer.attach import serve
-from dms_peer.errors import DialError, IdentityError, ProtocolError
-from dms_peer.host import HardenedHost, dial, host_addresses
 from dms_peer.requester import open_allocations, open_bids, open_resources
 from dms_protocols.bidding import BidTerms
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest, Place

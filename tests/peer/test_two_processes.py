@@ -20,11 +20,11 @@ import trio
 from libp2p.peer.envelope import unmarshal_envelope
 from libp2p.peer.id import ID
 
+from dms_host import HardenedHost, dial
+from dms_host.keys.identity import load_identity
 from dms_peer import owner
 from dms_peer.__main__ import run_command
 from dms_peer.home import Home
-from dms_peer.host import HardenedHost, dial
-from dms_peer.identity import load_identity
 from dms_peer.offers import GPUChoice, Offer
 from dms_peer.requester import open_allocations, open_bids, open_resources
 from dms_protocols.cbor import decode_map

@@ -15,16 +15,16 @@ from libp2p.abc import IHost, INetConn
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 
+from dms_host import PeerAddress, dial_any, open_stream
+from dms_host.dialing import has_living_connection
+from dms_host.errors import DialError
+from dms_host.outbound_streams import open_connections as connections_to
+from dms_host.peer_locks import PeerLocks
+from dms_host.shields import shielded
+from dms_host.streams import PeerStream
 from dms_protocols.client import Client
 from dms_protocols.protocol_ids import versions_of
 
-from ..errors import DialError
-from ..host import PeerAddress, dial_any, open_stream
-from ..host.dialing import has_living_connection
-from ..host.outbound_streams import open_connections as connections_to
-from ..host.peer_locks import PeerLocks
-from ..shields import shielded
-from ..streams import PeerStream
 from .limits import ConnectionLimits
 from .routes import Routes
 from .shared import SharedClient

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import trio
 
-from ..errors import AddressError, DialError
-from ..host import PeerAddress, parse_peer_address
+from dms_host import PeerAddress, parse_peer_address
+from dms_host.errors import AddressError, DialError
+
 from .limits import ConnectionLimits
 
 __all__ = ["Routes"]

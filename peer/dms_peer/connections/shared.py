@@ -8,10 +8,9 @@ from contextlib import contextmanager
 
 import trio
 
+from dms_host.errors import DialError
+from dms_host.streams import PeerStream
 from dms_protocols.client import Client, open_client
-
-from ..errors import DialError
-from ..streams import PeerStream
 
 __all__ = ["SharedClient"]
 

@@ -11,6 +11,8 @@ import trio
 import trio.abc
 from libp2p.abc import IHost
 
+from dms_host import attach_protocols
+from dms_host.keys.identity import Identity
 from dms_protocols.advert_exchange import advert_exchange_operations
 from dms_protocols.bid_delivery import Deliveries
 from dms_protocols.bidding import BidTerms
@@ -26,8 +28,6 @@ from dms_resources.manager import ResourceManager
 
 from ..attach import peer_operations
 from ..connections import PeerConnections
-from ..host import attach_protocols
-from ..identity import Identity
 from ..requesting.background import beside
 from ..requesting.network import Broadcast, CandidateSource
 from ..signing import EnvelopeChecker, IdentitySigner

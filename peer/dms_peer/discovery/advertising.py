@@ -15,13 +15,13 @@ from typing import Final
 
 import trio
 
+from dms_host.errors import DialError
 from dms_protocols.advert_exchange import PeersClient
 from dms_protocols.errors import ProtocolError
 from dms_protocols.protocol_ids import PEERS_PROTOCOL
 from dms_resources.components import FreeResources
 from dms_resources.manager import ResourceManager
 
-from ..errors import DialError
 from ..requesting.network import PeerNetwork
 from .advert_schedule import AdvertSchedule, changed_much
 from .own_advert import OwnAdvert

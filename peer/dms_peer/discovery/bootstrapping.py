@@ -18,13 +18,13 @@ from libp2p.abc import IHost
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 
+from dms_host import parse_peer_address
+from dms_host.connection_events import Arrivals, watching
+from dms_host.errors import DialError
+from dms_host.logs import RateLimiter, log_limited
 from dms_protocols.protocol_ids import PEERS_PROTOCOL, RESOURCES_PROTOCOL
 
 from ..connections import PeerConnections
-from ..errors import DialError
-from ..host import parse_peer_address
-from ..host.logs import RateLimiter, log_limited
-from .arrivals import Arrivals, watching
 from .kademlia_host import text_addresses
 from .known_peers import KnownPeers
 

@@ -26,6 +26,8 @@ from typing import Any, Final
 
 import trio
 
+from dms_host.errors import DialError
+from dms_host.logs import RateLimiter, log_limited
 from dms_protocols.bid_delivery import BidDeliveryClient
 from dms_protocols.broadcasts import OpenedBroadcast, SeenBroadcasts, open_broadcast
 from dms_protocols.capacity_adverts import AdvertTable
@@ -36,8 +38,6 @@ from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL
 from dms_protocols.signing import EnvelopeOpener
 from dms_resources.errors import ResourcesError
 
-from ..errors import DialError
-from ..host.logs import RateLimiter, log_limited
 from ..requesting.network import PeerNetwork
 from .gossip import GossipVerdict
 from .gossip_conduct import Bucket

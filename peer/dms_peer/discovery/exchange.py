@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from dms_host.errors import DialError
 from dms_protocols.advert_exchange import PeersClient
 from dms_protocols.capacity_adverts import AdvertTable, could_hold
 from dms_protocols.errors import ProtocolError
@@ -24,7 +25,6 @@ from dms_protocols.messages.peers import MAX_ADVERTS
 from dms_protocols.protocol_ids import PEERS_PROTOCOL
 from dms_resources.demands import Demand
 
-from ..errors import DialError
 from ..requesting.background import beside
 from ..requesting.network import Candidate, PeerNetwork
 from .adverts import advert_candidate

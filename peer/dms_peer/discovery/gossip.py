@@ -21,7 +21,8 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.tools.anyio_service import background_trio_service
 
-from ..host.logs import RateLimiter, log_limited
+from dms_host.logs import RateLimiter, log_limited
+
 from .gossip_conduct import Conduct
 from .gossip_limits import GossipLimits
 from .gossip_pubsub import GuardedPubsub

@@ -29,16 +29,16 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 
+from dms_host.connection_events import Arrivals, notifees
+from dms_host.errors import DialError
+from dms_host.handlers import cage
+from dms_host.logs import RateLimiter, log_limited
+from dms_host.outbound_streams import open_connections, open_stream
+from dms_host.shields import shielded
+from dms_host.streams import PeerStream
 from dms_protocols.errors import FrameError
 from dms_protocols.frames import FrameReader, Oversize, encode_frame
 
-from ..errors import DialError
-from ..host.cage import cage
-from ..host.logs import RateLimiter, log_limited
-from ..host.outbound_streams import open_connections, open_stream
-from ..shields import shielded
-from ..streams import PeerStream
-from .arrivals import Arrivals, notifees
 from .gossip_conduct import Conduct
 from .gossip_limits import GossipLimits
 from .gossip_router import PROTOCOLS

@@ -25,13 +25,13 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
+from dms_host import attach_protocols
+from dms_host.logs import RateLimiter, log_limited
 from dms_protocols.capability_classes import CapabilityClass, classes_to_look_up
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 
 from ..connections import PeerConnections
-from ..host import attach_protocols
-from ..host.logs import RateLimiter, log_limited
 from ..requesting.background import beside
 from ..requesting.network import Candidate
 from .kademlia_host import text_addresses

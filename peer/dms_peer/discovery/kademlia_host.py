@@ -28,12 +28,12 @@ from libp2p.peer.envelope import Envelope
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
+from dms_host import open_stream
+from dms_host.errors import DialError
+from dms_host.streams import PeerStream
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 
 from ..connections import PeerConnections
-from ..errors import DialError
-from ..host import open_stream
-from ..streams import PeerStream
 
 __all__ = ["AddressBook", "KademliaHost", "KademliaStream", "text_addresses"]
 

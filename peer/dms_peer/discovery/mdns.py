@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from dms_host.addresses import PeerAddress, parse_peer_address
+from dms_host.errors import AddressError
 from dms_protocols.messages.bid import EnsembleRequest
 
-from ..errors import AddressError
-from ..host.addresses import PeerAddress, parse_peer_address
 from ..requesting.network import Candidate
 
 if TYPE_CHECKING:

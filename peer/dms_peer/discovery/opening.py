@@ -11,6 +11,9 @@ from typing import Final
 import trio
 from libp2p.abc import IHost
 
+from dms_host import host_addresses
+from dms_host.addresses import announced_addresses, is_loopback
+from dms_host.keys.identity import Identity
 from dms_protocols.bidding import BidTerms
 from dms_protocols.capacity_adverts import AdvertTable
 from dms_protocols.shares import SharesInUse
@@ -18,8 +21,6 @@ from dms_resources.manager import ResourceManager
 
 from ..connections import PeerConnections, open_connections
 from ..home import Home
-from ..host import host_addresses
-from ..identity import Identity
 from ..owner_messages import PeerRow
 from ..requesting.background import beside
 from ..requesting.limits import RequesterLimits
@@ -27,7 +28,6 @@ from ..requesting.network import Broadcast, CandidateSource
 from ..requesting.requester import Requester
 from ..signing import EnvelopeChecker, host_identity
 from .advert_opening import Adverts, Provider, open_adverts
-from .announced import announced_addresses, is_loopback
 from .bootstrapping import Company, bootstrap_peers
 from .kademlia import Kademlia, open_kademlia
 from .known_peers import KnownPeers, open_known_peers

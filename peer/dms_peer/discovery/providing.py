@@ -15,10 +15,10 @@ from typing import Final
 
 import trio
 
+from dms_host.logs import RateLimiter, log_limited
 from dms_protocols.capability_classes import CapabilityClass, classes_reached
 from dms_resources.manager import ResourceManager
 
-from ..host.logs import RateLimiter, log_limited
 from .kademlia import Kademlia
 
 __all__ = ["keep_providing"]

@@ -22,8 +22,9 @@ from typing import Final
 
 import trio
 
+from dms_host.shields import shielded
+
 from ..errors import PolicyError
-from ..shields import shielded
 from . import guardian
 
 __all__ = ["PolicyProcesses", "open_processes"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import trio
 import trio.testing
 
+from dms_host.keys.identity import new_identity
 from dms_peer.attach import peer_operations
-from dms_peer.identity import new_identity
 from dms_peer.signing import EnvelopeChecker
 from dms_protocols.client import open_client
 from dms_protocols.errors import ProtocolError

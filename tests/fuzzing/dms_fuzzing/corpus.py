@@ -13,7 +13,7 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
 
-from dms_peer.identity import new_identity
+from dms_host.keys.identity import new_identity
 from dms_peer.signing import IdentitySigner
 from dms_protocols.broadcasts import seal_broadcast
 from dms_protocols.capacity_adverts import seal_advert

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dms_peer.identity import new_identity, public_key_of
+from dms_host.keys.identity import new_identity, public_key_of
 from dms_protocols.grants import Allowance, GrantTerms
 from dms_protocols.token_checks import TokenChecker
 from dms_protocols.tokens import attenuate_token, create_token

@@ -16,12 +16,13 @@ from typing import Any, Final
 import msgspec
 from libp2p.pubsub.validators import signature_validator
 
+from dms_host.errors import EnvelopeError
+from dms_host.keys.envelopes import open_envelope
 from dms_peer.access_file import parse_access
 from dms_peer.discovery.gossip_limits import GossipLimits
 from dms_peer.discovery.gossip_rpcs import GossipViolationError, read_rpc
 from dms_peer.ensemble_file import parse_ensemble
-from dms_peer.envelopes import open_envelope
-from dms_peer.errors import DocumentError, EnvelopeError
+from dms_peer.errors import DocumentError
 from dms_peer.limits_file import parse_limits
 from dms_peer.signing import EnvelopeChecker
 from dms_peer.terms_file import parse_terms

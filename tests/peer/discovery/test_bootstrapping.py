@@ -14,14 +14,14 @@ import trio
 import trio.testing
 from libp2p.peer.id import ID
 
+from dms_host import HardenedHost, attach_protocols, dial, host_addresses, open_host
+from dms_host.errors import DialError
+from dms_host.keys.identity import new_identity
 from dms_peer.discovery.advertising import AdvertPusher
 from dms_peer.discovery.bootstrapping import Company
 from dms_peer.discovery.known_peers import KnownPeers
 from dms_peer.discovery.opening import open_discovery
 from dms_peer.discovery.settings import DiscoverySettings
-from dms_peer.errors import DialError
-from dms_peer.host import HardenedHost, attach_protocols, dial, host_addresses, open_host
-from dms_peer.identity import new_identity
 from dms_simulation.providers import open_simulated_manager, simulated_machine
 
 OWN, BOOTSTRAP, OTHER = (new_identity(bytes([number]) * 32).peer_id for number in (1, 2, 3))

@@ -12,10 +12,10 @@ from libp2p.peer.id import ID
 from libp2p.utils.varint import encode_varint_prefixed
 from multiaddr import Multiaddr
 
+from dms_host import HardenedHost, dial, open_stream
+from dms_host.keys.identity import new_identity
+from dms_host.streams import PeerStream
 from dms_peer.discovery import kademlia, kademlia_member
-from dms_peer.host import HardenedHost, dial, open_stream
-from dms_peer.identity import new_identity
-from dms_peer.streams import PeerStream
 from dms_protocols.capability_classes import CapabilityClass, Dimension
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
@@ -258,7 +258,7 @@ async def test_an_answer_that_lies_names_nobody_who_is_believed(victim: Any, cli
         nobody = nobody[:20]
         await lie(stream, peer_id)
 
-    from dms_peer.host import attach_protocols, host_addresses, open_host
+    from dms_host import attach_protocols, host_addresses, open_host
 
     async with open_host(new_identity(), ["/ip4/127.0.0.1/tcp/0"]) as liar:
         for handler in (lie, lie_shorter):

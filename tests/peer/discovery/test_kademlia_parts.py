@@ -20,11 +20,11 @@ from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 from trio.testing import memory_stream_pair
 
-from dms_peer.discovery.announced import announced_addresses
+from dms_host.addresses import announced_addresses
+from dms_host.keys.identity import new_identity
 from dms_peer.discovery.kademlia_host import AddressBook, KademliaStream, text_addresses
 from dms_peer.discovery.kademlia_lookup import WIDTH, Walk, peers_in
 from dms_peer.discovery.kademlia_tables import RECORD_TTL, ProvenTable, ProviderRecords
-from dms_peer.identity import new_identity
 from dms_protocols.capability_classes import CLASSES
 
 

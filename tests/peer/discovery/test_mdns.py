@@ -20,9 +20,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dms_host import HardenedHost, dial, host_addresses, open_host
+from dms_host.keys.identity import new_identity
 from dms_peer.discovery.mdns import MDNSPeers, _Heard, open_mdns
-from dms_peer.host import HardenedHost, dial, host_addresses, open_host
-from dms_peer.identity import new_identity
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 
 PEERS = [new_identity(bytes([number]) * 32).peer_id for number in range(1, 9)]
@@ -246,8 +246,8 @@ def test_no_record_can_do_harm(text: bytes, ttl: float) -> None:
 SCRIPT = """
 import sys, trio
 from dms_peer.discovery.mdns import open_mdns
-from dms_peer.host import dial, host_addresses, open_host
-from dms_peer.identity import new_identity
+from dms_host import dial, host_addresses, open_host
+from dms_host.keys.identity import new_identity
 
 async def main():
     own, other = (new_identity(bytes([int(number)]) * 32) for number in sys.argv[1:])

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import trio
 
+from dms_host import HardenedHost, dial
 from dms_peer import owner
 from dms_peer.errors import DocumentError, PolicyError
 from dms_peer.home import Home
-from dms_peer.host import HardenedHost, dial
 from dms_peer.node import Node
 from dms_peer.offers import Offer
 from dms_peer.requester import open_allocations, open_bids

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from dms_peer.errors import DialError
+from dms_host.errors import DialError
 from dms_peer.requesting import AssignmentRules, Candidate, Requester, RequesterLimits
 from dms_protocols.messages.bid import BidAnswer, BidRequest, NodeRequest, Refusal
 from dms_protocols.operations import Operations

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from dms_peer.errors import DialError
+from dms_host.errors import DialError
 from dms_protocols.client import Client, open_client
 from dms_protocols.counts import ServiceCounts
 from dms_protocols.errors import BusyError

@@ -12,11 +12,11 @@ import trio
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
+from dms_host.errors import DialError
 from dms_peer.discovery import kademlia
 from dms_peer.discovery.adverts import AdvertSource
 from dms_peer.discovery.exchange import ExchangeSource
 from dms_peer.discovery.known_peers import KnownPeers
-from dms_peer.errors import DialError
 from dms_peer.requesting import Requester
 from dms_peer.requesting.network import CandidateSource
 from dms_protocols.capability_classes import CapabilityClass, classes_to_look_up

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from dms_host import dial, host_addresses, open_host
+from dms_host.keys.identity import new_identity
 from dms_peer.discovery.gossip import GossipVerdict, open_gossip
 from dms_peer.discovery.gossip_limits import GossipLimits
-from dms_peer.host import dial, host_addresses, open_host
-from dms_peer.identity import new_identity
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 GOSSIP_TOPIC = "/test/topic/1.0.0"

@@ -12,7 +12,7 @@ import msgspec
 import trio
 from msgspec.structs import replace
 
-from dms_peer.errors import DialError
+from dms_host.errors import DialError
 from dms_protocols.conversion import to_bytes, to_map
 from dms_protocols.errors import ProtocolError
 from dms_protocols.messages.allocation import (

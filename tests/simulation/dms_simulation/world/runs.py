@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import trio
 
-from dms_peer.errors import DialError
+from dms_host.errors import DialError
 from dms_protocols.errors import ProtocolError
 from dms_protocols.messages.allocation import (
     AllocateRequest,

@@ -1,0 +1,119 @@
+"""The one place where a host is built."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+from libp2p.tools.anyio_service import background_trio_service
+
+from .addresses import PeerAddress, parse_listen_address, parse_peer_address
+from .connection_gater import ConnectionGate
+from .errors import AddressError
+from .host import HardenedHost
+from .identify_push import announcing
+from .keys.identity import Identity
+from .limits import HostLimits, RelayLimits
+from .logs import route_library_logs
+from .protocols import attach_protocols
+from .relay_messages import HOP, STOP
+from .relay_reservations import Reservations
+from .relay_service import RelayService
+from .swarm import HardenedSwarm
+from .transport.pnet import KEY_SIZE
+
+__all__ = ["open_host"]
+
+
+@asynccontextmanager
+async def open_host(
+    identity_key: Identity,
+    listen_addrs: Sequence[str] = (),
+    limits: HostLimits | None = None,
+    *,
+    gate: ConnectionGate | None = None,
+    psk: bytes | None = None,
+    relay: RelayLimits | None = None,
+    reserve_at: Sequence[str] = (),
+) -> AsyncIterator[HardenedHost]:
+    """A started host with this identity, listening on `listen_addrs` (multiaddrs), closed when the block ends.
+
+    `gate` says who may connect, by default everybody; `psk` is the 32-byte key of a private network, outside of which
+    the host talks to nobody (ValueError for another length). `relay` makes it a relay for others within these limits;
+    at each of the relays at `reserve_at` (multiaddrs with peer ids) it keeps a place, and is reached through them.
+    Raises AddressError or ListenError for an address that cannot be used. Closing takes a second more than
+    HostLimits.close_timeout at most, also when cancelled. An error raised in the block comes out as it is, not wrapped
+    in a group.
+    """
+    if psk is not None and len(psk) != KEY_SIZE:
+        raise ValueError(f"the key of a private network has {KEY_SIZE} bytes, not {len(psk)}")
+    route_library_logs()
+    addresses = [parse_listen_address(address) for address in listen_addrs]
+    relays = [_parse_relay(address) for address in reserve_at]
+    host = HardenedHost(identity_key, limits or HostLimits(), gate, psk)
+    failure: Exception | None = None
+    running, closed = trio.Event(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_run_swarm, host.swarm, running, closed)
+        try:
+            await running.wait()
+            await host.swarm.listen(*addresses)
+            # No farewell: peers see the connections end.
+            async with announcing(host, farewell=False), _relaying(host, relay), _relayed(host, relays):
+                yield host
+        except Exception as error:
+            failure = error
+        finally:
+            try:
+                # Shielded against what the library awaits before it closes the swarm, which bounds itself.
+                with trio.CancelScope(shield=True):
+                    await host.close()
+            finally:
+                closed.set()
+    if failure is not None:
+        raise failure
+
+
+async def _run_swarm(swarm: HardenedSwarm, running: trio.Event, closed: trio.Event) -> None:
+    """Runs the swarm until it is `closed`, also through a cancellation: who uses the host ends first, and in peace."""
+    with trio.CancelScope(shield=True):
+        async with background_trio_service(swarm):
+            running.set()
+            await closed.wait()
+
+
+def _parse_relay(address: str) -> PeerAddress:
+    relay = parse_peer_address(address)
+    if relay.relayed:
+        raise AddressError("unsupported_address", address, f"{address} leads through another relay", "name a relay")
+    return relay
+
+
+@asynccontextmanager
+async def _relaying(host: HardenedHost, limits: RelayLimits | None) -> AsyncIterator[None]:
+    if limits is None:
+        yield
+        return
+    host.relay = RelayService(host, limits)
+    async with attach_protocols(host, {HOP: host.relay.answer}, stop_timeout=0):
+        yield
+
+
+@asynccontextmanager
+async def _relayed(host: HardenedHost, relays: Sequence[PeerAddress]) -> AsyncIterator[None]:
+    if not relays:
+        yield
+        return
+    host.reservations = reservations = Reservations(host, host.swarm, relays)
+    failure: Exception | None = None
+    async with attach_protocols(host, {STOP: reservations.answer}, stop_timeout=0), trio.open_nursery() as nursery:
+        nursery.start_soon(reservations.keep)
+        try:
+            yield
+        except Exception as error:
+            # Raised behind the nursery, which would wrap it in a group.
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,250 @@
+"""Reaching a peer at an address, or at the first of several that answers.
+
+What breaks with `host.connect`: a peer that moved is looked for at its old address first, and a negative cache then
+refuses the new one for a minute; a listener that says nothing costs two minutes (four attempts of thirty seconds); a
+cancelled dial leaves its socket open; a connection that is dead but not yet noticed is taken for a living one.
+Measure: `dial` opens the socket itself, to the address it was given, once, within a deadline, and closes it whatever
+happens; a connection that exists is asked for a sign of life first. `dial_any` does so with several addresses, each a
+head start after the one before it, so that one that swallows packets holds up none; those behind relays come last.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+from weakref import WeakKeyDictionary
+
+import trio
+from libp2p.abc import IHost, INetConn, IRawConnection
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+
+from .addresses import PeerAddress, parse_peer_address
+from .connection_gater import ConnectionGate
+from .errors import DialError
+from .outbound_streams import open_connections, open_stream
+from .peer_locks import PeerLocks
+from .relay_circuits import request_circuit
+from .relay_messages import HOP
+from .shields import shielded
+from .transport.dial import open_socket
+from .transport.pnet import OtherNetworkError
+from .yamux.connection import BoundedYamux
+
+__all__ = ["dial", "dial_any", "has_living_connection"]
+
+# Seconds that an address of a peer is remembered for.
+ADDRESS_TTL = 3600
+# Seconds after which relays are tried too, when some other address has said neither yes nor no.
+RELAY_PATIENCE = 2.0
+# Seconds for closing a connection that nobody wants any more.
+CLOSE_TIMEOUT = 2.0
+
+
+class _Upgrades(Protocol):
+    """The part of BasicHost that IHost does not name."""
+
+    async def upgrade_outbound_connection(self, raw_conn: IRawConnection, peer_id: ID) -> INetConn: ...
+
+
+# Two dials of one peer at once would make two connections where one is wanted.
+_dials: WeakKeyDictionary[IHost, PeerLocks] = WeakKeyDictionary()
+
+
+async def dial(host: IHost, address: str, deadline: float = 15.0) -> str:
+    """Connect to the peer at `address`, a multiaddr that ends in /p2p/PEER_ID, and return its peer id.
+
+    Takes `deadline` seconds at most. A living connection to that peer is used as it is, wherever it leads. Raises
+    AddressError for an address that nobody could dial, DialError when the peer is not reached. May be cancelled.
+    """
+    target = parse_peer_address(address)
+    await dial_any(host, [target], deadline=deadline, attempt_deadline=deadline)
+    return target.peer_id.to_base58()
+
+
+async def dial_any(
+    host: IHost,
+    targets: Sequence[PeerAddress],
+    *,
+    deadline: float = 15.0,
+    attempt_deadline: float = 8.0,
+    head_start: float = 0.25,
+) -> PeerAddress | None:
+    """Connect to a peer at the first of its addresses that answers, and return that one.
+
+    None is returned where a living connection is used instead. Takes `deadline` seconds at most, of which each address
+    may take `attempt_deadline`; the next is tried once one has failed or `head_start` seconds have passed, relayed ones
+    when all others have failed or RELAY_PATIENCE is over. Raises the DialError of the first address. May be cancelled.
+    """
+    first = targets[0]
+    if first.peer_id == host.get_id():
+        raise DialError("self_dial", first.text, f"{first.text} is this peer itself", "give another peer's address")
+    _check_gate(host, first)
+    with trio.move_on_after(deadline):
+        async with _dials.setdefault(host, PeerLocks()).held(first.peer_id.to_base58()):
+            if await has_living_connection(host, first.peer_id, deadline):
+                return None
+            return await _Race(host, attempt_deadline, head_start).run(targets)
+    raise _timeout(first, deadline)
+
+
+def gate_of(host: IHost) -> ConnectionGate:
+    """The lists of a host; a foreign one has none."""
+    gate: ConnectionGate = getattr(host, "gate", ConnectionGate())
+    return gate
+
+
+def _check_gate(host: IHost, target: PeerAddress) -> None:
+    peer_id = target.peer_id.to_base58()
+    if not gate_of(host).allows_peer(peer_id):
+        raise DialError(
+            "denied",
+            target.text,
+            f"the lists of this host do not allow {peer_id}",
+            "change the lists of allowed and denied peers",
+        )
+
+
+async def has_living_connection(host: IHost, peer_id: ID, deadline: float) -> bool:
+    """Whether a connection to the peer gives a sign of life within `deadline` seconds; those that do not are closed."""
+    for connection in open_connections(host, peer_id):
+        muxed = connection.muxed_conn
+        if not isinstance(muxed, BoundedYamux):
+            return True
+        if await muxed.is_responsive(min(muxed.limits.ping_timeout, deadline / 2)):
+            return True
+        with shielded(muxed.limits.close_timeout):
+            await connection.close()
+    return False
+
+
+class _Race:
+    """Several addresses of one peer, of which the first that shakes hands wins."""
+
+    def __init__(self, host: IHost, attempt_deadline: float, head_start: float) -> None:
+        self._host = host
+        self._attempt_deadline = attempt_deadline
+        self._head_start = head_start
+        self._winner: PeerAddress | None = None
+        self._connection: INetConn | None = None
+        self._failures: dict[PeerAddress, DialError] = {}
+
+    async def run(self, targets: Sequence[PeerAddress]) -> PeerAddress:
+        """The address that won. Raises the DialError of the first; cancelled, it leaves no connection behind."""
+        try:
+            await self._start(targets)
+        except BaseException:
+            if self._connection is not None:
+                with shielded(CLOSE_TIMEOUT):
+                    await self._connection.muxed_conn.close()
+            raise
+        if self._winner is None:
+            raise self._failures[targets[0]]
+        return self._winner
+
+    async def _start(self, targets: Sequence[PeerAddress]) -> None:
+        async with trio.open_nursery() as nursery:
+            direct = await self._launch([target for target in targets if not target.relayed], nursery)
+            with trio.move_on_after(RELAY_PATIENCE):
+                for over in direct:
+                    await over.wait()
+            await self._launch([target for target in targets if target.relayed], nursery)
+
+    async def _launch(self, targets: Sequence[PeerAddress], nursery: trio.Nursery) -> list[trio.Event]:
+        """Start an attempt at each, and say how to know that it is over."""
+        ends = []
+        for target in targets:
+            over = trio.Event()
+            nursery.start_soon(self._attempt, target, over, nursery.cancel_scope)
+            ends.append(over)
+            with trio.move_on_after(self._head_start):
+                await over.wait()
+        return ends
+
+    async def _attempt(self, target: PeerAddress, over: trio.Event, others: trio.CancelScope) -> None:
+        try:
+            with trio.move_on_after(self._attempt_deadline) as scope:
+                connection = await self._connect(target)
+                if self._winner is not None:
+                    # Both shook hands in the same turn, and one connection is enough.
+                    await connection.muxed_conn.close()
+                    return
+                self._winner, self._connection = target, connection
+                others.cancel()
+            if scope.cancelled_caught:
+                self._failures[target] = _timeout(target, self._attempt_deadline)
+        except DialError as error:
+            self._failures[target] = error
+        finally:
+            over.set()
+
+    async def _connect(self, target: PeerAddress) -> INetConn:
+        raw = await self._open(target)
+        try:
+            connection = await cast(_Upgrades, self._host).upgrade_outbound_connection(raw, target.peer_id)
+        except BaseException as error:
+            with trio.CancelScope(shield=True):
+                # Closing is immediate; what it awaits is only a checkpoint.
+                await raw.close()
+            if isinstance(error, Exception):
+                raise _handshake_failed(target, error) from error
+            raise
+        if not target.relayed:
+            _remember(self._host, target)
+        return connection
+
+    async def _open(self, target: PeerAddress) -> IRawConnection:
+        if target.relay_id is None:
+            return await open_socket(target, gate_of(self._host))
+        await dial_any(
+            self._host, [target.relay], deadline=self._attempt_deadline, attempt_deadline=self._attempt_deadline
+        )
+        stream = await open_stream(self._host, target.relay_id.to_base58(), [HOP], self._attempt_deadline)
+        return await request_circuit(stream, target)
+
+
+def _remember(host: IHost, target: PeerAddress) -> None:
+    peerstore = host.get_peerstore()
+    # Only where it answered: the library tries old addresses first.
+    peerstore.clear_addrs(target.peer_id)
+    peerstore.add_addr(target.peer_id, target.transport, ADDRESS_TTL)
+    network = host.get_network()
+    if isinstance(network, Swarm):
+        network.unblock_peer(target.peer_id)
+
+
+def _timeout(target: PeerAddress, deadline: float) -> DialError:
+    return DialError(
+        "timeout",
+        target.text,
+        f"{target.text} did not answer within {deadline:g} seconds",
+        "check that the peer runs and that no firewall is in between",
+    )
+
+
+def _handshake_failed(target: PeerAddress, error: BaseException) -> DialError:
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    if any(isinstance(cause, PeerIDMismatchesPubkey) for cause in causes):
+        return DialError(
+            "wrong_peer",
+            target.text,
+            f"another peer answers at {target.text}",
+            "ask the peer for its current address",
+        )
+    if any(isinstance(cause, OtherNetworkError) for cause in causes):
+        return DialError(
+            "wrong_network", target.text, f"{target.text} is not in this private network", "give both the same key"
+        )
+    if "limit reached" in str(error):
+        return DialError("busy", target.text, "this host has all its connections in use", "try again later")
+    reason = type(causes[-1]).__name__
+    return DialError(
+        "handshake_failed",
+        target.text,
+        f"{target.text} does not shake hands over Noise and Yamux ({reason})",
+        "check that a libp2p peer listens there",
+    )

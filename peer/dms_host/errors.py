@@ -1,0 +1,92 @@
+"""Errors of the host.
+
+Every error says what is wrong (`message`), what to do about it (`hint`) and carries a stable lower_snake_case `code`
+that scripts may rely on.
+
+    HostError
+    ├── IdentityError   a key file: ours to repair, a retry does not help
+    ├── AddressError    an address that nobody can dial or listen on: the caller's to correct
+    ├── ListenError     the operating system refused a listen address
+    ├── ProtocolError   a protocol cannot be attached to this host
+    ├── DialError       the other peer could not be reached or did not agree: a retry may help
+    └── EnvelopeError   signed bytes that prove nothing: never retried
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AddressError",
+    "DialError",
+    "EnvelopeError",
+    "HostError",
+    "IdentityError",
+    "ListenError",
+    "ProtocolError",
+]
+
+
+class HostError(Exception):
+    """Something the host could not do; `code` is stable, `message` and `hint` are one line each for people."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(code, message, hint)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class IdentityError(HostError):
+    """A key file cannot be used: this peer's own, or the one of a private network.
+
+    Codes: `key_missing`, `key_unreadable`, `key_exposed`, `key_foreign`, `key_damaged`, `key_unwritable`, `key_exists`.
+    """
+
+    def __init__(self, code: str, path: str, message: str, hint: str) -> None:
+        super().__init__(code, message, hint)
+        self.path = path
+
+
+class AddressError(HostError):
+    """Text that is no usable multiaddr. Codes: `bad_address`, `no_peer_id`, `unsupported_address`."""
+
+    def __init__(self, code: str, address: str, message: str, hint: str) -> None:
+        super().__init__(code, message, hint)
+        self.address = address
+
+
+class ListenError(HostError):
+    """A listen address was refused. Codes: `address_in_use`, `address_unavailable`, `address_forbidden`."""
+
+    def __init__(self, code: str, address: str, message: str, hint: str) -> None:
+        super().__init__(code, message, hint)
+        self.address = address
+
+
+class ProtocolError(HostError):
+    """A protocol cannot be attached. Code: `protocol_taken`."""
+
+    def __init__(self, code: str, protocol: str, message: str, hint: str) -> None:
+        super().__init__(code, message, hint)
+        self.protocol = protocol
+
+
+class DialError(HostError):
+    """A peer was not reached; `address` says where it was looked for (a multiaddr, or the peer id of a known peer).
+
+    `retry_after` (seconds) says when a further attempt makes sense, where that is known.
+    Codes: `unreachable`, `refused`, `timeout`, `wrong_peer`, `handshake_failed`, `self_dial`, `busy`, `not_connected`,
+    `protocol_not_supported`, `stream_failed`, `no_address`, `backing_off`, `denied`, `wrong_network`,
+    `relay_failed`, `closed`.
+    """
+
+    def __init__(self, code: str, address: str, message: str, hint: str, retry_after: float | None = None) -> None:
+        super().__init__(code, message, hint)
+        self.address = address
+        self.retry_after = retry_after
+
+
+class EnvelopeError(HostError):
+    """Signed bytes were not accepted. Codes: `bad_envelope`, `bad_signature`, `wrong_type`."""

@@ -1,0 +1,75 @@
+"""A libp2p host that strangers cannot exhaust, before it is started; `builder.open_host` starts it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+from libp2p.host.basic_host import BasicHost
+from libp2p.peer.id import ID
+from libp2p.tools.anyio_service.exceptions import LifecycleError
+
+from .connection_gater import ConnectionGate
+from .handlers import cage
+from .keys.identity import Identity
+from .limits import HostLimits
+from .relay_reservations import Reservations
+from .relay_service import RelayService
+from .swarm import HardenedSwarm
+from .transport.multistream import BoundedClient, BoundedMultiselect
+
+__all__ = ["HardenedHost"]
+
+logger = logging.getLogger(__name__)
+
+
+class HardenedHost(BasicHost):
+    """A libp2p host on a HardenedSwarm, whose negotiations are bounded and whose handlers are caged.
+
+    What breaks in `BasicHost`, beside what the parts say: identify runs as a trio system task, where an exception ends
+    the whole program, and whatever address a stranger claims to have seen us under is advertised.
+    """
+
+    def __init__(
+        self, identity: Identity, limits: HostLimits, gate: ConnectionGate | None = None, psk: bytes | None = None
+    ) -> None:
+        self.swarm = HardenedSwarm(identity.key_pair(), limits, gate, psk)
+        super().__init__(self.swarm, disable_identify_address_discovery=True)
+        self.limits = limits
+        self.relay: RelayService | None = None
+        self.reservations: Reservations | None = None
+        self.multiselect = BoundedMultiselect(self.multiselect.handlers, limits)
+        self.multiselect_client = BoundedClient(limits)
+        self.swarm.set_stream_handler(cage(self._swarm_stream_handler, limits.close_timeout))
+
+    @property
+    def relayed_addresses(self) -> tuple[str, ...]:
+        """Where this host is reached at the moment by way of relays."""
+        return () if self.reservations is None else self.reservations.addresses
+
+    @property
+    def gate(self) -> ConnectionGate:
+        """Who may connect."""
+        return self.swarm.gate
+
+    async def change_gate(self, gate: ConnectionGate) -> int:
+        """Let these lists decide from now on, and close what they do not allow; returns how many that were.
+
+        Not cancellable, but bounded by close_timeout.
+        """
+        return await self.swarm.change_gate(gate)
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        known = peer_id in self._identify_inflight or self._has_cached_protocols(peer_id)
+        if known or not self._should_identify_peer(peer_id):
+            return
+        self._identify_inflight.add(peer_id)
+        # While the swarm is stopping nobody is left to identify.
+        with suppress(LifecycleError):
+            self.swarm.manager.run_task(self._identify_task_entry, peer_id, reason)
+
+    async def _identify_task_entry(self, peer_id: ID, reason: str) -> None:
+        try:
+            await super()._identify_task_entry(peer_id, reason)
+        except* Exception as group:
+            logger.debug("identify of %s failed: %r", peer_id, group.exceptions[0])

@@ -1,0 +1,140 @@
+"""Telling connected peers what a host serves: one message to each for all that changes together.
+
+What breaks: protocols that are attached after a connection was made are not announced to it, and neither is that they
+are gone. The library's own push has ten places for all hosts of a program, takes two round trips, makes and signs the
+same message for each peer, and loses its stream, or breaks the connection below it, where it is cancelled.
+Measure: `announcing` owns a task that waits until changes have settled, and then tells everybody once.
+Upstream: no upstream report found (November 2026).
+Source: https://github.com/libp2p/specs/blob/master/identify/README.md ("identify/push").
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+from weakref import WeakKeyDictionary
+
+import trio
+from libp2p.abc import IHost
+from libp2p.identity.identify.identify import _mk_identify_protobuf
+from libp2p.identity.identify_push.identify_push import ID_PUSH
+from libp2p.peer.id import ID
+from libp2p.utils.varint import encode_uvarint
+
+from .errors import DialError
+from .outbound_streams import open_stream
+from .shields import shielded
+
+__all__ = ["Announcements", "announcing"]
+
+logger = logging.getLogger(__name__)
+
+# Seconds.
+_SETTLING: Final = 0.05
+_PUSH_DEADLINE: Final = 2.0
+# After which nobody more is told that protocols are gone: a courtesy.
+_FAREWELL_TIMEOUT: Final = 1.0
+_AT_ONCE: Final = 16
+
+
+class Announcements:
+    """What the peers of one host have been told. Made by `announcing`."""
+
+    def __init__(self, host: IHost) -> None:
+        self._host = host
+        self._changes = self._told = 0
+        self._changed = trio.Event()
+        self.over = False
+        """Whether nobody is left who would tell of a change."""
+
+    def changed(self) -> None:
+        """The host serves more or less than before: peers are told soon. Never blocks."""
+        self._changes += 1
+        self._changed.set()
+
+    async def keep(self) -> None:
+        """Tells of changes until it is cancelled. Run by `announcing`."""
+        while True:
+            await self._changed.wait()
+            # What is attached together is told together.
+            await trio.sleep(_SETTLING)
+            self._changed = trio.Event()
+            await self.tell()
+
+    async def tell(self) -> None:
+        """Tells what was not told yet; each peer has two seconds, which on a foreign host are not cut short."""
+        changes = self._changes
+        if changes != self._told:
+            await _push(self._host)
+            self._told = changes
+
+    async def farewell(self) -> None:
+        """Tells what was not told yet, within three seconds. Not cancellable."""
+        with shielded(_FAREWELL_TIMEOUT):
+            await self.tell()
+
+
+# By host, those that are open.
+_open: WeakKeyDictionary[IHost, Announcements] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def announcing(host: IHost, *, farewell: bool = True) -> AsyncIterator[Announcements]:
+    """Connected peers are told of changes while the block runs, and of the last ones at its end (`farewell`).
+
+    Inside another such block for this host it is that one's, which ends later: what is taken off together is told once.
+    An error raised in the block comes out as it is.
+    """
+    current = _open.get(host)
+    if current is not None:
+        yield current
+        return
+    own = _open[host] = Announcements(host)
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(own.keep)
+            try:
+                yield own
+            except Exception as error:
+                # Raised behind the nursery, which would wrap it in a group.
+                failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        del _open[host]
+        own.over = True
+        if farewell:
+            await own.farewell()
+    if failure is not None:
+        raise failure
+
+
+async def _push(host: IHost) -> None:
+    peers = host.get_connected_peers()
+    if not peers:
+        return
+    try:
+        message = _mk_identify_protobuf(host, None).SerializeToString()
+        frame = encode_uvarint(len(message)) + message
+    except Exception as error:
+        # A foreign host that is being closed has no addresses.
+        logger.debug("there is nothing to announce: %r", error)
+        return
+    slots = trio.CapacityLimiter(_AT_ONCE)
+    async with trio.open_nursery() as nursery:
+        for peer_id in peers:
+            nursery.start_soon(_push_to, host, peer_id, frame, slots)
+
+
+async def _push_to(host: IHost, peer_id: ID, frame: bytes, slots: trio.CapacityLimiter) -> None:
+    async with slots:
+        try:
+            with trio.move_on_after(_PUSH_DEADLINE) as scope:
+                # Cancelled in a write or in a read, the library's streams take their connection along; ours do not.
+                scope.shield = not hasattr(host, "limits")
+                async with await open_stream(host, peer_id.to_base58(), [ID_PUSH], _PUSH_DEADLINE) as stream:
+                    await stream.send_all(frame)
+        except (DialError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            logger.debug("%s is not told what this peer serves: %r", peer_id, error)

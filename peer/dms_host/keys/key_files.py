@@ -1,0 +1,106 @@
+"""Files that hold a secret: whole or not there, and for nobody but the user who runs the peer.
+
+Rules:
+1. A file appears whole or not at all, with mode 0600, and an existing one is never overwritten.
+2. A file that others can read or that another user owns is refused, not repaired: the secret may be known already.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from ..errors import IdentityError
+
+__all__ = ["create_key_file", "damaged_key", "read_key_file"]
+
+# No key is longer; what is longer is no key.
+MAX_FILE_SIZE = 4096
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def read_key_file(path: Path, missing_hint: str) -> bytes:
+    """What is in `path`. Raises IdentityError: missing, unreadable, exposed, foreign or damaged. Blocks on disk."""
+    try:
+        status, raw = _read(path)
+    except FileNotFoundError as error:
+        raise IdentityError("key_missing", str(path), f"there is no key file {path}", missing_hint) from error
+    except OSError as error:
+        raise IdentityError(
+            "key_unreadable",
+            str(path),
+            f"cannot read the key file {path}: {error.strerror}",
+            "run the peer as the user who owns its home directory",
+        ) from error
+    _check_owner(path, status)
+    return raw
+
+
+def _read(path: Path) -> tuple[os.stat_result, bytes]:
+    # Without O_NONBLOCK a FIFO in the file's place would hang the peer at start.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        return status, os.read(descriptor, MAX_FILE_SIZE) if stat.S_ISREG(status.st_mode) else b""
+    finally:
+        os.close(descriptor)
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    # Asked of the open file, not of the path: nobody can put another file there in between.
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged_key(path, "it is not a regular file")
+    if status.st_uid != os.geteuid():
+        raise IdentityError(
+            "key_foreign",
+            str(path),
+            f"the key file {path} belongs to user {status.st_uid}, not to {os.geteuid()} who runs this peer",
+            f"run the peer as its owner, or: chown {os.geteuid()} {path}",
+        )
+    if status.st_mode & OTHERS:
+        raise IdentityError(
+            "key_exposed",
+            str(path),
+            f"other users can access the key file {path} (mode {stat.S_IMODE(status.st_mode):04o})",
+            f"chmod 600 {path}; if somebody may have read it, delete it and make a new one",
+        )
+
+
+def damaged_key(path: Path, why: str) -> IdentityError:
+    """The error for a file that holds no usable key."""
+    return IdentityError(
+        "key_damaged",
+        str(path),
+        f"the key file {path} is damaged: {why}",
+        "restore it from a backup, or delete it and make a new one",
+    )
+
+
+def create_key_file(path: Path, content: bytes) -> None:
+    """Put a new file at `path`. Raises FileExistsError where there is one, and OSError. Blocks on disk."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            # The umask may have taken bits away that the owner needs.
+            os.fchmod(descriptor, 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        # A link, not a rename: it fails where the name is taken, so an existing key is never replaced.
+        os.link(draft, path)
+    finally:
+        os.unlink(draft)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    # Without it the name may be gone after a power cut, and with it the identity that others already know.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

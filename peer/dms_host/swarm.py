@@ -1,0 +1,359 @@
+"""The swarm that keeps accepting, and what it keeps of each peer.
+
+What breaks in py-libp2p's `Swarm`:
+- each inbound connection holds its slot and its task until the swarm ends: after 250 connections it accepts no more;
+- a peer may hold any number of connections, as long as they are young, and so may a machine with many keys;
+- a handshake of ours has a deadline for a part of it only;
+- it remembers something of every peer that ever connected;
+- closing it closes one connection after the other, a fifth of a second each, and cancelled it closes none;
+- a listen address that is refused is only logged.
+Measure: this class.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import trio
+from libp2p.abc import IMuxedConn, INetConn, IRawConnection
+from libp2p.connection_types import ConnectionType
+from libp2p.crypto.keys import KeyPair
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.auto_connector import AutoConnector
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
+
+from .connection_gater import ConnectionGate, address_group, end_site
+from .errors import ListenError
+from .handshakes import Handshakes
+from .identify import BoundedPeerStore, bound_identify
+from .limits import HostLimits
+from .logs import RateLimiter, log_limited
+from .shields import shielded
+from .transport.pnet import ProtectedConnection
+from .transport.tcp import ExclusiveTCP
+from .transport.upgrader import hardened_upgrader
+
+if TYPE_CHECKING:
+    from libp2p.network.connection.swarm_connection import SwarmConn
+
+    from .yamux.connection import BoundedYamux
+
+__all__ = ["HardenedSwarm"]
+
+bound_identify()
+
+logger = logging.getLogger(__name__)
+limiter = RateLimiter()
+
+STREAM_EVENTS = frozenset(("opened_stream", "closed_stream"))
+# Two peers that dial each other at the same moment end up with two; more is none of anybody's business.
+CONNECTIONS_PER_PEER = 2
+
+
+class _NoAutoConnector(AutoConnector):
+    """Dials nobody: the original dials whomever it has heard of until half of max_connections are in use."""
+
+    async def maybe_connect(self) -> None:
+        """Do nothing."""
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None:
+        """Start nothing."""
+
+
+class HardenedSwarm(Swarm):
+    """A swarm of TCP, Noise and Yamux within HostLimits."""
+
+    def __init__(
+        self, key_pair: KeyPair, limits: HostLimits, gate: ConnectionGate | None = None, psk: bytes | None = None
+    ) -> None:
+        peer_id = ID.from_pubkey(key_pair.public_key)
+        # Its tables: addresses and protocols that peers tell of themselves.
+        peerstore = BoundedPeerStore(max_records=2 * limits.max_connections, max_peers=2 * limits.max_connections)
+        peerstore.add_key_pair(peer_id, key_pair)
+        limits_hit: Counter[str] = Counter()
+        super().__init__(
+            peer_id,
+            peerstore,
+            hardened_upgrader(key_pair, limits, self._allows_peer, limits_hit),
+            transports=[ExclusiveTCP(self._allows_address)],
+            # Retries are the caller's, who knows what the time is worth.
+            retry_config=RetryConfig(max_retries=0),
+            connection_config=_connection_config(limits),
+        )
+        self.auto_connector = _NoAutoConnector(self)
+        self.limits = limits
+        self.gate = gate or ConnectionGate()
+        self.inbound_connections = 0
+        self._handshakes = Handshakes(limits.max_inbound_handshakes)
+        self.inbound_by_address: Counter[str] = Counter()
+        self.limits_hit = limits_hit
+        self._psk = psk
+
+    @property
+    def inbound_handshakes(self) -> int:
+        """How many strangers are shaking hands."""
+        return len(self._handshakes)
+
+    # Listening
+
+    async def listen(self, *multiaddrs: Multiaddr) -> bool:
+        """Listen on every address. Raises ListenError for the first that is refused."""
+        await self.event_background_nursery_created.wait()
+        for address in multiaddrs:
+            await self._listen_on(address)
+        return True
+
+    async def _listen_on(self, address: Multiaddr) -> None:
+        async def handle(stream: ReadWriteCloser) -> None:
+            await self._handle_inbound_connection(stream, address)
+
+        listener = self.transport_manager.get_transports()[0].create_listener(handle)
+        listener.background_nursery = self.background_nursery  # type: ignore[attr-defined]  # as Swarm.listen does
+        try:
+            await listener.listen(address)
+        except OSError as error:
+            raise _refused(str(address), error) from error
+        self.listeners[str(address)] = listener
+        await self.notify_listen(address)
+
+    # Gating
+
+    def _allows_peer(self, peer_id: ID) -> bool:
+        return self.gate.allows_peer(peer_id.to_base58())
+
+    def _allows_address(self, address: str) -> bool:
+        return self.gate.allows_address(address)
+
+    def _allows(self, connection: IMuxedConn) -> bool:
+        if not self._allows_peer(connection.peer_id):
+            return False
+        # Behind a relay there is no address, and the relay's own was looked at when it connected.
+        relayed = connection.get_connection_type() is ConnectionType.RELAYED
+        return relayed or self._allows_address(remote_ip(connection))
+
+    async def change_gate(self, gate: ConnectionGate) -> int:
+        """Let these lists decide from now on, and close what they do not allow; returns how many that were.
+
+        Not cancellable, but bounded by close_timeout.
+        """
+        self.gate = gate
+        unwanted = [connection for connection in self.get_connections() if not self._allows(connection.muxed_conn)]
+        with shielded(self.limits.close_timeout):
+            async with trio.open_nursery() as nursery:
+                for connection in unwanted:
+                    nursery.start_soon(self._close_connection_async, connection)
+        return len(unwanted)
+
+    # Accepting
+
+    async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
+        """Hold a slot for as long as the connection lives; the listener closes the socket after."""
+        address = (read_write_closer.get_remote_address() or ("", 0))[0]
+        if not self._allows_address(address):
+            self.limits_hit["denied_addresses"] += 1
+            logger.debug("turned a connection away: %s is not allowed", address)
+            return
+        raw = RawConnection(read_write_closer, False)
+        await self.accept(raw, maddr, address_group(address), end_site(address))
+
+    async def accept(self, raw: IRawConnection, maddr: Multiaddr, group: str, site: str = "") -> None:
+        """Shake hands on an inbound connection and hold a slot for as long as it lives.
+
+        `group` is what counts as one machine, `site` (empty: nothing) as one owner of many. Whoever calls closes `raw`
+        after.
+        """
+        if self.inbound_connections >= self.limits.max_inbound_connections:
+            self._turn_away("inbound_connections", f"{self.inbound_connections} are open")
+            return
+        if self.inbound_by_address[group] >= self.limits.max_inbound_per_address:
+            self._turn_away("inbound_per_address", f"{self.inbound_by_address[group]} are open from {group}")
+            return
+        if site and self.inbound_by_address[site] >= self.limits.max_inbound_per_site:
+            self._turn_away("inbound_per_site", f"{self.inbound_by_address[site]} are open from {site}")
+            return
+        with self._slot(group, site):
+            connection = await self._shake_hands(raw, maddr, group)
+            if connection is not None:
+                # The lists may have changed while it shook hands.
+                if not self._allows(connection):
+                    await connection.close()
+                await connection.event_closed.wait()
+
+    @contextmanager
+    def _slot(self, *origins: str) -> Iterator[None]:
+        counts = self.inbound_by_address
+        self.inbound_connections += 1
+        counts.update(filter(None, origins))
+        try:
+            yield
+        finally:
+            self.inbound_connections -= 1
+            for origin in filter(None, origins):
+                counts[origin] -= 1
+                if not counts[origin]:
+                    del counts[origin]
+
+    def _turn_away(self, limit: str, why: str) -> None:
+        self.limits_hit[limit] += 1
+        log_limited(logger, limiter, logging.WARNING, "turned a connection away: %s", why)
+
+    async def _shake_hands(self, raw: IRawConnection, maddr: Multiaddr, group: str) -> BoundedYamux | None:
+        scope = self._handshakes.begin(group)
+        if scope is None:
+            self._turn_away("inbound_handshakes", "too many handshakes at once")
+            return None
+        try:
+            with scope:
+                # The upgrade has a deadline of its own, inbound_upgrade_timeout.
+                connection: BoundedYamux = await self.upgrade_inbound_raw_conn(raw, maddr)  # type: ignore[assignment]  # ours
+                return connection
+        except Exception as error:
+            # A stranger can make each layer of the handshake fail in its own way, and all of them are its business.
+            logger.debug("an inbound handshake failed: %r", error)
+            return None
+        finally:
+            self._handshakes.end(group, scope)
+        self._turn_away("inbound_handshakes", f"{group} had most of those who shook hands")
+        return None
+
+    async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
+        """As the original, inside the private network where there is one."""
+        return await super().upgrade_inbound_raw_conn(self._protected(raw_conn), maddr)
+
+    async def upgrade_outbound_raw_conn(
+        self, raw_conn: IRawConnection, peer_id: ID, pre_scope: Any = None
+    ) -> SwarmConn:
+        """As the original, inside the private network where there is one, within handshake_timeout.
+
+        Raises SwarmException also for a peer that is not allowed.
+        """
+        if not self._allows_peer(peer_id):
+            raise SwarmException(f"{peer_id} is not allowed")
+        try:
+            with trio.fail_after(self.limits.handshake_timeout):
+                connection = await super().upgrade_outbound_raw_conn(self._protected(raw_conn), peer_id, pre_scope)
+        except trio.TooSlowError as error:
+            raise SwarmException(f"no handshake within {self.limits.handshake_timeout:g} seconds") from error
+        # The lists may have changed while they shook hands.
+        if not self._allows(connection.muxed_conn):
+            await connection.close()
+            raise SwarmException(f"{peer_id} is not allowed")
+        return connection
+
+    def _protected(self, raw: IRawConnection) -> IRawConnection:
+        # Before anything else, so that nobody outside the network gets as far as a byte of ours.
+        return raw if self._psk is None else ProtectedConnection(raw, self._psk)
+
+    # Keeping
+
+    def _trim_connections(self, peer_id: ID) -> None:
+        """Close the oldest connections of a peer that has too many; the newest is the one it believes in."""
+        connections = self.connections[peer_id]
+        excess, self.connections[peer_id] = (
+            connections[:-CONNECTIONS_PER_PEER],
+            connections[-CONNECTIONS_PER_PEER:],
+        )
+        for connection in excess:
+            self.manager.run_task(self._close_connection_async, connection)
+
+    async def notify_disconnected(self, conn: INetConn) -> None:
+        """Tell those who watch, and forget a peer that is gone."""
+        await self._notify("disconnected", conn)
+        peer_id = conn.muxed_conn.peer_id
+        if peer_id in self.connections:
+            return
+        if self.peerstore.has_peer(peer_id) and not self._known_addresses(peer_id):
+            self.peerstore.clear_peerdata(peer_id)
+
+    async def _notify(self, method: str, *args: Any) -> None:
+        """Tell of a stream to one after the other; the original makes a task for each, which costs more."""
+        if method not in STREAM_EVENTS:
+            await super()._notify(method, *args)
+            return
+        for notifee in tuple(self.notifees):
+            try:
+                await getattr(notifee, method)(self, *args)
+            except Exception as error:
+                log_limited(logger, limiter, logging.ERROR, "%s of %r failed: %r", method, notifee, error)
+
+    def _known_addresses(self, peer_id: ID) -> Sequence[Multiaddr]:
+        try:
+            return self.peerstore.addrs(peer_id)
+        except Exception:
+            # "None" is an error of its own kind in each of the library's peer stores.
+            return ()
+
+    # Closing
+
+    async def close(self) -> None:
+        """Close everything, all connections at once, within close_timeout; then whatever is left is cut."""
+        if self._closing:
+            return
+        self._closing = True
+        with shielded(self.limits.close_timeout):
+            async with trio.open_nursery() as nursery:
+                for listener in self.listeners.values():
+                    nursery.start_soon(listener.close)
+                for connection in self.get_connections():
+                    nursery.start_soon(self._close_connection_async, connection)
+        self.listeners.clear()
+        with suppress(Exception):
+            await self.manager.stop()
+
+
+def remote_ip(connection: IMuxedConn) -> str:
+    """The IP address at the other end of a connection; empty where there is none, as behind a relay."""
+    address: tuple[str, int] | None = getattr(connection, "get_remote_address", lambda: None)()
+    return "" if address is None else address[0]
+
+
+def _connection_config(limits: HostLimits) -> ConnectionConfig:
+    return ConnectionConfig(
+        max_connections=limits.max_connections,
+        high_watermark=limits.max_connections,
+        min_connections=0,
+        low_watermark=0,
+        # With more than one the library waits 250 ms before it believes that a dial has succeeded.
+        max_connections_per_peer=1,
+        inbound_upgrade_timeout=limits.handshake_timeout,
+        outbound_upgrade_timeout=limits.handshake_timeout,
+        # Read as whole seconds by the library; the exact value is BoundedMultiselect's.
+        outbound_stream_protocol_negotiation_timeout=max(1.0, limits.negotiation_timeout),
+        inbound_stream_protocol_negotiation_timeout=max(1.0, limits.negotiation_timeout),
+    )
+
+
+def _refused(address: str, error: OSError) -> ListenError:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return ListenError(
+                "address_in_use",
+                address,
+                f"cannot listen on {address}: another program does",
+                "stop it, or choose another port; port 0 takes any free one",
+            )
+        case errno.EACCES | errno.EPERM:
+            return ListenError(
+                "address_forbidden",
+                address,
+                f"cannot listen on {address}: permission denied",
+                "choose a port above 1023",
+            )
+        case _:
+            return ListenError(
+                "address_unavailable",
+                address,
+                f"cannot listen on {address}: {error.strerror or error}",
+                "choose an address that this machine has",
+            )

@@ -1,0 +1,84 @@
+"""The socket below a connection that this host makes.
+
+What breaks: a connect that the library cancels leaves its file descriptor open.
+Measure: `open_socket` opens it with trio, to addresses that the gate allows, and tells why it could not.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+import socket
+
+import trio
+from libp2p.abc import IRawConnection
+from libp2p.network.connection.raw_connection import RawConnection
+
+from ..addresses import PeerAddress
+from ..connection_gater import ConnectionGate
+from ..errors import AddressError, DialError
+from .tcp import PeerSocket
+
+__all__ = ["open_socket"]
+
+# Of a name, as many addresses are tried, one after the other.
+MAX_RESOLVED = 4
+FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
+
+
+async def open_socket(target: PeerAddress, gate: ConnectionGate) -> IRawConnection:
+    """A TCP connection to where `target` is. Raises DialError; cancelled, it leaves no socket open."""
+    try:
+        addresses = await _resolve(target)
+    except OSError as error:
+        raise _unreachable(target, error) from error
+    allowed = [address for address in addresses if gate.allows_address(address)]
+    if not allowed:
+        raise _denied(target) if addresses else _nameless(target)
+    for ip in allowed:
+        try:
+            stream = await trio.open_tcp_stream(ip, target.port)
+            return RawConnection(PeerSocket(stream), True)
+        except OSError as error:
+            failure = error
+    raise _unreachable(target, failure) from failure
+
+
+async def _resolve(target: PeerAddress) -> list[str]:
+    if target.kind not in FAMILIES:
+        return [target.host]
+    found = await trio.socket.getaddrinfo(
+        target.host, target.port, family=FAMILIES[target.kind], type=socket.SOCK_STREAM
+    )
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))[:MAX_RESOLVED]
+
+
+def _nameless(target: PeerAddress) -> AddressError:
+    return AddressError("bad_address", target.text, f"{target.host} has no address", "check the name")
+
+
+def _denied(target: PeerAddress) -> DialError:
+    return DialError(
+        "denied",
+        target.text,
+        f"the lists of this host do not allow the address of {target.text}",
+        "change the lists of allowed and denied addresses",
+    )
+
+
+def _unreachable(target: PeerAddress, error: OSError) -> DialError:
+    cause: BaseException = error
+    while isinstance(cause.__cause__, BaseExceptionGroup | OSError):
+        cause = cause.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if isinstance(cause, ConnectionRefusedError):
+        return DialError(
+            "refused",
+            target.text,
+            f"nobody listens at {target.text}",
+            "check that the peer runs, and that the address and port are its own",
+        )
+    reason = getattr(cause, "strerror", None) or str(cause)
+    return DialError(
+        "unreachable", target.text, f"cannot reach {target.text}: {reason}", "check the address and the network"
+    )

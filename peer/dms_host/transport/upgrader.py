@@ -1,0 +1,117 @@
+"""What a raw connection must become: Noise or TLS, and Yamux, and nothing else.
+
+What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer is whoever it says, and secio; Mplex, where one
+frame can end the host and one slow stream stops all others; and `MuxerMultistream.new_conn` builds the library's own
+Yamux whatever class is configured. Who a peer is decides nothing.
+Measure: `hardened_upgrader` offers Noise and our TLS (see `tls.py`), in this order, and BoundedYamux alone; it lets go
+of a peer that is not allowed as soon as it is proved who that is, before it gets a byte of anything else.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from libp2p.abc import IMuxedConn, IRawConnection, ISecureConn, ISecureTransport
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.security.security_multistream import SecurityMultistream
+from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.transport.exceptions import SecurityUpgradeFailure
+from libp2p.transport.upgrader import TransportUpgrader
+
+from ..keys.rsa_keys import bound_rsa_keys
+from ..limits import HostLimits
+from ..yamux.connection import BoundedYamux
+from .multistream import BoundedSelector
+from .tls import TLS, TLSTransport
+
+__all__ = ["hardened_upgrader"]
+
+# The first thing that a stranger sends is a key.
+bound_rsa_keys()
+
+# What is offered, as the dialing side in this order.
+OFFERED: tuple[TProtocol, ...] = (NOISE, TLS)
+
+
+class _NoiseOrTLS(SecurityMultistream):
+    """Chooses a security protocol, or none."""
+
+    def __init__(self, key_pair: KeyPair, limits: HostLimits) -> None:
+        super().__init__({})
+        self._selector = BoundedSelector(limits)
+        for protocol in OFFERED:
+            self.add_transport(protocol, _SECURITY[protocol](key_pair))
+
+
+def _noise(key_pair: KeyPair) -> ISecureTransport:
+    # Noise wants a key of its own, for Diffie-Hellman; it is signed with the peer's key in the handshake.
+    return NoiseTransport(key_pair, create_noise_key_pair().private_key)
+
+
+_SECURITY: Final[dict[TProtocol, Callable[[KeyPair], ISecureTransport]]] = {NOISE: _noise, TLS: TLSTransport}
+
+
+class _YamuxOnly(MuxerMultistream):
+    """Chooses between one multiplexer and none, and builds ours."""
+
+    def __init__(self, limits: HostLimits, limits_hit: Counter[str]) -> None:
+        super().__init__({})
+        self._limits = limits
+        self._limits_hit = limits_hit
+        self._selector = BoundedSelector(limits)
+        self.add_transport(YAMUX, BoundedYamux)  # type: ignore[arg-type]  # never called: new_conn builds it
+
+    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        """Agree on Yamux with the other side. Raises MultiselectError or MultiselectClientError."""
+        protocol, _ = await self._selector.select(conn, conn.is_initiator)
+        return self._annotate_connection(BoundedYamux(conn, peer_id, self._limits, self._limits_hit), conn, protocol)
+
+
+class _GatedUpgrader(TransportUpgrader):
+    """Asks about each peer between the one layer and the other."""
+
+    def __init__(self, allows_peer: Callable[[ID], bool], limits_hit: Counter[str]) -> None:
+        super().__init__({}, {})
+        self._allows_peer = allows_peer
+        self._limits_hit = limits_hit
+
+    async def upgrade_security(
+        self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
+    ) -> ISecureConn:
+        """As the original. Raises SecurityUpgradeFailure also for a peer that is not allowed."""
+        secured = await super().upgrade_security(raw_conn, is_initiator, peer_id)
+        if not self._allows_peer(secured.get_remote_peer()):
+            self._limits_hit["denied_peers"] += 1
+            await secured.close()
+            raise SecurityUpgradeFailure(f"{secured.get_remote_peer()} is not allowed")
+        return secured
+
+
+def _everybody(peer_id: ID) -> bool:
+    return True
+
+
+def hardened_upgrader(
+    key_pair: KeyPair,
+    limits: HostLimits,
+    allows_peer: Callable[[ID], bool] = _everybody,
+    limits_hit: Counter[str] | None = None,
+) -> TransportUpgrader:
+    """An upgrader that secures the connection, asks `allows_peer` and multiplexes with BoundedYamux, or fails.
+
+    What is turned away is counted in `limits_hit`.
+    """
+    limits_hit = Counter() if limits_hit is None else limits_hit
+    upgrader = _GatedUpgrader(allows_peer, limits_hit)
+    upgrader.security_multistream = _NoiseOrTLS(key_pair, limits)
+    upgrader.muxer_multistream = _YamuxOnly(limits, limits_hit)
+    return upgrader
