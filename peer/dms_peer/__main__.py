@@ -43,12 +43,12 @@ def run_command(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     try:
         # Here and not above, so that it is loaded when nobody looks for garbage.
-        from .shortcuts import run_shortcut
+        from .cli.fast_path import run_shortcut
 
         if run_shortcut(arguments):
             return 0
         # The one import that half of the commands' time goes into.
-        from .command_line import run_typer
+        from .cli.app import run_typer
 
         return run_typer(arguments)
     except BaseException as error:
@@ -60,8 +60,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _report(error: BaseException, arguments: Sequence[str]) -> int:
-    from .commands.output import print_json
-    from .failures import describe_failure
+    from .cli.failures import describe_failure
+    from .cli.output import print_json
 
     if "--debug" in arguments:
         import traceback

@@ -26,8 +26,7 @@ from dms_protocols.shares import SharesInUse
 from dms_protocols.token_checks import TokenChecker
 from dms_resources.manager import ResourceManager
 
-from .signing import EnvelopeChecker, IdentitySigner, host_identity
-from .tokens import trusted_keys
+from .signing import EnvelopeChecker, IdentitySigner, host_identity, trusted_keys
 
 __all__ = ["peer_operations", "serve"]
 

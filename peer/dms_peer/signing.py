@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from libp2p.abc import IHost
@@ -9,10 +10,12 @@ from libp2p.crypto.ed25519 import Ed25519PrivateKey
 
 from dms_host.errors import EnvelopeError, IdentityError
 from dms_host.keys.envelopes import open_envelope, sign_envelope
-from dms_host.keys.identity import Identity, new_identity
+from dms_host.keys.identity import Identity, new_identity, public_key_of
 from dms_protocols.errors import EnvelopeError as WireEnvelopeError
 
-__all__ = ["EnvelopeChecker", "IdentitySigner", "host_identity"]
+from .errors import PeerError
+
+__all__ = ["EnvelopeChecker", "IdentitySigner", "host_identity", "trusted_keys"]
 
 _SEED_SIZE = 32
 
@@ -60,3 +63,15 @@ def host_identity(host: IHost) -> Identity:
             "make the host with a key of libp2p.crypto.ed25519",
         )
     return new_identity(key.to_bytes()[:_SEED_SIZE])
+
+
+def trusted_keys(peer_ids: Iterable[str]) -> dict[str, bytes]:
+    """The public keys of peers whose grants count. Raises PeerError `bad_peer_id` for one whose id is not its key."""
+    return {peer_id: _public_key(peer_id) for peer_id in peer_ids}
+
+
+def _public_key(peer_id: str) -> bytes:
+    key = public_key_of(peer_id)
+    if key is None:
+        raise PeerError("bad_peer_id", f"{peer_id[:64]!r} is not the id of an Ed25519 key", "use one like 12D3KooW...")
+    return key

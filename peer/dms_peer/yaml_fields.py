@@ -17,7 +17,7 @@ from dms_resources.errors import AmountError
 from dms_resources.units import Cores, parse_duration, parse_size
 
 from .errors import DocumentError
-from .failures import printable
+from .text import printable
 from .yaml_nodes import LARGEST, ListNode, MapNode, Node, NodeError, ScalarNode, parse_nodes
 
 __all__ = ["Field", "parse_fields", "read_file"]

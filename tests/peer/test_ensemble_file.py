@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dms_peer.cli.failures import describe_failure
 from dms_peer.ensemble_file import EnsembleFile, parse_ensemble, read_ensemble_file
 from dms_peer.errors import DocumentError
-from dms_peer.failures import describe_failure
 from dms_protocols.conversion import from_map, to_map
 from dms_protocols.messages.bid import EnsembleRequest, GeneralRequirements, Location, NodeRequest, Place
 from dms_resources.components import GPUVendor

@@ -18,7 +18,7 @@ from dms_host.errors import DialError
 from dms_host.keys.identity import load_or_create_identity
 from dms_host.keys.swarm_key import create_swarm_key
 from dms_peer import owner
-from dms_peer.errands import ask_free
+from dms_peer.cli.remote import ask_free
 from dms_peer.errors import PeerError
 from dms_peer.home import Home
 from dms_peer.home_host import NetworkSettings

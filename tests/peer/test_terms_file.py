@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dms_peer.cli.tables.common import show_status
 from dms_peer.errors import DocumentError
 from dms_peer.owner_messages import StatusAnswer
 from dms_peer.policies.settings import EndpointSettings, EntryPointSettings, ExecutableSettings
-from dms_peer.tables import show_status
 from dms_peer.terms_file import OwnerTerms, parse_terms, read_terms_file
 from dms_protocols.bidding import BidTerms
 from dms_protocols.messages.bid import Place

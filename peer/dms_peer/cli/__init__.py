@@ -1,0 +1,1 @@
+"""The command line: what parses it, what each command does, and what it shows."""

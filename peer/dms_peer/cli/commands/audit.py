@@ -1,0 +1,27 @@
+"""dms-peer audit"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..options.common import DebugOption, HomeOption, JSONOption, home_at
+from ..output import show_answer
+
+__all__ = ["audit"]
+
+
+def audit(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="End allocations whose processes are gone; each is written to the history.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare the ledger with its file and with what the operating system shows."""
+    from ...owner import audit as compare
+    from ..tables.common import show_audit
+
+    show_answer(as_json, show_audit, compare(home_at(home), repair=repair))

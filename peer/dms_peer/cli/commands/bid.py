@@ -1,0 +1,97 @@
+"""dms-peer bid"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dms_resources.demands import CPUDemand, Demand, DiskDemand, PortDemand, RAMDemand
+
+from ..options.common import (
+    AddressArgument,
+    DebugOption,
+    ExecutorOption,
+    GPUDemandOption,
+    HomeOption,
+    JSONOption,
+    NotLocationOption,
+    OptionalCPU,
+    OptionalDisk,
+    OptionalRAM,
+    PlaceOption,
+    PortCountOption,
+    PortOption,
+    TokenOption,
+    duration,
+    home_at,
+)
+from ..options.demand import FileOption, asked_node, ensemble_file
+from ..output import run_and_show
+
+__all__ = ["bid"]
+
+
+def bid(
+    address: AddressArgument,
+    file: FileOption = None,
+    cpu: OptionalCPU = None,
+    ram: OptionalRAM = None,
+    disk: OptionalDisk = None,
+    gpu: GPUDemandOption = None,
+    port: PortOption = None,
+    ports: PortCountOption = 0,
+    executor: ExecutorOption = None,
+    location: PlaceOption = None,
+    not_location: NotLocationOption = None,
+    hold: Annotated[
+        float | None,
+        typer.Option(
+            "--hold", parser=duration, metavar="SECONDS", help="Ask that the offer be held.", show_default="0, no hold"
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only ask: would you, and if not, why not?")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to put the signed bids.")
+    ] = None,
+    token: TokenOption = None,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+    debug: DebugOption = False,
+) -> int:
+    """Ask another peer for a bid on a job, or for bids on the nodes of an ensemble file.
+
+    Ends with 1 when a node is refused.
+    """
+    if dry_run and output is not None:
+        raise typer.BadParameter("a dry run makes no bid that could be written with -o")
+    from ..remote import ask_bid, ask_bids
+    from ..tables.bids import show_bid, show_bids
+
+    ensemble = ensemble_file(file, cpu, ram, disk, gpu, port, ports or None, executor, location, not_location)
+    if ensemble is not None:
+        report = run_and_show(
+            as_json, show_bids, ask_bids, home_at(home), address, ensemble, dry_run=dry_run, hold=hold or 0.0,
+            output=output, token=token,
+        )  # fmt: skip
+        return _tell(report.peer_id, len(report.refusals), len(report.bids))
+    if cpu is None or ram is None or disk is None:
+        raise typer.BadParameter("--cpu, --ram and --disk are all needed, or -f with an ensemble file")
+    demand = Demand(
+        cpu=CPUDemand(cores=cpu), ram=RAMDemand(size=ram), disk=DiskDemand(size=disk), gpus=tuple(gpu or ())
+    )
+    node = asked_node(demand, PortDemand(static=tuple(port or ()), dynamic=ports), executor, location, not_location)
+    run_and_show(
+        as_json, show_bid, ask_bid, home_at(home), address, node, dry_run=dry_run, hold=hold or 0.0, output=output,
+        token=token,
+    )  # fmt: skip
+    return 0
+
+
+def _tell(peer_id: str, refused: int, bids: int) -> int:
+    if not refused:
+        return 0
+    print(f"dms-peer: {peer_id} refuses {refused} of {refused + bids} nodes", file=sys.stderr)
+    return 1

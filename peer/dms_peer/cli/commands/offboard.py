@@ -1,0 +1,33 @@
+"""dms-peer offboard"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ..options.common import DebugOption, HomeOption, JSONOption, home_at
+from ..output import show_answer
+
+__all__ = ["offboard"]
+
+
+def offboard(
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Take nothing new, and wait until all that is promised has ended.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JSONOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Offer nothing to the network any more."""
+    from ...owner import offboard as withdraw
+    from ..tables.common import show_offer
+
+    show_answer(as_json, show_offer, withdraw(home_at(home), drain=drain, tell=_tell))
+
+
+def _tell(leases: int) -> None:
+    if leases:
+        print(f"draining: {leases} leases have not ended yet", file=sys.stderr)

@@ -1,0 +1,138 @@
+"""The one place where errors become what a user of the command line sees: one line, or one JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from msgspec import Struct
+
+from dms_host.errors import AddressError
+from dms_protocols.conversion import to_map
+from dms_protocols.error_bodies import error_body
+from dms_protocols.errors import ProtocolError as WireError
+from dms_protocols.errors import RemoteError
+from dms_resources.errors import AmountError, ResourcesError
+
+from ..errors import DocumentError, PeerError, RefusedError, ReservationError, StoppedError, UsageError
+from ..text import printable
+
+__all__ = [
+    "Failure",
+    "describe_failure",
+]
+
+_USAGE: Final = 2
+_OTHER: Final = 1
+# So many lines are shown below an error; who wants all of them asks for JSON.
+_MOST_LINES: Final = 8
+
+# What to do about errors that say it nowhere else.
+_HINTS: Final = {
+    "busy": "try again in a moment",
+    "connection_lost": "see whether the peer still runs, then try again",
+    "deadline_exceeded": "try again; it is unknown whether the operation took place",
+    "draining": "ask another peer",
+    "ended": "ask for a new bid",
+    "expired": "ask for a new bid",
+    "bid_expired": "ask for a new bid",
+    "insufficient": "ask for less, or ask another peer",
+    "resources": "ask for less, or ask another peer",
+    "not_your_bid": "use the --home whose key asked for the bid",
+    "not_my_bid": "commit it with the peer that made it",
+    "other_machine": "stop the peer, or leave --machine out",
+    "not_holder": "use the --home whose key took the lease",
+    "bad_envelope": "ask the peer for a new bid",
+    "bad_signature": "ask the peer for a new bid",
+    "forbidden": "ask the peer's owner for leave, or ask another peer",
+    "token_required": "show a grant of the peer's owner with --token",
+    "token_invalid": "ask whoever gave it to you for a new one",
+    "token_expired": "ask whoever gave it to you for a new one",
+    "token_revoked": "ask whoever gave it to you for a new one",
+    "token_not_for_this": "see `dms-peer token inspect`",
+    "token_not_yours": "use the --home whose key it is for",
+    "token_not_here": "ask the peers that it is for",
+    "unknown_operation": "the peer may be an older version",
+}
+
+
+class Failure(Struct, frozen=True):
+    """What went wrong, as a map with `code` and `message` at least, and the exit code that says so; `said` is what a
+    person is shown below, one line each."""
+
+    error: dict[str, Any]
+    exit_code: int
+    said: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """What is wrong and what to do about it, in one line that holds no control characters."""
+        hint = self.error.get("hint") or _HINTS.get(self.error["code"], "")
+        message = str(self.error["message"]).rstrip(".")
+        return printable(f"{message}; {hint}" if hint else message)
+
+
+def describe_failure(error: BaseException) -> Failure:
+    """What a user is told about an error; what nobody expected has the code `internal`."""
+    for cause in _leaves(error):
+        known = _known(cause)
+        if known is not None:
+            return known
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return _failure(
+        "internal", f"unexpected failure: {text}", "run the command again with --debug and report what it shows"
+    )
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _known(error: BaseException) -> Failure | None:
+    match error:
+        case UsageError() | AddressError():
+            return _failure(error.code, error.message, error.hint, exit_code=_USAGE)
+        case AmountError():
+            return _failure(error.code, error.message, error.hint, exit_code=_USAGE)
+        case RefusedError():
+            refusal = to_map(error.refusal)
+            return Failure({**refusal, "message": error.message, "peer_id": error.peer_id}, _OTHER)
+        case DocumentError():
+            place = {"line": error.line, "column": error.column, "field": error.field}
+            return Failure({**_failure(error.code, error.message, error.hint).error, **place}, _OTHER)
+        case StoppedError():
+            return _failure(error.code, error.message, error.hint, exit_code=128 + error.number)
+        case ReservationError():
+            return _unreserved(error)
+        case PeerError():
+            return _failure(error.code, error.message, error.hint)
+        case RemoteError():
+            return Failure({"code": error.code, "message": error.message, **error.details}, _OTHER)
+        case WireError() | ResourcesError():
+            return Failure(to_map(error_body(error)), _OTHER)
+        case KeyboardInterrupt():
+            return Failure({"code": "interrupted", "message": "interrupted"}, 130)
+        case OSError() if error.strerror:
+            name = f"{error.filename}: " if error.filename else ""
+            return _failure("os_error", f"{name}{error.strerror}", "check the path and its permissions")
+    return None
+
+
+def _unreserved(error: ReservationError) -> Failure:
+    said = [f"{reason.node_id}: {line}" for reason in error.reasons for line in reason.said()]
+    if len(said) > _MOST_LINES:
+        said[_MOST_LINES - 1 :] = [f"{len(said) - _MOST_LINES + 1} further lines are in the output of --json"]
+    reasons = [to_map(reason) for reason in error.reasons]
+    return Failure(
+        {**_failure(error.code, error.message, error.hint).error, "reasons": reasons},
+        _OTHER,
+        tuple(map(printable, said)),
+    )
+
+
+def _failure(code: str, message: str, hint: str, *, exit_code: int = _OTHER) -> Failure:
+    return Failure({"code": code, "message": message} | ({"hint": hint} if hint else {}), exit_code)

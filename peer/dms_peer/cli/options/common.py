@@ -1,0 +1,191 @@
+"""Options that several commands share, and how they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from dms_protocols.messages.bid import MAX_PORTS, Place
+from dms_resources.components import PortRange
+from dms_resources.demands import GPUDemand
+from dms_resources.errors import AmountError
+from dms_resources.units import Cores, parse_duration, parse_size
+
+from ...home import home_at
+from ...offers import GPUChoice
+
+__all__ = [
+    "AddressArgument",
+    "DebugOption",
+    "ExecutorOption",
+    "FenceOption",
+    "GPUDemandOption",
+    "HomeOption",
+    "JSONOption",
+    "LeaseArgument",
+    "MachineOption",
+    "NotLocationOption",
+    "OptionalCPU",
+    "OptionalDisk",
+    "OptionalRAM",
+    "PlaceOption",
+    "PortCountOption",
+    "PortOption",
+    "TokenOption",
+    "cores",
+    "duration",
+    "gpu_choice",
+    "gpu_demand",
+    "home_at",
+    "place",
+    "port_range",
+    "size",
+    "time_to_live",
+]
+
+
+def size(text: Any) -> int:
+    """Bytes, from text such as "4GiB"."""
+    try:
+        return parse_size(str(text))
+    except AmountError as error:
+        raise typer.BadParameter(error.message) from None
+
+
+def cores(text: Any) -> Cores:
+    """Cores, from text such as "2" or "0.5"."""
+    if isinstance(text, Cores):
+        return text
+    try:
+        return Cores.of(text)
+    except AmountError as error:
+        raise typer.BadParameter(error.message) from None
+
+
+def duration(text: Any) -> float:
+    """Seconds, from text such as "60" or "5m"."""
+    try:
+        return parse_duration(str(text))
+    except AmountError as error:
+        raise typer.BadParameter(error.message) from None
+
+
+def time_to_live(text: Any) -> float:
+    """Seconds, and some of them."""
+    seconds = duration(text)
+    if seconds <= 0:
+        raise typer.BadParameter(f"{text} is no time to live (write 60s, 5m or 2h)")
+    return seconds
+
+
+def gpu_choice(text: Any) -> GPUChoice:
+    """A GPU to offer, from text such as "0", "all", or "GPU-1234:8GiB"."""
+    device, colon, vram = str(text).strip().rpartition(":")
+    if not colon:
+        device, vram = vram, ""
+    if not device or (colon and not vram):
+        raise typer.BadParameter(f"{text!r} is no GPU (write all, none, 0, or 0:8GiB)")
+    return GPUChoice(device=device, vram=size(vram) if vram else None)
+
+
+def gpu_demand(text: Any) -> GPUDemand:
+    """A GPU to ask for, from the VRAM needed on it."""
+    return GPUDemand(vram=size(text))
+
+
+def place(text: Any) -> Place:
+    """A place, from text such as "Europe", "Europe/DE/Berlin" or "/DE"."""
+    if isinstance(text, Place):
+        return text
+    parts = [part.strip() for part in str(text).split("/")]
+    if len(parts) > 3 or not any(parts):
+        raise typer.BadParameter(f"{text!r} is no place (write Europe, Europe/DE or Europe/DE/Berlin)")
+    continent, country, city = (*parts, "", "")[:3]
+    return Place(continent=continent, country=country, city=city)
+
+
+def port_range(text: Any) -> PortRange:
+    """Public ports, from text such as "20000-20999"."""
+    first, _, last = str(text).partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= 65535):
+        raise typer.BadParameter(f"{text!r} is no range of ports (write 20000-20999)")
+    return PortRange(first=int(first), last=int(last))
+
+
+HomeOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", metavar="DIR", help="Directory of key, ledger and socket.", show_default="the user's data directory"
+    ),
+]
+MachineOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--machine",
+        metavar="FILE",
+        help="A JSON description that replaces the measured hardware, remembered in the home directory; "
+        "`measured` goes back to the hardware.",
+    ),
+]
+JSONOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DebugOption: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+AddressArgument: TypeAlias = Annotated[
+    str, typer.Argument(metavar="MULTIADDR", help="Where the peer is; ends in /p2p/PEER_ID.")
+]
+LeaseArgument: TypeAlias = Annotated[str, typer.Argument(metavar="LEASE_ID", help="What `commit` answered.")]
+OptionalCPU: TypeAlias = Annotated[
+    Cores | None, typer.Option("--cpu", parser=cores, metavar="CORES", help="Cores, such as 2 or 0.5.")
+]
+OptionalRAM: TypeAlias = Annotated[int | None, typer.Option("--ram", parser=size, metavar="SIZE", help="Such as 4GiB.")]
+OptionalDisk: TypeAlias = Annotated[
+    int | None, typer.Option("--disk", parser=size, metavar="SIZE", help="Such as 10GiB.")
+]
+
+
+def token_in(path: Any) -> bytes:
+    """The token in a file. Raises PeerError `bad_token_file`."""
+    from ..token_files import read_token_file
+
+    return read_token_file(Path(str(path)))
+
+
+TokenOption: TypeAlias = Annotated[
+    bytes | None,
+    typer.Option(
+        "--token",
+        parser=token_in,
+        metavar="FILE",
+        help="A grant, where the peer's owner asks for one (docs/access.md).",
+    ),
+]
+FenceOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--fence", min=0, metavar="NUMBER", help="The lease's fencing number, to be sure it is the same."),
+]
+GPUDemandOption: TypeAlias = Annotated[
+    list[GPUDemand] | None,
+    typer.Option("--gpu", parser=gpu_demand, metavar="VRAM", help="A GPU with so much VRAM; may be repeated."),
+]
+PortOption: TypeAlias = Annotated[
+    list[int] | None,
+    typer.Option("--port", min=1, max=65535, metavar="PORT", help="This public port; may be repeated."),
+]
+PortCountOption: TypeAlias = Annotated[
+    int, typer.Option("--ports", min=0, max=MAX_PORTS, metavar="N", help="So many public ports, whichever.")
+]
+ExecutorOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--executor", metavar="NAME", help="What the job needs to run, such as docker; may be repeated."),
+]
+PlaceOption: TypeAlias = Annotated[
+    list[Place] | None,
+    typer.Option(
+        "--location", parser=place, metavar="PLACE", help="Where it may run, such as Europe/DE; may be repeated."
+    ),
+]
+NotLocationOption: TypeAlias = Annotated[
+    list[Place] | None,
+    typer.Option("--not-location", parser=place, metavar="PLACE", help="Where it may not run; may be repeated."),
+]

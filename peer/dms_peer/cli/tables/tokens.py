@@ -1,0 +1,64 @@
+"""Tokens and revocations for people."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from dms_protocols.grants import GrantTerms
+
+from ...owner_messages import RevocationsAnswer, RevokeAnswer
+from ...text import printable
+from ..token_files import MadeToken, TokenReport
+from .common import show_table
+
+__all__ = ["show_made_token", "show_revocations", "show_revoked", "show_token"]
+
+
+def show_made_token(made: MadeToken) -> None:
+    """The token, or where it was put and what it grants."""
+    if made.file is None:
+        print(made.token)
+        return
+    last = made.grants.blocks[-1]
+    print(f"{made.file}: {describe_terms(last.terms)}; to revoke it: dms-peer token revoke {last.id}")
+
+
+def show_token(report: TokenReport) -> None:
+    """Who granted it, and its blocks, the first one first."""
+    whose = "this home's own key" if report.own else "another key than this home's"
+    print(f"granted by {report.grants.granted_by} ({whose}); the signatures hold")
+    rows = [
+        (str(number), block.id, describe_terms(block.terms), "revoked" if block.id in report.revoked else "")
+        for number, block in enumerate(report.grants.blocks)
+    ]
+    show_table("blocks: all of them hold", ("", "id", "at most", ""), rows)
+
+
+def show_revoked(answer: RevokeAnswer) -> None:
+    """That it was done."""
+    again = len(answer.grants) - answer.added
+    print(f"{answer.added} revoked" + (f", {again} were so already" if again else ""))
+
+
+def show_revocations(answer: RevocationsAnswer) -> None:
+    """The list, newest first."""
+    if not answer.revocations:
+        print("nothing was revoked")
+        return
+    rows = [(one.id, _local(one.at), printable(one.reason)) for one in answer.revocations]
+    show_table(f"{answer.count} revoked", ("id", "since", "reason"), rows)
+
+
+def describe_terms(terms: GrantTerms) -> str:
+    """The terms of a block in one line."""
+    parts = [terms.allowance.describe()]
+    if terms.expires is not None:
+        parts.append(f"until {_local(terms.expires)}")
+    for what, names in (("for", terms.operations), ("by", terms.peers), ("at", terms.providers)):
+        if names is not None:
+            parts.append(f"{what} {', '.join(sorted(names)) or 'nobody'}")
+    return ", ".join(parts)
+
+
+def _local(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")

@@ -1,0 +1,172 @@
+"""Tokens in files and on the command line: made with the home's key, cut, and looked at."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from dms_host.keys.identity import load_or_create_identity, public_key_of
+from dms_protocols.errors import AccessError
+from dms_protocols.grants import Grants, GrantTerms
+from dms_protocols.tokens import MAX_TOKEN_BYTES, attenuate_token, create_token, granter_of, open_token
+
+from ..access_file import OPERATIONS
+from ..errors import PeerError, UsageError
+from ..home import Home
+
+__all__ = [
+    "MadeToken",
+    "TokenReport",
+    "attenuate",
+    "create",
+    "end_of_grant",
+    "inspect",
+    "last_grant",
+    "named_operations",
+    "named_peers",
+    "read_token_file",
+]
+
+# Base64 makes four characters of three bytes; an end of line or two besides.
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_MAX_TEXT: Final = MAX_TOKEN_BYTES * 4 // 3 + 16
+
+
+class MadeToken(Struct, frozen=True, kw_only=True):
+    """A token as text, what it grants, and the file where it was put."""
+
+    token: str
+    grants: Grants
+    file: str | None = None
+
+
+class TokenReport(Struct, frozen=True, kw_only=True):
+    """What a token grants. `own`: this home's key granted it; `revoked` are its blocks that this home has revoked."""
+
+    grants: Grants
+    own: bool
+    revoked: tuple[str, ...]
+
+
+def create(home: Home, terms: GrantTerms, output: Path | None) -> MadeToken:
+    """A token of this home's key. Raises IdentityError and PeerError `bad_token_file`. Blocks on disk."""
+    home.prepare()
+    identity = load_or_create_identity(home.key_path)
+    return _made(create_token(identity.seed, identity.peer_id, terms), output)
+
+
+def attenuate(token: bytes, terms: GrantTerms, output: Path | None) -> MadeToken:
+    """The token with a block more. Needs nobody's key. Raises AccessError and PeerError. Blocks on disk."""
+    return _made(attenuate_token(token, _granter_key(token), terms), output)
+
+
+def inspect(home: Home, token: bytes) -> TokenReport:
+    """What the token grants, if the peer that it names has granted it. Raises AccessError, IdentityError, PeerError."""
+    from ..revocations import Revocations
+
+    grants = open_token(token, _granter_key(token)).grants
+    revoked = Revocations(home.revocations_path)
+    return TokenReport(
+        grants=grants,
+        own=home.key_path.exists() and load_or_create_identity(home.key_path).peer_id == grants.granted_by,
+        revoked=tuple(block.id for block in grants.blocks if block.id in revoked),
+    )
+
+
+def read_token_file(path: Path) -> bytes:
+    """The token in a file. Raises PeerError `bad_token_file`. Blocks on disk."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_TEXT + 1)
+        if len(text) > _MAX_TEXT:
+            raise ValueError("it is too long")
+        packed = text.strip()
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), altchars=b"-_", validate=True)
+    except (OSError, ValueError, binascii.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PeerError(
+            "bad_token_file", f"{path} holds no token: {reason}", "give the file that `dms-peer token` wrote"
+        ) from error
+
+
+def last_grant(token: bytes) -> str:
+    """The id of a token's last block: revoking it ends this token and all that came of it, and nothing else.
+
+    Raises AccessError.
+    """
+    return open_token(token, _granter_key(token)).grants.blocks[-1].id
+
+
+def end_of_grant(until: str | None, lasting: float | None) -> int | None:
+    """When a grant ends (Unix seconds): at a date or time that was written, or so many seconds from now.
+
+    Raises UsageError.
+    """
+    if lasting is not None:
+        return int(time.time() + lasting)
+    if until is None:
+        return None
+    try:
+        end = datetime.fromisoformat(until)
+        if _DAY.fullmatch(until):
+            # All of that day.
+            end = end.replace(hour=23, minute=59, second=59)
+        return int(end.timestamp())
+    except (ValueError, OverflowError) as error:
+        raise UsageError("usage", f"{until!r} is no time", "write 2026-11-27 or 2026-11-27T18:00") from error
+
+
+def named_peers(names: Sequence[str] | None) -> frozenset[str] | None:
+    """The peers that were named; None where none was. Raises UsageError for what is no peer id."""
+    for name in names or ():
+        if public_key_of(name) is None:
+            raise UsageError("usage", f"{name!r} is no peer id", "write one as `dms-peer status` shows it")
+    return frozenset(names) if names else None
+
+
+def named_operations(names: Sequence[str] | None) -> frozenset[str] | None:
+    """The operations that were named; None where none was. Raises UsageError for what is none."""
+    for name in names or ():
+        if name not in OPERATIONS:
+            raise UsageError("usage", f"{name!r} is no operation", f"use one of {', '.join(OPERATIONS)}")
+    return frozenset(names) if names else None
+
+
+def _granter_key(token: bytes) -> bytes:
+    key = public_key_of(granter_of(token))
+    if key is None:
+        raise AccessError("the token names no peer that could have granted it", code="token_invalid")
+    return key
+
+
+def _made(token: bytes, output: Path | None) -> MadeToken:
+    text = base64.urlsafe_b64encode(token).decode().rstrip("=")
+    if output is not None:
+        _write(output, text)
+    grants = open_token(token, _granter_key(token)).grants
+    return MadeToken(token=text, grants=grants, file=None if output is None else str(output))
+
+
+def _write(path: Path, text: str) -> None:
+    # Who can read it can use it, unless it is for certain peers only.
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                # It may have been there before, for everybody to read.
+                os.fchmod(descriptor, 0o600)
+            file.write(text + "\n")
+    except OSError as error:
+        raise PeerError(
+            "bad_token_file", f"{path} cannot be written: {error.strerror}", "choose another file with -o"
+        ) from error

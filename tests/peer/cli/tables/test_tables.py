@@ -1,0 +1,83 @@
+"""Tables: drawn on a terminal, plain in a pipe, and never steered by what they show."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from dms_peer.cli.tables.common import capacity_rows, show_table
+from dms_peer.cli.tables.machine import show_hardware
+from dms_resources.components import (
+    CPU,
+    GPU,
+    RAM,
+    Disk,
+    MachineResources,
+    NetworkInfo,
+    NetworkInterface,
+    Resources,
+)
+from dms_resources.units import GIB, Cores
+
+SMALL = Resources(cpu=CPU(cores=Cores.of("0.5")), ram=RAM(size=GIB), disk=Disk(size=0), gpus=())
+LARGE = Resources(
+    cpu=CPU(cores=Cores.of(8)),
+    ram=RAM(size=2 * GIB),
+    disk=Disk(size=GIB),
+    gpus=(GPU(uuid="GPU-a", model="Example", vram=24 * GIB),),
+)
+
+
+class Terminal(io.StringIO):
+    """A terminal, as far as a table can tell."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("out", [Terminal(), io.StringIO()], ids=["terminal", "pipe"])
+def test_nothing_is_cut_off(out: io.StringIO) -> None:
+    peer_id = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
+    show_table("title", ["a", "b"], [[peer_id, "1 GiB"], ["short", "2"]], out)
+    text = out.getvalue()
+    assert peer_id in text
+    assert "…" not in text
+    assert ("╭" in text) == out.isatty()
+
+
+@pytest.mark.parametrize("out", [Terminal(), io.StringIO()], ids=["terminal", "pipe"])
+def test_what_peers_say_is_shown_as_it_is(out: io.StringIO) -> None:
+    show_table("title", ["a", "b"], [["[red]x[/red]", "\x1b[2Jnext\nline"]], out)
+    text = out.getvalue()
+    assert "[red]x[/red]" in text
+    assert "\x1b[2J" not in text
+    assert "next line" in text
+
+
+def test_a_row_for_every_device_of_any_column() -> None:
+    assert capacity_rows([SMALL, LARGE, None]) == [
+        ["CPU cores", "0.5", "8", "-"],
+        ["RAM", "1 GiB", "2 GiB", "-"],
+        ["disk", "0 B", "1 GiB", "-"],
+        ["GPU 0 Example", "-", "24 GiB", "-"],
+    ]
+
+
+def test_hardware_has_a_table_for_each_kind_and_says_what_limits_what(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = MachineResources(
+        cpu=CPU(cores=Cores(2000), threads=64, physical_cores=32, model="Example", clock_speed=3_000_000_000),
+        ram=RAM(size=4 * GIB),
+        disk=Disk(size=10 * GIB, type="NVMe"),
+        gpus=LARGE.gpus,
+        network=NetworkInfo(interfaces=(NetworkInterface(name="eth0", type="ethernet", link_speed=10**9, up=True),)),
+        limits=("2 of 64 cores: cgroup quota of /job",),
+        problems=("the disk's model cannot be read",),
+    )
+    show_hardware(machine)
+    text = capsys.readouterr().out
+    for title in ("CPU", "memory", "disk", "GPUs", "network"):
+        assert title in text.splitlines()
+    for words in ("32 / 64", "3.0 GHz", "NVMe", "GPU-a", "1000 Mbit/s", "limit: 2 of 64 cores: cgroup quota of /job"):
+        assert words in text
+    assert "problem: the disk's model cannot be read" in text

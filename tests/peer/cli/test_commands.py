@@ -1,0 +1,364 @@
+"""The command line without a peer: what it prints, its exit codes, and what it makes of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import typer
+
+from dms_host.keys.identity import load_identity
+from dms_peer.__main__ import run_command
+from dms_peer.cli.app import command_app
+from dms_resources.storage import SQLiteStorage
+
+GIB = 2**30
+MACHINE = {
+    "cpu": {"cores": 8, "model": "Example 8"},
+    "ram": {"size": "32GiB"},
+    "disk": {"size": "500GiB"},
+    "gpus": [
+        {"uuid": "GPU-a", "vendor": "NVIDIA", "model": "Example 24", "vram": "24GiB"},
+        {"uuid": "GPU-b", "vendor": "NVIDIA", "model": "Example 10", "vram": "10GiB"},
+    ],
+}
+COMMANDS = (
+    "audit", "hardware", "onboard", "offboard", "run", "status", "history", "peers", "discover", "reserve",
+    "free", "bid", "commit", "allocate", "release",
+)  # fmt: skip
+ABSENT = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
+
+
+@pytest.fixture
+def machine_file(tmp_path: Path) -> str:
+    path = tmp_path / "machine.json"
+    path.write_text(json.dumps(MACHINE))
+    return str(path)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> str:
+    return str(tmp_path / "home")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command that has to succeed and gives what it prints, as JSON where it was asked for."""
+
+    def run(*arguments: str) -> Any:
+        code = run_command(arguments)
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return json.loads(out) if "--json" in arguments else out
+
+    return run
+
+
+@pytest.fixture
+def failing(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command that has to fail, with and without --json; gives exit code, error object and line."""
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        code = run_command(arguments)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("dms-peer: ")
+        assert err.count("\n") == 1, "one line says what is wrong"
+        assert "Traceback" not in err
+        assert run_command([*arguments, "--json"]) == code
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert {"code", "message"} <= error.keys()
+        return code, error, err
+
+    return run
+
+
+OFFER = ("--cpu", "2", "--ram", "4GiB", "--disk", "10GiB")
+
+
+def test_hardware_of_a_machine_file_in_the_dms_units(cli: Any, machine_file: str) -> None:
+    machine = cli("hardware", "--machine", machine_file, "--json")
+    assert machine["cpu"]["cores"] == 8
+    assert machine["ram"]["size"] == 32 * GIB
+    assert [gpu["vram"] for gpu in machine["gpus"]] == [24 * GIB, 10 * GIB]
+    assert machine["simulated"] is True
+    assert "(simulated)" in cli("hardware", "--machine", machine_file)
+
+
+def test_hardware_is_measured_when_no_file_is_given(cli: Any) -> None:
+    machine = cli("hardware", "--json")
+    assert machine["cpu"]["cores"] > 0
+    assert machine["ram"]["size"] > 0
+    assert "simulated" not in machine
+
+
+def test_onboarding_is_kept_without_a_peer(cli: Any, home: str, machine_file: str) -> None:
+    answer = cli("onboard", "--home", home, "--machine", machine_file, *OFFER, "--gpu", "0:8GiB", "--json")
+    assert answer["onboarded"]["cpu"]["cores"] == 2
+    assert answer["onboarded"]["ram"]["size"] == 4 * GIB
+    assert [(gpu["uuid"], gpu["vram"]) for gpu in answer["onboarded"]["gpus"]] == [("GPU-a", 8 * GIB)]
+    # The machine is remembered: no --machine here.
+    status = cli("status", "--home", home, "--json")
+    assert status["onboarded"] == answer["onboarded"]
+    assert status["simulated"] is True
+    assert status["running"] is False
+    assert status["peer_id"] == load_identity(Path(home) / "key").peer_id
+    text = cli("status", "--home", home)
+    assert "simulated machine" in text
+    assert "dms-peer run" in text
+
+
+def test_measured_goes_back_to_the_hardware(cli: Any, home: str, machine_file: str) -> None:
+    cli("onboard", "--home", home, "--machine", machine_file, "--cpu", "1", "--ram", "1MiB", "--disk", "1MiB")
+    cli("onboard", "--home", home, "--machine", "measured", "--cpu", "1", "--ram", "1MiB", "--disk", "1MiB")
+    assert cli("status", "--home", home, "--json")["simulated"] is False
+
+
+def test_a_machine_is_not_remembered_when_onboarding_fails(
+    cli: Any, failing: Any, home: str, machine_file: str
+) -> None:
+    failing("onboard", "--home", home, "--machine", machine_file, "--cpu", "9", "--ram", "1GiB", "--disk", "1GiB")
+    assert cli("status", "--home", home, "--json")["simulated"] is False
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (["all"], [("GPU-a", 24), ("GPU-b", 10)]),
+        (["none"], []),
+        ([], []),
+        (["1"], [("GPU-b", 10)]),
+        (["GPU-b:4GiB", "0"], [("GPU-b", 4), ("GPU-a", 24)]),
+    ],
+)
+def test_gpus_to_offer(cli: Any, home: str, machine_file: str, choice: list[str], expected: list[Any]) -> None:
+    options = [part for text in choice for part in ("--gpu", text)]
+    answer = cli("onboard", "--home", home, "--machine", machine_file, *OFFER, *options, "--json")
+    assert [(gpu["uuid"], gpu["vram"] // GIB) for gpu in answer["onboarded"]["gpus"]] == expected
+
+
+def test_offboard_and_history(cli: Any, home: str, machine_file: str) -> None:
+    cli("onboard", "--home", home, "--machine", machine_file, *OFFER)
+    assert cli("offboard", "--home", home, "--drain", "--json")["onboarded"] is None
+    entries = cli("history", "--home", home, "--json")["entries"]
+    assert [entry["action"] for entry in entries] == ["offboard", "drain", "onboard"]
+    assert cli("history", "--home", home, "--limit", "1", "--json")["entries"] == entries[:1]
+
+
+def test_plain_tables_in_a_pipe(cli: Any, home: str, machine_file: str) -> None:
+    text = cli("onboard", "--home", home, "--machine", machine_file, *OFFER, "--gpu", "all")
+    assert text.isascii()
+    assert "GPU 0 Example 24" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "fragment"),
+    [
+        (["status", "--bogus"], "usage", "--bogus"),
+        (["nonsense"], "usage", "nonsense"),
+        (["onboard", "--cpu", "1"], "usage", "--ram"),
+        (["onboard", "--cpu", "1", "--ram", "2 parsecs", "--disk", "1GiB"], "usage", "2 parsecs"),
+        (["onboard", "--cpu", "-1", "--ram", "1GiB", "--disk", "1GiB"], "usage", "--cpu"),
+        (["onboard", "--cpu", "0.0001", "--ram", "1GiB", "--disk", "1GiB"], "usage", "0.001"),
+        (["onboard", "--cpu", "1", "--ram", "99999PiB", "--disk", "1GiB"], "usage", "larger than any machine"),
+        (["commit", ABSENT, "bid.cbor", "--ttl", "0"], "usage", "--ttl"),
+        (["commit", ABSENT, "bid.cbor", "--ttl", "soon"], "usage", "soon"),
+        (["onboard", *OFFER, "--gpu", "0:"], "usage", "0:8GiB"),
+        (["onboard", *OFFER, "--gpu", "none", "--gpu", "0"], "usage", "none"),
+        (["onboard", *OFFER, "--ports", "9-1"], "usage", "20000-20999"),
+        (["bid", ABSENT, "--cpu", "1", "--ram", "2 parsecs", "--disk", "1GiB"], "usage", "2 parsecs"),
+        (["free", "not-a-multiaddr"], "bad_address", "/ip4/"),
+        (["free", "/ip4/127.0.0.1/tcp/4001"], "no_peer_id", "/p2p/"),
+        (["run", "--listen", "nowhere"], "bad_address", "/ip4/"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense(
+    failing: Any, home: str, arguments: list[str], code: str, fragment: str
+) -> None:
+    options = ["--home", home] if arguments[0] != "nonsense" else []
+    exit_code, error, line = failing(*arguments, *options)
+    assert exit_code == 2
+    assert error["code"] == code
+    assert fragment in line
+
+
+def test_onboarding_more_than_the_machine_names_everything(failing: Any, home: str, machine_file: str) -> None:
+    exit_code, error, line = failing(
+        "onboard", "--home", home, "--machine", machine_file, "--cpu", "9", "--ram", "33GiB", "--disk", "1GiB",
+        "--gpu", "1:11GiB",
+    )  # fmt: skip
+    assert exit_code == 1
+    assert error["code"] == "onboarding"
+    assert len(error["problems"]) == 3
+    assert "9 cores asked but the machine has 8" in line
+    assert "dms-peer hardware" in line
+
+
+def test_a_gpu_that_is_not_there(failing: Any, home: str, machine_file: str) -> None:
+    exit_code, error, line = failing("onboard", "--home", home, "--machine", machine_file, *OFFER, "--gpu", "7")
+    assert (exit_code, error["code"]) == (1, "onboarding")
+    assert "0 (GPU-a)" in line
+
+
+def test_a_peer_that_is_not_there(failing: Any, home: str) -> None:
+    exit_code, error, line = failing("free", ABSENT, "--home", home)
+    assert (exit_code, error["code"]) == (1, "refused")
+    assert "check that the peer runs" in line
+
+
+def test_a_home_in_use(failing: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(home).mkdir()
+    monkeypatch.setattr("dms_peer.home.PATIENCE", 0.1)
+    with SQLiteStorage(Path(home) / "ledger.db", boot_id="test"):
+        for command in (["run"], ["onboard", *OFFER], ["status"]):
+            exit_code, error, line = failing(*command, "--home", home)
+            assert (exit_code, error["code"]) == (1, "ledger_in_use")
+            assert str(os.getpid()) in line
+
+
+@pytest.mark.parametrize("command", [["run"], ["status"], ["free", ABSENT]])
+def test_a_damaged_key_file(failing: Any, home: str, command: list[str]) -> None:
+    Path(home).mkdir()
+    key = Path(home) / "key"
+    key.write_bytes(b"no key")
+    key.chmod(0o600)
+    exit_code, error, line = failing(*command, "--home", home)
+    assert (exit_code, error["code"]) == (1, "key_damaged")
+    assert "restore it from a backup" in line
+
+
+def test_a_key_that_others_can_read(failing: Any, cli: Any, home: str) -> None:
+    cli("status", "--home", home)
+    (Path(home) / "key").chmod(0o644)
+    exit_code, error, line = failing("status", "--home", home)
+    assert (exit_code, error["code"]) == (1, "key_exposed")
+    assert "chmod 600" in line
+
+
+def test_a_damaged_ledger_is_left_as_it_is(failing: Any, home: str) -> None:
+    Path(home).mkdir()
+    ledger = Path(home) / "ledger.db"
+    ledger.write_bytes(b"this is no database" * 1000)
+    exit_code, error, _ = failing("status", "--home", home)
+    assert (exit_code, error["code"]) == (1, "ledger_damaged")
+    assert ledger.read_bytes() == b"this is no database" * 1000
+
+
+def test_a_home_that_is_a_file(failing: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    exit_code, error, _ = failing("status", "--home", str(path))
+    assert (exit_code, error["code"]) == (1, "bad_home")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"cpu": {"cores": 1}}', '{"cpu": {"cores": 1}, "ram": {"size": "2 parsecs"}, "disk": {}}']
+)
+def test_a_bad_machine_file(failing: Any, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    exit_code, error, line = failing("hardware", "--machine", str(path))
+    assert (exit_code, error["code"]) == (1, "bad_machine")
+    assert str(path) in line
+
+
+def test_text_from_elsewhere_cannot_steer_the_terminal(failing: Any, tmp_path: Path) -> None:
+    _, _, line = failing("hardware", "--machine", str(tmp_path / "\x1b[2J\nfile"))
+    assert "\x1b" not in line
+
+
+def test_a_reader_that_goes_away_is_no_failure(home: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "dms_peer", "status", "--home", home]
+    try:
+        done = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, timeout=60, check=False
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run_command(["hardware", "--machine", str(tmp_path / "none"), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_nobody_expected_is_one_line_too(failing: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("by design")
+
+    monkeypatch.setattr("dms_resources.hardware.measure_machine", fail)
+    exit_code, error, line = failing("status", "--home", home)
+    assert (exit_code, error["code"]) == (1, "internal")
+    assert "--debug" in line
+
+
+def test_every_command_has_help_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(getattr(one.callback, "__name__", "") for one in command_app().registered_commands) == sorted(
+        COMMANDS
+    )
+    for command in COMMANDS:
+        assert run_command([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "--json" in text
+        assert "--home" in text
+    assert run_command([]) == 0
+    assert "onboard" in capsys.readouterr().out
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    for command in COMMANDS:
+        assert f"dms-peer {command}" in readme
+
+
+@pytest.mark.parametrize("arguments", [["hardware"], ["onboard", *OFFER], ["status"], ["history"], ["offboard"]])
+def test_local_commands_do_not_import_libp2p(home: str, machine_file: str, arguments: list[str]) -> None:
+    arguments = [*arguments, "--home", home]
+    if arguments[0] in ("hardware", "onboard"):
+        arguments += ["--machine", machine_file]
+    program = (
+        "import sys\n"
+        "from dms_peer.__main__ import run_command\n"
+        "code = run_command(sys.argv[1:])\n"
+        "heavy = {name.partition('.')[0] for name in sys.modules} & {'libp2p', 'aioquic', 'multiaddr'}\n"
+        "sys.exit(f'exit code {code}, imported {sorted(heavy)}' if code or heavy else 0)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def history(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dms_peer.cli.commands.history.history", history)
+    assert run_command(["history", "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert err == "dms-peer: interrupted\n"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), ExceptionGroup("tasks", [BrokenPipeError()])])
+def test_who_reads_no_further_is_told_nothing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def history() -> None:
+        raise error
+
+    monkeypatch.setattr("dms_peer.cli.commands.history.history", history)
+    assert run_command(["history"]) == 1
+    assert capsys.readouterr() == ("", "")
