@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from dms_host import dial, host_addresses, open_host
     from dms_host.keys.identity import Identity, load_or_create_identity, new_identity
 
-    from .attach import serve
+    from .clients import open_allocations, open_bids, open_resources
+    from .config.ensemble import read_ensemble_file
     from .discovery.opening import open_discovery, open_requester
     from .discovery.settings import DiscoverySettings
-    from .ensemble_file import read_ensemble_file
-    from .errors import PeerError, ReservationError
-    from .home import Home
+    from .errors import PeerError
+    from .home.home import Home
     from .node import Node
-    from .requester import open_allocations, open_bids, open_resources
     from .requesting import AssignmentRules, Requester, Reservation
+    from .requesting.errors import ReservationError
+    from .serving import serve
 
 __all__ = [
     "AssignmentRules",

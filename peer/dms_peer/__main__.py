@@ -14,7 +14,7 @@ def main() -> None:
     """The entry point of `dms-peer`; ends the process with 0, 1, or 2 for a command line that makes no sense."""
     if sys.argv[1:2] == ["run"]:
         # The one command that lasts.
-        from .heap import use_system_allocator
+        from .telemetry.heap import use_system_allocator
 
         use_system_allocator()
     # Of what a command loads nothing becomes garbage: to look for some is a tenth of the time of a short one.

@@ -9,10 +9,7 @@ that scripts may rely on. Whose fault it is decides the class; whether a retry h
     ├── StoppedError    a signal ended it
     ├── DocumentError   a file that somebody wrote: theirs to correct at the line that is named
     ├── PolicyError     the owner's plug-in cannot be started, or did not decide
-    ├── RefusedError    a peer does not bid, and says why
-    ├── StrategyError   a strategy that is not there: the caller's to correct
-    └── ReservationError            an ensemble was not taken as a whole, and nothing of it is kept
-        └── ReservationLostError    what was taken is lost: it may be somebody else's now
+    └── RefusedError    a peer does not bid, and says why
 """
 
 from __future__ import annotations
@@ -24,18 +21,13 @@ from dms_host.errors import HostError
 if TYPE_CHECKING:
     from dms_protocols.messages.bid import Refusal
 
-    from .requesting.reasons import NodeReasons
-
 __all__ = [
     "AbortedError",
     "DocumentError",
     "PeerError",
     "PolicyError",
     "RefusedError",
-    "ReservationError",
-    "ReservationLostError",
     "StoppedError",
-    "StrategyError",
     "UsageError",
 ]
 
@@ -87,35 +79,3 @@ class RefusedError(PeerError):
         super().__init__(refusal.code, f"{peer_id} refuses: {refusal.message}")
         self.peer_id = peer_id
         self.refusal = refusal
-
-
-class StrategyError(PeerError):
-    """A strategy cannot be used; `name` is what was asked for. Codes: `unknown_strategy`, `bad_strategy`."""
-
-    def __init__(self, code: str, name: str, message: str, hint: str) -> None:
-        super().__init__(code, message, hint)
-        self.name = name
-
-
-class ReservationError(PeerError):
-    """An ensemble was not taken; `reasons` says for each uncovered node what the peers said to it.
-
-    Codes: `no_peers` (nobody was there to ask), `no_bids` (a node that nobody bids on), `no_assignment` (bids on every
-    node that cannot be had together), `not_taken` (peers did not keep their bids, until the deadline),
-    `not_allocated`.
-    """
-
-    def __init__(self, code: str, message: str, hint: str = "", reasons: tuple[NodeReasons, ...] = ()) -> None:
-        super().__init__(code, message, hint)
-        self.reasons = reasons
-
-    def __str__(self) -> str:
-        return "; ".join([super().__str__(), *(reason.describe() for reason in self.reasons if reason.peers)])
-
-
-class ReservationLostError(ReservationError):
-    """A commitment ended while it was needed; `node_ids` names the nodes. Code: `reservation_lost`."""
-
-    def __init__(self, message: str, hint: str, node_ids: tuple[str, ...]) -> None:
-        super().__init__("reservation_lost", message, hint)
-        self.node_ids = node_ids

@@ -32,21 +32,21 @@ from dms_resources.errors import LedgerInUseError
 from dms_resources.manager import Guard, ResourceManager, open_manager
 from dms_resources.usage import UsageMonitor
 
-from .access_file import OwnerAccess, read_access_file
-from .administration import LocalAdministration, administration_operations
-from .attach import peer_operations, serve
+from .config.access import OwnerAccess, read_access_file
+from .config.limits import PeerLimits, read_limits_file
+from .config.terms import OwnerTerms, read_terms_file
 from .discovery.bootstrapping import bootstrap_peers
-from .discovery.listing import peers_operations
 from .discovery.opening import open_discovery
 from .discovery.settings import DiscoverySettings
-from .heap import return_free_memory
-from .home import RETRY_INTERVAL, Home
-from .home_host import NetworkSettings, open_home_host
-from .limits_file import PeerLimits, read_limits_file
-from .local_socket import serve_socket
+from .home.home import RETRY_INTERVAL, Home
+from .home.host import NetworkSettings, open_home_host
+from .owner.administration import LocalAdministration, administration_operations, terms_summary
+from .owner.peer_list import peer_notes, peers_operations
+from .owner.revocations import Revocations, revocation_operations
+from .owner.socket_server import serve_socket
 from .policies.opening import open_policies
-from .revocations import Revocations, revocation_operations
-from .terms_file import OwnerTerms, read_terms_file
+from .serving import peer_operations, serve
+from .telemetry.heap import return_free_memory
 
 __all__ = ["Node", "Ready", "announce", "announce_json"]
 
@@ -144,7 +144,7 @@ class Node:
                 )
             )
             addrs = host_addresses(host)
-            summary = owner_terms.summary() if self.terms else None
+            summary = terms_summary(owner_terms) if self.terms else None
             local = administration_operations(
                 LocalAdministration(
                     manager, identity.peer_id, addrs, summary, counts=counts, limits_hit=host.swarm.limits_hit
@@ -161,7 +161,7 @@ class Node:
                         home=home, manager=manager, terms=terms, may_ask=may_ask, shares=in_use,
                     )
                 )  # fmt: skip
-                operations |= peers_operations(discovery.notes, lambda: discovery.company.connected)
+                operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.company.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             offers = manager.get_onboarded_resources() is not None
             yield Ready(identity.peer_id, addrs, machine.simulated, offers, metrics)
@@ -203,8 +203,8 @@ class Node:
         if self.metrics is None:
             return None
         # Off by default, and who does not want metrics does not wait for what makes them.
-        from .metrics import PeerCollector
-        from .metrics_server import serve_metrics
+        from .telemetry.metrics import PeerCollector
+        from .telemetry.metrics_server import serve_metrics
 
         address, _, port = self.metrics.rpartition(":")
         collector = PeerCollector(

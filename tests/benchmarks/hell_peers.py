@@ -29,7 +29,7 @@ from dms_host.addresses import parse_peer_address
 from dms_peer import dial, host_addresses, new_identity, open_host, open_resources, serve
 from dms_peer.cli.event_loop import run_async
 from dms_peer.errors import PeerError
-from dms_peer.heap import return_free_memory, use_system_allocator
+from dms_peer.telemetry.heap import return_free_memory, use_system_allocator
 from dms_protocols.cbor import encode_fast
 from dms_protocols.errors import ProtocolError
 from dms_protocols.frames import encode_frame

@@ -10,7 +10,7 @@ import trio
 from trio._core import _thread_cache
 
 from dms_host.keys.identity import new_identity
-from dms_peer.attach import peer_operations
+from dms_peer.serving import peer_operations
 from dms_protocols.bidding import BidTerms
 from dms_protocols.messages.bid import BidAnswer
 from dms_protocols.operations import Caller

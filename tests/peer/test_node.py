@@ -17,14 +17,14 @@ import trio
 
 from dms_host import HardenedHost, dial, open_stream
 from dms_host.errors import AddressError, IdentityError, ListenError
-from dms_peer import owner
-from dms_peer.home import Home
+from dms_peer.clients import open_allocations, open_bids, open_resources
+from dms_peer.home.home import Home
 from dms_peer.node import Node, Ready
-from dms_peer.offers import GPUChoice, Offer
-from dms_peer.own_ledger import open_ledger
-from dms_peer.owner_messages import DrainEvent, DrainRequest, StatusAnswer, StatusRequest
-from dms_peer.requester import open_allocations, open_bids, open_resources
-from dms_peer.socket_file import connect
+from dms_peer.owner import client as owner
+from dms_peer.owner.messages import DrainEvent, DrainRequest, StatusAnswer, StatusRequest
+from dms_peer.owner.offers import GPUChoice, Offer
+from dms_peer.owner.offline import open_ledger
+from dms_peer.owner.socket_file import connect
 from dms_protocols.client import open_client
 from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
@@ -101,7 +101,7 @@ async def test_the_socket_is_never_wider_not_even_under_an_open_umask(
             modes.append(stat.S_IMODE(home.socket_path.stat().st_mode))
         chmod(path, mode)
 
-    monkeypatch.setattr("dms_peer.socket_file.os.chmod", note)
+    monkeypatch.setattr("dms_peer.owner.socket_file.os.chmod", note)
     before = os.umask(0)
     try:
         async with running():

@@ -17,8 +17,8 @@ from multiaddr import Multiaddr
 
 from dms_host import HardenedHost, dial, host_addresses
 from dms_host.errors import DialError, IdentityError, ProtocolError
-from dms_peer.attach import serve
-from dms_peer.requester import open_allocations, open_bids, open_resources
+from dms_peer.clients import open_allocations, open_bids, open_resources
+from dms_peer.serving import serve
 from dms_protocols.bidding import BidTerms
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest, Place
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources

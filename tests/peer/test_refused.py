@@ -18,9 +18,9 @@ from dms_host import dial, host_addresses, open_host
 from dms_host.errors import DialError
 from dms_host.keys.envelopes import sign_envelope
 from dms_host.keys.identity import Identity, new_identity, public_key_of
-from dms_peer.attach import serve
-from dms_peer.owner_messages import OffboardRequest, OfferAnswer, RevokeAnswer, RevokeRequest
-from dms_peer.requester import open_allocations, open_bids, open_resources
+from dms_peer.clients import open_allocations, open_bids, open_resources
+from dms_peer.owner.messages import OffboardRequest, OfferAnswer, RevokeAnswer, RevokeRequest
+from dms_peer.serving import serve
 from dms_peer.signing import EnvelopeChecker, IdentitySigner
 from dms_protocols.access import AccessRule, AccessRules
 from dms_protocols.conversion import sealed_bytes

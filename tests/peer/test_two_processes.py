@@ -22,11 +22,11 @@ from libp2p.peer.id import ID
 
 from dms_host import HardenedHost, dial
 from dms_host.keys.identity import load_identity
-from dms_peer import owner
 from dms_peer.__main__ import run_command
-from dms_peer.home import Home
-from dms_peer.offers import GPUChoice, Offer
-from dms_peer.requester import open_allocations, open_bids, open_resources
+from dms_peer.clients import open_allocations, open_bids, open_resources
+from dms_peer.home.home import Home
+from dms_peer.owner import client as owner
+from dms_peer.owner.offers import GPUChoice, Offer
 from dms_protocols.cbor import decode_map
 from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE, EnsembleRequest, NodeRequest

@@ -12,10 +12,10 @@ import pytest
 
 from dms_host import HardenedHost, attach_protocols, dial, host_addresses, open_stream
 from dms_host.errors import DialError
-from dms_peer import requester
-from dms_peer.attach import peer_operations, serve
+from dms_peer import clients as requester
+from dms_peer.clients import open_allocations, open_bids
 from dms_peer.connections import open_connections
-from dms_peer.requester import open_allocations, open_bids
+from dms_peer.serving import peer_operations, serve
 from dms_peer.signing import EnvelopeChecker, host_identity
 from dms_protocols.bid_versions import BID_1_0, BID_1_1, BID_VERSIONS, BidVersion
 from dms_protocols.conversion import to_map

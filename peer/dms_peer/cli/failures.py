@@ -14,7 +14,8 @@ from dms_protocols.errors import ProtocolError as WireError
 from dms_protocols.errors import RemoteError
 from dms_resources.errors import AmountError, ResourcesError
 
-from ..errors import DocumentError, PeerError, RefusedError, ReservationError, StoppedError, UsageError
+from ..errors import DocumentError, PeerError, RefusedError, StoppedError, UsageError
+from ..requesting.errors import ReservationError
 from ..text import printable
 
 __all__ = [

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ..home import Home, home_at
+from ..home.home import Home, home_at
 
 if TYPE_CHECKING:
-    from ..owner_messages import StatusAnswer
+    from ..owner.messages import StatusAnswer
 
 __all__ = ["run_shortcut", "show_own_status"]
 
 
 def show_own_status(home: Home, as_json: bool) -> None:
     """`dms-peer status`."""
-    from ..owner import read_status
+    from ..owner.client import read_status
     from .output import show_answer
 
     show_answer(as_json, _show_table, read_status(home))

@@ -19,11 +19,11 @@ from dms_protocols.messages.bid import NodeRequest, Refusal
 from dms_protocols.requesters import BidClient
 from dms_protocols.signing import open_bid
 
-from ..ensemble_file import EnsembleFile
+from ..clients import open_allocations, open_bids, open_resources
+from ..config.ensemble import EnsembleFile
 from ..errors import PeerError, RefusedError
-from ..home import Home
-from ..home_host import open_home_host
-from ..requester import open_allocations, open_bids, open_resources
+from ..home.home import Home
+from ..home.host import open_home_host
 from ..signing import EnvelopeChecker
 from .bid_files import bids_document, read_bids_file
 from .reports import BidReport, EnsembleBidReport, OfferedBid, PeerEndedLease, PeerFree, PeerLease, PeerLeases

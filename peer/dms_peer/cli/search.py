@@ -16,12 +16,12 @@ import trio
 from dms_host.keys.identity import load_or_create_identity
 from dms_resources.leases import Lease
 
+from ..config.ensemble import EnsembleFile
 from ..discovery.opening import open_requester
 from ..discovery.settings import DiscoverySettings
-from ..ensemble_file import EnsembleFile
 from ..errors import PeerError
-from ..home import Home
-from ..home_host import open_home_host
+from ..home.home import Home
+from ..home.host import open_home_host
 from ..requesting import AssignmentRules, FoundPeer, Requester, Reservation, SearchProgress
 from ..requesting.progress import OnProgress
 from .child_process import run_child, stopped_by_signals

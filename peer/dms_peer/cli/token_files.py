@@ -20,9 +20,9 @@ from dms_protocols.errors import AccessError
 from dms_protocols.grants import Grants, GrantTerms
 from dms_protocols.tokens import MAX_TOKEN_BYTES, attenuate_token, create_token, granter_of, open_token
 
-from ..access_file import OPERATIONS
+from ..config.access import OPERATIONS
 from ..errors import PeerError, UsageError
-from ..home import Home
+from ..home.home import Home
 
 __all__ = [
     "MadeToken",
@@ -72,7 +72,7 @@ def attenuate(token: bytes, terms: GrantTerms, output: Path | None) -> MadeToken
 
 def inspect(home: Home, token: bytes) -> TokenReport:
     """What the token grants, if the peer that it names has granted it. Raises AccessError, IdentityError, PeerError."""
-    from ..revocations import Revocations
+    from ..owner.revocations import Revocations
 
     grants = open_token(token, _granter_key(token)).grants
     revoked = Revocations(home.revocations_path)

@@ -26,10 +26,10 @@ from dms_protocols.service import refuse_stream, serve_stream
 from dms_protocols.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 
-from ..attach import peer_operations
 from ..connections import PeerConnections
 from ..requesting.background import beside
 from ..requesting.network import Broadcast, CandidateSource
+from ..serving import peer_operations
 from ..signing import EnvelopeChecker, IdentitySigner
 from .advert_schedule import AdvertSchedule
 from .advertising import AdvertKeeper, AdvertPusher

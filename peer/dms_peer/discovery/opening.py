@@ -20,8 +20,7 @@ from dms_protocols.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 
 from ..connections import PeerConnections, open_connections
-from ..home import Home
-from ..owner_messages import PeerRow
+from ..home.home import Home
 from ..requesting.background import beside
 from ..requesting.limits import RequesterLimits
 from ..requesting.network import Broadcast, CandidateSource
@@ -31,7 +30,6 @@ from .advert_opening import Adverts, Provider, open_adverts
 from .bootstrapping import Company, bootstrap_peers
 from .kademlia import Kademlia, open_kademlia
 from .known_peers import KnownPeers, open_known_peers
-from .listing import PeerNotes, advert_rows, known_row
 from .mdns import MDNSPeers, open_mdns
 from .providing import keep_providing
 from .settings import DiscoverySettings
@@ -56,16 +54,6 @@ class Discovery:
     adverts: Adverts
     mdns: MDNSPeers | None = None
     dht: Kademlia | None = None
-
-    def notes(self, now: float) -> list[PeerNotes]:
-        """What each source knows at `now` (Unix seconds)."""
-        known = {peer.peer_id: known_row(peer, now) for peer in self.known.recent(len(self.known))}
-        heard = self.mdns.peers() if self.mdns else {}
-        return [
-            known,
-            advert_rows(self.adverts.table, now),
-            {peer_id: PeerRow(peer_id=peer_id, addrs=addrs, sources=("mdns",)) for peer_id, addrs in heard.items()},
-        ]
 
     def requester(self, limits: RequesterLimits | None = None, token: bytes | None = None) -> Requester:
         """A requester that looks everywhere, and whose answers make the next search cheaper.

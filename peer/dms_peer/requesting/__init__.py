@@ -1,21 +1,28 @@
 """The requester: finds free capacity, collects bids, and takes all of an ensemble or none of it.
 
 Nothing here imports libp2p: it runs on a `PeerNetwork`.
+
+The front loads a name when it is first used: the errors alone are needed by every command.
 """
 
 from __future__ import annotations
 
-from .assignment import AssignmentRules
-from .bids import ReceivedBid
-from .collecting import BidCollection
-from .discovering import Discovery, FoundPeer
-from .limits import RequesterLimits
-from .network import Broadcast, BroadcastBids, Candidate, CandidateSource, PeerNetwork, PeerObserver
-from .progress import OnProgress, SearchProgress
-from .reasons import CountedReason, NodeReasons
-from .requester import Requester
-from .reservations import Reservation
-from .strategies import Strategy, StrategyOptions, strategy_named, strategy_names
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .assignment import AssignmentRules
+    from .bids import ReceivedBid
+    from .collecting import BidCollection
+    from .discovering import Discovery, FoundPeer
+    from .errors import ReservationError, ReservationLostError, StrategyError
+    from .limits import RequesterLimits
+    from .network import Broadcast, BroadcastBids, Candidate, CandidateSource, PeerNetwork, PeerObserver
+    from .progress import OnProgress, SearchProgress
+    from .reasons import CountedReason, NodeReasons
+    from .requester import Requester
+    from .reservations import Reservation
+    from .strategies import Strategy, StrategyOptions, strategy_named, strategy_names
 
 __all__ = [
     "AssignmentRules",
@@ -35,9 +42,59 @@ __all__ = [
     "Requester",
     "RequesterLimits",
     "Reservation",
+    "ReservationError",
+    "ReservationLostError",
     "SearchProgress",
     "Strategy",
+    "StrategyError",
     "StrategyOptions",
     "strategy_named",
     "strategy_names",
 ]
+
+_MODULES = {
+    "assignment": ("AssignmentRules",),
+    "bids": ("ReceivedBid",),
+    "collecting": ("BidCollection",),
+    "discovering": (
+        "Discovery",
+        "FoundPeer",
+    ),
+    "errors": (
+        "ReservationError",
+        "ReservationLostError",
+        "StrategyError",
+    ),
+    "limits": ("RequesterLimits",),
+    "network": (
+        "Broadcast",
+        "BroadcastBids",
+        "Candidate",
+        "CandidateSource",
+        "PeerNetwork",
+        "PeerObserver",
+    ),
+    "progress": (
+        "OnProgress",
+        "SearchProgress",
+    ),
+    "reasons": (
+        "CountedReason",
+        "NodeReasons",
+    ),
+    "requester": ("Requester",),
+    "reservations": ("Reservation",),
+    "strategies": (
+        "Strategy",
+        "StrategyOptions",
+        "strategy_named",
+        "strategy_names",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,11 +28,11 @@ from msgspec.structs import replace
 
 from dms_protocols.messages.bid import EnsembleRequest
 
-from ..errors import ReservationError
 from .assignment import Assignment, AssignmentRules, Option, assign, assign_in_turns
 from .bids import PeerAnswer, ReceivedBid
 from .collecting import BidSearch
 from .context import RequesterContext
+from .errors import ReservationError
 from .holdings import Holding, Holdings, HoldingState
 from .peers import CallError
 from .progress import ProgressLog

@@ -24,10 +24,10 @@ import trio
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_resources.leases import Lease
 
-from ..errors import ReservationError, ReservationLostError
 from .acquisition import Acquisition
 from .assignment import AssignmentRules
 from .context import RequesterContext
+from .errors import ReservationError, ReservationLostError
 from .holdings import Holding, Holdings, HoldingState
 from .peers import CallError
 from .progress import ProgressLog, SearchProgress

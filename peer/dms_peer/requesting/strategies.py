@@ -15,8 +15,8 @@ from typing import Final, Protocol, TypeAlias
 from dms_resources.components import FreeResources
 from dms_resources.demands import Demand
 
-from ..errors import StrategyError
 from .bids import ReceivedBid
+from .errors import StrategyError
 
 __all__ = [
     "STRATEGY_GROUP",

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from dms_host.keys.identity import new_identity
-from dms_peer.attach import peer_operations
+from dms_peer.serving import peer_operations
 from dms_peer.signing import EnvelopeChecker
 from dms_protocols.client import open_client
 from dms_protocols.errors import ProtocolError

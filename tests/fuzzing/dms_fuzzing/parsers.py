@@ -18,14 +18,14 @@ from libp2p.pubsub.validators import signature_validator
 
 from dms_host.errors import EnvelopeError
 from dms_host.keys.envelopes import open_envelope
-from dms_peer.access_file import parse_access
+from dms_peer.config.access import parse_access
+from dms_peer.config.ensemble import parse_ensemble
+from dms_peer.config.limits import parse_limits
+from dms_peer.config.terms import parse_terms
 from dms_peer.discovery.gossip_limits import GossipLimits
 from dms_peer.discovery.gossip_rpcs import GossipViolationError, read_rpc
-from dms_peer.ensemble_file import parse_ensemble
 from dms_peer.errors import DocumentError
-from dms_peer.limits_file import parse_limits
 from dms_peer.signing import EnvelopeChecker
-from dms_peer.terms_file import parse_terms
 from dms_protocols.broadcasts import open_broadcast
 from dms_protocols.capacity_adverts import AdvertTable
 from dms_protocols.cbor import decode_map, encode_deterministic, encode_fast

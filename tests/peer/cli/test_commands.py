@@ -213,7 +213,7 @@ def test_a_peer_that_is_not_there(failing: Any, home: str) -> None:
 
 def test_a_home_in_use(failing: Any, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path(home).mkdir()
-    monkeypatch.setattr("dms_peer.home.PATIENCE", 0.1)
+    monkeypatch.setattr("dms_peer.home.home.PATIENCE", 0.1)
     with SQLiteStorage(Path(home) / "ledger.db", boot_id="test"):
         for command in (["run"], ["onboard", *OFFER], ["status"]):
             exit_code, error, line = failing(*command, "--home", home)

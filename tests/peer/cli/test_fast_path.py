@@ -16,8 +16,8 @@ import pytest
 
 from dms_peer import __main__ as program
 from dms_peer.cli.fast_path import run_shortcut
-from dms_peer.home import Home
-from dms_peer.owner import read_status
+from dms_peer.home.home import Home
+from dms_peer.owner.client import read_status
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "500GiB"}, "gpus": [{"vram": "24GiB"}]}
@@ -103,7 +103,7 @@ def test_both_ways_say_the_same_where_no_peer_runs_or_none_can(
     ids=" ".join,
 )
 def test_what_is_not_understood_is_left_alone(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dms_peer.owner.read_status", lambda home: pytest.fail("it was run"))
+    monkeypatch.setattr("dms_peer.owner.client.read_status", lambda home: pytest.fail("it was run"))
     assert run_shortcut(arguments) is False
 
 

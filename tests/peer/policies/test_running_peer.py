@@ -12,12 +12,12 @@ import pytest
 import trio
 
 from dms_host import HardenedHost, dial
-from dms_peer import owner
+from dms_peer.clients import open_allocations, open_bids
 from dms_peer.errors import DocumentError, PolicyError
-from dms_peer.home import Home
+from dms_peer.home.home import Home
 from dms_peer.node import Node
-from dms_peer.offers import Offer
-from dms_peer.requester import open_allocations, open_bids
+from dms_peer.owner import client as owner
+from dms_peer.owner.offers import Offer
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.requesters import BidClient
 from dms_resources.demands import CPUDemand, Demand

@@ -8,8 +8,8 @@ import random
 import pytest
 import trio
 
-from dms_peer.errors import ReservationError, ReservationLostError, StrategyError
 from dms_peer.requesting import AssignmentRules, Candidate, RequesterLimits
+from dms_peer.requesting.errors import ReservationError, ReservationLostError, StrategyError
 from dms_protocols.bidding import BidTerms
 from dms_protocols.errors import BidError, BusyError
 from dms_protocols.messages.bid import NodeRequest, Price

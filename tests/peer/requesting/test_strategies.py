@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dms_peer.errors import StrategyError
 from dms_peer.requesting import StrategyOptions, strategies, strategy_named, strategy_names
+from dms_peer.requesting.errors import StrategyError
 from dms_protocols.messages.bid import Price
 from dms_resources.components import CPU, RAM, Disk, FreeResources
 from dms_resources.units import GIB, Cores

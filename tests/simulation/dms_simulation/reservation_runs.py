@@ -23,8 +23,8 @@ from typing import Any
 
 import trio
 
-from dms_peer.errors import ReservationError, ReservationLostError
 from dms_peer.requesting import AssignmentRules, Requester, RequesterLimits, Reservation
+from dms_peer.requesting.errors import ReservationError, ReservationLostError
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_resources.components import FreeResources
 from dms_resources.errors import ResourcesError

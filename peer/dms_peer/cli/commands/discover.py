@@ -73,8 +73,8 @@ def discover(
     Ends with 1 when fewer than --count, or none at all, would take it. With --json there is a line for each peer that
     answered, and a last one.
     """
-    from ...log_lines import show_warnings
     from ...requesting import SearchProgress
+    from ...telemetry.logs import show_warnings
     from ..event_loop import run_async
     from ..reports import FoundRow
     from ..search import discover

@@ -12,7 +12,7 @@ def hardware(
     home: HomeOption = None, machine: MachineOption = None, as_json: JSONOption = False, debug: DebugOption = False
 ) -> None:
     """Show what this machine has, as this process may use it."""
-    from ...owner import read_hardware
+    from ...owner.client import read_hardware
     from ..tables.machine import show_hardware
 
     show_answer(as_json, show_hardware, read_hardware(home_at(home), machine))

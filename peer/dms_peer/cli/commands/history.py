@@ -19,7 +19,7 @@ def history(
     debug: DebugOption = False,
 ) -> None:
     """Show what happened to this machine's resources, newest first."""
-    from ...owner import read_history
+    from ...owner.client import read_history
     from ..tables.common import show_history
 
     show_answer(as_json, show_history, read_history(home_at(home), limit))

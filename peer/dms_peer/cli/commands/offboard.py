@@ -22,7 +22,7 @@ def offboard(
     debug: DebugOption = False,
 ) -> None:
     """Offer nothing to the network any more."""
-    from ...owner import offboard as withdraw
+    from ...owner.client import offboard as withdraw
     from ..tables.common import show_offer
 
     show_answer(as_json, show_offer, withdraw(home_at(home), drain=drain, tell=_tell))

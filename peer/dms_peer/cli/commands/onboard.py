@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from dms_resources.components import DEFAULT_PORT_RANGE, PortRange
 from dms_resources.errors import AmountError
 
-from ...home import Home
-from ...offers import GPUChoice, Offer
+from ...home.home import Home
+from ...owner.offers import GPUChoice, Offer
 from ..options.common import (
     DebugOption,
     HomeOption,
@@ -88,7 +88,7 @@ def onboard(
 
     Without --cpu, --ram and --disk it proposes amounts and asks.
     """
-    from ...owner import onboard as offer_resources
+    from ...owner.client import onboard as offer_resources
     from ..tables.common import show_offer, show_proposed_offer
 
     place = home_at(home)
@@ -110,8 +110,8 @@ def onboard(
 
 
 def _ask(home: Home, machine: str | None) -> Offer:
-    from ...owner import read_machine_of
-    from ...proposals import questions, settle
+    from ...owner.client import read_machine_of
+    from ...owner.proposals import questions, settle
     from ..tables.machine import show_hardware
 
     measured = read_machine_of(home, machine)

@@ -19,7 +19,7 @@ def peers(
     debug: DebugOption = False,
 ) -> None:
     """Show the peers that this one knows, what each had free, and how old that is."""
-    from ...owner import read_peers
+    from ...owner.client import read_peers
     from ..tables.search import show_peers
 
     show_answer(as_json, show_peers, read_peers(home_at(home), limit))

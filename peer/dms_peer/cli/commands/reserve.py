@@ -61,8 +61,8 @@ def reserve(
     order of the nodes, and everything as JSON in DMS_RESERVATION. Without a command they are held until Ctrl-C. Ends
     with the command's exit code; with 1 when the nodes were not had or were lost, which ends the command.
     """
-    from ...ensemble_file import read_ensemble_file
-    from ...log_lines import show_warnings
+    from ...config.ensemble import read_ensemble_file
+    from ...telemetry.logs import show_warnings
     from ..event_loop import run_async
     from ..search import reserve
     from ..tables.search import show_reserved, watched_progress

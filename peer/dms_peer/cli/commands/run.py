@@ -96,9 +96,9 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Run the peer until it is stopped by SIGTERM or SIGINT (Ctrl-C)."""
-    from ...home_host import NetworkSettings
-    from ...log_lines import write_logs
+    from ...home.host import NetworkSettings
     from ...node import Node, announce, announce_json
+    from ...telemetry.logs import write_logs
     from ..event_loop import run_async
 
     write_logs("debug" if debug else log_level.value, as_json=log_json)

@@ -145,7 +145,7 @@ def revoke(
     debug: DebugOption = False,
 ) -> None:
     """Make grants count no more at this home's peer, running or not; without any, show those that were revoked."""
-    from ...owner import read_revocations, revoke_grants
+    from ...owner.client import read_revocations, revoke_grants
     from ..tables.tokens import show_revocations, show_revoked
     from ..token_files import last_grant, read_token_file
 

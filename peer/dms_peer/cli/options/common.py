@@ -13,8 +13,8 @@ from dms_resources.demands import GPUDemand
 from dms_resources.errors import AmountError
 from dms_resources.units import Cores, parse_duration, parse_size
 
-from ...home import home_at
-from ...offers import GPUChoice
+from ...home.home import home_at
+from ...owner.offers import GPUChoice
 
 __all__ = [
     "AddressArgument",

@@ -12,7 +12,7 @@ from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, Port
 from dms_resources.units import Cores
 
 if TYPE_CHECKING:
-    from ...ensemble_file import EnsembleFile
+    from ...config.ensemble import EnsembleFile
 
 __all__ = ["FileOption", "asked_ensemble", "asked_node", "ensemble_file"]
 
@@ -39,7 +39,7 @@ def asked_ensemble(
 
     Raises BadParameter when there is neither or both, and DocumentError for a file that makes no sense.
     """
-    from ...ensemble_file import EnsembleFile
+    from ...config.ensemble import EnsembleFile
 
     given = (cpu, ram, disk, gpu, port, ports or None, executor, location, not_location)
     ensemble = ensemble_file(file, *given)
@@ -62,7 +62,7 @@ def ensemble_file(file: Path | None, *given: object) -> EnsembleFile | None:
 
     Raises BadParameter when one of these is there too, and DocumentError for a file that makes no sense.
     """
-    from ...ensemble_file import read_ensemble_file
+    from ...config.ensemble import read_ensemble_file
 
     if file is None:
         return None

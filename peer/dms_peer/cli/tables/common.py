@@ -11,7 +11,7 @@ from dms_resources.components import GPU, Resources
 from dms_resources.leases import Lease, Price
 from dms_resources.units import format_duration, format_size
 
-from ...owner_messages import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswer, TermsSummary
+from ...owner.messages import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswer, TermsSummary
 from ...text import printable
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ...text import printable
 from .common import show_table
 
 if TYPE_CHECKING:
-    from ...owner_messages import PeersAnswer
+    from ...owner.messages import PeersAnswer
     from ...requesting.progress import SearchProgress
     from ..reports import Found, FoundRow, Reserved
 

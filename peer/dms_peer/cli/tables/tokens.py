@@ -6,7 +6,7 @@ from datetime import datetime
 
 from dms_protocols.grants import GrantTerms
 
-from ...owner_messages import RevocationsAnswer, RevokeAnswer
+from ...owner.messages import RevocationsAnswer, RevokeAnswer
 from ...text import printable
 from ..token_files import MadeToken, TokenReport
 from .common import show_table

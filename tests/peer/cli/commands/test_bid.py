@@ -13,12 +13,12 @@ import trio
 from libp2p.peer.envelope import unmarshal_envelope
 
 from dms_host.keys.identity import load_identity
-from dms_peer import owner
 from dms_peer.__main__ import run_command
 from dms_peer.cli.bid_files import read_bids
-from dms_peer.home import Home
+from dms_peer.home.home import Home
 from dms_peer.node import Node, Ready
-from dms_peer.offers import GPUChoice, Offer
+from dms_peer.owner import client as owner
+from dms_peer.owner.offers import GPUChoice, Offer
 from dms_resources.components import PortRange
 from dms_resources.units import GIB, Cores
 

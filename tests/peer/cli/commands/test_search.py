@@ -17,7 +17,6 @@ import trio
 from rich.console import Console
 from rich.live import Live
 
-from dms_peer import owner
 from dms_peer.__main__ import run_command
 from dms_peer.cli.child_process import run_child, stopped_by_signals
 from dms_peer.cli.failures import describe_failure
@@ -25,9 +24,10 @@ from dms_peer.cli.reports import FoundRow
 from dms_peer.cli.tables.search import _LiveView
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.errors import PeerError, StoppedError
-from dms_peer.home import Home
+from dms_peer.home.home import Home
 from dms_peer.node import Node, Ready
-from dms_peer.offers import GPUChoice, Offer
+from dms_peer.owner import client as owner
+from dms_peer.owner.offers import GPUChoice, Offer
 from dms_peer.requesting.progress import ProgressLog
 from dms_resources.units import GIB, Cores
 

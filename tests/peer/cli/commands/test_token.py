@@ -23,9 +23,9 @@ import trio
 from dms_host.keys.identity import load_identity, public_key_of
 from dms_peer.__main__ import run_command
 from dms_peer.errors import DocumentError, PeerError
-from dms_peer.home import Home
+from dms_peer.home.home import Home
 from dms_peer.node import Node, Ready
-from dms_peer.revocations import Revocations
+from dms_peer.owner.revocations import Revocations
 from dms_protocols.errors import AccessError
 from dms_protocols.tokens import granter_of, open_token
 from dms_resources.accounts import Allowance

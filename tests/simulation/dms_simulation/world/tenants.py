@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import trio
 
-from dms_peer.errors import ReservationError, ReservationLostError
 from dms_peer.requesting import AssignmentRules, Candidate, Requester, RequesterLimits, Reservation
+from dms_peer.requesting.errors import ReservationError, ReservationLostError
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_resources.demands import PortDemand
 from dms_resources.leases import LeaseState

@@ -7,9 +7,9 @@ import sys
 import pytest
 import trio
 
-from dms_peer.administration import LocalAdministration
-from dms_peer.offers import Offer
-from dms_peer.owner_messages import AuditRequest, HistoryRequest, OnboardRequest
+from dms_peer.owner.administration import LocalAdministration
+from dms_peer.owner.messages import AuditRequest, HistoryRequest, OnboardRequest
+from dms_peer.owner.offers import Offer
 from dms_resources.book import Totals
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources
 from dms_resources.demands import CPUDemand, Demand

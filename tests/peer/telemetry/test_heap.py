@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this 
 
 BEGIN = """
 import json, os, sys
-from dms_peer.heap import return_free_memory, use_system_allocator
+from dms_peer.telemetry.heap import return_free_memory, use_system_allocator
 print("begun", flush=True)
 use_system_allocator()
 """

@@ -16,10 +16,9 @@ from dms_protocols.blocking_client import BlockingClient
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 
-from .errors import UsageError
-from .home import MEASURED, RETRY_INTERVAL, Home
-from .offers import Offer
-from .owner_messages import (
+from ..errors import UsageError
+from ..home.home import MEASURED, RETRY_INTERVAL, Home
+from .messages import (
     AuditAnswer,
     AuditRequest,
     DrainEvent,
@@ -39,6 +38,7 @@ from .owner_messages import (
     StatusAnswer,
     StatusRequest,
 )
+from .offers import Offer
 from .socket_file import connect
 
 __all__ = [
@@ -70,7 +70,7 @@ def ask(home: Home, request: Struct, answer_type: type[Answer], machine: str | N
     """
 
     def in_ledger() -> Answer:
-        from .own_ledger import ask_ledger
+        from .offline import ask_ledger
 
         return ask_ledger(home, machine, request, answer_type)
 
@@ -85,7 +85,7 @@ def watch(home: Home, request: Struct, event_type: type[Answer], tell: Callable[
             tell(event)
 
     def in_ledger() -> None:
-        from .own_ledger import watch_ledger
+        from .offline import watch_ledger
 
         watch_ledger(home, request, tell)
 
@@ -122,8 +122,8 @@ def read_peers(home: Home, limit: int = 100) -> PeersAnswer:
         with connection:
             return BlockingClient(connection).call(PeersRequest(limit=limit), PeersAnswer, timeout=_TIMEOUT)
     # Only where no peer runs: asking one must not cost the time to load this.
-    from .discovery.listing import known_row, list_peers
-    from .discovery.peers_file import PeersFile
+    from ..discovery.peers_file import PeersFile
+    from .peer_list import known_row, list_peers
 
     now = time.time()
     rows = {peer_id: known_row(peer, now) for peer_id, peer in PeersFile(home.peers_path).load().items()}

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dms_peer.cli.tables.common import show_status
+from dms_peer.config.terms import OwnerTerms, parse_terms, read_terms_file
 from dms_peer.errors import DocumentError
-from dms_peer.owner_messages import StatusAnswer
+from dms_peer.owner.administration import terms_summary
+from dms_peer.owner.messages import StatusAnswer
 from dms_peer.policies.settings import EndpointSettings, EntryPointSettings, ExecutableSettings
-from dms_peer.terms_file import OwnerTerms, parse_terms, read_terms_file
 from dms_protocols.bidding import BidTerms
 from dms_protocols.messages.bid import Place
 from dms_protocols.policies import PeerList
@@ -22,7 +23,7 @@ from dms_protocols.prices import PricesPerHour
 from dms_resources.components import CPU, RAM, Disk, FreeResources, Resources
 from dms_resources.units import Cores
 
-DOCS = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs" / "policies.md").read_text()
 EXAMPLE = re.search(r"```yaml\n(.*?)```", DOCS, re.DOTALL)[1]  # type: ignore[index]
 ALLOWED = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 DENIED = "12D3KooWBaNnGphBxVkQNWkpqmpoh1GVUbXBKFSxAD96zaqdX4BK"
@@ -152,7 +153,7 @@ def test_whatever_the_bytes_they_are_terms_or_a_coded_error(data: Any) -> None:
         code = error.code
     else:
         code = "bad_terms"
-        terms.summary()
+        terms_summary(terms)
     assert code == "bad_terms"
 
 
@@ -171,7 +172,7 @@ def test_status_shows_the_terms(folder: Path, capsys: pytest.CaptureFixture[str]
         allocated=Resources(**nothing),
         leases=(),
         lease_count=0,
-        terms=terms.summary(),
+        terms=terms_summary(terms),
     )
     show_status(status)
     text = capsys.readouterr().out

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dms_peer.cli.failures import describe_failure
-from dms_peer.ensemble_file import EnsembleFile, parse_ensemble, read_ensemble_file
+from dms_peer.config.ensemble import EnsembleFile, parse_ensemble, read_ensemble_file
 from dms_peer.errors import DocumentError
 from dms_protocols.conversion import from_map, to_map
 from dms_protocols.messages.bid import EnsembleRequest, GeneralRequirements, Location, NodeRequest, Place
@@ -20,7 +20,7 @@ from dms_resources.components import GPUVendor
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
 from dms_resources.units import GIB, Cores
 
-DOCS = (Path(__file__).parents[2] / "docs" / "ensembles.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs" / "ensembles.md").read_text()
 EXAMPLE = re.search(r"```yaml\n(.*?)```", DOCS, re.DOTALL)[1]  # type: ignore[index]
 PINNED = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 EXCLUDED = "12D3KooWBaNnGphBxVkQNWkpqmpoh1GVUbXBKFSxAD96zaqdX4BK"
@@ -281,7 +281,7 @@ def _is_read(content: bytes) -> None:
 def test_reading_one_does_not_load_libp2p() -> None:
     program = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
-        "import dms_peer.ensemble_file\n"
+        "import dms_peer.config.ensemble\n"
         "sys.exit(sorted(name for name in sys.modules if name.partition('.')[0] in ('libp2p', 'multiaddr', 'httpx')))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

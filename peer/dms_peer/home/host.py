@@ -12,7 +12,7 @@ from dms_host import ConnectionGate, HardenedHost, HostLimits, RelayLimits, open
 from dms_host.keys.identity import Identity
 from dms_host.keys.swarm_key import load_swarm_key
 
-from .errors import PeerError
+from ..errors import PeerError
 from .home import Home
 
 __all__ = ["NetworkSettings", "open_home_host"]

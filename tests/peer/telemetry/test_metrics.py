@@ -10,9 +10,9 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from dms_host.errors import ListenError
-from dms_peer import metrics_server
-from dms_peer.metrics import PeerCollector
-from dms_peer.metrics_server import serve_metrics
+from dms_peer.telemetry import metrics_server
+from dms_peer.telemetry.metrics import PeerCollector
+from dms_peer.telemetry.metrics_server import serve_metrics
 from dms_protocols.counts import ServiceCounts
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-import base58
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -34,9 +33,13 @@ from dms_protocols.messages.bid import (
 from dms_resources.components import GPUVendor
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
 
-from .yaml_fields import Field, parse_fields, read_file
+from .yaml_fields import Field, parse_fields, read_file, read_peer_id, read_place
 
-__all__ = ["EnsembleFile", "parse_ensemble", "read_ensemble_file", "read_peer_id", "read_place"]
+__all__ = [
+    "EnsembleFile",
+    "parse_ensemble",
+    "read_ensemble_file",
+]
 
 _CODE: Final = "bad_ensemble"
 _MOST_EXCLUDED: Final = 1024
@@ -104,27 +107,6 @@ def parse_ensemble(content: bytes, name: str) -> EnsembleFile:
     _check_nodes(ensemble, entries)
     _check_message(ensemble, root)
     return ensemble
-
-
-def read_peer_id(field: Field) -> str:
-    """A peer id in its usual form (base58 of a multihash)."""
-    text = field.text()
-    try:
-        raw = base58.b58decode(text)
-    except ValueError:
-        raw = b""
-    # The multihash of a key: its SHA-256, or a short key as it is.
-    if len(raw) < 34 or raw[0] not in (0x00, 0x12) or raw[1] != len(raw) - 2:
-        field.fail(f"{text[:64]!r} is no peer id", "write one as `dms-peer status` shows it: 12D3KooW...")
-    return text
-
-
-def read_place(field: Field) -> Place:
-    """A place, as exactly as its fields say."""
-    fields = field.fields(("continent", "country", "city"))
-    if not fields:
-        field.fail("says nothing", "write continent, country or city")
-    return Place(**{name: part.text() for name, part in fields.items()})
 
 
 def _read(fields: dict[str, Field], name: str, read: Callable[[Field], Value], default: Value) -> Value:

@@ -16,8 +16,7 @@ from dms_protocols.operations import Caller, Operations
 from dms_resources.changes import describe_missing
 from dms_resources.demands import describe_shortage
 
-from .offers import onboarded_resources
-from .owner_messages import (
+from .messages import (
     AuditAnswer,
     AuditRequest,
     DrainEvent,
@@ -32,14 +31,34 @@ from .owner_messages import (
     StatusRequest,
     TermsSummary,
 )
+from .offers import onboarded_resources
 
 if TYPE_CHECKING:
     from dms_resources.manager import ResourceManager
 
-__all__ = ["LocalAdministration", "administration_operations"]
+    from ..config.terms import OwnerTerms
+
+__all__ = ["LocalAdministration", "administration_operations", "terms_summary"]
 
 # So many leases go into one answer; `lease_count` says how many there are.
 _MOST_LEASES: Final = 500
+
+
+def terms_summary(terms: OwnerTerms) -> TermsSummary:
+    """The terms on which the peer bids, for its owner to see."""
+    prices, place, peers = terms.prices, terms.location, terms.peers
+    fields = [name for name in prices.__struct_fields__ if name != "currency"] if prices else []
+    return TermsSummary(
+        currency=prices.currency if prices else "",
+        micros_per_hour={name: price for name in fields if (price := getattr(prices, name))},
+        location=tuple(filter(None, (place.continent, place.country, place.city))) if place else (),
+        executors=terms.executors,
+        privileged_docker=terms.privileged_docker,
+        valid_seconds=terms.valid_seconds,
+        allowed_peers=tuple(sorted(peers.allow)),
+        denied_peers=tuple(sorted(peers.deny)),
+        policies=tuple(f"{policy.describe()} (within {policy.budget:g} s)" for policy in terms.policies),
+    )
 
 
 class LocalAdministration:

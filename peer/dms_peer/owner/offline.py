@@ -13,8 +13,8 @@ from dms_host.keys.identity import load_or_create_identity
 from dms_protocols.operations import Caller, Operations, operation_name
 from dms_resources.manager import open_manager
 
+from ..home.home import Home
 from .administration import LocalAdministration, administration_operations
-from .home import Home
 from .revocations import Revocations, revocation_operations
 
 __all__ = ["ask_ledger", "open_ledger", "watch_ledger"]

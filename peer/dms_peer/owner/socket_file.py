@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from .errors import PeerError
+from ..errors import PeerError
 
 __all__ = ["connect", "listen", "remove"]
 

@@ -12,8 +12,7 @@ from msgspec.structs import replace
 from dms_protocols.access import ANYONE, AccessRule, AccessRules
 from dms_protocols.limits import Share, Shares
 
-from .ensemble_file import read_peer_id
-from .yaml_fields import Field, parse_fields, read_file
+from .yaml_fields import Field, parse_fields, read_file, read_peer_id
 
 __all__ = ["OPERATIONS", "OwnerAccess", "parse_access", "read_access_file"]
 

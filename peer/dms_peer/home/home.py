@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from .errors import PeerError
+from ..errors import PeerError
 
 if TYPE_CHECKING:
     from dms_resources.components import MachineResources

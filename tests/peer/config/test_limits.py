@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dms_peer.config.limits import PeerLimits, parse_limits, read_limits_file
 from dms_peer.errors import DocumentError
-from dms_peer.limits_file import PeerLimits, parse_limits, read_limits_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_what_is_left_out_has_its_default() -> None:

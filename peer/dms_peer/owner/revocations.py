@@ -20,8 +20,8 @@ import trio
 from dms_protocols.errors import ProtocolError
 from dms_protocols.operations import Caller, Operations
 
-from .errors import PeerError
-from .owner_messages import Revocation, RevocationsAnswer, RevocationsRequest, RevokeAnswer, RevokeRequest
+from ..errors import PeerError
+from .messages import Revocation, RevocationsAnswer, RevocationsRequest, RevokeAnswer, RevokeRequest
 
 __all__ = ["Revocations", "revocation_operations"]
 

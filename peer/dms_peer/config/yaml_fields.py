@@ -13,14 +13,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final, NoReturn
 
+import base58
+
+from dms_protocols.messages.bid import Place
 from dms_resources.errors import AmountError
 from dms_resources.units import Cores, parse_duration, parse_size
 
-from .errors import DocumentError
-from .text import printable
+from ..errors import DocumentError
+from ..text import printable
 from .yaml_nodes import LARGEST, ListNode, MapNode, Node, NodeError, ScalarNode, parse_nodes
 
-__all__ = ["Field", "parse_fields", "read_file"]
+__all__ = ["Field", "parse_fields", "read_file", "read_peer_id", "read_place"]
 
 _WHOLE: Final = re.compile(r"[0-9]{1,20}")
 _AMOUNT: Final = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,30}))?")
@@ -189,3 +192,24 @@ class Field:
 def _suggestion(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name[:64], known, 1)
     return f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
+
+
+def read_peer_id(field: Field) -> str:
+    """A peer id in its usual form (base58 of a multihash)."""
+    text = field.text()
+    try:
+        raw = base58.b58decode(text)
+    except ValueError:
+        raw = b""
+    # The multihash of a key: its SHA-256, or a short key as it is.
+    if len(raw) < 34 or raw[0] not in (0x00, 0x12) or raw[1] != len(raw) - 2:
+        field.fail(f"{text[:64]!r} is no peer id", "write one as `dms-peer status` shows it: 12D3KooW...")
+    return text
+
+
+def read_place(field: Field) -> Place:
+    """A place, as exactly as its fields say."""
+    fields = field.fields(("continent", "country", "city"))
+    if not fields:
+        field.fail("says nothing", "write continent, country or city")
+    return Place(**{name: part.text() for name, part in fields.items()})

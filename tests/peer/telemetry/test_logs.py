@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dms_host import logs
-from dms_peer.log_lines import EventLine, PeerLimit, write_logs
+from dms_peer.telemetry.logs import EventLine, PeerLimit, write_logs
 
 
 def record(event: str = "refused a request", **fields: Any) -> logging.LogRecord:

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from dms_host.keys.identity import new_identity
-from dms_peer.access_file import OPERATIONS, OwnerAccess, parse_access, read_access_file
-from dms_peer.attach import peer_operations
+from dms_peer.config.access import OPERATIONS, OwnerAccess, parse_access, read_access_file
 from dms_peer.errors import DocumentError
+from dms_peer.serving import peer_operations
 from dms_protocols.access import ANYONE, AccessRule, AccessRules
 from dms_protocols.limits import Share, Shares
 from dms_resources.components import CPU, RAM, Disk, MachineResources
 from dms_resources.manager import open_manager
 from dms_resources.units import Cores
 
-DOCS = (Path(__file__).parents[2] / "docs" / "access.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs" / "access.md").read_text()
 EXAMPLE = re.search(r"```yaml\n(.*?)```", DOCS, re.DOTALL)[1]  # type: ignore[index]
 LISTED = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 OFFICE = "12D3KooWBaNnGphBxVkQNWkpqmpoh1GVUbXBKFSxAD96zaqdX4BK"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -12,10 +12,13 @@ from dms_protocols.capacity_adverts import AdvertTable
 from dms_protocols.conversion import to_bytes
 from dms_protocols.operations import Caller, Operations
 
-from ..owner_messages import PeerRow, PeersAnswer, PeersRequest
-from .peers_file import KnownPeer
+from ..discovery.peers_file import KnownPeer
+from .messages import PeerRow, PeersAnswer, PeersRequest
 
-__all__ = ["PeerNotes", "advert_rows", "known_row", "list_peers", "peers_operations"]
+if TYPE_CHECKING:
+    from ..discovery.opening import Discovery
+
+__all__ = ["PeerNotes", "advert_rows", "known_row", "list_peers", "peer_notes", "peers_operations"]
 
 # Bytes: less than an answer may have.
 _MOST_BYTES: Final = 512 * 1024
@@ -51,6 +54,17 @@ def advert_rows(table: AdvertTable, now: float) -> dict[str, PeerRow]:
         )
         for one in held
     }
+
+
+def peer_notes(discovery: Discovery, now: float) -> list[PeerNotes]:
+    """What each source of a running peer knows at `now` (Unix seconds)."""
+    known = {peer.peer_id: known_row(peer, now) for peer in discovery.known.recent(len(discovery.known))}
+    heard = discovery.mdns.peers() if discovery.mdns else {}
+    return [
+        known,
+        advert_rows(discovery.adverts.table, now),
+        {peer_id: PeerRow(peer_id=peer_id, addrs=addrs, sources=("mdns",)) for peer_id, addrs in heard.items()},
+    ]
 
 
 def list_peers(notes: Iterable[PeerNotes], connected: Sequence[str], *, limit: int, running: bool) -> PeersAnswer:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from dms_host.logs import RateLimiter
 
-from .text import printable
+from ..text import printable
 
 __all__ = ["EventLine", "PeerLimit", "show_warnings", "write_logs"]
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dms_peer.offers import onboarded_resources
-from dms_peer.proposals import propose, questions, settle
+from dms_peer.owner.offers import onboarded_resources
+from dms_peer.owner.proposals import propose, questions, settle
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources
 from dms_resources.errors import AmountError
 from dms_resources.units import GIB, Cores

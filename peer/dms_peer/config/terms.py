@@ -19,10 +19,8 @@ from dms_protocols.messages.bid import Place
 from dms_protocols.policies import AsyncPolicy, PeerList
 from dms_protocols.prices import PricesPerHour
 
-from .ensemble_file import read_peer_id, read_place
-from .owner_messages import TermsSummary
-from .policies.settings import EndpointSettings, EntryPointSettings, ExecutableSettings, PolicySettings
-from .yaml_fields import Field, parse_fields, read_file
+from ..policies.settings import EndpointSettings, EntryPointSettings, ExecutableSettings, PolicySettings
+from .yaml_fields import Field, parse_fields, read_file, read_peer_id, read_place
 
 __all__ = ["OwnerTerms", "parse_terms", "read_terms_file"]
 
@@ -66,21 +64,6 @@ class OwnerTerms(Struct, frozen=True, kw_only=True):
                 *([self.prices] if self.prices else []),
             ),
             async_policies=tuple(policies),
-        )
-
-    def summary(self) -> TermsSummary:
-        """The same for the owner to see."""
-        place = self.location or Place()
-        return TermsSummary(
-            currency=self.prices.currency if self.prices else "",
-            micros_per_hour={name: price for name in _PRICES if (price := getattr(self.prices, name, 0))},
-            location=tuple(filter(None, (place.continent, place.country, place.city))),
-            executors=self.executors,
-            privileged_docker=self.privileged_docker,
-            valid_seconds=self.valid_seconds,
-            allowed_peers=tuple(sorted(self.peers.allow)),
-            denied_peers=tuple(sorted(self.peers.deny)),
-            policies=tuple(f"{policy.describe()} (within {policy.budget:g} s)" for policy in self.policies),
         )
 
 

@@ -1,0 +1,1 @@
+"""Files that people write: terms, access rules, limits, ensembles."""

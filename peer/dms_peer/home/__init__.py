@@ -1,0 +1,1 @@
+"""The peer's own folder, and the host that it opens."""

@@ -1,0 +1,1 @@
+"""What the owner alone may ask, of a running peer through its socket or of its ledger."""

@@ -1,0 +1,50 @@
+"""Errors of the requester.
+
+PeerError
+├── StrategyError               a strategy that is not there: the caller's to correct
+└── ReservationError            an ensemble was not taken as a whole, and nothing of it is kept
+    └── ReservationLostError    what was taken is lost: it may be somebody else's now
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import PeerError
+
+if TYPE_CHECKING:
+    from .reasons import NodeReasons
+
+__all__ = ["ReservationError", "ReservationLostError", "StrategyError"]
+
+
+class StrategyError(PeerError):
+    """A strategy cannot be used; `name` is what was asked for. Codes: `unknown_strategy`, `bad_strategy`."""
+
+    def __init__(self, code: str, name: str, message: str, hint: str) -> None:
+        super().__init__(code, message, hint)
+        self.name = name
+
+
+class ReservationError(PeerError):
+    """An ensemble was not taken; `reasons` says for each uncovered node what the peers said to it.
+
+    Codes: `no_peers` (nobody was there to ask), `no_bids` (a node that nobody bids on), `no_assignment` (bids on every
+    node that cannot be had together), `not_taken` (peers did not keep their bids, until the deadline),
+    `not_allocated`.
+    """
+
+    def __init__(self, code: str, message: str, hint: str = "", reasons: tuple[NodeReasons, ...] = ()) -> None:
+        super().__init__(code, message, hint)
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        return "; ".join([super().__str__(), *(reason.describe() for reason in self.reasons if reason.peers)])
+
+
+class ReservationLostError(ReservationError):
+    """A commitment ended while it was needed; `node_ids` names the nodes. Code: `reservation_lost`."""
+
+    def __init__(self, message: str, hint: str, node_ids: tuple[str, ...]) -> None:
+        super().__init__("reservation_lost", message, hint)
+        self.node_ids = node_ids

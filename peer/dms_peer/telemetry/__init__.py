@@ -1,0 +1,1 @@
+"""What tells the operator how the peer does: metrics, log lines, memory."""
