@@ -14,7 +14,7 @@ import msgspec
 
 from dms_host.limits import HostLimits, RelayLimits
 from dms_peer.connections.limits import ConnectionLimits
-from dms_peer.discovery.gossip_limits import GossipLimits
+from dms_peer.discovery.gossip.limits import GossipLimits
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.requesting.limits import RequesterLimits
 from dms_protocols.client_limits import ClientLimits

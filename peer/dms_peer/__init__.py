@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .clients import open_allocations, open_bids, open_resources
     from .config.ensemble import read_ensemble_file
-    from .discovery.opening import open_discovery, open_requester
+    from .discovery.open import open_discovery, open_requester
     from .discovery.settings import DiscoverySettings
     from .errors import PeerError
     from .home.home import Home

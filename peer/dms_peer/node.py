@@ -35,8 +35,8 @@ from dms_resources.usage import UsageMonitor
 from .config.access import OwnerAccess, read_access_file
 from .config.limits import PeerLimits, read_limits_file
 from .config.terms import OwnerTerms, read_terms_file
-from .discovery.bootstrapping import bootstrap_peers
-from .discovery.opening import open_discovery
+from .discovery.open import open_discovery
+from .discovery.peering import bootstrap_peers
 from .discovery.settings import DiscoverySettings
 from .home.home import RETRY_INTERVAL, Home
 from .home.host import NetworkSettings, open_home_host
@@ -44,7 +44,7 @@ from .owner.administration import LocalAdministration, administration_operations
 from .owner.peer_list import peer_notes, peers_operations
 from .owner.revocations import Revocations, revocation_operations
 from .owner.socket_server import serve_socket
-from .policies.opening import open_policies
+from .policies.open import open_policies
 from .serving import peer_operations, serve
 from .telemetry.heap import return_free_memory
 

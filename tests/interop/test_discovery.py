@@ -17,7 +17,7 @@ import trio
 from dms_host import dial, host_addresses, open_host
 from dms_host.keys.identity import new_identity
 from dms_peer.connections import open_connections
-from dms_peer.discovery.kademlia import open_kademlia
+from dms_peer.discovery.dht.kademlia import open_kademlia
 from dms_peer.discovery.mdns import open_mdns
 from dms_protocols.capability_classes import CapabilityClass, Dimension
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest

@@ -17,7 +17,7 @@ from dms_host.keys.identity import load_or_create_identity
 from dms_resources.leases import Lease
 
 from ..config.ensemble import EnsembleFile
-from ..discovery.opening import open_requester
+from ..discovery.open import open_requester
 from ..discovery.settings import DiscoverySettings
 from ..errors import PeerError
 from ..home.home import Home

@@ -14,7 +14,7 @@ from dms_host.limits import HostLimits, RelayLimits
 from dms_protocols.limits import ServiceLimits
 
 from ..connections.limits import ConnectionLimits
-from ..discovery.gossip_limits import GossipLimits
+from ..discovery.gossip.limits import GossipLimits
 from .yaml_fields import Field, parse_fields, read_file
 
 __all__ = ["PeerLimits", "parse_limits", "read_limits_file"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     # Commands read settings before they load libp2p, which the connections come with.
     from ..connections.limits import ConnectionLimits
-    from .gossip_limits import GossipLimits
+    from .gossip.limits import GossipLimits
 
 __all__ = ["DiscoverySettings"]
 

@@ -16,7 +16,7 @@ from ..discovery.peers_file import KnownPeer
 from .messages import PeerRow, PeersAnswer, PeersRequest
 
 if TYPE_CHECKING:
-    from ..discovery.opening import Discovery
+    from ..discovery.open import Discovery
 
 __all__ = ["PeerNotes", "advert_rows", "known_row", "list_peers", "peer_notes", "peers_operations"]
 

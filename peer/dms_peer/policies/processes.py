@@ -25,7 +25,7 @@ import trio
 from dms_host.shields import shielded
 
 from ..errors import PolicyError
-from . import guardian
+from . import reaper as guardian
 
 __all__ = ["PolicyProcesses", "open_processes"]
 

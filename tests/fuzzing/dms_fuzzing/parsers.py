@@ -22,8 +22,8 @@ from dms_peer.config.access import parse_access
 from dms_peer.config.ensemble import parse_ensemble
 from dms_peer.config.limits import parse_limits
 from dms_peer.config.terms import parse_terms
-from dms_peer.discovery.gossip_limits import GossipLimits
-from dms_peer.discovery.gossip_rpcs import GossipViolationError, read_rpc
+from dms_peer.discovery.gossip.limits import GossipLimits
+from dms_peer.discovery.gossip.rpcs import GossipViolationError, read_rpc
 from dms_peer.errors import DocumentError
 from dms_peer.signing import EnvelopeChecker
 from dms_protocols.broadcasts import open_broadcast

@@ -15,8 +15,8 @@ import pytest
 from dms_host import HardenedHost, dial, host_addresses, open_host
 from dms_host.keys.identity import new_identity
 from dms_peer.connections import PeerConnections, open_connections
-from dms_peer.discovery import kademlia
-from dms_peer.discovery.kademlia import Kademlia, open_kademlia
+from dms_peer.discovery.dht import kademlia
+from dms_peer.discovery.dht.kademlia import Kademlia, open_kademlia
 
 MDNS_GROUP = "224.0.0.251"
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"

@@ -15,7 +15,7 @@ from msgspec.structs import replace as with_fields
 
 from dms_host import host_addresses, open_host
 from dms_host.keys.identity import new_identity
-from dms_peer.discovery.opening import Discovery, open_discovery
+from dms_peer.discovery.open import Discovery, open_discovery
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.serving import serve
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest

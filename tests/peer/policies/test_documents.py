@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dms_peer.errors import PolicyError
 from dms_peer.policies.documents import answer_document, question_document, read_answer, read_question
-from dms_peer.policies.opening import open_policies
+from dms_peer.policies.open import open_policies
 from dms_peer.policies.settings import EntryPointSettings
 from dms_protocols.messages.bid import NodeRequest
 from dms_protocols.policies import Decision, Decisions, NodeOffer, PolicyRequest

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from dms_peer.policies.opening import open_policies
+from dms_peer.policies.open import open_policies
 from dms_peer.policies.settings import EndpointSettings
 from dms_protocols.policies import Decision, Decisions, PolicyRequest, no_answer
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from dms_peer.policies.opening import open_policies
+from dms_peer.policies.open import open_policies
 from dms_peer.policies.settings import ExecutableSettings
 from dms_protocols.policies import Decision, Decisions, PolicyRequest, no_answer
 from dms_resources.leases import Price

@@ -23,9 +23,9 @@ from libp2p.peer.id import ID
 
 from dms_host.errors import DialError
 from dms_peer.connections import PeerConnections
-from dms_peer.discovery.kademlia import Kademlia
-from dms_peer.discovery.kademlia_host import KademliaStream
-from dms_peer.discovery.providing import keep_providing
+from dms_peer.discovery.dht.host_view import KademliaStream
+from dms_peer.discovery.dht.kademlia import Kademlia
+from dms_peer.discovery.dht.providing import keep_providing
 from dms_protocols.advert_exchange import advert_exchange_operations
 from dms_protocols.capability_classes import CapabilityClass
 from dms_protocols.capacity_adverts import AdvertTable

@@ -15,12 +15,12 @@ from typing import Any, Final, cast
 
 import trio
 
-from dms_peer.discovery.advert_schedule import AdvertSchedule
-from dms_peer.discovery.advertising import AdvertKeeper
-from dms_peer.discovery.broadcast import GossipBroadcast
-from dms_peer.discovery.broadcast_answers import BroadcastAnswers
-from dms_peer.discovery.own_advert import OwnAdvert
-from dms_peer.discovery.peer_count import PeerCount
+from dms_peer.discovery.adverts.advertiser import AdvertKeeper
+from dms_peer.discovery.adverts.broadcast import GossipBroadcast
+from dms_peer.discovery.adverts.broadcast_answers import BroadcastAnswers
+from dms_peer.discovery.adverts.own_advert import OwnAdvert
+from dms_peer.discovery.adverts.peer_count import PeerCount
+from dms_peer.discovery.adverts.schedule import AdvertSchedule
 from dms_protocols.bid_delivery import Deliveries
 from dms_protocols.broadcasts import open_broadcast
 from dms_protocols.capacity_adverts import AdvertTable

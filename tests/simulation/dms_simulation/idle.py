@@ -13,8 +13,8 @@ from typing import Final, cast
 import trio
 
 from dms_host.errors import DialError
-from dms_peer.discovery.gossip_limits import GossipLimits
-from dms_peer.discovery.providing import keep_providing
+from dms_peer.discovery.dht.providing import keep_providing
+from dms_peer.discovery.gossip.limits import GossipLimits
 from dms_resources.manager import ResourceManager
 
 from .crowd import TALLY, Crowd, CrowdKademlia, Tally

@@ -19,8 +19,8 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-from dms_peer.discovery.kademlia_lookup import WIDTH
-from dms_peer.discovery.kademlia_tables import ProviderRecords
+from dms_peer.discovery.dht.lookup import WIDTH
+from dms_peer.discovery.dht.tables import ProviderRecords
 from dms_protocols.capability_classes import CapabilityClass
 
 from .population import Population

@@ -13,9 +13,9 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
 from dms_host.errors import DialError
-from dms_peer.discovery import kademlia
-from dms_peer.discovery.adverts import AdvertSource
-from dms_peer.discovery.exchange import ExchangeSource
+from dms_peer.discovery.adverts.exchange import ExchangeSource
+from dms_peer.discovery.adverts.source import AdvertSource
+from dms_peer.discovery.dht import kademlia
 from dms_peer.discovery.known_peers import KnownPeers
 from dms_peer.requesting import Requester
 from dms_peer.requesting.network import CandidateSource

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from dms_peer.discovery.own_advert import OwnAdvert
-from dms_peer.discovery.peer_count import PeerCount
+from dms_peer.discovery.adverts.own_advert import OwnAdvert
+from dms_peer.discovery.adverts.peer_count import PeerCount
 from dms_protocols.advert_exchange import advert_exchange_operations
 from dms_protocols.bid_delivery import Deliveries
 from dms_protocols.capacity_adverts import AdvertTable

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import trio
 
-from dms_peer.discovery.advert_schedule import AdvertSchedule
-from dms_peer.discovery.advertising import AdvertKeeper, AdvertPusher
-from dms_peer.discovery.adverts import AdvertSource, AdvertValidator
-from dms_peer.discovery.exchange import ExchangeSource
-from dms_peer.discovery.gossip import GossipVerdict
+from dms_peer.discovery.adverts.advertiser import AdvertKeeper, AdvertPusher
+from dms_peer.discovery.adverts.exchange import ExchangeSource
+from dms_peer.discovery.adverts.schedule import AdvertSchedule
+from dms_peer.discovery.adverts.source import AdvertSource, AdvertValidator
+from dms_peer.discovery.gossip.gossip import GossipVerdict
 from dms_protocols.advert_exchange import PeersClient
 from dms_protocols.messages.adverts import ADVERT_DOMAIN, ADVERT_PAYLOAD_TYPE
 from dms_simulation.signing import SimulatedSigner

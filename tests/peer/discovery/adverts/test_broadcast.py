@@ -13,10 +13,10 @@ import trio
 from msgspec.structs import replace
 
 from dms_host.errors import DialError
-from dms_peer.discovery.broadcast import GossipBroadcast
-from dms_peer.discovery.broadcast_answers import AnswerLimits, BroadcastAnswers, BroadcastValidator
-from dms_peer.discovery.gossip import GossipVerdict
-from dms_peer.discovery.peer_count import PeerCount
+from dms_peer.discovery.adverts.broadcast import GossipBroadcast
+from dms_peer.discovery.adverts.broadcast_answers import AnswerLimits, BroadcastAnswers, BroadcastValidator
+from dms_peer.discovery.adverts.peer_count import PeerCount
+from dms_peer.discovery.gossip.gossip import GossipVerdict
 from dms_protocols.broadcasts import OpenedBroadcast, seal_broadcast
 from dms_protocols.capacity_adverts import AdvertTable
 from dms_protocols.conversion import to_map

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dms_peer.discovery.peer_count import PeerCount
+from dms_peer.discovery.adverts.peer_count import PeerCount
 
 
 class Clock:

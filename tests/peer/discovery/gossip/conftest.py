@@ -9,8 +9,8 @@ import trio
 
 from dms_host import dial, host_addresses, open_host
 from dms_host.keys.identity import new_identity
-from dms_peer.discovery.gossip import GossipVerdict, open_gossip
-from dms_peer.discovery.gossip_limits import GossipLimits
+from dms_peer.discovery.gossip.gossip import GossipVerdict, open_gossip
+from dms_peer.discovery.gossip.limits import GossipLimits
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 GOSSIP_TOPIC = "/test/topic/1.0.0"

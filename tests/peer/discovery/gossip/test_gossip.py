@@ -8,8 +8,8 @@ import pytest
 import trio
 from libp2p.pubsub.gossipsub import GossipSub
 
-from dms_peer.discovery.gossip import Gossip, GossipVerdict, open_gossip
-from dms_peer.discovery.gossip_limits import GossipLimits
+from dms_peer.discovery.gossip.gossip import Gossip, GossipVerdict, open_gossip
+from dms_peer.discovery.gossip.limits import GossipLimits
 
 TOPIC = "/test/topic/1.0.0"
 

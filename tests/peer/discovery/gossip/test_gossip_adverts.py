@@ -12,11 +12,11 @@ import trio
 
 from dms_host import attach_protocols, host_addresses
 from dms_peer.connections import open_connections
-from dms_peer.discovery.adverts import ADVERTS_TOPIC, AdvertSource, AdvertValidator
-from dms_peer.discovery.broadcast import BROADCASTS_TOPIC, GossipBroadcast
-from dms_peer.discovery.broadcast_answers import BroadcastAnswers, BroadcastValidator
-from dms_peer.discovery.own_advert import OwnAdvert
-from dms_peer.discovery.peer_count import PeerCount
+from dms_peer.discovery.adverts.broadcast import BROADCASTS_TOPIC, GossipBroadcast
+from dms_peer.discovery.adverts.broadcast_answers import BroadcastAnswers, BroadcastValidator
+from dms_peer.discovery.adverts.own_advert import OwnAdvert
+from dms_peer.discovery.adverts.peer_count import PeerCount
+from dms_peer.discovery.adverts.source import ADVERTS_TOPIC, AdvertSource, AdvertValidator
 from dms_peer.signing import EnvelopeChecker, IdentitySigner, host_identity
 from dms_protocols.bid_delivery import Deliveries
 from dms_protocols.bid_versions import BID_1_1

@@ -17,7 +17,7 @@ from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
 from dms_host import attach_protocols, dial, host_addresses, open_host, open_stream
 from dms_host.errors import DialError
 from dms_host.keys.identity import Identity, new_identity
-from dms_peer.discovery.gossip_limits import GossipLimits
+from dms_peer.discovery.gossip.limits import GossipLimits
 from dms_protocols.frames import FrameReader, encode_frame
 
 TOPIC = "/test/topic/1.0.0"

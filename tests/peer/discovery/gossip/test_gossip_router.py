@@ -11,8 +11,8 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 
-from dms_peer.discovery.gossip_limits import GossipLimits
-from dms_peer.discovery.gossip_router import PROTOCOLS, new_router
+from dms_peer.discovery.gossip.limits import GossipLimits
+from dms_peer.discovery.gossip.router import PROTOCOLS, new_router
 
 TOPIC = "/test/topic/1.0.0"
 ME = ID(b"me")

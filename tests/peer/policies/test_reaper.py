@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from dms_peer.errors import PolicyError
-from dms_peer.policies.opening import open_policies
+from dms_peer.policies.open import open_policies
 from dms_peer.policies.processes import open_processes
 from dms_peer.policies.settings import EndpointSettings
 

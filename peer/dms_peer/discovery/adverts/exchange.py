@@ -25,9 +25,9 @@ from dms_protocols.messages.peers import MAX_ADVERTS
 from dms_protocols.protocol_ids import PEERS_PROTOCOL
 from dms_resources.demands import Demand
 
-from ..requesting.background import beside
-from ..requesting.network import Candidate, PeerNetwork
-from .adverts import advert_candidate
+from ...requesting.background import beside
+from ...requesting.network import Candidate, PeerNetwork
+from .source import advert_candidate
 
 __all__ = ["ExchangeSource"]
 

@@ -24,8 +24,8 @@ from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.messages.broadcast import LONGEST_BROADCAST, BroadcastRequest
 from dms_protocols.signing import Signer
 
-from ..requesting.background import beside
-from ..requesting.network import BroadcastBids
+from ...requesting.background import beside
+from ...requesting.network import BroadcastBids
 
 __all__ = ["BROADCASTS_TOPIC", "GossipBroadcast"]
 

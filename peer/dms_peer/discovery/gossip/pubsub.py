@@ -39,10 +39,10 @@ from dms_host.streams import PeerStream
 from dms_protocols.errors import FrameError
 from dms_protocols.frames import FrameReader, Oversize, encode_frame
 
-from .gossip_conduct import Conduct
-from .gossip_limits import GossipLimits
-from .gossip_router import PROTOCOLS
-from .gossip_rpcs import GossipViolationError, read_rpc
+from .limits import GossipLimits
+from .peer_scores import Conduct
+from .router import PROTOCOLS
+from .rpcs import GossipViolationError, read_rpc
 
 __all__ = ["GuardedPubsub"]
 

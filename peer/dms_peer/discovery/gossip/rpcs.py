@@ -18,7 +18,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from libp2p.pubsub.pb import rpc_pb2
 
-from .gossip_limits import GossipLimits
+from .limits import GossipLimits
 
 __all__ = ["GossipViolationError", "read_rpc"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
-from .gossip_limits import GossipLimits
+from .limits import GossipLimits
 
 __all__ = ["Bucket", "Conduct", "PeerConduct"]
 

@@ -23,10 +23,10 @@ from libp2p.tools.anyio_service import background_trio_service
 
 from dms_host.logs import RateLimiter, log_limited
 
-from .gossip_conduct import Conduct
-from .gossip_limits import GossipLimits
-from .gossip_pubsub import GuardedPubsub
-from .gossip_router import new_router
+from .limits import GossipLimits
+from .peer_scores import Conduct
+from .pubsub import GuardedPubsub
+from .router import new_router
 
 __all__ = ["Gossip", "GossipStatistics", "GossipVerdict", "open_gossip"]
 

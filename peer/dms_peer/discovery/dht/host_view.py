@@ -33,7 +33,7 @@ from dms_host.errors import DialError
 from dms_host.streams import PeerStream
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 
-from ..connections import PeerConnections
+from ...connections import PeerConnections
 
 __all__ = ["AddressBook", "KademliaHost", "KademliaStream", "text_addresses"]
 

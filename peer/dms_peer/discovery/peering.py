@@ -25,7 +25,7 @@ from dms_host.logs import RateLimiter, log_limited
 from dms_protocols.protocol_ids import PEERS_PROTOCOL, RESOURCES_PROTOCOL
 
 from ..connections import PeerConnections
-from .kademlia_host import text_addresses
+from .dht.host_view import text_addresses
 from .known_peers import KnownPeers
 
 __all__ = ["Company", "bootstrap_peers"]

@@ -27,7 +27,7 @@ from dms_protocols.protocol_ids import versions_of
 
 from .limits import ConnectionLimits
 from .routes import Routes
-from .shared import SharedClient
+from .shared_client import SharedClient
 
 __all__ = ["AddressBook", "ConnectionStatistics", "PeerConnections", "open_connections"]
 

@@ -25,7 +25,7 @@ from libp2p.peer.peerinfo import PeerInfo
 
 from dms_protocols.capability_classes import CLASSES
 
-from .kademlia_host import KademliaHost
+from .host_view import KademliaHost
 
 __all__ = ["RECORD_TTL", "ProvenTable", "ProviderRecords"]
 

@@ -22,10 +22,10 @@ from dms_protocols.protocol_ids import PEERS_PROTOCOL
 from dms_resources.components import FreeResources
 from dms_resources.manager import ResourceManager
 
-from ..requesting.network import PeerNetwork
-from .advert_schedule import AdvertSchedule, changed_much
+from ...requesting.network import PeerNetwork
 from .own_advert import OwnAdvert
 from .peer_count import PeerCount
+from .schedule import AdvertSchedule, changed_much
 
 __all__ = ["AdvertKeeper", "AdvertPusher"]
 

@@ -38,9 +38,9 @@ from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL
 from dms_protocols.signing import EnvelopeOpener
 from dms_resources.errors import ResourcesError
 
-from ..requesting.network import PeerNetwork
-from .gossip import GossipVerdict
-from .gossip_conduct import Bucket
+from ...requesting.network import PeerNetwork
+from ..gossip.gossip import GossipVerdict
+from ..gossip.peer_scores import Bucket
 from .peer_count import PeerCount
 
 __all__ = ["AnswerLimits", "BroadcastAnswers", "BroadcastValidator"]

@@ -31,12 +31,12 @@ from dms_protocols.capability_classes import CapabilityClass, classes_to_look_up
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 
-from ..connections import PeerConnections
-from ..requesting.background import beside
-from ..requesting.network import Candidate
-from .kademlia_host import text_addresses
-from .kademlia_lookup import WIDTH, Walk, closest_to, peers_in
-from .kademlia_member import KademliaMember
+from ...connections import PeerConnections
+from ...requesting.background import beside
+from ...requesting.network import Candidate
+from .host_view import text_addresses
+from .lookup import WIDTH, Walk, closest_to, peers_in
+from .member import KademliaMember
 
 __all__ = ["Kademlia", "open_kademlia"]
 

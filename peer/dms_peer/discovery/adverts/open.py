@@ -26,21 +26,21 @@ from dms_protocols.service import refuse_stream, serve_stream
 from dms_protocols.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 
-from ..connections import PeerConnections
-from ..requesting.background import beside
-from ..requesting.network import Broadcast, CandidateSource
-from ..serving import peer_operations
-from ..signing import EnvelopeChecker, IdentitySigner
-from .advert_schedule import AdvertSchedule
-from .advertising import AdvertKeeper, AdvertPusher
-from .adverts import ADVERTS_TOPIC, AdvertSource, AdvertValidator
+from ...connections import PeerConnections
+from ...requesting.background import beside
+from ...requesting.network import Broadcast, CandidateSource
+from ...serving import peer_operations
+from ...signing import EnvelopeChecker, IdentitySigner
+from ..gossip.gossip import Gossip, open_gossip
+from ..settings import DiscoverySettings
+from .advertiser import AdvertKeeper, AdvertPusher
 from .broadcast import BROADCASTS_TOPIC, GossipBroadcast
 from .broadcast_answers import BroadcastAnswers, BroadcastValidator
 from .exchange import ExchangeSource
-from .gossip import Gossip, open_gossip
 from .own_advert import OwnAdvert
 from .peer_count import PeerCount
-from .settings import DiscoverySettings
+from .schedule import AdvertSchedule
+from .source import ADVERTS_TOPIC, AdvertSource, AdvertValidator
 
 __all__ = ["Adverts", "Provider", "open_adverts"]
 

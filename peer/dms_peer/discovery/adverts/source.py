@@ -11,8 +11,8 @@ import trio
 from dms_protocols.capacity_adverts import AdvertTable, HeldAdvert
 from dms_protocols.messages.bid import EnsembleRequest
 
-from ..requesting.network import Candidate
-from .gossip import GossipVerdict
+from ...requesting.network import Candidate
+from ..gossip.gossip import GossipVerdict
 
 __all__ = ["ADVERTS_TOPIC", "AdvertSource", "AdvertValidator", "advert_candidate"]
 

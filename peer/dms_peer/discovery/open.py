@@ -26,12 +26,12 @@ from ..requesting.limits import RequesterLimits
 from ..requesting.network import Broadcast, CandidateSource
 from ..requesting.requester import Requester
 from ..signing import EnvelopeChecker, host_identity
-from .advert_opening import Adverts, Provider, open_adverts
-from .bootstrapping import Company, bootstrap_peers
-from .kademlia import Kademlia, open_kademlia
+from .adverts.open import Adverts, Provider, open_adverts
+from .dht.kademlia import Kademlia, open_kademlia
+from .dht.providing import keep_providing
 from .known_peers import KnownPeers, open_known_peers
 from .mdns import MDNSPeers, open_mdns
-from .providing import keep_providing
+from .peering import Company, bootstrap_peers
 from .settings import DiscoverySettings
 
 __all__ = ["Discovery", "open_discovery", "open_requester"]

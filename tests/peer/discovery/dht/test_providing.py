@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from dms_peer.discovery.providing import keep_providing
+from dms_peer.discovery.dht.providing import keep_providing
 from dms_protocols.capability_classes import CapabilityClass
 from dms_resources.components import CPU, RAM, Disk, FreeResources
 from dms_resources.units import Cores

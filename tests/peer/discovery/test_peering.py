@@ -17,10 +17,10 @@ from libp2p.peer.id import ID
 from dms_host import HardenedHost, attach_protocols, dial, host_addresses, open_host
 from dms_host.errors import DialError
 from dms_host.keys.identity import new_identity
-from dms_peer.discovery.advertising import AdvertPusher
-from dms_peer.discovery.bootstrapping import Company
+from dms_peer.discovery.adverts.advertiser import AdvertPusher
 from dms_peer.discovery.known_peers import KnownPeers
-from dms_peer.discovery.opening import open_discovery
+from dms_peer.discovery.open import open_discovery
+from dms_peer.discovery.peering import Company
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_simulation.providers import open_simulated_manager, simulated_machine
 
@@ -87,7 +87,7 @@ def failed(code: str) -> DialError:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    lines = [(one.levelname, one.getMessage()) for one in caplog.records if one.name.endswith("bootstrapping")]
+    lines = [(one.levelname, one.getMessage()) for one in caplog.records if one.name.endswith("peering")]
     caplog.clear()
     return lines
 

@@ -23,7 +23,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 
-from .gossip_limits import GossipLimits
+from .limits import GossipLimits
 
 __all__ = ["PROTOCOLS", "new_router"]
 

@@ -15,7 +15,8 @@ from multiaddr import Multiaddr
 from dms_host import HardenedHost, dial, open_stream
 from dms_host.keys.identity import new_identity
 from dms_host.streams import PeerStream
-from dms_peer.discovery import kademlia, kademlia_member
+from dms_peer.discovery.dht import kademlia
+from dms_peer.discovery.dht import member as kademlia_member
 from dms_protocols.capability_classes import CapabilityClass, Dimension
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL

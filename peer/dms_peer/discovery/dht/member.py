@@ -31,9 +31,9 @@ from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_byt
 
 from dms_protocols.capability_classes import CLASSES
 
-from ..connections import PeerConnections
-from .kademlia_host import KademliaHost, KademliaStream
-from .kademlia_tables import ProvenTable, ProviderRecords
+from ...connections import PeerConnections
+from .host_view import KademliaHost, KademliaStream
+from .tables import ProvenTable, ProviderRecords
 
 __all__ = ["KademliaMember"]
 

@@ -22,9 +22,9 @@ from trio.testing import memory_stream_pair
 
 from dms_host.addresses import announced_addresses
 from dms_host.keys.identity import new_identity
-from dms_peer.discovery.kademlia_host import AddressBook, KademliaStream, text_addresses
-from dms_peer.discovery.kademlia_lookup import WIDTH, Walk, peers_in
-from dms_peer.discovery.kademlia_tables import RECORD_TTL, ProvenTable, ProviderRecords
+from dms_peer.discovery.dht.host_view import AddressBook, KademliaStream, text_addresses
+from dms_peer.discovery.dht.lookup import WIDTH, Walk, peers_in
+from dms_peer.discovery.dht.tables import RECORD_TTL, ProvenTable, ProviderRecords
 from dms_protocols.capability_classes import CLASSES
 
 

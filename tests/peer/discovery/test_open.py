@@ -17,8 +17,8 @@ from libp2p.identity.identify_push.identify_push import ID_PUSH
 from dms_host import HardenedHost, dial, host_addresses, open_host, open_stream
 from dms_host.errors import AddressError
 from dms_host.keys.identity import load_or_create_identity, new_identity
-from dms_peer.discovery import advert_opening
-from dms_peer.discovery.opening import Discovery, open_discovery, open_requester
+from dms_peer.discovery.adverts import open as advert_opening
+from dms_peer.discovery.open import Discovery, open_discovery, open_requester
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.home.home import Home
 from dms_peer.node import Node

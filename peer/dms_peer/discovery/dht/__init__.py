@@ -1,0 +1,1 @@
+"""The Kademlia DHT: who provides a capability class."""

@@ -1,0 +1,1 @@
+"""Gossip, on the hardened pubsub of the library: adverts and broadcasts."""
