@@ -20,7 +20,7 @@ from multiaddr import Multiaddr
 from dms_host.errors import DialError
 from dms_peer import dial, host_addresses, new_identity, open_host, open_resources, serve
 from dms_resources.components import CPU, RAM, Disk, OnboardedResources
-from dms_resources.hardware import measure_machine
+from dms_resources.machine.hardware import measure_machine
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores
 

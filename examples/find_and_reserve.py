@@ -37,7 +37,7 @@ from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.prices import PricesPerHour
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, RAMDemand
-from dms_resources.machine_file import read_machine_file
+from dms_resources.machine.file import read_machine_file
 from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import GIB, Cores, format_size
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dms_resources import accounts, components, demands, leases
+from dms_resources import components, demands
+from dms_resources.ledger import accounts, leases
+from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import ResourceManager
-from dms_resources.usage import UsageMonitor
 
 DOCS = Path(__file__).parents[1] / "docs"
 TYPES = (DOCS / "types.md").read_text()

@@ -29,8 +29,8 @@ from dms_protocols.protocol_ids import newest_of_each
 from dms_protocols.shares import SharesInUse
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
+from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import Guard, ResourceManager, open_manager
-from dms_resources.usage import UsageMonitor
 
 from .config.access import OwnerAccess, read_access_file
 from .config.limits import PeerLimits, read_limits_file

@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from dms_resources.demands import Demand, GPUDemand
-from dms_resources.errors import InsufficientError
-from dms_resources.leases import Lease, LeaseRequest, ResourceAllocation
+from dms_resources.ledger.leases import Lease, LeaseRequest, ResourceAllocation
 from dms_resources.manager import ResourceManager
+from dms_resources.refusals import InsufficientError
 
 from .errors import BidError, MessageError
 from .limits import Shares

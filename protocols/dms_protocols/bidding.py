@@ -22,9 +22,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from dms_resources.demands import Demand, PortShortage
-from dms_resources.errors import (
+from dms_resources.errors import ConflictError
+from dms_resources.ledger.leases import LeaseRequest, LeaseState
+from dms_resources.manager import ResourceManager
+from dms_resources.refusals import (
     AccountError,
-    ConflictError,
     DrainingError,
     InsufficientError,
     NotOnboardedError,
@@ -32,8 +34,6 @@ from dms_resources.errors import (
     ShareError,
     WindowError,
 )
-from dms_resources.leases import LeaseRequest, LeaseState
-from dms_resources.manager import ResourceManager
 
 from .bid_versions import BID_1_0, BidVersion
 from .conversion import from_map

@@ -7,16 +7,8 @@ from typing import Any
 import msgspec
 
 from dms_resources.demands import Shortage
-from dms_resources.errors import (
-    AccountError,
-    InsufficientError,
-    LeaseError,
-    OnboardingError,
-    RequestError,
-    ResourcesError,
-    ShareError,
-    StillPromisedError,
-)
+from dms_resources.errors import LeaseError, OnboardingError, ResourcesError, StillPromisedError
+from dms_resources.refusals import AccountError, InsufficientError, RequestError, ShareError
 
 from .conversion import to_bytes
 from .errors import BusyError, MessageError, ProtocolError, RemoteError

@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from dms_resources.accounts import Account, Allowance
+from dms_resources.ledger.accounts import Account, Allowance
 
 __all__ = ["Grant", "GrantTerms", "Grants"]
 

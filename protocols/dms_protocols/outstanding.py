@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dms_resources.accounts import Allowance, HolderShare
-from dms_resources.charging import too_long
 from dms_resources.components import OnboardedResources
+from dms_resources.ledger.accounts import Allowance, HolderShare
+from dms_resources.ledger.charging import too_long
 from dms_resources.manager import ResourceManager
 
 from .limits import Share, Shares

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from dms_resources.components import Resources
-from dms_resources.leases import Price
+from dms_resources.ledger.leases import Price
 
 from .logs import LimitedLog
 from .messages.bid import NodeRequest, Refusal

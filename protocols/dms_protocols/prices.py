@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 
 from dms_resources.components import Resources
-from dms_resources.leases import Price
+from dms_resources.ledger.leases import Price
 from dms_resources.units import GIB
 
 from .policies import Decision, PolicyRequest

@@ -11,8 +11,9 @@ from contextlib import AbstractAsyncContextManager
 import msgspec
 
 from dms_resources.components import FreeResources, MachineResources, NetworkInfo, OnboardedResources
-from dms_resources.errors import NotOnboardedError, UsageUnknownError
+from dms_resources.errors import UsageUnknownError
 from dms_resources.manager import ResourceManager
+from dms_resources.refusals import NotOnboardedError
 
 from .conversion import to_bytes
 from .messages.resources import (

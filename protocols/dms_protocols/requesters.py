@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from dms_resources.components import FreeResources, MachineResources, OnboardedResources, Resources
-from dms_resources.leases import EndedLease, Lease
+from dms_resources.ledger.leases import EndedLease, Lease
 
 from .bid_checks import BidChecker, Bids, SignedBid
 from .bid_versions import bid_version

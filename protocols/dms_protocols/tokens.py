@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from dms_resources.accounts import Allowance
+from dms_resources.ledger.accounts import Allowance
 
 from .errors import AccessError
 from .grants import Grant, Grants, GrantTerms

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from dms_resources.components import CPU, GPU, RAM, Disk, FreeResources, GPUVendor, Resources
 from dms_resources.demands import CPUDemand, CPUShortage, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
-from dms_resources.errors import AccountError, InsufficientError
-from dms_resources.leases import EndedLease, EndReason, Lease, LeaseState
+from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState
+from dms_resources.refusals import AccountError, InsufficientError
 from dms_resources.units import Cores
 
 from .bid_versions import BID_1_1

@@ -1,7 +1,7 @@
 """The machine and the ledger: what exists and what is promised. Knows no network.
 
 `open_manager` opens the ledger of a machine; `ResourceManager` answers what is free and makes promises of it.
-`dms_resources.hardware` measures the machine, `dms_resources.usage` watches what it uses.
+`dms_resources.machine.hardware` measures the machine, `dms_resources.machine.usage` watches what it uses.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .components import (
 )
 from .demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand, Shortage
 from .errors import ResourcesError
-from .leases import EndedLease, Lease, LeaseRequest, LeaseState, ResourceAllocation
+from .ledger.leases import EndedLease, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .units import Cores
 
 if TYPE_CHECKING:
+    from .machine.usage import UsageMonitor
     from .manager import ResourceManager, open_manager
-    from .usage import UsageMonitor
 
 __all__ = [
     "CPU",
@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 # Imported when asked for: trio and psutil would cost every short command a tenth of a second.
-_LATER = {"ResourceManager": ".manager", "open_manager": ".manager", "UsageMonitor": ".usage"}
+_LATER = {"ResourceManager": ".manager", "open_manager": ".manager", "UsageMonitor": ".machine.usage"}
 
 
 def __getattr__(name: str) -> object:

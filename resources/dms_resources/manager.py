@@ -17,18 +17,12 @@ import msgspec
 import psutil
 import trio
 
-from . import decisions
-from .audit import AuditSnapshot, audit_snapshot, started_after_boot
-from .book import Change
-from .changes import Missing, describe_missing, missing_resources
-from .clock import Clock, SystemClock
 from .components import (
     FreeResources,
     MachineResources,
     OnboardedResources,
     Resources,
 )
-from .decisions import Moment
 from .demands import (
     NO_PORTS,
     CPUDemand,
@@ -41,21 +35,27 @@ from .demands import (
     Shortage,
     describe_shortage,
 )
-from .errors import LeaseError, RequestError, StorageError
-from .guard import physical_shortages
-from .hardware.cgroups import own_group
-from .journal import Worker, new_worker
-from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
-from .ledger import Ledger
-from .measures import LedgerMeasures
-from .records import Finding, HistoryEntry
-from .room import Granted
-from .storage import Contents, SQLiteStorage, StoredLease
-from .summaries import free_resources, promised_resources
+from .errors import LeaseError, StorageError
+from .ledger import decisions
+from .ledger.audit import AuditSnapshot, audit_snapshot, started_after_boot
+from .ledger.book import Change, free_resources, promised_resources
+from .ledger.capacity import Granted
+from .ledger.clock import Clock, SystemClock
+from .ledger.decisions import Moment
+from .ledger.history import Finding, HistoryEntry
+from .ledger.journal import Worker, new_worker
+from .ledger.leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
+from .ledger.ledger import Ledger
+from .ledger.metrics import LedgerMeasures
+from .ledger.missing import Missing, describe_missing, missing_resources
+from .ledger.storage import Contents, SQLiteStorage, StoredLease
+from .machine.guard import physical_shortages
+from .machine.hardware.cgroups import own_group
+from .refusals import RequestError
 
 if TYPE_CHECKING:
-    from .sampling import UsageSample
-    from .usage import UsageMonitor
+    from .machine.sampling import UsageSample
+    from .machine.usage import UsageMonitor
 
 __all__ = ["Guard", "ResourceManager", "open_manager"]
 

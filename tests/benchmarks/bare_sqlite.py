@@ -14,9 +14,9 @@ import trio
 
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand, RAMDemand
-from dms_resources.ledger_file import connect_ledger, make_ledger
+from dms_resources.ledger.ledger_file import connect_ledger, make_ledger
+from dms_resources.ledger.schema import ledger_schema
 from dms_resources.manager import open_manager
-from dms_resources.schema import ledger_schema
 from dms_resources.units import GIB, Cores
 
 MACHINE = MachineResources(

@@ -41,8 +41,8 @@ from dms_protocols.messages.bid import (
 from dms_protocols.operations import Caller, Operation, encode_answer
 from dms_protocols.signing import open_bid
 from dms_protocols.wire import encode_ok
-from dms_resources.accounts import Allowance, HolderShare
-from dms_resources.leases import LeaseRequest
+from dms_resources.ledger.accounts import Allowance, HolderShare
+from dms_resources.ledger.leases import LeaseRequest
 from dms_resources.manager import ResourceManager, open_manager
 
 TURNS: Final = 100

@@ -31,14 +31,14 @@ from figures import machine_description
 from rich.console import Console
 from rich.table import Table
 
-from dms_resources import decisions
-from dms_resources.book import Change, Offer, Record
 from dms_resources.components import CPU, GPU, RAM, Disk, Resources
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, RAMDemand
-from dms_resources.leases import Lease, LeaseRequest, LeaseState, ResourceAllocation
+from dms_resources.ledger import decisions
+from dms_resources.ledger.book import Change, Offer, Record
+from dms_resources.ledger.history import HistoryEntry
+from dms_resources.ledger.leases import Lease, LeaseRequest, LeaseState, ResourceAllocation
+from dms_resources.ledger.storage import SQLiteStorage
 from dms_resources.manager import ResourceManager, open_manager
-from dms_resources.records import HistoryEntry
-from dms_resources.storage import SQLiteStorage
 from dms_resources.units import MIB, Cores
 
 CALLERS = (1, 8, 64, 256)

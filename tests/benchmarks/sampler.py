@@ -22,11 +22,11 @@ import psutil
 import trio
 
 from dms_resources.components import MachineResources
-from dms_resources.hardware import HOST, measure_machine
-from dms_resources.hardware.gpu.devices import GPUReport
-from dms_resources.hardware.measurement import read_machine
-from dms_resources.sampling import Sampler
-from dms_resources.usage import UsageMonitor
+from dms_resources.machine.hardware import HOST, measure_machine
+from dms_resources.machine.hardware.gpu.devices import GPUReport
+from dms_resources.machine.hardware.measurement import read_machine
+from dms_resources.machine.sampling import Sampler
+from dms_resources.machine.usage import UsageMonitor
 
 REPEATS: Final = 200
 

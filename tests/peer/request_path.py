@@ -18,9 +18,9 @@ from dms_protocols.policies import PeerList
 from dms_protocols.prices import PricesPerHour
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
+from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores
-from dms_resources.usage import UsageMonitor
 
 REQUESTS = 500
 CALLER = Caller(new_identity(bytes(range(32))).peer_id)

@@ -29,10 +29,10 @@ from dms_protocols.grants import GrantTerms
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE, Bid, EnsembleRequest, NodeRequest
 from dms_protocols.signing import open_bid, seal_bid
 from dms_protocols.tokens import attenuate_token, create_token, open_token
-from dms_resources.accounts import Allowance
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand, GPUDemand
-from dms_resources.leases import Lease, LeaseState
+from dms_resources.ledger.accounts import Allowance
+from dms_resources.ledger.leases import Lease, LeaseState
 from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import GIB, Cores
 

@@ -32,7 +32,7 @@ from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE, EnsembleRequest, NodeRequest
 from dms_resources.components import FreeResources
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
-from dms_resources.leases import LeaseState
+from dms_resources.ledger.leases import LeaseState
 from dms_resources.units import GIB, Cores
 
 MACHINE = {

@@ -21,8 +21,8 @@ from dms_protocols.requesters import AllocationClient, BidClient, ResourcesClien
 from dms_protocols.service import serve_stream
 from dms_protocols.token_checks import TokenChecker
 from dms_protocols.tokens import attenuate_token, create_token, open_token
-from dms_resources.accounts import Allowance
-from dms_resources.leases import Lease, LeaseState
+from dms_resources.ledger.accounts import Allowance
+from dms_resources.ledger.leases import Lease, LeaseState
 
 TOKEN = AccessRule(token=True)
 # The provider's own key, as conftest makes it.

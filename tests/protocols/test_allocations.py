@@ -10,7 +10,7 @@ from dms_protocols.errors import RemoteError
 from dms_protocols.requesters import AllocationClient
 from dms_protocols.signing import seal_bid
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand
-from dms_resources.leases import LeaseState
+from dms_resources.ledger.leases import LeaseState
 from dms_resources.units import Cores
 
 GIB = 2**30

@@ -28,7 +28,7 @@ from dms_protocols.prices import PricesPerHour
 from dms_protocols.signing import open_bid, seal_bid
 from dms_resources.components import HoldLimits
 from dms_resources.demands import CPUShortage, Demand, GPUDemand, GPUShortage, PortDemand, RAMShortage
-from dms_resources.leases import LeaseState
+from dms_resources.ledger.leases import LeaseState
 from dms_resources.units import Cores
 
 GIB = 2**30

@@ -11,7 +11,8 @@ from dms_protocols.error_bodies import ErrorBody, encode_error_body, error_body
 from dms_protocols.errors import BidError, BusyError, MessageError, ProtocolError, RemoteError
 from dms_resources import errors as resource_errors
 from dms_resources.demands import CPUDemand, CPUShortage, RAMShortage
-from dms_resources.errors import InsufficientError, NotHolderError, ResourcesError, WindowError
+from dms_resources.errors import NotHolderError, ResourcesError
+from dms_resources.refusals import InsufficientError, WindowError
 from dms_resources.units import Cores
 
 SHORTAGES = (

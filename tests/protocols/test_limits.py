@@ -6,6 +6,7 @@ from pathlib import Path
 from dms_protocols import errors
 from dms_protocols.limits import ServiceLimits, Shares
 from dms_resources import errors as ledger_errors
+from dms_resources import refusals
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
 
@@ -45,12 +46,12 @@ def test_the_page_knows_every_code_that_a_peer_can_be_sent() -> None:
     ledgers = {
         kind.code
         for kind in (
-            ledger_errors.InsufficientError, ledger_errors.PhysicalError, ledger_errors.DrainingError,
-            ledger_errors.NotOnboardedError, ledger_errors.WindowError, ledger_errors.ConflictError,
+            refusals.InsufficientError, refusals.PhysicalError, refusals.DrainingError,
+            refusals.NotOnboardedError, refusals.WindowError, ledger_errors.ConflictError,
             ledger_errors.NotCommittedError, ledger_errors.NotAllocatedError, ledger_errors.ExpiredError,
             ledger_errors.EndedError, ledger_errors.StaleFenceError, ledger_errors.NotHolderError,
             ledger_errors.AmountError, ledger_errors.UsageUnknownError, ledger_errors.StorageError,
-            ledger_errors.ShareError, ledger_errors.AccountError,
+            refusals.ShareError, refusals.AccountError,
         )
     }  # fmt: skip
     for code in ours | ledgers | {"not_my_bid", "not_your_bid", "bid_expired", "bad_signature", "frame_too_large"}:

@@ -21,7 +21,7 @@ from dms_protocols.requesters import AllocationClient
 from dms_protocols.signing import open_bid
 from dms_resources.components import CPU, GPU, RAM, Disk, HoldLimits, Resources
 from dms_resources.demands import GPUDemand
-from dms_resources.leases import LeaseState, Price
+from dms_resources.ledger.leases import LeaseState, Price
 from dms_resources.units import GIB, Cores
 
 CHEAP, DEAR = (PricesPerHour(currency="EUR", core=micros) for micros in (1_000_000, 9_000_000))

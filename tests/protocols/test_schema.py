@@ -13,7 +13,8 @@ import pytest
 from dms_protocols import service
 from dms_protocols.error_bodies import ErrorBody
 from dms_protocols.messages import adverts, allocation, bid, broadcast, peers, resources
-from dms_resources import components, demands, leases
+from dms_resources import components, demands
+from dms_resources.ledger import leases
 
 TEXT = re.sub(r";[^\n]*", "", (files("dms_protocols") / "schema.cddl").read_text())
 RULES = dict(re.findall(r"^([a-z-]+)\s*=\s*((?:.|\n(?![a-z]))*)", TEXT, re.MULTILINE))

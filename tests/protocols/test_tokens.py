@@ -26,7 +26,7 @@ from dms_protocols.tokens import (
     granter_of,
     open_token,
 )
-from dms_resources.accounts import Account, Allowance
+from dms_resources.ledger.accounts import Account, Allowance
 from dms_resources.units import GIB
 
 OWNER_SEED, OTHER_SEED = bytes([1]) * 32, bytes([2]) * 32

@@ -14,16 +14,10 @@ import trio.testing
 
 from dms_resources.components import MachineResources, OnboardedResources
 from dms_resources.demands import Demand, DiskShortage, GPUDemand, PortDemand, RAMShortage
-from dms_resources.errors import (
-    InsufficientError,
-    NotAllocatedError,
-    NotCommittedError,
-    PhysicalError,
-    RequestError,
-    WindowError,
-)
-from dms_resources.leases import EndReason, LeaseRequest, LeaseState, ResourceAllocation
-from dms_resources.room import Granted
+from dms_resources.errors import NotAllocatedError, NotCommittedError
+from dms_resources.ledger.capacity import Granted
+from dms_resources.ledger.leases import EndReason, LeaseRequest, LeaseState, ResourceAllocation
+from dms_resources.refusals import InsufficientError, PhysicalError, RequestError, WindowError
 from dms_resources.units import GIB, Cores
 
 NewDemand = Callable[..., Demand]

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from dms_protocols.messages.bid import Bid, Refusal
 from dms_resources.components import FreeResources, Resources
-from dms_resources.leases import EndedLease, Lease, Price
+from dms_resources.ledger.leases import EndedLease, Lease, Price
 
 from ..requesting.progress import SearchProgress
 

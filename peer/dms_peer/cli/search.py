@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from dms_host.keys.identity import load_or_create_identity
-from dms_resources.leases import Lease
+from dms_resources.ledger.leases import Lease
 
 from ..config.ensemble import EnsembleFile
 from ..discovery.open import open_requester

@@ -99,8 +99,8 @@ class Home(Struct, frozen=True):
         Raises MachineFileError. Blocks, for seconds where a GPU driver is slow.
         """
         # Of no use to those who ask a running peer, and they must start fast.
-        from dms_resources.hardware import measure_machine
-        from dms_resources.machine_file import read_machine_file
+        from dms_resources.machine.file import read_machine_file
+        from dms_resources.machine.hardware import measure_machine
 
         if choice is not None and choice != MEASURED:
             return read_machine_file(Path(choice))
@@ -110,7 +110,7 @@ class Home(Struct, frozen=True):
 
     def remember_machine(self, choice: str | None, machine: MachineResources) -> None:
         """Keeps the choice for later commands; only for the process that holds the ledger. Blocks on disk."""
-        from dms_resources.machine_file import write_machine_file
+        from dms_resources.machine.file import write_machine_file
 
         if choice == MEASURED:
             self.machine_path.unlink(missing_ok=True)

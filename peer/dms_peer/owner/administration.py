@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from dms_protocols.counts import ServiceCounts
 from dms_protocols.errors import ProtocolError
 from dms_protocols.operations import Caller, Operations
-from dms_resources.changes import describe_missing
 from dms_resources.demands import describe_shortage
+from dms_resources.ledger.missing import describe_missing
 
 from .messages import (
     AuditAnswer,

@@ -7,8 +7,8 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta, Struct
 
 from dms_resources.components import Amount, FreeResources, MachineResources, OnboardedResources, Resources
-from dms_resources.leases import Lease
-from dms_resources.records import Finding, HistoryEntry
+from dms_resources.ledger.history import Finding, HistoryEntry
+from dms_resources.ledger.leases import Lease
 
 from .offers import Offer
 

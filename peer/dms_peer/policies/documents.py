@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from dms_protocols.policies import Decision, Decisions, PolicyRequest, Seconds
-from dms_resources.leases import Price
+from dms_resources.ledger.leases import Price
 from dms_resources.units import decode_value, encode_value
 
 from ..errors import PolicyError

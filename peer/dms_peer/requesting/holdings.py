@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from dms_resources.leases import Lease
+from dms_resources.ledger.leases import Lease
 
 from .bids import ReceivedBid
 from .limits import RequesterLimits

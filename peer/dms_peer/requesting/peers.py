@@ -16,7 +16,7 @@ from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOUR
 from dms_protocols.requesters import AllocationClient, BidClient, Bids, ResourcesClient
 from dms_protocols.signing import EnvelopeOpener
 from dms_resources.components import FreeResources
-from dms_resources.leases import EndedLease, Lease
+from dms_resources.ledger.leases import EndedLease, Lease
 
 from ..errors import PeerError
 from .network import PeerNetwork, PeerObserver

@@ -22,7 +22,7 @@ from typing import Any
 import trio
 
 from dms_protocols.messages.bid import EnsembleRequest
-from dms_resources.leases import Lease
+from dms_resources.ledger.leases import Lease
 
 from .acquisition import Acquisition
 from .assignment import AssignmentRules

@@ -14,9 +14,9 @@ from prometheus_client.registry import Collector
 
 from dms_protocols.counts import ServiceCounts
 from dms_resources.components import FreeResources, OnboardedResources
-from dms_resources.leases import LeaseState
+from dms_resources.ledger.leases import LeaseState
+from dms_resources.ledger.metrics import WRITE_BUCKETS, LedgerMeasures
 from dms_resources.manager import ResourceManager
-from dms_resources.measures import WRITE_BUCKETS, LedgerMeasures
 
 __all__ = ["PeerCollector"]
 

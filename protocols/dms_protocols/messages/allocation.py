@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta, Struct
 
 from dms_resources.components import Amount
-from dms_resources.leases import EndedLease, Lease
+from dms_resources.ledger.leases import EndedLease, Lease
 
 from .bid import MAX_NODES
 

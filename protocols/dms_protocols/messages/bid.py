@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from dms_resources.components import Amount, Resources
 from dms_resources.demands import Demand, PortDemand, Shortage
-from dms_resources.leases import Price
+from dms_resources.ledger.leases import Price
 
 from ..cbor import encode_deterministic, encode_fast
 

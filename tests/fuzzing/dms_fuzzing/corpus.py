@@ -25,7 +25,7 @@ from dms_protocols.messages.broadcast import BroadcastRequest
 from dms_protocols.signing import seal_bid
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
-from dms_resources.machine_file import machine_document
+from dms_resources.machine.file import machine_document
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores
 

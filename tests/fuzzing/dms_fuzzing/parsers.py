@@ -39,8 +39,8 @@ from dms_protocols.tokens import granter_of
 from dms_protocols.wire import read_id
 from dms_resources.components import FreeResources, MachineResources, OnboardedResources
 from dms_resources.errors import MachineFileError, StorageError
-from dms_resources.machine_file import parse_machine
-from dms_resources.storage import SQLiteStorage
+from dms_resources.ledger.storage import SQLiteStorage
+from dms_resources.machine.file import parse_machine
 
 from .granted import CHECKER, GRANTER, TOKENS
 

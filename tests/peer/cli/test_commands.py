@@ -15,7 +15,7 @@ import typer
 from dms_host.keys.identity import load_identity
 from dms_peer.__main__ import run_command
 from dms_peer.cli.app import command_app
-from dms_resources.storage import SQLiteStorage
+from dms_resources.ledger.storage import SQLiteStorage
 
 GIB = 2**30
 MACHINE = {
@@ -296,7 +296,7 @@ def test_what_nobody_expected_is_one_line_too(failing: Any, home: str, monkeypat
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by design")
 
-    monkeypatch.setattr("dms_resources.hardware.measure_machine", fail)
+    monkeypatch.setattr("dms_resources.machine.hardware.measure_machine", fail)
     exit_code, error, line = failing("status", "--home", home)
     assert (exit_code, error["code"]) == (1, "internal")
     assert "--debug" in line

@@ -21,7 +21,7 @@ from dms_peer.serving import serve
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, RAMDemand
-from dms_resources.leases import LeaseRequest
+from dms_resources.ledger.leases import LeaseRequest
 from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import GIB, Cores
 

@@ -10,11 +10,11 @@ import trio
 from dms_peer.owner.administration import LocalAdministration
 from dms_peer.owner.messages import AuditRequest, HistoryRequest, OnboardRequest
 from dms_peer.owner.offers import Offer
-from dms_resources.book import Totals
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.errors import OnboardingError
-from dms_resources.leases import LeaseState, ResourceAllocation
+from dms_resources.ledger.book import Totals
+from dms_resources.ledger.leases import LeaseState, ResourceAllocation
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores
 

@@ -18,7 +18,7 @@ from dms_protocols.messages.bid import NodeRequest
 from dms_protocols.policies import NodeOffer, PolicyRequest
 from dms_resources.components import CPU, RAM, Disk, Resources
 from dms_resources.demands import CPUDemand, Demand
-from dms_resources.leases import Price
+from dms_resources.ledger.leases import Price
 from dms_resources.units import GIB, Cores
 
 

@@ -18,7 +18,7 @@ from dms_peer.policies.settings import EntryPointSettings
 from dms_protocols.messages.bid import NodeRequest
 from dms_protocols.policies import Decision, Decisions, NodeOffer, PolicyRequest
 from dms_resources.components import CPU, RAM, Disk, Resources
-from dms_resources.leases import Price
+from dms_resources.ledger.leases import Price
 from dms_resources.units import Cores
 
 GIVEN = Resources(cpu=CPU(cores=Cores(1500)), ram=RAM(size=1), disk=Disk(size=0), gpus=())

@@ -16,7 +16,7 @@ from dms_peer.errors import PolicyError
 from dms_peer.policies.open import open_policies
 from dms_peer.policies.settings import EntryPointSettings
 from dms_protocols.policies import Decision, Decisions, PolicyRequest, no_answer
-from dms_resources.leases import Price
+from dms_resources.ledger.leases import Price
 
 REFUSED = Decisions(decisions=no_answer(2))
 ACCEPTED = Decisions(decisions=(Decision(accept=True),) * 2)
@@ -50,7 +50,7 @@ async def test_it_sees_typed_values_and_keeps_what_it_knows_between_questions(
     entry_point: Callable[[str], str], question: PolicyRequest
 ) -> None:
     body = """
-        from dms_resources.leases import Price
+        from dms_resources.ledger.leases import Price
         asked = []
         def decide(request):
             asked.append(request.requester)

@@ -21,7 +21,7 @@ from dms_peer.owner.offers import Offer
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.requesters import BidClient
 from dms_resources.demands import CPUDemand, Demand
-from dms_resources.leases import Price
+from dms_resources.ledger.leases import Price
 from dms_resources.units import GIB, Cores
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)

@@ -15,7 +15,7 @@ from dms_protocols.errors import BidError, BusyError
 from dms_protocols.messages.bid import NodeRequest, Price
 from dms_protocols.policies import Decision
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL
-from dms_resources.leases import LeaseState
+from dms_resources.ledger.leases import LeaseState
 from dms_simulation.market import ListSource
 from dms_simulation.network import LinkConditions
 from dms_simulation.providers import provider_operations, simulated_demand, simulated_machine

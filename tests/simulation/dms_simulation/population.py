@@ -17,16 +17,16 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from dms_resources import decisions
-from dms_resources.book import NOTHING_OFFERED
-from dms_resources.clock import Clock
 from dms_resources.components import HoldLimits, MachineResources, OnboardedResources, PortRange
 from dms_resources.demands import Demand
 from dms_resources.estimates import would_fit
-from dms_resources.leases import LeaseRequest
-from dms_resources.ledger import Ledger
+from dms_resources.ledger import decisions
+from dms_resources.ledger.book import NOTHING_OFFERED
+from dms_resources.ledger.clock import Clock
+from dms_resources.ledger.leases import LeaseRequest
+from dms_resources.ledger.ledger import Ledger
+from dms_resources.ledger.storage import Contents
 from dms_resources.manager import ResourceManager
-from dms_resources.storage import Contents
 
 from .providers import in_place, simulated_demand, simulated_machine
 from .scheduling import EPOCH

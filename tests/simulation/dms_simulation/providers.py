@@ -16,7 +16,6 @@ from dms_protocols.limits import Shares
 from dms_protocols.operations import Operations
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, BID_PROTOCOL_1_1, RESOURCES_PROTOCOL
 from dms_protocols.queries import resource_operations
-from dms_resources.clock import Clock
 from dms_resources.components import (
     CPU,
     GPU,
@@ -29,7 +28,8 @@ from dms_resources.components import (
     PortRange,
 )
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
-from dms_resources.journal import Worker
+from dms_resources.ledger.clock import Clock
+from dms_resources.ledger.journal import Worker
 from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import GIB, Cores
 

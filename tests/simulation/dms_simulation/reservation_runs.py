@@ -28,7 +28,7 @@ from dms_peer.requesting.errors import ReservationError, ReservationLostError
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_resources.components import FreeResources
 from dms_resources.errors import ResourcesError
-from dms_resources.leases import LeaseState
+from dms_resources.ledger.leases import LeaseState
 
 from .market import SimulatedMarket, open_market
 from .network import LinkConditions

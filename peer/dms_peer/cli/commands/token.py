@@ -172,7 +172,7 @@ def _terms(
     providers: list[str] | None,
 ) -> GrantTerms:
     from dms_protocols.grants import GrantTerms
-    from dms_resources.accounts import Allowance
+    from dms_resources.ledger.accounts import Allowance
 
     from ..token_files import end_of_grant, named_operations, named_peers
 

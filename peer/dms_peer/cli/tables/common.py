@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from dms_resources.components import GPU, Resources
-from dms_resources.leases import Lease, Price
+from dms_resources.ledger.leases import Lease, Price
 from dms_resources.units import format_duration, format_size
 
 from ...owner.messages import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswer, TermsSummary

@@ -28,7 +28,7 @@ from dms_peer.node import Node, Ready
 from dms_peer.owner.revocations import Revocations
 from dms_protocols.errors import AccessError
 from dms_protocols.tokens import granter_of, open_token
-from dms_resources.accounts import Allowance
+from dms_resources.ledger.accounts import Allowance
 
 PEER = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": [{"vram": "24GiB"}]}

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from dms_protocols.limits import ServiceLimits
 from dms_protocols.shares import SharesInUse
-from dms_resources.book import MOST_ENDED, Book
-from dms_resources.leases import Lease
+from dms_resources.ledger.book import MOST_ENDED, Book
+from dms_resources.ledger.leases import Lease
 
 __all__ = ["oversold", "unbounded", "uneven"]
 

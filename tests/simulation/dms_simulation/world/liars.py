@@ -32,8 +32,9 @@ from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, BID_PR
 from dms_protocols.signing import open_bid, seal_bid
 from dms_resources.components import CPU, GPU, RAM, Disk, GPUVendor, Resources
 from dms_resources.demands import Demand
-from dms_resources.errors import InsufficientError, NotCommittedError, StaleFenceError
-from dms_resources.leases import EndedLease, EndReason, Lease, LeaseState
+from dms_resources.errors import NotCommittedError, StaleFenceError
+from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState
+from dms_resources.refusals import InsufficientError
 
 from ..scheduling import EPOCH
 from ..signing import SimulatedOpener, SimulatedSigner

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from dms_resources.leases import Lease, LeaseState
+from dms_resources.ledger.leases import Lease, LeaseState
 
 __all__ = ["Promise", "Request"]
 

@@ -14,9 +14,9 @@ from dms_protocols.counts import ServiceCounts
 from dms_protocols.limits import ServiceLimits, Share, Shares
 from dms_protocols.operations import Operations
 from dms_protocols.shares import SharesInUse
-from dms_resources.book import Book
 from dms_resources.components import MachineResources
 from dms_resources.errors import StorageError
+from dms_resources.ledger.book import Book
 from dms_resources.manager import ResourceManager
 
 from ..network import GOOD_LINK, LinkConditions

@@ -22,7 +22,7 @@ from dms_protocols.messages.allocation import (
     ReleaseRequest,
 )
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL
-from dms_resources.leases import LeaseState
+from dms_resources.ledger.leases import LeaseState
 
 from ..network import GOOD_LINK, LinkConditions, SimulatedNetwork
 from ..providers import simulated_machine

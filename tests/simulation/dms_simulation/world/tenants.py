@@ -13,7 +13,7 @@ from dms_peer.requesting import AssignmentRules, Candidate, Requester, Requester
 from dms_peer.requesting.errors import ReservationError, ReservationLostError
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_resources.demands import PortDemand
-from dms_resources.leases import LeaseState
+from dms_resources.ledger.leases import LeaseState
 
 from ..market import ListSource
 from ..network import SimulatedNetwork

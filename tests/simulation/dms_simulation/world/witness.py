@@ -26,7 +26,7 @@ from dms_protocols.messages.bid import Bid
 from dms_protocols.operations import Caller, Operation, Operations
 from dms_protocols.signing import open_bid
 from dms_resources.errors import ResourcesError, StorageError
-from dms_resources.leases import Lease, LeaseState
+from dms_resources.ledger.leases import Lease, LeaseState
 
 from ..signing import SimulatedOpener
 from .promises import Promise, Request

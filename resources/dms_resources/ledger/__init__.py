@@ -1,0 +1,1 @@
+"""The ledger: who may have what, for how long; durable, and never more than there is."""

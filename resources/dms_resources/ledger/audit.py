@@ -1,0 +1,150 @@
+"""The ledger against itself, its file, and what the operating system shows.
+
+Findings by code: `totals` (the running totals are not the sum of the leases), `stored` (the file has other leases),
+`oversold` (more is promised than offered), `device_gone` (a lease is on a GPU that is not there), `port_in_use` (a
+free port is used by a process), `vram_in_use` (a GPU uses more memory than is promised on it), `process_gone` (the
+processes of an allocation have ended). `process_gone`, `totals` and `stored` can be
+repaired without the owner's further help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+
+from ..components import Resources
+from ..placement import DeviceState
+from ..units import format_size
+from .accounts import Sums
+from .book import Book
+from .history import Finding
+from .leases import Lease, LeaseState
+from .storage import StoredLease
+
+__all__ = ["AuditSnapshot", "audit_snapshot", "started_after_boot"]
+
+# Drivers and desktops use some memory of every GPU.
+_VRAM_TOLERANCE = 1 << 30
+# Far less than it takes for a process number to come round again.
+_START_TOLERANCE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSnapshot:
+    """The book at one instant, and the leases that its file had (None when changes were on their way)."""
+
+    leases: tuple[Lease, ...]
+    totals: tuple[int, int, int, int]
+    offered: tuple[int, int, int]
+    devices: tuple[DeviceState, ...]
+    free_ports: frozenset[int]
+    sums: Sums
+    stored: list[StoredLease] | None
+
+    @classmethod
+    def of(cls, book: Book, stored: list[StoredLease] | None) -> AuditSnapshot:
+        """Copies what an audit looks at."""
+        promised = book.promised()
+        return cls(
+            leases=tuple(record.lease for record in book.leases.values()),
+            totals=(promised.millicores, promised.ram, promised.disk, promised.count),
+            offered=book.offered(),
+            devices=tuple(book.devices.values()),
+            free_ports=frozenset(
+                port for port in range(book.ports.range.first, book.ports.range.last + 1) if book.ports.is_free(port)
+            ),
+            sums=book.sums.copy(),
+            stored=stored,
+        )
+
+
+def audit_snapshot(snapshot: AuditSnapshot, usage: Resources | None) -> list[Finding]:
+    """All findings. Blocks on the operating system: called in a worker thread."""
+    return [*_itself(snapshot), *_file(snapshot), *_devices(snapshot, usage), *_ports(snapshot), *_processes(snapshot)]
+
+
+def _itself(snapshot: AuditSnapshot) -> Iterator[Finding]:
+    leases = snapshot.leases
+    sums = (
+        sum(lease.resources.cpu.cores.millicores for lease in leases),
+        sum(lease.resources.ram.size for lease in leases),
+        sum(lease.resources.disk.size for lease in leases),
+        len(leases),
+    )
+    if sums != snapshot.totals:
+        yield Finding(code="totals", message=f"the leases add up to {sums}, the totals say {snapshot.totals}")
+    added_up = Sums.of((lease.holder, lease.accounts, lease.resources) for lease in leases)
+    for difference in added_up.differences(snapshot.sums):
+        yield Finding(code="totals", message=f"the leases and the totals say of {difference}")
+    for name, promised, offered in zip(("millicores", "RAM", "disk"), sums, snapshot.offered, strict=False):
+        if promised > offered:
+            yield Finding(code="oversold", message=f"{name}: {promised} promised, {offered} offered")
+    for state in snapshot.devices:
+        used = sum(gpu.vram for lease in leases for gpu in lease.resources.gpus if gpu.uuid == state.device.uuid)
+        if used != state.used:
+            yield Finding(code="totals", message=f"GPU {state.device.uuid}: {used} by lease, {state.used} in total")
+
+
+def _file(snapshot: AuditSnapshot) -> Iterator[Finding]:
+    if snapshot.stored is None:
+        return
+    stored = {one.lease.lease_id: one.lease for one in snapshot.stored}
+    known = {lease.lease_id: lease for lease in snapshot.leases}
+    for lease_id in stored.keys() | known.keys():
+        if stored.get(lease_id) != known.get(lease_id):
+            yield Finding(code="stored", message=f"the file has another lease {lease_id}", lease_id=lease_id)
+
+
+def _devices(snapshot: AuditSnapshot, usage: Resources | None) -> Iterator[Finding]:
+    in_use = {gpu.uuid: gpu.vram for gpu in usage.gpus} if usage else {}
+    for state in snapshot.devices:
+        device = f"GPU {state.device.index} ({state.device.uuid})"
+        if state.missing and state.users:
+            yield Finding(code="device_gone", message=f"{device} is gone and {state.users} leases are on it")
+        beyond = in_use.get(state.device.uuid, 0) - state.used
+        if beyond > _VRAM_TOLERANCE:
+            yield Finding(
+                code="vram_in_use", message=f"{device}: {format_size(beyond)} are used beyond what is promised"
+            )
+
+
+def _ports(snapshot: AuditSnapshot) -> Iterator[Finding]:
+    try:
+        connections = psutil.net_connections(kind="inet")
+    except (psutil.Error, OSError):
+        return
+    listening = {one.laddr.port for one in connections if one.laddr and one.status in ("LISTEN", "NONE")}
+    for port in sorted(listening & snapshot.free_ports):
+        yield Finding(code="port_in_use", message=f"port {port} is free in the ledger but a process uses it")
+
+
+def _processes(snapshot: AuditSnapshot) -> Iterator[Finding]:
+    for lease in snapshot.leases:
+        if lease.state is LeaseState.ALLOCATED and lease.processes and not any(map(_runs, lease.processes)):
+            yield Finding(
+                code="process_gone",
+                message=f"the processes of allocation {lease.lease_id} have ended",
+                lease_id=lease.lease_id,
+            )
+
+
+def started_after_boot(process: int) -> float:
+    """How many seconds after the machine's boot a process started: unlike the time of day, no clock's setting moves it.
+
+    Raises `psutil.Error`, and `ValueError` or `OverflowError` for a number that no process has.
+    """
+    return float(psutil.Process(process).create_time() - psutil.boot_time())
+
+
+def _runs(process: tuple[int, float]) -> bool:
+    number, started = process
+    try:
+        # The boot time is read apart from the start, and may have been set in between.
+        return abs(started_after_boot(number) - started) < _START_TOLERANCE
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
+    except psutil.Error:
+        # Not allowed to look is not the same as gone.
+        return True

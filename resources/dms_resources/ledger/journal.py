@@ -1,0 +1,162 @@
+"""Group commit: many waiting changes, one transaction, one fsync.
+
+A change is applied to the book at once and in order, so that nobody else is promised the same, and acknowledged when
+its batch is durable. When a batch fails, it and all that was decided after it are taken back and told so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import trio
+
+from ..errors import StorageError
+from .book import Book, Change
+from .metrics import LedgerMeasures
+from .storage import Contents
+
+__all__ = ["Batch", "Journal", "Storage", "Worker", "new_worker"]
+
+_log = logging.getLogger(__name__)
+
+
+class Storage(Protocol):
+    """Where changes are written; blocking."""
+
+    def write(self, changes: list[Change]) -> None:
+        """Makes changes durable. Raises `StorageError`."""
+
+    def reopen(self) -> Contents:
+        """Reads what is there after an error. Raises `StorageError`."""
+
+
+class Worker(Protocol):
+    """Runs a blocking call to its end without blocking the event loop, as `trio.to_thread.run_sync` does."""
+
+    def __call__(self, call: Callable[[], None], /) -> Awaitable[None]: ...
+
+
+class Batch:
+    """Changes that become durable together; `done` is set when they are, or have failed with `error`."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.done = trio.Event()
+        self.error: StorageError | None = None
+
+    async def wait(self) -> None:
+        """Returns when the batch is durable; raises `StorageError` when it failed. Cancelling it changes nothing."""
+        await self.done.wait()
+        if self.error is not None:
+            raise StorageError(self.error.message, hint=self.error.hint) from self.error
+
+
+class Journal:
+    """Carries the changes of one book to one storage."""
+
+    def __init__(self, storage: Storage, worker: Worker) -> None:
+        self._storage = storage
+        self._worker = worker
+        self._open = Batch()
+        self._writing: Batch | None = None
+        self._wake = trio.Event()
+        self.failed: StorageError | None = None
+        self.closed = False
+        self.measures = LedgerMeasures()
+
+    @property
+    def waiting(self) -> int:
+        """How many changes wait for the disk."""
+        return len(self._open.changes)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is on the disk."""
+        return not self._open.changes and self._writing is None
+
+    def submit(self, book: Book, change: Change) -> Batch:
+        """Applies a change and queues it; an empty change waits for all that went before it.
+
+        Raises `StorageError` after `close`.
+        """
+        if self.closed:
+            raise StorageError("the ledger is closed")
+        if change.empty:
+            return self._open if self._open.changes else self._writing or _finished()
+        book.apply(change)
+        self._open.changes.append(change)
+        self._wake.set()
+        return self._open
+
+    async def run(self, current: Callable[[], Book], tell: Callable[[], None]) -> None:
+        """Writes batch after batch until it is cancelled; `current` gives the book that failed changes leave, `tell`
+        is called when they left it."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            await self.flush(current, tell)
+
+    async def flush(self, current: Callable[[], Book], tell: Callable[[], None]) -> None:
+        """Writes all that waits. May be cancelled between two batches; a thread that writes is waited for."""
+        while self._open.changes:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            batch, self._open = self._open, Batch()
+            self._writing = batch
+            try:
+                with trio.CancelScope(shield=True):
+                    started = time.perf_counter()
+                    await self._worker(lambda: self._storage.write(batch.changes))  # noqa: B023 - awaited at once
+                self.measures.written(batch.changes, time.perf_counter() - started)
+            except BaseException as error:
+                # Whatever it was, nobody may be told that the disk has it.
+                self._fail(current(), batch, _as_storage_error(error))
+                tell()
+                if not isinstance(error, Exception):
+                    raise
+            finally:
+                self._writing = None
+                batch.done.set()
+
+    def close(self, book: Book) -> None:
+        """Takes nothing more; who still waits is told that it did not happen."""
+        self.closed = True
+        self._fail(book, Batch(), StorageError("the ledger is closed"))
+
+    def _fail(self, book: Book, batch: Batch, error: StorageError) -> None:
+        later, self._open = self._open, Batch()
+        self.failed = batch.error = later.error = error
+        later.done.set()
+        lost = [*batch.changes, *later.changes]
+        if lost:
+            self.measures.failed_writes += 1
+            _log.error("the ledger could not be written, %d changes are taken back: %s", len(lost), error)
+        for change in reversed(lost):
+            book.undo(change)
+
+
+def _as_storage_error(error: BaseException) -> StorageError:
+    if isinstance(error, StorageError):
+        return error
+    failed = StorageError(f"the ledger could not be written: {error!r}", hint="this is a defect: please report it")
+    failed.__cause__ = error
+    return failed
+
+
+def _finished() -> Batch:
+    batch = Batch()
+    batch.done.set()
+    return batch
+
+
+def new_worker() -> Worker:
+    """A worker with threads of its own, which nobody else of this process can use up."""
+    # One for the ledger's disk, one for what an audit asks of the operating system.
+    limiter = trio.CapacityLimiter(2)
+
+    async def work(call: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(call, limiter=limiter)
+
+    return work

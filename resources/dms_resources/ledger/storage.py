@@ -1,0 +1,365 @@
+"""The ledger on disk: SQLite, write-ahead log, synchronous=FULL; one process, one writer.
+
+What `write` returned from survives kill -9 and power loss. What it raised from either happened or did not, never half;
+`reopen` tells which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sqlite3
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from msgspec import Struct
+
+from ..errors import StorageError
+from ..units import decode_value, encode_value
+from .book import MOST_ENDED, Change, Offer, Record
+from .history import HistoryEntry
+from .leases import EndedLease, Lease
+from .ledger_file import (
+    LedgerLock,
+    connect_ledger,
+    damaged_error,
+    empty_log,
+    lock_ledger,
+    make_ledger,
+    primary_code,
+    storage_error,
+)
+from .schema import Schema, ledger_schema
+
+__all__ = ["MOST_HISTORY", "Contents", "SQLiteStorage", "StoredLease"]
+
+MOST_HISTORY = 1_000_000
+"""So many entries the history has at most: whoever may commit and release could else fill the owner's disk."""
+
+_encoder = msgspec.json.Encoder(enc_hook=encode_value)
+_lease_decoder = msgspec.json.Decoder(Lease, dec_hook=decode_value)
+_ended_decoder = msgspec.json.Decoder(EndedLease)
+_offer_decoder = msgspec.json.Decoder(Offer, dec_hook=decode_value)
+
+_SET_HEAD = "UPDATE ledger SET offer = ?, fence = ?, checksum = ?"
+
+# Old rows are forgotten in steps, so that no change waits long for the disk meanwhile.
+_PRUNE_STEP = 5_000
+
+
+class StoredLease(Struct, frozen=True):
+    """A lease as it was stored: `due` counts on the steady clock of the boot `boot_id`."""
+
+    lease: Lease
+    due: float | None
+    boot_id: str
+
+
+class Contents(Struct, frozen=True, kw_only=True):
+    """Everything that the ledger needs to go on."""
+
+    offer: Offer
+    fence: int
+    leases: list[StoredLease]
+    ended: list[EndedLease]
+
+
+class SQLiteStorage:
+    """One open ledger file. Everything here blocks: the event loop calls it in a worker thread, one call at a time."""
+
+    def __init__(self, path: Path, *, boot_id: str, schema: Schema | None = None) -> None:
+        """Opens the ledger, or makes it.
+
+        Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError`.
+        """
+        # One ledger has one lock, by whatever links it is reached.
+        self.path = path = Path(os.path.realpath(path))
+        self._boot_id = boot_id
+        self._schema = schema or ledger_schema()
+        # The ended leases that the file has, the first that ended first, each with the number that keeps their order.
+        self._ended: OrderedDict[str, float] | None = None
+        self._lock: LedgerLock | None = lock_ledger(path)
+        try:
+            make_ledger(path, self._schema)
+            self._lock.claim_file()
+            self._db = connect_ledger(path, self._schema)
+            try:
+                # The row of the table `ledger`; it is written as a whole, because its checksum covers all of it.
+                self._head = self._read_head()
+            except BaseException:
+                self._db.close()
+                raise
+        except BaseException:
+            self._unlock()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file and lets another process have it."""
+        # A disk that fails now has lost nothing: all that was acknowledged is in the file already.
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        self._unlock()
+
+    def load(self) -> Contents:
+        """Reads all. Raises `StorageError`, or `LedgerDamagedError` on a row that cannot be read."""
+        with self._reading():
+            self._head = self._read_head()
+            offer, fence = self._head
+            ended = self._read_ended()
+            return Contents(
+                offer=_offer_decoder.decode(offer),
+                fence=fence,
+                leases=self._read_leases(),
+                ended=[_ended_decoder.decode(body) for body in ended],
+            )
+
+    def load_leases(self) -> list[StoredLease]:
+        """Reads the leases that stand. Raises as `load`, also where the file is no longer in its place."""
+        if self._lock is not None:
+            self._lock.check_place()
+        with self._reading():
+            return self._read_leases()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise storage_error(self.path, error) from error
+        except (msgspec.MsgspecError, TypeError, UnicodeError) as error:
+            raise damaged_error(self.path, f"a row cannot be read: {error}") from error
+
+    def _read_leases(self) -> list[StoredLease]:
+        return [
+            StoredLease(_lease_decoder.decode(body), due, boot_id)
+            for _, body, due, boot_id in self._rows("SELECT lease_id, body, due, boot_id, checksum FROM leases")
+        ]
+
+    def write(self, changes: Sequence[Change]) -> None:
+        """Writes changes in their order as one transaction, and returns when the disk has them.
+
+        Raises `StorageError`; then nothing of them is promised to anybody.
+        """
+        if self._lock is not None:
+            # What is written to a file that was moved away or replaced meanwhile is lost with the next start.
+            self._lock.check_place()
+        try:
+            if self._ended is None:
+                self._read_ended()
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                head, ended, forgotten = self._write_all(changes)
+                self._db.execute("COMMIT")
+            except BaseException:
+                # Some errors have rolled back already; a second rollback would hide the first error.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise storage_error(self.path, error) from error
+        self._head = head
+        known = self._known_ended
+        for key, number in ended.items():
+            known.pop(key, None)
+            known[key] = number
+        for key in forgotten:
+            del known[key]
+
+    def reopen(self) -> Contents:
+        """Opens the file anew after an error, to learn what is in it. Raises `StorageError` while the disk refuses."""
+        if self._lock is None:
+            raise StorageError(f"the ledger {self.path} is closed")
+        self._lock.check_place()
+        try:
+            empty_log(self._db, self.path)
+        except sqlite3.Error as error:
+            # On a full disk the connection is still good for reading.
+            if primary_code(error) == sqlite3.SQLITE_FULL:
+                raise storage_error(self.path, error) from error
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        self._db = connect_ledger(self.path, self._schema)
+        contents = self.load()
+        self._probe()
+        return contents
+
+    def _probe(self) -> None:
+        # A disk that can be read again may still take nothing.
+        try:
+            self._db.execute(_SET_HEAD, _with_checksum(*self._head))
+        except sqlite3.Error as error:
+            raise storage_error(self.path, error) from error
+
+    def history(self, *, limit: int, before: int | None = None) -> list[tuple[int, HistoryEntry]]:
+        """The newest entries first, with their numbers; at most `limit`, all older than number `before`."""
+        try:
+            rows = self._db.execute(
+                "SELECT number, at, actor, action, lease_id, reason, detail FROM history"
+                " WHERE number < ? ORDER BY number DESC LIMIT ?",
+                (2**62 if before is None else before, limit),
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise storage_error(self.path, error) from error
+        return [
+            (
+                number,
+                HistoryEntry(at=at, actor=actor, action=action, lease_id=lease_id, reason=reason, detail=detail),
+            )
+            for number, at, actor, action, lease_id, reason, detail in rows
+        ]
+
+    def prune(self, *, history_before: float) -> bool:
+        """Forgets some history older than this Unix time, and some of what an older version kept beyond what is
+        remembered; says whether there may be more. Raises `StorageError`.
+        """
+        try:
+            if self._ended is None:
+                self._read_ended()
+            known = self._known_ended
+            oldest = next(iter(known.values()), -math.inf) if len(known) >= MOST_ENDED else -math.inf
+            gone = (
+                self._db.execute(
+                    "DELETE FROM history WHERE number IN (SELECT number FROM history WHERE at < ? LIMIT ?)",
+                    (history_before, _PRUNE_STEP),
+                ).rowcount,
+                self._db.execute(
+                    "DELETE FROM ended WHERE lease_id IN (SELECT lease_id FROM ended WHERE ended < ? LIMIT ?)",
+                    (oldest, _PRUNE_STEP),
+                ).rowcount,
+                self._shorten_history(_PRUNE_STEP),
+            )
+        except sqlite3.Error as error:
+            raise storage_error(self.path, error) from error
+        return max(gone) >= _PRUNE_STEP
+
+    def _shorten_history(self, most: int) -> int:
+        return self._db.execute(
+            "DELETE FROM history WHERE number IN (SELECT number FROM history"
+            " WHERE number <= (SELECT max(number) FROM history) - ? ORDER BY number LIMIT ?)",
+            (MOST_HISTORY, most),
+        ).rowcount
+
+    def _write_all(self, changes: Sequence[Change]) -> tuple[tuple[str, int], dict[str, float], list[str]]:
+        last: dict[str, Record | None] = {}
+        for change in changes:
+            for before, after in change.leases:
+                record = after or before
+                if record is not None:
+                    last[record.lease.lease_id] = after
+        run = self._db.executemany
+        run("DELETE FROM leases WHERE lease_id = ?", [(key,) for key, record in last.items() if record is None])
+        run(
+            "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?, ?)",
+            [
+                _with_checksum(key, _text(record.lease), _real(record.due), self._boot_id)
+                for key, record in last.items()
+                if record
+            ],
+        )
+        ended, forgotten = self._write_ended(changes)
+        entries = list(_history_rows(changes))
+        run("INSERT INTO history (at, actor, action, lease_id, reason, detail) VALUES (?, ?, ?, ?, ?, ?)", entries)
+        if entries:
+            self._shorten_history(2 * len(entries))
+        return self._write_head(changes), ended, forgotten
+
+    def _write_ended(self, changes: Sequence[Change]) -> tuple[dict[str, float], list[str]]:
+        """What ended, with the numbers that keep the order, and what is forgotten for it."""
+        known = self._known_ended
+        newest = next(reversed(known.values()), -math.inf)
+        rows: dict[str, tuple[str, float]] = {}
+        for change in changes:
+            for end in change.ended:
+                # The wall clock may have been set back since the last one.
+                newest = max(float(end.ended), math.nextafter(newest, math.inf))
+                rows.pop(end.lease_id, None)
+                rows[end.lease_id] = (_text(end), newest)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?)",
+            [_with_checksum(key, body, number) for key, (body, number) in rows.items()],
+        )
+        older = sum(key in known for key in rows)
+        in_order = chain((key for key in known if key not in rows), rows)
+        forgotten = list(islice(in_order, max(0, len(known) - older + len(rows) - MOST_ENDED)))
+        self._db.executemany("DELETE FROM ended WHERE lease_id = ?", [(key,) for key in forgotten])
+        return {key: number for key, (_, number) in rows.items()}, forgotten
+
+    @property
+    def _known_ended(self) -> OrderedDict[str, float]:
+        if self._ended is None:
+            raise ValueError("what ended was not read yet")
+        return self._ended
+
+    def _read_ended(self) -> list[str]:
+        """Their bodies, the first that ended first; no more than are remembered."""
+        self._ended = None
+        rows = list(
+            self._rows(
+                "SELECT * FROM (SELECT lease_id, body, ended, checksum FROM ended ORDER BY ended DESC"
+                f" LIMIT {MOST_ENDED}) ORDER BY ended"
+            )
+        )
+        self._ended = OrderedDict((lease_id, ended) for lease_id, _, ended in rows)
+        return [body for _, body, _ in rows]
+
+    def _write_head(self, changes: Sequence[Change]) -> tuple[str, int]:
+        offers = [change.offer[1] for change in changes if change.offer]
+        offer, fence = self._head
+        head = (_text(offers[-1]) if offers else offer, max([fence, *(change.fence for change in changes)]))
+        if head != self._head:
+            self._db.execute(_SET_HEAD, _with_checksum(*head))
+        return head
+
+    def _read_head(self) -> tuple[str, int]:
+        try:
+            for offer, fence in self._rows("SELECT offer, fence, checksum FROM ledger"):
+                return offer, fence
+        except sqlite3.Error as error:
+            raise storage_error(self.path, error) from error
+        raise damaged_error(self.path, "the row that says what is offered is gone")
+
+    def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        for row in self._db.execute(query):
+            values = row[:-1]
+            if _with_checksum(*values) != row:
+                raise damaged_error(self.path, f"a row is not as it was written: {str(values)[:200]}")
+            yield values
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _with_checksum(*values: str | float | None) -> tuple[str | float | None, ...]:
+    return (*values, zlib.crc32(repr(values).encode()))
+
+
+def _history_rows(changes: Iterable[Change]) -> Iterator[tuple[float, str, str, str, str, str]]:
+    for change in changes:
+        for entry in change.entries:
+            yield (entry.at, entry.actor, entry.action, entry.lease_id, entry.reason, entry.detail)
+
+
+def _real(seconds: float | None) -> float | None:
+    # SQLite gives a float back for every number in a REAL column, and the checksum is over what comes back.
+    return None if seconds is None else float(seconds)
+
+
+def _text(value: object) -> str:
+    return _encoder.encode(value).decode()

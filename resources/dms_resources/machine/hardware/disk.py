@@ -1,0 +1,179 @@
+"""The disk space of the work directory's file system, and the device under it.
+
+What may be offered is the whole file system less the blocks reserved for its administrator, or the user's quota where
+that is less; nothing on a file system that is mounted read-only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ...components import Disk
+from ...units import format_size
+from .mounts import Mount, find_mount, read_mounts
+from .quotas import user_quota
+from .roots import Reading, Roots, list_names, read_text
+
+__all__ = ["BlockDevice", "Space", "existing_directory", "parse_disk", "read_disk", "read_space"]
+
+_NETWORK: Final = re.compile(
+    r"nfs[34]?|cifs|smb3?|smbfs|afs|ceph|lustre|glusterfs|beegfs|gpfs|ocfs2|gfs2|9p|virtiofs|vboxsf|drvfs"
+    r"|fuse\.(sshfs|s3fs|gcsfuse|glusterfs|ceph|ceph-fuse|rclone|juicefs|davfs2?|vmhgfs-fuse)"
+)
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
+# By the part of the device's path that names its bus; the first that fits.
+_INTERFACES: Final = (
+    ("/nvme", "NVMe"),
+    ("/virtio", "virtio"),
+    ("/usb", "USB"),
+    ("/mmc", "MMC"),
+    ("vmbus", "Hyper-V"),
+    ("/vbd-", "Xen"),
+    ("/session", "iSCSI"),
+    ("/ata", "SATA"),
+    ("/end_device-", "SAS"),
+)
+# A hypervisor's disks, memory cards and USB bridges say that they rotate, or not, without knowing.
+_UNTOLD: Final = frozenset({"virtio", "Hyper-V", "Xen", "MMC", "USB"})
+
+
+class Space(NamedTuple):
+    """Bytes of a file system as statvfs(3) counts them; `free` is free to this user, `reserved` to nobody but root."""
+
+    total: int
+    free: int
+    reserved: int
+    read_only: bool = False
+
+
+class BlockDevice(NamedTuple):
+    """The texts that describe a block device; `path` is where it hangs in `/sys/devices`."""
+
+    path: str = ""
+    rotational: str | None = None
+    model: str | None = None
+    vendor: str | None = None
+
+
+def read_disk(
+    work_dir: Path,
+    roots: Roots,
+    *,
+    space: Callable[[Path], Space] | None = None,
+    quota: Callable[[str], int | None] = user_quota,
+) -> Reading[Disk]:
+    """Reads the file system that `work_dir` is, or would be, on; never raises."""
+    directory = existing_directory(work_dir)
+    mount = find_mount(read_mounts(roots), str(directory))
+    try:
+        found = (space or read_space)(directory)
+    except OSError as error:
+        return Reading(Disk(size=0), problems=(f"the disk of {directory} cannot be read: {error.strerror}",))
+    device = read_block_device(roots, mount) if mount else BlockDevice()
+    quota_size = quota(mount.source) if mount and _has_quota(mount) else None
+    return parse_disk(found, mount, device, quota_size)
+
+
+def existing_directory(work_dir: Path) -> Path:
+    """The nearest folder above `work_dir`, or itself, that is there; links are resolved."""
+    try:
+        directory = work_dir.absolute().resolve()
+        while not directory.is_dir() and directory != directory.parent:
+            directory = directory.parent
+    except (OSError, RuntimeError, ValueError):
+        return Path("/")
+    return directory
+
+
+def read_space(directory: Path) -> Space:
+    """Asks the file system how large and how full it is. Raises `OSError`."""
+    found = os.statvfs(directory)
+    return Space(
+        total=found.f_blocks * found.f_frsize,
+        free=found.f_bavail * found.f_frsize,
+        reserved=max(0, found.f_bfree - found.f_bavail) * found.f_frsize,
+        read_only=bool(found.f_flag & os.ST_RDONLY),
+    )
+
+
+def read_block_device(roots: Roots, mount: Mount) -> BlockDevice:
+    """Collects the texts that describe the whole device under a mount, below partitions and volumes."""
+    # Btrfs and overlays have no device number of their own; the source may still name one.
+    names = [roots.sys / "dev" / "block" / mount.device, roots.sys / "class" / "block" / Path(mount.source).name]
+    for name in names:
+        try:
+            found = name.resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):
+            continue
+        whole = _whole_device(found)
+        return BlockDevice(
+            path=str(whole),
+            rotational=read_text(whole / "queue" / "rotational"),
+            model=read_text(whole / "device" / "model"),
+            vendor=read_text(whole / "device" / "vendor"),
+        )
+    return BlockDevice()
+
+
+def _whole_device(device: Path) -> Path:
+    # A volume may lie on a volume; eight deep is more than anybody stacks.
+    for _ in range(8):
+        if (device / "partition").exists():
+            device = device.parent
+        below = list_names(device / "slaves")
+        if not below:
+            break
+        try:
+            device = (device / "slaves" / below[0]).resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):
+            break
+    return device
+
+
+def parse_disk(space: Space, mount: Mount | None, device: BlockDevice, quota: int | None) -> Reading[Disk]:
+    """Makes the disk of what was read."""
+    limits = []
+    size = max(0, space.total - space.reserved)
+    total = format_size(space.total)
+    if space.reserved:
+        limits.append(f"{format_size(size)} of {total} disk: {format_size(space.reserved)} are reserved blocks")
+    if quota is not None and quota < size:
+        size = quota
+        limits.append(f"{format_size(size)} of {total} disk: quota of this user")
+    if space.read_only or (mount is not None and mount.read_only):
+        size = 0
+        limits.append(f"0 B of {total} disk: the file system is read-only")
+    if mount is not None and mount.kind in _IN_MEMORY:
+        limits.append(f"{format_size(size)} of disk: the file system ({mount.kind}) takes its space from RAM")
+    return Reading(_describe_device(size, mount, device), tuple(limits))
+
+
+def _describe_device(size: int, mount: Mount | None, device: BlockDevice) -> Disk:
+    if mount is not None and _NETWORK.fullmatch(mount.kind):
+        return Disk(size=size, type="network", interface=mount.kind)
+    interface = next((name for part, name in _INTERFACES if part in device.path.casefold()), "")
+    vendor = device.vendor or ""
+    return Disk(
+        size=size,
+        model=device.model or "",
+        # libata puts its own name there, virtio a number.
+        vendor="" if vendor == "ATA" or vendor.startswith("0x") else vendor,
+        type=_device_type(interface, device.rotational),
+        interface=interface,
+    )
+
+
+def _device_type(interface: str, rotational: str | None) -> str:
+    if interface == "NVMe":
+        return "NVMe"
+    if interface in _UNTOLD:
+        return ""
+    return {"0": "SSD", "1": "HDD"}.get(rotational or "", "")
+
+
+def _has_quota(mount: Mount) -> bool:
+    return any(re.fullmatch(r"(usr|u)?(j?quota)(=.*)?|uqnoenforce", option) for option in mount.super_options)

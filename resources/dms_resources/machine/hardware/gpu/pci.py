@@ -1,0 +1,70 @@
+"""Display devices on the PCI bus: what is there, whether or not a driver shows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ....components import GPUVendor
+from ..roots import HOST, Roots, list_names, parse_hex, read_text
+
+__all__ = ["VENDORS", "PCIDevice", "model_name", "parse_models", "read_display_devices", "short_address"]
+
+VENDORS: Final = {0x10DE: GPUVendor.NVIDIA, 0x1002: GPUVendor.AMD, 0x8086: GPUVendor.INTEL}
+_DISPLAY_CLASS: Final = 0x03
+# A "processing accelerator", as AMD's Instinct cards call themselves.
+_ACCELERATOR_CLASS: Final = 0x12
+_LONG_ADDRESS: Final = re.compile(r"0000([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
+_NAMES: Final = (Path("/usr/share/misc/pci.ids"), Path("/usr/share/hwdata/pci.ids"))
+
+
+class PCIDevice(NamedTuple):
+    """One display device: its address ("0000:17:00.0"), its vendor's and its own id, and its folder."""
+
+    address: str
+    vendor_id: int
+    device_id: int
+    folder: Path
+
+    @property
+    def vendor(self) -> GPUVendor:
+        """Who made it, by the PCI vendor id."""
+        return VENDORS.get(self.vendor_id, GPUVendor.UNKNOWN)
+
+
+def short_address(address: str) -> str:
+    """A PCI address in lower case with the usual four digits of domain."""
+    folded = address.strip().casefold()
+    found = _LONG_ADDRESS.fullmatch(folded)
+    return found[1] if found else folded
+
+
+def read_display_devices(roots: Roots) -> tuple[PCIDevice, ...]:
+    """The display devices and accelerators of the three vendors on the PCI bus."""
+    bus = roots.sys / "bus" / "pci" / "devices"
+    found = (_read_device(bus / name) for name in list_names(bus))
+    return tuple(device for device in found if device is not None)
+
+
+def _read_device(folder: Path) -> PCIDevice | None:
+    kind, vendor, device = (parse_hex(read_text(folder / name)) for name in ("class", "vendor", "device"))
+    if kind is None or vendor not in VENDORS or device is None:
+        return None
+    if kind >> 16 not in (_DISPLAY_CLASS, _ACCELERATOR_CLASS):
+        return None
+    return PCIDevice(short_address(folder.name), vendor, device, folder)
+
+
+def model_name(device: PCIDevice, roots: Roots) -> str:
+    """What the PCI name list of this machine calls a device, else its ids; never empty."""
+    text = next(filter(None, map(read_text, _NAMES)), "") if roots == HOST else ""
+    named = parse_models(text, device.vendor_id).get(device.device_id)
+    return named or f"{device.vendor.value} {device.vendor_id:04x}:{device.device_id:04x}"
+
+
+def parse_models(text: str, vendor_id: int) -> dict[int, str]:
+    """The models of one vendor in a `pci.ids` list, by device id."""
+    found = re.search(rf"^{vendor_id:04x}  .*\n((?:(?:\t|#).*\n)*)", text + "\n", re.MULTILINE)
+    lines = re.findall(r"^\t([0-9a-f]{4})  (.+)$", found[1], re.MULTILINE) if found else []
+    return {int(number, 16): name.strip() for number, name in lines}

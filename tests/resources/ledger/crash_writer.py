@@ -1,0 +1,165 @@
+"""A writer to be killed: 64 clients change one ledger as fast as they can and tell what was acknowledged.
+
+    python crash_writer.py LEDGER SEED ROUND
+
+Each line on standard output is one JSON object. `begin` stands before an operation and names it; `done` stands after
+its acknowledgement, with the answer; `refused` stands after a refusal, which changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import trio
+
+from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources, PortRange
+from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
+from dms_resources.errors import ResourcesError, StorageError
+from dms_resources.ledger.leases import EndedLease, Lease, LeaseRequest, LeaseState, ResourceAllocation
+from dms_resources.manager import ResourceManager, open_manager
+from dms_resources.units import GIB, Cores, encode_value
+
+CLIENTS = 64
+# Capacity and ports for most of what the clients ask, so that every kind of refusal happens too.
+MACHINE = MachineResources(
+    cpu=CPU(cores=Cores(64_000)),
+    ram=RAM(size=256 * GIB),
+    disk=Disk(size=1024 * GIB),
+    gpus=tuple(GPU(uuid=f"GPU-{number}", index=number, vram=24 * GIB) for number in range(4)),
+)
+PORTS = PortRange(first=20_000, last=20_127)
+OFFERS = tuple(
+    OnboardedResources(
+        cpu=CPU(cores=Cores(cores)), ram=MACHINE.ram, disk=MACHINE.disk, gpus=MACHINE.gpus, port_range=PORTS
+    )
+    for cores in (48_000, 56_000, 64_000)
+)
+
+Answer = Lease | EndedLease | list[Lease] | None
+
+
+def tell(kind: str, operation: str, ids: list[str], **more: object) -> None:
+    """One line, written with one call and without a buffer: it is out when this returns."""
+    line = json.dumps({"kind": kind, "operation": operation, "ids": ids, **more})
+    os.write(1, line.encode() + b"\n")
+
+
+async def attempt(operation: str, ids: list[str], call: Callable[[], Awaitable[Answer]], **more: object) -> bool:
+    """Begins an operation and tells how it went; says whether it was done."""
+    tell("begin", operation, ids, **more)
+    try:
+        answer = await call()
+    except StorageError:
+        raise
+    except ResourcesError as error:
+        tell("refused", operation, ids, code=error.code)
+        # A refusal is decided without a wait; the others have to get their turn.
+        await trio.lowlevel.checkpoint()
+        return False
+    tell("done", operation, ids, answer=msgspec.to_builtins(answer, enc_hook=encode_value), **more)
+    return True
+
+
+class Client:
+    """Takes leases through their lives, one at a time, with chance for its guide."""
+
+    def __init__(self, manager: ResourceManager, name: str, seed: str) -> None:
+        self.manager = manager
+        self.name = name
+        self.chance = random.Random(seed)
+        self.number = 0
+
+    async def run(self) -> None:
+        """Goes on until the process is killed."""
+        while True:
+            await (self.single() if self.chance.random() < 0.7 else self.group())
+
+    async def single(self) -> None:
+        """Commits, perhaps renews, perhaps allocates, perhaps releases."""
+        request = self.request()
+        key, holder = request.lease_id, self.name
+        manager, chance = self.manager, self.chance
+        if chance.random() < 0.2:
+            direct = ResourceAllocation(lease_id=key, holder=holder, resources=request.demand, ports=request.ports)
+            if not await attempt("allocate", [key], lambda: manager.allocate_resources(direct)):
+                return
+        elif not await attempt(
+            "commit",
+            [key],
+            lambda: manager.commit_resources(key, request.demand, request.ports, holder=holder, ttl=request.ttl),
+        ):
+            return
+        else:
+            while chance.random() < 0.4:
+                ttl = float(chance.randrange(3600, 7200))
+                await attempt("renew", [key], lambda: manager.renew_commitment(key, ttl=ttl, holder=holder))  # noqa: B023
+            if chance.random() < 0.6:
+                taken = ResourceAllocation(lease_id=key, holder=holder)
+                await attempt("allocate", [key], lambda: manager.allocate_resources(taken))
+        if chance.random() < 0.98:
+            await attempt("release", [key], lambda: manager.release(key, holder=holder))
+
+    async def group(self) -> None:
+        """Commits two to four leases together, and releases them one by one."""
+        requests = [self.request() for _ in range(self.chance.randrange(2, 5))]
+        ids = [request.lease_id for request in requests]
+        if await attempt("group", ids, lambda: self.manager.commit_group(requests, group=ids[0])):
+            for key in ids:
+                await attempt("release", [key], lambda: self.manager.release(key, holder=self.name))  # noqa: B023
+
+    def request(self) -> LeaseRequest:
+        """A demand of about a hundredth of the machine."""
+        self.number += 1
+        gpus = (GPUDemand(vram=self.chance.randrange(1, 4) * GIB),) if self.chance.random() < 0.3 else ()
+        return LeaseRequest(
+            lease_id=f"{self.name}-{self.number}",
+            holder=self.name,
+            demand=Demand(
+                cpu=CPUDemand(cores=Cores(self.chance.randrange(1, 1000))),
+                ram=RAMDemand(size=self.chance.randrange(4 * GIB)),
+                disk=DiskDemand(size=self.chance.randrange(16 * GIB)),
+                gpus=gpus,
+            ),
+            ports=PortDemand(dynamic=self.chance.randrange(3)),
+            ttl=float(self.chance.randrange(3600, 7200)),
+        )
+
+
+async def own(manager: ResourceManager, chance: random.Random) -> None:
+    """The owner onboards more and less, again and again."""
+    while True:
+        index = chance.randrange(len(OFFERS))
+        await attempt("onboard", [], lambda: manager.update_onboarded_resources(OFFERS[index]), offer=index)  # noqa: B023
+
+
+async def clear(manager: ResourceManager, lease: Lease) -> None:
+    """Releases what the killed writer before left."""
+    release = manager.deallocate_resources if lease.state is LeaseState.ALLOCATED else manager.uncommit_resources
+    await attempt("release", [lease.lease_id], lambda: release(lease.lease_id, holder=lease.holder))
+
+
+async def main(path: Path, seed: str, number: str) -> None:
+    """Opens the ledger and sets everybody to work."""
+    chance = random.Random(f"{seed}/{number}")
+    async with open_manager(path, MACHINE) as manager, trio.open_nursery() as nursery:
+        if manager.get_onboarded_resources() is None:
+            await attempt("onboard", [], lambda: manager.update_onboarded_resources(OFFERS[2]), offer=2)
+        tell("ready", "", [])
+        for lease in manager.leases():
+            # Some are left to one more round.
+            if chance.random() < 0.8:
+                nursery.start_soon(clear, manager, lease)
+        nursery.start_soon(own, manager, chance)
+        for client in range(CLIENTS):
+            name = f"round{number}-client{client}"
+            nursery.start_soon(Client(manager, name, f"{seed}/{name}").run)
+
+
+if __name__ == "__main__":
+    trio.run(main, Path(sys.argv[1]), sys.argv[2], sys.argv[3])
