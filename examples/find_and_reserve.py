@@ -32,9 +32,9 @@ from dms_peer import (
     serve,
 )
 from dms_peer.requesting import FoundPeer
-from dms_protocols.bidding import BidTerms
+from dms_protocols.bidding.prices import PricesPerHour
+from dms_protocols.bidding.service import BidTerms
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_protocols.prices import PricesPerHour
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, RAMDemand
 from dms_resources.machine.file import read_machine_file

@@ -17,8 +17,8 @@ from dms_peer.connections.limits import ConnectionLimits
 from dms_peer.discovery.gossip.limits import GossipLimits
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.requesting.limits import RequesterLimits
-from dms_protocols.client_limits import ClientLimits
-from dms_protocols.limits import ServiceLimits, Share, Shares
+from dms_protocols.rpc.client_limits import ClientLimits
+from dms_protocols.rpc.limits import ServiceLimits, Share, Shares
 from dms_resources.units import format_size
 
 HEAD = """\

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from libp2p.abc import IHost
 
 from dms_host import open_stream
-from dms_protocols.client import Client, open_client
+from dms_protocols.clients import AllocationClient, BidClient, ResourcesClient
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL, versions_of
-from dms_protocols.requesters import AllocationClient, BidClient, ResourcesClient
+from dms_protocols.rpc.client import Client, open_client
 
 from .signing import EnvelopeChecker
 

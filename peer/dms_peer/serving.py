@@ -11,19 +11,19 @@ from libp2p.abc import IHost
 
 from dms_host.keys.identity import Identity
 from dms_host.protocols import attach_protocols
-from dms_protocols.access import Access, AccessRules
 from dms_protocols.allocations import allocation_operations
-from dms_protocols.bid_versions import BID_VERSIONS
-from dms_protocols.bidding import BidTerms, bid_operations
-from dms_protocols.counts import ServiceCounts
+from dms_protocols.bidding.service import BidTerms, bid_operations
+from dms_protocols.bidding.versions import BID_VERSIONS
 from dms_protocols.errors import BusyError
-from dms_protocols.limits import ServiceLimits, Shares
-from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, RESOURCES_PROTOCOL
 from dms_protocols.queries import resource_operations
-from dms_protocols.service import refuse_stream, serve_stream
-from dms_protocols.shares import SharesInUse
-from dms_protocols.token_checks import TokenChecker
+from dms_protocols.rpc.access import Access, AccessRules
+from dms_protocols.rpc.counts import ServiceCounts
+from dms_protocols.rpc.limits import ServiceLimits, Shares
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.rpc.service import refuse_stream, serve_stream
+from dms_protocols.rpc.shares import SharesInUse
+from dms_protocols.tokens.checks import TokenChecker
 from dms_resources.manager import ResourceManager
 
 from .signing import EnvelopeChecker, IdentitySigner, host_identity, trusted_keys

@@ -24,8 +24,8 @@ from dms_resources.ledger.leases import Lease, LeaseRequest, ResourceAllocation
 from dms_resources.manager import ResourceManager
 from dms_resources.refusals import InsufficientError
 
+from .bidding.signing import EnvelopeOpener, open_bid
 from .errors import BidError, MessageError
-from .limits import Shares
 from .messages.allocation import (
     AllocateRequest,
     CommitAnswer,
@@ -38,10 +38,10 @@ from .messages.allocation import (
     RenewRequest,
 )
 from .messages.bid import MAX_PORTS, Bid, count_ports
-from .operations import Caller, Operations
 from .outstanding import OutstandingShares
-from .signing import EnvelopeOpener, open_bid
-from .token_checks import TokenChecker
+from .rpc.limits import Shares
+from .rpc.operations import Caller, Operations
+from .tokens.checks import TokenChecker
 
 __all__ = ["allocation_operations"]
 

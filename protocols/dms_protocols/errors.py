@@ -20,7 +20,7 @@
     ├── InternalError                internal                      a fault of the side that answers
     └── RemoteError                  whatever code the other side sent
 
-The errors of the ledger keep their own hierarchy in `dms_resources`; `dms_protocols.error_bodies` is the one place
+The errors of the ledger keep their own hierarchy in `dms_resources`; `dms_protocols.wire.error_bodies` is the one place
 where both become the body of an answer.
 """
 

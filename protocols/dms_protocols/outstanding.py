@@ -7,8 +7,8 @@ from dms_resources.ledger.accounts import Allowance, HolderShare
 from dms_resources.ledger.charging import too_long
 from dms_resources.manager import ResourceManager
 
-from .limits import Share, Shares
-from .operations import Caller
+from .rpc.limits import Share, Shares
+from .rpc.operations import Caller
 
 __all__ = ["OutstandingShares"]
 

@@ -15,7 +15,6 @@ from dms_resources.errors import UsageUnknownError
 from dms_resources.manager import ResourceManager
 from dms_resources.refusals import NotOnboardedError
 
-from .conversion import to_bytes
 from .messages.resources import (
     AllocatedRequest,
     FreeRequest,
@@ -24,8 +23,9 @@ from .messages.resources import (
     UsageRequest,
     WatchRequest,
 )
-from .operations import Answer, Caller, Operations
-from .wire import Encoded
+from .rpc.operations import Answer, Caller, Operations
+from .wire.conversion import to_bytes
+from .wire.envelope import Encoded
 
 __all__ = ["resource_operations"]
 

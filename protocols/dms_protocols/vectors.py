@@ -20,17 +20,17 @@ from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState
 from dms_resources.refusals import AccountError, InsufficientError
 from dms_resources.units import Cores
 
-from .bid_versions import BID_1_1
-from .capability_classes import CapabilityClass, Dimension
-from .cbor import decode_map, encode_deterministic
-from .conversion import sealed_bytes, to_bytes, to_map
-from .error_bodies import encode_error_body
+from .adverts.classes import CapabilityClass, Dimension
+from .bidding.versions import BID_1_1
 from .errors import BusyError, ProtocolError
-from .frames import FrameReader, encode_frame
 from .messages import adverts, allocation, bid, broadcast, peers, resources
-from .service import CancelRequest
-from .tokens import open_token
-from .wire import add_token, encode_error, encode_event, encode_ok, encode_request
+from .rpc.service import CancelRequest
+from .tokens.biscuits import open_token
+from .wire.cbor import decode_map, encode_deterministic
+from .wire.conversion import sealed_bytes, to_bytes, to_map
+from .wire.envelope import add_token, encode_error, encode_event, encode_ok, encode_request
+from .wire.error_bodies import encode_error_body
+from .wire.frames import FrameReader, encode_frame
 
 __all__ = ["make_vectors"]
 

@@ -26,9 +26,8 @@ from tables import markdown_table, write_page
 
 from dms_peer import new_identity
 from dms_peer.signing import EnvelopeChecker, IdentitySigner
-from dms_protocols.bidding import bid_operations
-from dms_protocols.cbor import decode_map
-from dms_protocols.conversion import from_map, sealed_bytes, to_map
+from dms_protocols.bidding.service import bid_operations
+from dms_protocols.bidding.signing import open_bid
 from dms_protocols.messages.bid import (
     BID_DOMAIN,
     BID_PAYLOAD_TYPE,
@@ -38,9 +37,10 @@ from dms_protocols.messages.bid import (
     bid_lease_id,
     request_digest,
 )
-from dms_protocols.operations import Caller, Operation, encode_answer
-from dms_protocols.signing import open_bid
-from dms_protocols.wire import encode_ok
+from dms_protocols.rpc.operations import Caller, Operation, encode_answer
+from dms_protocols.wire.cbor import decode_map
+from dms_protocols.wire.conversion import from_map, sealed_bytes, to_map
+from dms_protocols.wire.envelope import encode_ok
 from dms_resources.ledger.accounts import Allowance, HolderShare
 from dms_resources.ledger.leases import LeaseRequest
 from dms_resources.manager import ResourceManager, open_manager

@@ -30,11 +30,11 @@ from dms_peer import dial, host_addresses, new_identity, open_host, open_resourc
 from dms_peer.cli.event_loop import run_async
 from dms_peer.errors import PeerError
 from dms_peer.telemetry.heap import return_free_memory, use_system_allocator
-from dms_protocols.cbor import encode_fast
+from dms_protocols.clients import ResourcesClient
 from dms_protocols.errors import ProtocolError
-from dms_protocols.frames import encode_frame
 from dms_protocols.protocol_ids import RESOURCES_PROTOCOL
-from dms_protocols.requesters import ResourcesClient
+from dms_protocols.wire.cbor import encode_fast
+from dms_protocols.wire.frames import encode_frame
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores

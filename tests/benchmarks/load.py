@@ -21,8 +21,8 @@ import trio
 
 from dms_host import HardenedHost
 from dms_peer import dial, new_identity, open_allocations, open_bids, open_host, open_resources
+from dms_protocols.clients import AllocationClient, BidClient
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_protocols.requesters import AllocationClient, BidClient
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
 from dms_resources.units import GIB, MIB, Cores
 

@@ -23,7 +23,7 @@ from dms_host import HostLimits
 from dms_peer import host_addresses, new_identity, open_host, serve
 from dms_peer.cli.event_loop import run_async
 from dms_peer.telemetry.heap import return_free_memory, use_system_allocator
-from dms_protocols.limits import Share, Shares
+from dms_protocols.rpc.limits import Share, Shares
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores

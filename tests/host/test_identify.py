@@ -14,7 +14,7 @@ from libp2p.peer.peer_record import PeerRecord
 from multiaddr import Multiaddr
 
 from dms_host import dial, host_addresses, identify, open_stream
-from dms_protocols.frames import encode_frame
+from dms_protocols.wire.frames import encode_frame
 
 IDENTIFY = "/ipfs/id/1.0.0"
 

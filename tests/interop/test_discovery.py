@@ -19,7 +19,7 @@ from dms_host.keys.identity import new_identity
 from dms_peer.connections import open_connections
 from dms_peer.discovery.dht.kademlia import open_kademlia
 from dms_peer.discovery.mdns import open_mdns
-from dms_protocols.capability_classes import CapabilityClass, Dimension
+from dms_protocols.adverts.classes import CapabilityClass, Dimension
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.units import Cores

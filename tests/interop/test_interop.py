@@ -23,10 +23,10 @@ from dms_host.keys.identity import load_identity, new_identity
 from dms_peer.__main__ import run_command
 from dms_peer.clients import open_bids
 from dms_peer.home.home import Home
-from dms_protocols.bid_versions import BID_1_0, BID_1_1, BidVersion
-from dms_protocols.cbor import encode_deterministic
-from dms_protocols.conversion import from_map, to_map
+from dms_protocols.bidding.versions import BID_1_0, BID_1_1, BidVersion
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
+from dms_protocols.wire.cbor import encode_deterministic
+from dms_protocols.wire.conversion import from_map, to_map
 from dms_resources.demands import Demand
 from dms_resources.units import GIB
 

@@ -11,11 +11,11 @@ from trio._core import _thread_cache
 
 from dms_host.keys.identity import new_identity
 from dms_peer.serving import peer_operations
-from dms_protocols.bidding import BidTerms
+from dms_protocols.bidding.policies import PeerList
+from dms_protocols.bidding.prices import PricesPerHour
+from dms_protocols.bidding.service import BidTerms
 from dms_protocols.messages.bid import BidAnswer
-from dms_protocols.operations import Caller
-from dms_protocols.policies import PeerList
-from dms_protocols.prices import PricesPerHour
+from dms_protocols.rpc.operations import Caller
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.machine.usage import UsageMonitor

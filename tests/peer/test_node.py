@@ -25,10 +25,10 @@ from dms_peer.owner.messages import DrainEvent, DrainRequest, StatusAnswer, Stat
 from dms_peer.owner.offers import GPUChoice, Offer
 from dms_peer.owner.offline import open_ledger
 from dms_peer.owner.socket_file import connect
-from dms_protocols.client import open_client
 from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.rpc.client import open_client
 from dms_resources.components import MachineResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.errors import LedgerInUseError
@@ -258,7 +258,7 @@ async def test_administration_is_not_offered_to_other_peers(home: Home, running:
 
 
 async def test_the_socket_speaks_the_protocols_of_the_peers_too(home: Home, running: Any) -> None:
-    from dms_protocols.requesters import ResourcesClient
+    from dms_protocols.clients import ResourcesClient
 
     async with running():
         connection = connect(home.socket_path)

@@ -19,7 +19,7 @@ from dms_host import HardenedHost, dial, host_addresses
 from dms_host.errors import DialError, IdentityError, ProtocolError
 from dms_peer.clients import open_allocations, open_bids, open_resources
 from dms_peer.serving import serve
-from dms_protocols.bidding import BidTerms
+from dms_protocols.bidding.service import BidTerms
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest, Place
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand

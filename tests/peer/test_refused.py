@@ -22,13 +22,13 @@ from dms_peer.clients import open_allocations, open_bids, open_resources
 from dms_peer.owner.messages import OffboardRequest, OfferAnswer, RevokeAnswer, RevokeRequest
 from dms_peer.serving import serve
 from dms_peer.signing import EnvelopeChecker, IdentitySigner
-from dms_protocols.access import AccessRule, AccessRules
-from dms_protocols.conversion import sealed_bytes
+from dms_protocols.bidding.signing import open_bid, seal_bid
 from dms_protocols.errors import RemoteError
-from dms_protocols.grants import GrantTerms
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE, Bid, EnsembleRequest, NodeRequest
-from dms_protocols.signing import open_bid, seal_bid
-from dms_protocols.tokens import attenuate_token, create_token, open_token
+from dms_protocols.rpc.access import AccessRule, AccessRules
+from dms_protocols.tokens.biscuits import attenuate_token, create_token, open_token
+from dms_protocols.tokens.grants import GrantTerms
+from dms_protocols.wire.conversion import sealed_bytes
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand, GPUDemand
 from dms_resources.ledger.accounts import Allowance

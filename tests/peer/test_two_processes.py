@@ -27,9 +27,9 @@ from dms_peer.clients import open_allocations, open_bids, open_resources
 from dms_peer.home.home import Home
 from dms_peer.owner import client as owner
 from dms_peer.owner.offers import GPUChoice, Offer
-from dms_protocols.cbor import decode_map
 from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE, EnsembleRequest, NodeRequest
+from dms_protocols.wire.cbor import decode_map
 from dms_resources.components import FreeResources
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
 from dms_resources.ledger.leases import LeaseState

@@ -17,13 +17,13 @@ from dms_peer.clients import open_allocations, open_bids
 from dms_peer.connections import open_connections
 from dms_peer.serving import peer_operations, serve
 from dms_peer.signing import EnvelopeChecker, host_identity
-from dms_protocols.bid_versions import BID_1_0, BID_1_1, BID_VERSIONS, BidVersion
-from dms_protocols.conversion import to_map
+from dms_protocols.bidding.versions import BID_1_0, BID_1_1, BID_VERSIONS, BidVersion
+from dms_protocols.clients import BidClient
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_protocols.operations import Caller
 from dms_protocols.protocol_ids import BID_PROTOCOL, BID_PROTOCOL_1_1
-from dms_protocols.requesters import BidClient
-from dms_protocols.service import serve_stream
+from dms_protocols.rpc.operations import Caller
+from dms_protocols.rpc.service import serve_stream
+from dms_protocols.wire.conversion import to_map
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.manager import ResourceManager, open_manager

@@ -16,23 +16,23 @@ import trio.testing
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from dms_protocols.access import Access
-from dms_protocols.advert_exchange import advert_exchange_operations
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.bid_delivery import Deliveries
+from dms_protocols.adverts.exchange import advert_exchange_operations
 from dms_protocols.allocations import allocation_operations
-from dms_protocols.bid_delivery import Deliveries
-from dms_protocols.bidding import BidTerms, bid_operations
-from dms_protocols.capacity_adverts import AdvertTable
-from dms_protocols.client import Client, open_client
-from dms_protocols.counts import ServiceCounts
+from dms_protocols.bidding.service import BidTerms, bid_operations
+from dms_protocols.clients import BidClient
 from dms_protocols.errors import BusyError, EnvelopeError
-from dms_protocols.frames import FrameReader, encode_frame
-from dms_protocols.limits import ServiceLimits, Shares
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_protocols.operations import Caller, Operations
 from dms_protocols.queries import resource_operations
-from dms_protocols.requesters import BidClient
-from dms_protocols.service import serve_stream
-from dms_protocols.token_checks import TokenChecker
+from dms_protocols.rpc.access import Access
+from dms_protocols.rpc.client import Client, open_client
+from dms_protocols.rpc.counts import ServiceCounts
+from dms_protocols.rpc.limits import ServiceLimits, Shares
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.rpc.service import serve_stream
+from dms_protocols.tokens.checks import TokenChecker
+from dms_protocols.wire.frames import FrameReader, encode_frame
 from dms_resources.components import (
     CPU,
     GPU,

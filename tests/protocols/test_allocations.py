@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from dms_protocols.bidding.signing import seal_bid
+from dms_protocols.clients import AllocationClient
 from dms_protocols.errors import RemoteError
-from dms_protocols.requesters import AllocationClient
-from dms_protocols.signing import seal_bid
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand
 from dms_resources.ledger.leases import LeaseState
 from dms_resources.units import Cores

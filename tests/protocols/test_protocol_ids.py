@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dms_protocols.bid_versions import BID_1_0, BID_1_1, BID_VERSIONS, bid_version
+from dms_protocols.bidding.versions import BID_1_0, BID_1_1, BID_VERSIONS, bid_version
 from dms_protocols.protocol_ids import (
     BID_PROTOCOL,
     BID_PROTOCOL_1_1,

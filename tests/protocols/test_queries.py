@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import trio.testing
 
+from dms_protocols.clients import ResourcesClient
 from dms_protocols.errors import RemoteError
-from dms_protocols.requesters import ResourcesClient
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.units import Cores
 
@@ -80,8 +80,8 @@ async def test_a_watch_begins_with_a_snapshot_and_follows(provider: Any) -> None
 
 
 async def test_changes_behind_a_stalled_reader_are_one_event(provider: Any, nursery: Any, raw_peer: Any) -> None:
-    from dms_protocols.operations import Caller
-    from dms_protocols.service import serve_stream
+    from dms_protocols.rpc.operations import Caller
+    from dms_protocols.rpc.service import serve_stream
 
     ours, theirs = trio.testing.lockstep_stream_pair()
     nursery.start_soon(serve_stream, theirs, provider.operations, Caller("x"))

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from dms_protocols import service
-from dms_protocols.error_bodies import ErrorBody
 from dms_protocols.messages import adverts, allocation, bid, broadcast, peers, resources
+from dms_protocols.rpc import service
+from dms_protocols.wire.error_bodies import ErrorBody
 from dms_resources import components, demands
 from dms_resources.ledger import leases
 

@@ -12,18 +12,18 @@ import trio
 import trio.testing
 
 from dms_protocols.allocations import allocation_operations
-from dms_protocols.bid_versions import BID_1_0, BID_1_1, BID_VERSIONS, BidVersion
-from dms_protocols.bidding import bid_operations
-from dms_protocols.cbor import decode_map, encode_deterministic, encode_fast, whole_numbers_as_integers
-from dms_protocols.client import Client, open_client
-from dms_protocols.conversion import to_map
+from dms_protocols.bidding.service import bid_operations
+from dms_protocols.bidding.signing import open_bid
+from dms_protocols.bidding.versions import BID_1_0, BID_1_1, BID_VERSIONS, BidVersion
+from dms_protocols.clients import AllocationClient
 from dms_protocols.errors import BidError, RemoteError
-from dms_protocols.frames import encode_frame
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE, BidAnswer, BidRequest
-from dms_protocols.operations import Caller, Operations
-from dms_protocols.requesters import AllocationClient
-from dms_protocols.service import serve_stream
-from dms_protocols.signing import open_bid
+from dms_protocols.rpc.client import Client, open_client
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.rpc.service import serve_stream
+from dms_protocols.wire.cbor import decode_map, encode_deterministic, encode_fast, whole_numbers_as_integers
+from dms_protocols.wire.conversion import to_map
+from dms_protocols.wire.frames import encode_frame
 
 
 @asynccontextmanager

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from dms_protocols.cbor import decode_map, encode_deterministic
 from dms_protocols.errors import CBORError, EnvelopeError
 from dms_protocols.messages.bid import MAX_NODES
+from dms_protocols.wire.cbor import decode_map, encode_deterministic
 
 __all__ = ["bids_document", "read_bids", "read_bids_file"]
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 from msgspec import Struct
 
 from dms_host.errors import AddressError
-from dms_protocols.conversion import to_map
-from dms_protocols.error_bodies import error_body
 from dms_protocols.errors import ProtocolError as WireError
 from dms_protocols.errors import RemoteError
+from dms_protocols.wire.conversion import to_map
+from dms_protocols.wire.error_bodies import error_body
 from dms_resources.errors import AmountError, ResourcesError
 
 from ..errors import DocumentError, PeerError, RefusedError, StoppedError, UsageError

@@ -14,10 +14,10 @@ from msgspec.structs import asdict
 
 from dms_host import dial, parse_peer_address
 from dms_host.keys.identity import load_or_create_identity
+from dms_protocols.bidding.signing import open_bid
+from dms_protocols.clients import BidClient
 from dms_protocols.errors import BidError
 from dms_protocols.messages.bid import NodeRequest, Refusal
-from dms_protocols.requesters import BidClient
-from dms_protocols.signing import open_bid
 
 from ..clients import open_allocations, open_bids, open_resources
 from ..config.ensemble import EnsembleFile

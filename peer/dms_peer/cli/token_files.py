@@ -17,8 +17,8 @@ from msgspec import Struct
 
 from dms_host.keys.identity import load_or_create_identity, public_key_of
 from dms_protocols.errors import AccessError
-from dms_protocols.grants import Grants, GrantTerms
-from dms_protocols.tokens import MAX_TOKEN_BYTES, attenuate_token, create_token, granter_of, open_token
+from dms_protocols.tokens.biscuits import MAX_TOKEN_BYTES, attenuate_token, create_token, granter_of, open_token
+from dms_protocols.tokens.grants import Grants, GrantTerms
 
 from ..config.access import OPERATIONS
 from ..errors import PeerError, UsageError

@@ -9,8 +9,8 @@ from typing import Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dms_protocols.access import ANYONE, AccessRule, AccessRules
-from dms_protocols.limits import Share, Shares
+from dms_protocols.rpc.access import ANYONE, AccessRule, AccessRules
+from dms_protocols.rpc.limits import Share, Shares
 
 from .yaml_fields import Field, parse_fields, read_file, read_peer_id
 

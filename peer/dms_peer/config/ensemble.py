@@ -15,9 +15,7 @@ from typing import Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dms_protocols.conversion import from_map, to_bytes, to_map
 from dms_protocols.errors import MessageError
-from dms_protocols.limits import ServiceLimits
 from dms_protocols.messages.bid import (
     MAX_GPUS,
     MAX_NODES,
@@ -30,6 +28,8 @@ from dms_protocols.messages.bid import (
     Place,
     count_ports,
 )
+from dms_protocols.rpc.limits import ServiceLimits
+from dms_protocols.wire.conversion import from_map, to_bytes, to_map
 from dms_resources.components import GPUVendor
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
 

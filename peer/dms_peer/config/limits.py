@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from dms_host.limits import HostLimits, RelayLimits
-from dms_protocols.limits import ServiceLimits
+from dms_protocols.rpc.limits import ServiceLimits
 
 from ..connections.limits import ConnectionLimits
 from ..discovery.gossip.limits import GossipLimits

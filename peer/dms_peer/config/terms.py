@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from dms_protocols.bidding import BidTerms
+from dms_protocols.bidding.policies import AsyncPolicy, PeerList
+from dms_protocols.bidding.prices import PricesPerHour
+from dms_protocols.bidding.service import BidTerms
 from dms_protocols.messages.bid import Place
-from dms_protocols.policies import AsyncPolicy, PeerList
-from dms_protocols.prices import PricesPerHour
 
 from ..policies.settings import EndpointSettings, EntryPointSettings, ExecutableSettings, PolicySettings
 from .yaml_fields import Field, parse_fields, read_file, read_peer_id, read_place

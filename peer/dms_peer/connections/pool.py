@@ -22,8 +22,8 @@ from dms_host.outbound_streams import open_connections as connections_to
 from dms_host.peer_locks import PeerLocks
 from dms_host.shields import shielded
 from dms_host.streams import PeerStream
-from dms_protocols.client import Client
 from dms_protocols.protocol_ids import versions_of
+from dms_protocols.rpc.client import Client
 
 from .limits import ConnectionLimits
 from .routes import Routes

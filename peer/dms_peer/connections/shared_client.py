@@ -10,7 +10,7 @@ import trio
 
 from dms_host.errors import DialError
 from dms_host.streams import PeerStream
-from dms_protocols.client import Client, open_client
+from dms_protocols.rpc.client import Client, open_client
 
 __all__ = ["SharedClient"]
 

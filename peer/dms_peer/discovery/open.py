@@ -14,9 +14,9 @@ from libp2p.abc import IHost
 from dms_host import host_addresses
 from dms_host.addresses import announced_addresses, is_loopback
 from dms_host.keys.identity import Identity
-from dms_protocols.bidding import BidTerms
-from dms_protocols.capacity_adverts import AdvertTable
-from dms_protocols.shares import SharesInUse
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.bidding.service import BidTerms
+from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 
 from ..connections import PeerConnections, open_connections

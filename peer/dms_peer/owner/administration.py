@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from dms_protocols.counts import ServiceCounts
 from dms_protocols.errors import ProtocolError
-from dms_protocols.operations import Caller, Operations
+from dms_protocols.rpc.counts import ServiceCounts
+from dms_protocols.rpc.operations import Caller, Operations
 from dms_resources.demands import describe_shortage
 from dms_resources.ledger.missing import describe_missing
 

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 
-from dms_protocols.blocking_client import BlockingClient
+from dms_protocols.rpc.blocking_client import BlockingClient
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 

@@ -10,7 +10,7 @@ import trio
 from msgspec import Struct
 
 from dms_host.keys.identity import load_or_create_identity
-from dms_protocols.operations import Caller, Operations, operation_name
+from dms_protocols.rpc.operations import Caller, Operations, operation_name
 from dms_resources.manager import open_manager
 
 from ..home.home import Home

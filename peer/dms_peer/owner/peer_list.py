@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from dms_protocols.capacity_adverts import AdvertTable
-from dms_protocols.conversion import to_bytes
-from dms_protocols.operations import Caller, Operations
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.wire.conversion import to_bytes
 
 from ..discovery.peers_file import KnownPeer
 from .messages import PeerRow, PeersAnswer, PeersRequest

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from dms_protocols.errors import ProtocolError
-from dms_protocols.operations import Caller, Operations
+from dms_protocols.rpc.operations import Caller, Operations
 
 from ..errors import PeerError
 from .messages import Revocation, RevocationsAnswer, RevocationsRequest, RevokeAnswer, RevokeRequest

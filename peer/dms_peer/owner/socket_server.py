@@ -9,8 +9,8 @@ from typing import Final
 
 import trio
 
-from dms_protocols.operations import Caller, Operations
-from dms_protocols.service import serve_stream
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.rpc.service import serve_stream
 
 from .socket_file import listen, remove
 

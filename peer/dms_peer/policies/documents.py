@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from dms_protocols.policies import Decision, Decisions, PolicyRequest, Seconds
+from dms_protocols.bidding.policies import Decision, Decisions, PolicyRequest, Seconds
 from dms_resources.ledger.leases import Price
 from dms_resources.units import decode_value, encode_value
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from dms_protocols.policies import Decisions, PolicyRequest
+from dms_protocols.bidding.policies import Decisions, PolicyRequest
 
 from ..errors import PolicyError
 from .documents import LARGEST_ANSWER, question_document, read_answer

@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 import msgspec
 import trio
 
+from dms_protocols.bidding.policies import Decisions, PolicyRequest
 from dms_protocols.logs import LimitedLog
-from dms_protocols.policies import Decisions, PolicyRequest
 
 from ..errors import PolicyError
 from .documents import LARGEST_ANSWER, question_document, read_answer

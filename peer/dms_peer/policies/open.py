@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
-from dms_protocols.policies import AsyncPolicy
-from dms_protocols.policy_gate import PolicyGate
+from dms_protocols.bidding.policies import AsyncPolicy
+from dms_protocols.bidding.policy_gate import PolicyGate
 
 from .entry_point import EntryPointPolicy
 from .executable import ExecutablePolicy

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from dms_protocols.policies import Decisions, PolicyRequest
+from dms_protocols.bidding.policies import Decisions, PolicyRequest
 
 from .documents import answer_document, read_question
 

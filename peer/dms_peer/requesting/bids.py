@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dms_protocols.clients import SignedBid
 from dms_protocols.messages.bid import Bid, Refusal
-from dms_protocols.requesters import SignedBid
 from dms_resources.components import FreeResources
 
 __all__ = ["PeerAnswer", "ReceivedBid"]

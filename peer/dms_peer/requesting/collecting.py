@@ -16,8 +16,8 @@ from itertools import count
 import trio
 from msgspec.structs import replace
 
+from dms_protocols.clients import Bids
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest, Refusal
-from dms_protocols.requesters import Bids
 from dms_resources.components import FreeResources
 from dms_resources.demands import CPUShortage, DiskShortage, RAMShortage
 from dms_resources.estimates import would_fit

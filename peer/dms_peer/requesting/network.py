@@ -11,9 +11,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from dms_protocols.client import Client
+from dms_protocols.clients import Bids
 from dms_protocols.messages.bid import EnsembleRequest
-from dms_protocols.requesters import Bids
+from dms_protocols.rpc.client import Client
 from dms_resources.components import FreeResources
 
 __all__ = ["Broadcast", "BroadcastBids", "Candidate", "CandidateSource", "PeerNetwork", "PeerObserver"]

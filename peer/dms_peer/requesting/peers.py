@@ -9,12 +9,12 @@ from typing import Final, TypeVar
 
 import trio
 
-from dms_protocols.client import Client
+from dms_protocols.bidding.signing import EnvelopeOpener
+from dms_protocols.clients import AllocationClient, BidClient, Bids, ResourcesClient
 from dms_protocols.errors import ProtocolError, RemoteError
 from dms_protocols.messages.bid import EnsembleRequest, OfferAnswer
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
-from dms_protocols.requesters import AllocationClient, BidClient, Bids, ResourcesClient
-from dms_protocols.signing import EnvelopeOpener
+from dms_protocols.rpc.client import Client
 from dms_resources.components import FreeResources
 from dms_resources.ledger.leases import EndedLease, Lease
 

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
+from dms_protocols.bidding.signing import EnvelopeOpener
 from dms_protocols.messages.bid import EnsembleRequest
-from dms_protocols.signing import EnvelopeOpener
-from dms_protocols.traces import current_trace, tracing
+from dms_protocols.rpc.traces import current_trace, tracing
 
 from .assignment import AssignmentRules
 from .collecting import BidCollection, collect_bids

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dms_protocols.counts import ServiceCounts
+from dms_protocols.rpc.counts import ServiceCounts
 from dms_resources.components import FreeResources, OnboardedResources
 from dms_resources.ledger.leases import LeaseState
 from dms_resources.ledger.metrics import WRITE_BUCKETS, LedgerMeasures

@@ -14,7 +14,7 @@ from dms_resources.components import Amount, Resources
 from dms_resources.demands import Demand, PortDemand, Shortage
 from dms_resources.ledger.leases import Price
 
-from ..cbor import encode_deterministic, encode_fast
+from ..wire.cbor import encode_deterministic, encode_fast
 
 __all__ = [
     "BID_DOMAIN",

@@ -13,12 +13,12 @@ import trio.testing
 from dms_host.keys.identity import new_identity
 from dms_peer.serving import peer_operations
 from dms_peer.signing import EnvelopeChecker
-from dms_protocols.client import open_client
+from dms_protocols.clients import BidClient, ResourcesClient
 from dms_protocols.errors import ProtocolError
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_protocols.operations import Caller, Operations
-from dms_protocols.requesters import BidClient, ResourcesClient
-from dms_protocols.service import serve_stream
+from dms_protocols.rpc.client import open_client
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.rpc.service import serve_stream
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.manager import open_manager

@@ -15,14 +15,14 @@ from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
 
 from dms_host.keys.identity import new_identity
 from dms_peer.signing import IdentitySigner
-from dms_protocols.broadcasts import seal_broadcast
-from dms_protocols.capacity_adverts import seal_advert
-from dms_protocols.cbor import encode_deterministic
-from dms_protocols.conversion import from_map
+from dms_protocols.adverts.adverts import seal_advert
+from dms_protocols.adverts.broadcasts import seal_broadcast
+from dms_protocols.bidding.signing import seal_bid
 from dms_protocols.messages.adverts import CapacityAdvert
 from dms_protocols.messages.bid import Bid
 from dms_protocols.messages.broadcast import BroadcastRequest
-from dms_protocols.signing import seal_bid
+from dms_protocols.wire.cbor import encode_deterministic
+from dms_protocols.wire.conversion import from_map
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.machine.file import machine_document

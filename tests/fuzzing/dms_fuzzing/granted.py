@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from dms_host.keys.identity import new_identity, public_key_of
-from dms_protocols.grants import Allowance, GrantTerms
-from dms_protocols.token_checks import TokenChecker
-from dms_protocols.tokens import attenuate_token, create_token
+from dms_protocols.tokens.biscuits import attenuate_token, create_token
+from dms_protocols.tokens.checks import TokenChecker
+from dms_protocols.tokens.grants import Allowance, GrantTerms
 
 __all__ = ["CHECKER", "GRANTER", "TOKENS"]
 

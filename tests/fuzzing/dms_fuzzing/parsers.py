@@ -26,17 +26,17 @@ from dms_peer.discovery.gossip.limits import GossipLimits
 from dms_peer.discovery.gossip.rpcs import GossipViolationError, read_rpc
 from dms_peer.errors import DocumentError
 from dms_peer.signing import EnvelopeChecker
-from dms_protocols.broadcasts import open_broadcast
-from dms_protocols.capacity_adverts import AdvertTable
-from dms_protocols.cbor import decode_map, encode_deterministic, encode_fast
-from dms_protocols.conversion import from_map, sealed_bytes, to_map
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.broadcasts import open_broadcast
+from dms_protocols.bidding.signing import open_bid
 from dms_protocols.errors import AccessError, CBORError, FrameError, MessageError, ProtocolError
-from dms_protocols.frames import FrameReader
 from dms_protocols.messages import adverts, allocation, bid, broadcast, peers, resources
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE
-from dms_protocols.signing import open_bid
-from dms_protocols.tokens import granter_of
-from dms_protocols.wire import read_id
+from dms_protocols.tokens.biscuits import granter_of
+from dms_protocols.wire.cbor import decode_map, encode_deterministic, encode_fast
+from dms_protocols.wire.conversion import from_map, sealed_bytes, to_map
+from dms_protocols.wire.envelope import read_id
+from dms_protocols.wire.frames import FrameReader
 from dms_resources.components import FreeResources, MachineResources, OnboardedResources
 from dms_resources.errors import MachineFileError, StorageError
 from dms_resources.ledger.storage import SQLiteStorage

@@ -15,8 +15,8 @@ from dms_host.keys.identity import new_identity
 from dms_peer.config.access import OPERATIONS, OwnerAccess, parse_access, read_access_file
 from dms_peer.errors import DocumentError
 from dms_peer.serving import peer_operations
-from dms_protocols.access import ANYONE, AccessRule, AccessRules
-from dms_protocols.limits import Share, Shares
+from dms_protocols.rpc.access import ANYONE, AccessRule, AccessRules
+from dms_protocols.rpc.limits import Share, Shares
 from dms_resources.components import CPU, RAM, Disk, MachineResources
 from dms_resources.manager import open_manager
 from dms_resources.units import Cores

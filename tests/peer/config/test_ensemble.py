@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from dms_peer.cli.failures import describe_failure
 from dms_peer.config.ensemble import EnsembleFile, parse_ensemble, read_ensemble_file
 from dms_peer.errors import DocumentError
-from dms_protocols.conversion import from_map, to_map
 from dms_protocols.messages.bid import EnsembleRequest, GeneralRequirements, Location, NodeRequest, Place
+from dms_protocols.wire.conversion import from_map, to_map
 from dms_resources.components import GPUVendor
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
 from dms_resources.units import GIB, Cores

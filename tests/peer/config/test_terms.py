@@ -16,10 +16,10 @@ from dms_peer.errors import DocumentError
 from dms_peer.owner.administration import terms_summary
 from dms_peer.owner.messages import StatusAnswer
 from dms_peer.policies.settings import EndpointSettings, EntryPointSettings, ExecutableSettings
-from dms_protocols.bidding import BidTerms
+from dms_protocols.bidding.policies import PeerList
+from dms_protocols.bidding.prices import PricesPerHour
+from dms_protocols.bidding.service import BidTerms
 from dms_protocols.messages.bid import Place
-from dms_protocols.policies import PeerList
-from dms_protocols.prices import PricesPerHour
 from dms_resources.components import CPU, RAM, Disk, FreeResources, Resources
 from dms_resources.units import Cores
 

@@ -16,8 +16,8 @@ from dms_host.errors import DialError
 from dms_host.keys.identity import new_identity
 from dms_peer.connections import ConnectionLimits, PeerConnections, open_connections
 from dms_protocols.errors import ConnectionLostError
-from dms_protocols.operations import Caller, Operations
-from dms_protocols.service import serve_stream
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.rpc.service import serve_stream
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 ECHO = "/echo/1.0.0"

@@ -24,14 +24,14 @@ from dms_peer.home.home import Home
 from dms_peer.node import Node
 from dms_peer.owner import client as owner
 from dms_peer.owner.offers import Offer
-from dms_protocols.client import Client, open_client
-from dms_protocols.conversion import to_map
 from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import BidRequest, EnsembleRequest, NodeRequest
 from dms_protocols.messages.peers import AdvertsAnswer, AdvertsRequest
 from dms_protocols.messages.resources import FreeRequest
-from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, KADEMLIA_PROTOCOL, PEERS_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.rpc.client import Client, open_client
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.wire.conversion import to_map
 from dms_resources.components import FreeResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.units import GIB, Cores

@@ -13,7 +13,7 @@ import pytest
 import trio
 from libp2p.peer.id import ID
 
-from dms_protocols.capability_classes import classes_to_look_up
+from dms_protocols.adverts.classes import classes_to_look_up
 from dms_simulation.crowd import TALLY, Crowd, CrowdKademlia, Tally
 from dms_simulation.figures import quantile
 from dms_simulation.population import REQUESTS, Population

@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from dms_peer.policies.settings import ExecutableSettings
-from dms_protocols import policy_gate
+from dms_protocols.bidding import policy_gate
+from dms_protocols.bidding.policies import NodeOffer, PolicyRequest
 from dms_protocols.messages.bid import NodeRequest
-from dms_protocols.policies import NodeOffer, PolicyRequest
 from dms_resources.components import CPU, RAM, Disk, Resources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.ledger.leases import Price
@@ -67,7 +67,7 @@ def entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         details = packages / "test_policy-1.dist-info"
         details.mkdir(parents=True, exist_ok=True)
         (packages / "test_policy.py").write_text(
-            "from dms_protocols.policies import Decision, Decisions\n" + textwrap.dedent(body)
+            "from dms_protocols.bidding.policies import Decision, Decisions\n" + textwrap.dedent(body)
         )
         (details / "METADATA").write_text("Metadata-Version: 2.1\nName: test-policy\nVersion: 1\n")
         (details / "entry_points.txt").write_text("[dms_peer.policies]\ntest-policy = test_policy:decide\n")

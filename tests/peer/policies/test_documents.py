@@ -15,8 +15,8 @@ from dms_peer.errors import PolicyError
 from dms_peer.policies.documents import answer_document, question_document, read_answer, read_question
 from dms_peer.policies.open import open_policies
 from dms_peer.policies.settings import EntryPointSettings
+from dms_protocols.bidding.policies import Decision, Decisions, NodeOffer, PolicyRequest
 from dms_protocols.messages.bid import NodeRequest
-from dms_protocols.policies import Decision, Decisions, NodeOffer, PolicyRequest
 from dms_resources.components import CPU, RAM, Disk, Resources
 from dms_resources.ledger.leases import Price
 from dms_resources.units import Cores

@@ -13,7 +13,7 @@ import trio
 
 from dms_peer.policies.open import open_policies
 from dms_peer.policies.settings import EndpointSettings
-from dms_protocols.policies import Decision, Decisions, PolicyRequest, no_answer
+from dms_protocols.bidding.policies import Decision, Decisions, PolicyRequest, no_answer
 
 REFUSED = Decisions(decisions=no_answer(2))
 ACCEPTED = Decisions(decisions=(Decision(accept=True),) * 2)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from dms_peer.policies.open import open_policies
 from dms_peer.policies.settings import ExecutableSettings
-from dms_protocols.policies import Decision, Decisions, PolicyRequest, no_answer
+from dms_protocols.bidding.policies import Decision, Decisions, PolicyRequest, no_answer
 from dms_resources.ledger.leases import Price
 
 ACCEPT = """

@@ -18,8 +18,8 @@ from dms_peer.home.home import Home
 from dms_peer.node import Node
 from dms_peer.owner import client as owner
 from dms_peer.owner.offers import Offer
+from dms_protocols.clients import BidClient
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_protocols.requesters import BidClient
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.ledger.leases import Price
 from dms_resources.units import GIB, Cores

@@ -11,8 +11,8 @@ import pytest
 import trio.testing
 
 from dms_peer.requesting import BroadcastBids
+from dms_protocols.clients import BidClient
 from dms_protocols.protocol_ids import BID_PROTOCOL
-from dms_protocols.requesters import BidClient
 from dms_simulation.market import SimulatedMarket, open_market
 from dms_simulation.signing import SimulatedOpener
 

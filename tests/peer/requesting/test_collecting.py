@@ -11,8 +11,8 @@ import trio
 from dms_host.errors import DialError
 from dms_peer.requesting import AssignmentRules, Candidate, Requester, RequesterLimits
 from dms_protocols.messages.bid import BidAnswer, BidRequest, NodeRequest, Refusal
-from dms_protocols.operations import Operations
 from dms_protocols.protocol_ids import BID_PROTOCOL, BID_PROTOCOL_1_1
+from dms_protocols.rpc.operations import Operations
 from dms_simulation.market import ListSource
 from dms_simulation.network import LinkConditions
 from dms_simulation.providers import provider_operations, simulated_demand, simulated_machine

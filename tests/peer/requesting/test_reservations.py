@@ -10,10 +10,10 @@ import trio
 
 from dms_peer.requesting import AssignmentRules, Candidate, RequesterLimits
 from dms_peer.requesting.errors import ReservationError, ReservationLostError, StrategyError
-from dms_protocols.bidding import BidTerms
+from dms_protocols.bidding.policies import Decision
+from dms_protocols.bidding.service import BidTerms
 from dms_protocols.errors import BidError, BusyError
 from dms_protocols.messages.bid import NodeRequest, Price
-from dms_protocols.policies import Decision
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL
 from dms_resources.ledger.leases import LeaseState
 from dms_simulation.market import ListSource

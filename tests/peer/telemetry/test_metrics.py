@@ -13,7 +13,7 @@ from dms_host.errors import ListenError
 from dms_peer.telemetry import metrics_server
 from dms_peer.telemetry.metrics import PeerCollector
 from dms_peer.telemetry.metrics_server import serve_metrics
-from dms_protocols.counts import ServiceCounts
+from dms_protocols.rpc.counts import ServiceCounts
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.manager import open_manager

@@ -26,9 +26,9 @@ from dms_peer.connections import PeerConnections
 from dms_peer.discovery.dht.host_view import KademliaStream
 from dms_peer.discovery.dht.kademlia import Kademlia
 from dms_peer.discovery.dht.providing import keep_providing
-from dms_protocols.advert_exchange import advert_exchange_operations
-from dms_protocols.capability_classes import CapabilityClass
-from dms_protocols.capacity_adverts import AdvertTable
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.classes import CapabilityClass
+from dms_protocols.adverts.exchange import advert_exchange_operations
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL, PEERS_PROTOCOL
 from dms_resources.manager import ResourceManager
 

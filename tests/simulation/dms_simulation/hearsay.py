@@ -21,9 +21,9 @@ from dms_peer.discovery.adverts.broadcast_answers import BroadcastAnswers
 from dms_peer.discovery.adverts.own_advert import OwnAdvert
 from dms_peer.discovery.adverts.peer_count import PeerCount
 from dms_peer.discovery.adverts.schedule import AdvertSchedule
-from dms_protocols.bid_delivery import Deliveries
-from dms_protocols.broadcasts import open_broadcast
-from dms_protocols.capacity_adverts import AdvertTable
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.bid_delivery import Deliveries
+from dms_protocols.adverts.broadcasts import open_broadcast
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, BID_PROTOCOL_1_1
 from dms_resources.manager import ResourceManager

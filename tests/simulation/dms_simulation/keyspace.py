@@ -21,7 +21,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 
 from dms_peer.discovery.dht.lookup import WIDTH
 from dms_peer.discovery.dht.tables import ProviderRecords
-from dms_protocols.capability_classes import CapabilityClass
+from dms_protocols.adverts.classes import CapabilityClass
 
 from .population import Population
 from .scheduling import EPOCH

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from dms_peer.requesting import Candidate, Requester
-from dms_protocols.bidding import BidTerms
+from dms_protocols.bidding.service import BidTerms
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_resources.components import MachineResources
 from dms_resources.manager import ResourceManager

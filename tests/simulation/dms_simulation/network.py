@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import trio
 
 from dms_host.errors import DialError
-from dms_protocols.client import Client, open_client
-from dms_protocols.counts import ServiceCounts
 from dms_protocols.errors import BusyError
-from dms_protocols.limits import ServiceLimits
-from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import versions_of
-from dms_protocols.service import refuse_stream, serve_stream
-from dms_protocols.shares import PeerShare, SharesInUse
+from dms_protocols.rpc.client import Client, open_client
+from dms_protocols.rpc.counts import ServiceCounts
+from dms_protocols.rpc.limits import ServiceLimits
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.rpc.service import refuse_stream, serve_stream
+from dms_protocols.rpc.shares import PeerShare, SharesInUse
 
 from .streams import DelayedStream, stream_pair
 

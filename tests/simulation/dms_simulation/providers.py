@@ -10,12 +10,12 @@ from pathlib import Path
 import trio
 
 from dms_protocols.allocations import allocation_operations
-from dms_protocols.bid_versions import BID_1_1
-from dms_protocols.bidding import BidTerms, bid_operations
-from dms_protocols.limits import Shares
-from dms_protocols.operations import Operations
+from dms_protocols.bidding.service import BidTerms, bid_operations
+from dms_protocols.bidding.versions import BID_1_1
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, BID_PROTOCOL_1_1, RESOURCES_PROTOCOL
 from dms_protocols.queries import resource_operations
+from dms_protocols.rpc.limits import Shares
+from dms_protocols.rpc.operations import Operations
 from dms_resources.components import (
     CPU,
     GPU,

@@ -19,8 +19,8 @@ from dms_peer.discovery.dht import kademlia
 from dms_peer.discovery.known_peers import KnownPeers
 from dms_peer.requesting import Requester
 from dms_peer.requesting.network import CandidateSource
-from dms_protocols.capability_classes import CapabilityClass, classes_to_look_up
-from dms_protocols.capacity_adverts import AdvertTable
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.classes import CapabilityClass, classes_to_look_up
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 
 from .crowd import TALLY, Crowd, CrowdKademlia, Tally

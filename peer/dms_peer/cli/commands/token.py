@@ -23,7 +23,7 @@ from ..options.common import (
 from ..output import show_answer
 
 if TYPE_CHECKING:
-    from dms_protocols.grants import GrantTerms
+    from dms_protocols.tokens.grants import GrantTerms
 
 __all__ = ["token"]
 
@@ -171,7 +171,7 @@ def _terms(
     peers: list[str] | None,
     providers: list[str] | None,
 ) -> GrantTerms:
-    from dms_protocols.grants import GrantTerms
+    from dms_protocols.tokens.grants import GrantTerms
     from dms_resources.ledger.accounts import Allowance
 
     from ..token_files import end_of_grant, named_operations, named_peers

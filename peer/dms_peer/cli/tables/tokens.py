@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from dms_protocols.grants import GrantTerms
+from dms_protocols.tokens.grants import GrantTerms
 
 from ...owner.messages import RevocationsAnswer, RevokeAnswer
 from ...text import printable

@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from dms_host.errors import DialError
-from dms_protocols.advert_exchange import PeersClient
+from dms_protocols.adverts.exchange import PeersClient
 from dms_protocols.errors import ProtocolError
 from dms_protocols.protocol_ids import PEERS_PROTOCOL
 from dms_resources.components import FreeResources

@@ -1,6 +1,6 @@
 """Asks everybody for bids, by gossip: the last resort of a requester.
 
-The request is signed and published; providers that can bid come back to this peer (`dms_protocols.bid_delivery`). One
+The request is signed and published; providers that can bid come back to this peer (`adverts.bid_delivery`). One
 that listens nowhere is reached by those only that it is connected to.
 """
 
@@ -15,14 +15,14 @@ from typing import Final
 
 import trio
 
-from dms_protocols.bid_delivery import DeliveredBids, Deliveries
-from dms_protocols.broadcasts import OpenedBroadcast, seal_broadcast
-from dms_protocols.conversion import to_map
+from dms_protocols.adverts.bid_delivery import DeliveredBids, Deliveries
+from dms_protocols.adverts.broadcasts import OpenedBroadcast, seal_broadcast
+from dms_protocols.bidding.signing import Signer
 from dms_protocols.errors import BroadcastError, ProtocolError
 from dms_protocols.messages.adverts import MAX_ADDRS
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.messages.broadcast import LONGEST_BROADCAST, BroadcastRequest
-from dms_protocols.signing import Signer
+from dms_protocols.wire.conversion import to_map
 
 from ...requesting.background import beside
 from ...requesting.network import BroadcastBids

@@ -28,14 +28,14 @@ import trio
 
 from dms_host.errors import DialError
 from dms_host.logs import RateLimiter, log_limited
-from dms_protocols.bid_delivery import BidDeliveryClient
-from dms_protocols.broadcasts import OpenedBroadcast, SeenBroadcasts, open_broadcast
-from dms_protocols.capacity_adverts import AdvertTable
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.bid_delivery import BidDeliveryClient
+from dms_protocols.adverts.broadcasts import OpenedBroadcast, SeenBroadcasts, open_broadcast
+from dms_protocols.bidding.signing import EnvelopeOpener
 from dms_protocols.errors import BroadcastError, ProtocolError
 from dms_protocols.messages.bid import BidAnswer, BidRequest
-from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL
-from dms_protocols.signing import EnvelopeOpener
+from dms_protocols.rpc.operations import Caller, Operations
 from dms_resources.errors import ResourcesError
 
 from ...requesting.network import PeerNetwork

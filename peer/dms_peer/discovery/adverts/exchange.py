@@ -16,8 +16,8 @@ from typing import Final
 import trio
 
 from dms_host.errors import DialError
-from dms_protocols.advert_exchange import PeersClient
-from dms_protocols.capacity_adverts import AdvertTable, could_hold
+from dms_protocols.adverts.adverts import AdvertTable, could_hold
+from dms_protocols.adverts.exchange import PeersClient
 from dms_protocols.errors import ProtocolError
 from dms_protocols.messages.adverts import CapacityAdvert
 from dms_protocols.messages.bid import EnsembleRequest

@@ -13,17 +13,17 @@ from libp2p.abc import IHost
 
 from dms_host import attach_protocols
 from dms_host.keys.identity import Identity
-from dms_protocols.advert_exchange import advert_exchange_operations
-from dms_protocols.bid_delivery import Deliveries
-from dms_protocols.bidding import BidTerms
-from dms_protocols.broadcasts import OpenedBroadcast
-from dms_protocols.capacity_adverts import AdvertTable
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.bid_delivery import Deliveries
+from dms_protocols.adverts.broadcasts import OpenedBroadcast
+from dms_protocols.adverts.exchange import advert_exchange_operations
+from dms_protocols.bidding.service import BidTerms
 from dms_protocols.errors import BusyError
-from dms_protocols.limits import ServiceLimits, Shares
-from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, BID_PROTOCOL_1_1, PEERS_PROTOCOL
-from dms_protocols.service import refuse_stream, serve_stream
-from dms_protocols.shares import SharesInUse
+from dms_protocols.rpc.limits import ServiceLimits, Shares
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.rpc.service import refuse_stream, serve_stream
+from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 
 from ...connections import PeerConnections

@@ -8,11 +8,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from dms_protocols.bidding import BidTerms
-from dms_protocols.capacity_adverts import seal_advert
+from dms_protocols.adverts.adverts import seal_advert
+from dms_protocols.bidding.service import BidTerms
+from dms_protocols.bidding.signing import Signer
 from dms_protocols.errors import AdvertError
 from dms_protocols.messages.adverts import MAX_ADDRS, CapacityAdvert
-from dms_protocols.signing import Signer
 from dms_resources.components import FreeResources
 from dms_resources.estimates import in_short
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from dms_protocols.capability_classes import classes_reached
+from dms_protocols.adverts.classes import classes_reached
 from dms_protocols.messages.adverts import LONGEST_ADVERT_TTL
 from dms_resources.components import FreeResources
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from dms_protocols.capacity_adverts import AdvertTable, HeldAdvert
+from dms_protocols.adverts.adverts import AdvertTable, HeldAdvert
 from dms_protocols.messages.bid import EnsembleRequest
 
 from ...requesting.network import Candidate

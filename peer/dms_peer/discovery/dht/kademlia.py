@@ -27,7 +27,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 
 from dms_host import attach_protocols
 from dms_host.logs import RateLimiter, log_limited
-from dms_protocols.capability_classes import CapabilityClass, classes_to_look_up
+from dms_protocols.adverts.classes import CapabilityClass, classes_to_look_up
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 

@@ -29,7 +29,7 @@ from libp2p.peer.peerstore import env_to_send_in_RPC
 from libp2p.records.validator import NamespacedValidator
 from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 
-from dms_protocols.capability_classes import CLASSES
+from dms_protocols.adverts.classes import CLASSES
 
 from ...connections import PeerConnections
 from .host_view import KademliaHost, KademliaStream

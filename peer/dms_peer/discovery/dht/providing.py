@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from dms_host.logs import RateLimiter, log_limited
-from dms_protocols.capability_classes import CapabilityClass, classes_reached
+from dms_protocols.adverts.classes import CapabilityClass, classes_reached
 from dms_resources.manager import ResourceManager
 
 from .kademlia import Kademlia

@@ -23,7 +23,7 @@ from libp2p.kad_dht.routing_table import KBucket, RoutingTable
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
-from dms_protocols.capability_classes import CLASSES
+from dms_protocols.adverts.classes import CLASSES
 
 from .host_view import KademliaHost
 

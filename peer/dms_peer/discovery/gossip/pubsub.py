@@ -37,7 +37,7 @@ from dms_host.outbound_streams import open_connections, open_stream
 from dms_host.shields import shielded
 from dms_host.streams import PeerStream
 from dms_protocols.errors import FrameError
-from dms_protocols.frames import FrameReader, Oversize, encode_frame
+from dms_protocols.wire.frames import FrameReader, Oversize, encode_frame
 
 from .limits import GossipLimits
 from .peer_scores import Conduct

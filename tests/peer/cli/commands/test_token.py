@@ -27,7 +27,7 @@ from dms_peer.home.home import Home
 from dms_peer.node import Node, Ready
 from dms_peer.owner.revocations import Revocations
 from dms_protocols.errors import AccessError
-from dms_protocols.tokens import granter_of, open_token
+from dms_protocols.tokens.biscuits import granter_of, open_token
 from dms_resources.ledger.accounts import Allowance
 
 PEER = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"

@@ -12,9 +12,9 @@ import trio
 
 from dms_peer.discovery.adverts.own_advert import OwnAdvert
 from dms_peer.discovery.adverts.peer_count import PeerCount
-from dms_protocols.advert_exchange import advert_exchange_operations
-from dms_protocols.bid_delivery import Deliveries
-from dms_protocols.capacity_adverts import AdvertTable
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.bid_delivery import Deliveries
+from dms_protocols.adverts.exchange import advert_exchange_operations
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, PEERS_PROTOCOL
 from dms_resources.components import MachineResources

@@ -12,7 +12,7 @@ from dms_peer.discovery.adverts.exchange import ExchangeSource
 from dms_peer.discovery.adverts.schedule import AdvertSchedule
 from dms_peer.discovery.adverts.source import AdvertSource, AdvertValidator
 from dms_peer.discovery.gossip.gossip import GossipVerdict
-from dms_protocols.advert_exchange import PeersClient
+from dms_protocols.adverts.exchange import PeersClient
 from dms_protocols.messages.adverts import ADVERT_DOMAIN, ADVERT_PAYLOAD_TYPE
 from dms_simulation.signing import SimulatedSigner
 

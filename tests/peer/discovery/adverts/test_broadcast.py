@@ -17,14 +17,14 @@ from dms_peer.discovery.adverts.broadcast import GossipBroadcast
 from dms_peer.discovery.adverts.broadcast_answers import AnswerLimits, BroadcastAnswers, BroadcastValidator
 from dms_peer.discovery.adverts.peer_count import PeerCount
 from dms_peer.discovery.gossip.gossip import GossipVerdict
-from dms_protocols.broadcasts import OpenedBroadcast, seal_broadcast
-from dms_protocols.capacity_adverts import AdvertTable
-from dms_protocols.conversion import to_map
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.broadcasts import OpenedBroadcast, seal_broadcast
+from dms_protocols.clients import AllocationClient
 from dms_protocols.messages.bid import BidAnswer, BidRequest, EnsembleRequest
 from dms_protocols.messages.broadcast import LONGEST_BROADCAST, BroadcastRequest
-from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL_1_1
-from dms_protocols.requesters import AllocationClient
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.wire.conversion import to_map
 from dms_simulation.scheduling import EPOCH
 from dms_simulation.signing import SimulatedOpener, SimulatedSigner
 

@@ -13,8 +13,8 @@ from dms_peer.discovery.adverts.advertiser import AdvertKeeper
 from dms_peer.discovery.adverts.own_advert import OwnAdvert
 from dms_peer.discovery.adverts.peer_count import PeerCount
 from dms_peer.discovery.adverts.schedule import AdvertSchedule, changed_much
-from dms_protocols.cbor import decode_map
 from dms_protocols.messages.adverts import LONGEST_ADVERT_TTL
+from dms_protocols.wire.cbor import decode_map
 from dms_resources.components import CPU, GPU, RAM, Disk, FreeResources
 from dms_resources.units import GIB, Cores
 

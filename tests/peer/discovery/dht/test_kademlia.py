@@ -17,7 +17,7 @@ from dms_host.keys.identity import new_identity
 from dms_host.streams import PeerStream
 from dms_peer.discovery.dht import kademlia
 from dms_peer.discovery.dht import member as kademlia_member
-from dms_protocols.capability_classes import CapabilityClass, Dimension
+from dms_protocols.adverts.classes import CapabilityClass, Dimension
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 from dms_resources.demands import CPUDemand, Demand, GPUDemand

@@ -25,7 +25,7 @@ from dms_host.keys.identity import new_identity
 from dms_peer.discovery.dht.host_view import AddressBook, KademliaStream, text_addresses
 from dms_peer.discovery.dht.lookup import WIDTH, Walk, peers_in
 from dms_peer.discovery.dht.tables import RECORD_TTL, ProvenTable, ProviderRecords
-from dms_protocols.capability_classes import CLASSES
+from dms_protocols.adverts.classes import CLASSES
 
 
 def some_id(number: int) -> ID:

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from dms_peer.discovery.dht.providing import keep_providing
-from dms_protocols.capability_classes import CapabilityClass
+from dms_protocols.adverts.classes import CapabilityClass
 from dms_resources.components import CPU, RAM, Disk, FreeResources
 from dms_resources.units import Cores
 

@@ -18,14 +18,14 @@ from dms_peer.discovery.adverts.own_advert import OwnAdvert
 from dms_peer.discovery.adverts.peer_count import PeerCount
 from dms_peer.discovery.adverts.source import ADVERTS_TOPIC, AdvertSource, AdvertValidator
 from dms_peer.signing import EnvelopeChecker, IdentitySigner, host_identity
-from dms_protocols.bid_delivery import Deliveries
-from dms_protocols.bid_versions import BID_1_1
-from dms_protocols.bidding import bid_operations
-from dms_protocols.capacity_adverts import AdvertTable
+from dms_protocols.adverts.adverts import AdvertTable
+from dms_protocols.adverts.bid_delivery import Deliveries
+from dms_protocols.bidding.service import bid_operations
+from dms_protocols.bidding.versions import BID_1_1
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_protocols.operations import Caller
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL
-from dms_protocols.service import serve_stream
+from dms_protocols.rpc.operations import Caller
+from dms_protocols.rpc.service import serve_stream
 from dms_resources.components import OnboardedResources
 from dms_resources.manager import open_manager
 from dms_simulation.providers import simulated_demand, simulated_machine

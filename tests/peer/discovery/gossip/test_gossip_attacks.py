@@ -18,7 +18,7 @@ from dms_host import attach_protocols, dial, host_addresses, open_host, open_str
 from dms_host.errors import DialError
 from dms_host.keys.identity import Identity, new_identity
 from dms_peer.discovery.gossip.limits import GossipLimits
-from dms_protocols.frames import FrameReader, encode_frame
+from dms_protocols.wire.frames import FrameReader, encode_frame
 
 TOPIC = "/test/topic/1.0.0"
 MESHSUB = "/meshsub/1.1.0"

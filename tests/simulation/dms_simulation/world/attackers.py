@@ -13,7 +13,8 @@ import trio
 from msgspec.structs import replace
 
 from dms_host.errors import DialError
-from dms_protocols.conversion import to_bytes, to_map
+from dms_protocols.bidding.signing import open_bid, seal_bid
+from dms_protocols.clients import AllocationClient, BidClient, SignedBid
 from dms_protocols.errors import ProtocolError
 from dms_protocols.messages.allocation import (
     AllocateRequest,
@@ -28,9 +29,8 @@ from dms_protocols.messages.allocation import (
 from dms_protocols.messages.bid import BidRequest, EnsembleRequest, NodeRequest
 from dms_protocols.messages.resources import FreeRequest
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
-from dms_protocols.requesters import AllocationClient, BidClient, SignedBid
-from dms_protocols.signing import open_bid, seal_bid
-from dms_protocols.wire import encode_request
+from dms_protocols.wire.conversion import to_bytes, to_map
+from dms_protocols.wire.envelope import encode_request
 
 from ..network import SimulatedNetwork
 from ..providers import simulated_demand

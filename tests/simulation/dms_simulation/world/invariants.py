@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from dms_protocols.limits import ServiceLimits
-from dms_protocols.shares import SharesInUse
+from dms_protocols.rpc.limits import ServiceLimits
+from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.ledger.book import MOST_ENDED, Book
 from dms_resources.ledger.leases import Lease
 

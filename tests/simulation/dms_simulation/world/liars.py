@@ -14,8 +14,8 @@ from typing import Any
 import trio
 from msgspec.structs import replace
 
-from dms_protocols.bid_versions import BID_1_0, BID_1_1, BidVersion
-from dms_protocols.conversion import from_map
+from dms_protocols.bidding.signing import open_bid, seal_bid
+from dms_protocols.bidding.versions import BID_1_0, BID_1_1, BidVersion
 from dms_protocols.errors import BusyError
 from dms_protocols.messages.allocation import (
     AllocateRequest,
@@ -27,9 +27,9 @@ from dms_protocols.messages.allocation import (
     RenewRequest,
 )
 from dms_protocols.messages.bid import Bid, BidAnswer, BidRequest, EnsembleRequest, bid_lease_id
-from dms_protocols.operations import Caller, Operations
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, BID_PROTOCOL_1_1
-from dms_protocols.signing import open_bid, seal_bid
+from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.wire.conversion import from_map
 from dms_resources.components import CPU, GPU, RAM, Disk, GPUVendor, Resources
 from dms_resources.demands import Demand
 from dms_resources.errors import NotCommittedError, StaleFenceError

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from dms_protocols.bidding import BidTerms
-from dms_protocols.counts import ServiceCounts
-from dms_protocols.limits import ServiceLimits, Share, Shares
-from dms_protocols.operations import Operations
-from dms_protocols.shares import SharesInUse
+from dms_protocols.bidding.service import BidTerms
+from dms_protocols.rpc.counts import ServiceCounts
+from dms_protocols.rpc.limits import ServiceLimits, Share, Shares
+from dms_protocols.rpc.operations import Operations
+from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.components import MachineResources
 from dms_resources.errors import StorageError
 from dms_resources.ledger.book import Book

@@ -20,11 +20,11 @@ from typing import Any
 
 import trio
 
+from dms_protocols.bidding.signing import open_bid
 from dms_protocols.errors import ProtocolError
 from dms_protocols.messages.allocation import AllocateRequest, CommitRequest, ReleaseRequest, RenewRequest
 from dms_protocols.messages.bid import Bid
-from dms_protocols.operations import Caller, Operation, Operations
-from dms_protocols.signing import open_bid
+from dms_protocols.rpc.operations import Caller, Operation, Operations
 from dms_resources.errors import ResourcesError, StorageError
 from dms_resources.ledger.leases import Lease, LeaseState
 

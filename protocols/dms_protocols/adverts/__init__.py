@@ -1,0 +1,1 @@
+"""Adverts of free capacity, their exchange, and broadcast requests."""

@@ -1,0 +1,282 @@
+"""Signed capacity adverts: made, opened, and kept in a table of bounded size.
+
+Rules:
+
+1. An advert is believed when its envelope holds and it names its signer; when it was issued, give or take the clocks of
+   two machines, in the past; and until its time to live is over.
+2. Of one peer the advert with the highest sequence number is kept, so that an old one can be passed on by anybody
+   without harm.
+3. A full table lets go of the advert that is nearest to its end. A stranger that floods it with short-lived adverts
+   displaces its own.
+4. Taking an advert in costs the same whatever the table holds, but for the logarithm of that.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import time
+from bisect import bisect_right, insort
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, Literal
+
+from dms_resources.components import FreeResources
+from dms_resources.demands import Demand
+from dms_resources.estimates import would_fit
+
+from ..bidding.locations import why_not_here
+from ..bidding.signing import EnvelopeOpener, Signer
+from ..errors import AdvertError, CBORError, EnvelopeError, MessageError, ProtocolError
+from ..messages.adverts import ADVERT_DOMAIN, ADVERT_PAYLOAD_TYPE, MAX_ADVERT_SIZE, CapacityAdvert
+from ..messages.bid import EnsembleRequest, NodeRequest
+from ..wire.cbor import decode_map
+from ..wire.conversion import from_map, sealed_bytes
+
+__all__ = ["CLOCK_SKEW", "AdvertTable", "HeldAdvert", "Verdict", "could_hold", "open_advert", "seal_advert"]
+
+CLOCK_SKEW: Final = 60.0
+"""Seconds by which the clock of whoever signs may be ahead of ours."""
+
+# The heap keeps entries of adverts that were replaced; above so many times the table it is made anew.
+_HEAP_SLACK: Final = 4
+
+
+def seal_advert(advert: CapacityAdvert, signer: Signer) -> bytes:
+    """The signed envelope of an advert. Raises AdvertError `bad_advert` above MAX_ADVERT_SIZE bytes."""
+    raw = signer.sign(ADVERT_DOMAIN, ADVERT_PAYLOAD_TYPE, sealed_bytes(advert))
+    if len(raw) > MAX_ADVERT_SIZE:
+        raise AdvertError(f"an advert has at most {MAX_ADVERT_SIZE} bytes, not {len(raw)}")
+    return raw
+
+
+def open_advert(raw: bytes, opener: EnvelopeOpener, *, now: float) -> CapacityAdvert:
+    """The advert in an envelope that holds at `now` (Unix seconds), signed by the peer that it names.
+
+    Raises EnvelopeError, or AdvertError `bad_advert`, `advert_expired` or `advert_ahead`; nothing else, whatever the
+    bytes.
+    """
+    if len(raw) > MAX_ADVERT_SIZE:
+        raise AdvertError(f"{len(raw)} bytes are too many for an advert")
+    signed_by, payload = opener.open(raw, ADVERT_DOMAIN, ADVERT_PAYLOAD_TYPE)
+    try:
+        advert = from_map(decode_map(payload), CapacityAdvert)
+    except (CBORError, MessageError) as error:
+        raise EnvelopeError(f"the envelope holds no advert: {error.message}") from None
+    if advert.peer_id != signed_by:
+        raise AdvertError(f"the advert names {advert.peer_id} and is signed by {signed_by}")
+    if advert.issued_at > now + CLOCK_SKEW:
+        raise AdvertError("the advert was issued in the future", code="advert_ahead")
+    if advert.expires_at < now:
+        raise AdvertError("the advert holds no more", code="advert_expired")
+    return advert
+
+
+def could_hold(advert: CapacityAdvert, node: NodeRequest) -> bool:
+    """Whether the node might run there, as far as the advert tells."""
+    ports = len(node.public_ports.static) + node.public_ports.dynamic
+    return (
+        would_fit(advert.free, node.resources)
+        and ports <= advert.free.ports
+        and (advert.executors is None or set(node.executors) <= set(advert.executors))
+        and why_not_here(node.location, advert.location) is None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAdvert:
+    """An advert of the table and the envelope to pass it on with."""
+
+    advert: CapacityAdvert
+    raw: bytes
+
+    def age(self, now: float) -> float:
+        """How old (seconds) its figures are at `now` (Unix seconds)."""
+        return max(0.0, now - self.advert.issued_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of an advert: `new` (kept), `old` or `invalid`.
+
+    `code` says why it is invalid; of an old one, that another is known (`old_advert`) and not this very one ("").
+    """
+
+    outcome: Literal["new", "old", "invalid"]
+    code: str = ""
+    advert: CapacityAdvert | None = None
+
+
+class AdvertTable:
+    """The adverts of other peers, `most` at most, by peer. `clock` tells the Unix time in seconds."""
+
+    def __init__(
+        self,
+        opener: EnvelopeOpener,
+        *,
+        own_id: str = "",
+        most: int = 1024,
+        clock: Callable[[], float] = time.time,
+        on_new: Callable[[CapacityAdvert], None] = lambda advert: None,
+    ) -> None:
+        """`own_id` is whose adverts are no news here; `on_new` is told of every advert that is kept."""
+        self._opener = opener
+        self._own_id = own_id
+        self._most = most
+        self._clock = clock
+        self._on_new = on_new
+        self._held: dict[str, HeldAdvert] = {}
+        # The same bytes come from many sides: they need no second look.
+        self._known: dict[bytes, HeldAdvert] = {}
+        self._order: list[str] = []
+        self._ends: list[tuple[float, str, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, peer_id: str) -> HeldAdvert | None:
+        """The advert of one peer, if it still holds."""
+        held = self._held.get(peer_id)
+        return held if held is not None and held.advert.expires_at >= self._clock() else None
+
+    # Taking in
+
+    def accept(self, raw: bytes, *, sender: str | None = None) -> Verdict:
+        """Keep an advert if it is good and new. With a `sender`, only its own is good. Raises nothing."""
+        try:
+            return self._accept(raw, sender)
+        except ProtocolError as error:
+            return Verdict("invalid", error.code)
+
+    def _accept(self, raw: bytes, sender: str | None) -> Verdict:
+        now = self._clock()
+        if raw in self._known:
+            return self._again(raw, sender)
+        advert = open_advert(raw, self._opener, now=now)
+        if sender is not None and advert.peer_id != sender:
+            raise AdvertError(f"the advert is {advert.peer_id}'s", code="not_your_advert")
+        held = self._held.get(advert.peer_id)
+        if advert.peer_id == self._own_id or (held is not None and held.advert.sequence >= advert.sequence):
+            return Verdict("old", "old_advert", advert)
+        self._let_go_of_expired(now)
+        if held is None and len(self._held) >= self._most:
+            self._drop(self._ends[0][1])
+        self._keep(HeldAdvert(advert, raw))
+        self._on_new(advert)
+        return Verdict("new", advert=advert)
+
+    def _again(self, raw: bytes, sender: str | None) -> Verdict:
+        advert = self._known[raw].advert
+        if sender is not None and advert.peer_id != sender:
+            raise AdvertError(f"the advert is {advert.peer_id}'s", code="not_your_advert")
+        return Verdict("old", advert=advert)
+
+    def forget(self, peer_id: str) -> None:
+        """Let go of a peer's advert, such as that of one that is gone."""
+        if peer_id in self._held:
+            self._drop(peer_id)
+
+    def _keep(self, held: HeldAdvert) -> None:
+        peer_id = held.advert.peer_id
+        before = self._held.get(peer_id)
+        if before is None:
+            insort(self._order, peer_id)
+        else:
+            del self._known[before.raw]
+        self._held[peer_id] = self._known[held.raw] = held
+        heapq.heappush(self._ends, _end(held))
+        if len(self._ends) > _HEAP_SLACK * self._most:
+            self._ends = [_end(one) for one in self._held.values()]
+            heapq.heapify(self._ends)
+
+    def _drop(self, peer_id: str) -> None:
+        del self._known[self._held.pop(peer_id).raw]
+        del self._order[bisect_right(self._order, peer_id) - 1]
+        self._pop_replaced()
+
+    def _let_go_of_expired(self, now: float) -> None:
+        self._pop_replaced()
+        while self._ends and self._ends[0][0] < now:
+            self._drop(self._ends[0][1])
+
+    def _pop_replaced(self) -> None:
+        # What is left at the top is the end of an advert that is held.
+        while self._ends:
+            held = self._held.get(self._ends[0][1])
+            if held is not None and _end(held) == self._ends[0]:
+                return
+            heapq.heappop(self._ends)
+
+    # Looking up
+
+    def some(self, most: int) -> tuple[HeldAdvert, ...]:
+        """At most so many, chosen by chance."""
+        now = self._clock()
+        chosen = random.sample(self._order, min(most, len(self._order)))
+        return tuple(held for held in map(self._held.__getitem__, chosen) if held.advert.expires_at >= now)
+
+    def page(
+        self, after: str, *, limit: int, examine: int, demand: Demand | None = None
+    ) -> tuple[tuple[HeldAdvert, ...], str]:
+        """At most `limit` adverts behind a peer id, and where the next page begins ("": there is none).
+
+        With a `demand`, those with room for it; `examine` bounds how many are looked at.
+        """
+        now = self._clock()
+        found: list[HeldAdvert] = []
+        first = bisect_right(self._order, after)
+        for peer_id in self._order[first : first + examine]:
+            held = self._held[peer_id]
+            after = peer_id
+            if held.advert.expires_at >= now and (demand is None or would_fit(held.advert.free, demand)):
+                found.append(held)
+                if len(found) == limit:
+                    break
+        return tuple(found), after if self._order and after < self._order[-1] else ""
+
+    def matching(self, ensemble: EnsembleRequest) -> tuple[HeldAdvert, ...]:
+        """Those of peers that could have held some node: the tightest fit first, of equal ones the freshest.
+
+        Looks at the whole table.
+        """
+        now, excluded = self._clock(), frozenset(ensemble.peer_exclusion)
+        found: list[tuple[float, float, str]] = []
+        for peer_id, held in self._held.items():
+            if peer_id in excluded or held.advert.expires_at < now:
+                continue
+            fits = [
+                _tightness(held.advert.free, node.resources)
+                for node in ensemble.request
+                if could_hold(held.advert, node)
+            ]
+            if fits:
+                # In tenths, so that of peers that fit about as well the freshest figure counts.
+                found.append((-round(max(fits), 1), held.age(now), peer_id))
+        return tuple(self._held[peer_id] for _, _, peer_id in sorted(found))
+
+    def share_able(self, ensemble: EnsembleRequest, *, examine: int) -> float:
+        """Which share of peers could hold some node, by as many adverts as are looked at; 1 where there are none."""
+        looked_at = tuple(islice(self._held.values(), examine))
+        able = sum(any(could_hold(held.advert, node) for node in ensemble.request) for held in looked_at)
+        return able / len(looked_at) if looked_at else 1.0
+
+
+def _end(held: HeldAdvert) -> tuple[float, str, int]:
+    return held.advert.expires_at, held.advert.peer_id, held.advert.sequence
+
+
+def _tightness(free: FreeResources, demand: Demand) -> float:
+    """How much of what is free the demand would take, from 0 to 1, over the dimensions in which it asks for some."""
+    shares = [
+        asked / there
+        for asked, there in (
+            (demand.cpu.cores.millicores, free.cpu.cores.millicores),
+            (demand.ram.size, free.ram.size),
+            (demand.disk.size, free.disk.size),
+            (sum(gpu.vram for gpu in demand.gpus), sum(gpu.vram for gpu in free.gpus)),
+        )
+        if asked and there
+    ]
+    return math.fsum(shares) / len(shares) if shares else 0.0

@@ -1,0 +1,96 @@
+"""Broadcast requests for bids: made, opened, and known again.
+
+The bids on one have the digest of `/dms/bid/1.1.0`, whatever version somebody speaks otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from ..bidding.signing import EnvelopeOpener, Signer
+from ..bidding.versions import BID_1_1
+from ..errors import BroadcastError, CBORError, EnvelopeError, MessageError
+from ..messages.bid import EnsembleRequest
+from ..messages.broadcast import (
+    BROADCAST_DOMAIN,
+    BROADCAST_PAYLOAD_TYPE,
+    LONGEST_BROADCAST,
+    MAX_BROADCAST_SIZE,
+    BroadcastRequest,
+)
+from ..wire.cbor import decode_map
+from ..wire.conversion import from_map, sealed_bytes
+from .adverts import CLOCK_SKEW
+
+__all__ = ["BROADCAST_BIDS", "OpenedBroadcast", "SeenBroadcasts", "open_broadcast", "seal_broadcast"]
+
+BROADCAST_BIDS: Final = BID_1_1
+"""The version in which a broadcast is bid on."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBroadcast:
+    """A broadcast request that was opened and checked, and its ensemble."""
+
+    request: BroadcastRequest
+    ensemble: EnsembleRequest
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from all others: who asks, for what, for the how-manieth time."""
+        return self.request.requester, self.ensemble.id, self.ensemble.nonce
+
+
+def seal_broadcast(request: BroadcastRequest, signer: Signer) -> bytes:
+    """The signed envelope of a request. Raises BroadcastError `bad_broadcast` above MAX_BROADCAST_SIZE bytes."""
+    raw = signer.sign(BROADCAST_DOMAIN, BROADCAST_PAYLOAD_TYPE, sealed_bytes(request))
+    if len(raw) > MAX_BROADCAST_SIZE:
+        raise BroadcastError(f"a broadcast has at most {MAX_BROADCAST_SIZE} bytes, not {len(raw)}")
+    return raw
+
+
+def open_broadcast(raw: bytes, opener: EnvelopeOpener, *, now: float) -> OpenedBroadcast:
+    """The request in an envelope, signed by the requester that it names, whose deadline has not passed at `now`.
+
+    Raises EnvelopeError, or BroadcastError `bad_broadcast` or `broadcast_expired` (its time is not now, by this clock);
+    nothing else, whatever the bytes.
+    """
+    if len(raw) > MAX_BROADCAST_SIZE:
+        raise BroadcastError(f"{len(raw)} bytes are too many for a broadcast")
+    signed_by, payload = opener.open(raw, BROADCAST_DOMAIN, BROADCAST_PAYLOAD_TYPE)
+    try:
+        request = from_map(decode_map(payload), BroadcastRequest)
+        ensemble = from_map(request.ensemble, EnsembleRequest)
+    except (CBORError, MessageError) as error:
+        raise EnvelopeError(f"the envelope holds no broadcast request: {error.message}") from None
+    if request.requester != signed_by:
+        raise BroadcastError(f"the request names {request.requester} and is signed by {signed_by}")
+    if ensemble.deadline > request.issued_at + LONGEST_BROADCAST:
+        raise BroadcastError("the request waits for too long")
+    if ensemble.deadline < now or request.issued_at > now + CLOCK_SKEW:
+        raise BroadcastError("the deadline has passed, or it was issued in the future", code="broadcast_expired")
+    return OpenedBroadcast(request, ensemble)
+
+
+class SeenBroadcasts:
+    """Which requests were seen, until their deadlines; the oldest of `most` is forgotten for a newer one."""
+
+    def __init__(self, most: int = 8192) -> None:
+        self._most = most
+        self._seen: OrderedDict[tuple[str, str, int], float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, broadcast: OpenedBroadcast, *, now: float) -> bool:
+        """Remember a request; whether it was new."""
+        while self._seen and next(iter(self._seen.values())) < now:
+            self._seen.popitem(last=False)
+        if broadcast.key in self._seen:
+            return False
+        if len(self._seen) >= self._most:
+            self._seen.popitem(last=False)
+        self._seen[broadcast.key] = broadcast.ensemble.deadline
+        return True

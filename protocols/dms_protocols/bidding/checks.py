@@ -1,0 +1,63 @@
+"""Whether a bid is what its requester asked for; the same wherever it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BidError
+from ..messages.bid import Bid, EnsembleRequest, Refusal, bid_lease_id
+from .signing import EnvelopeOpener, open_bid
+from .versions import BidVersion
+
+__all__ = ["BidChecker", "Bids", "SignedBid"]
+
+
+@dataclass(frozen=True, slots=True)
+class SignedBid:
+    """A checked bid and the envelope to commit it with."""
+
+    bid: Bid
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Bids:
+    """One provider's answer: bids on some nodes and refusals of the others."""
+
+    bids: tuple[SignedBid, ...]
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BidChecker:
+    """Opens bids for one requester; `clock` tells the Unix time in seconds.
+
+    A bid is believed when its envelope holds and it is the provider's, for this requester, for this very request and
+    still valid; otherwise BidError `bad_bid`, `not_my_bid`, `not_your_bid` or `bid_expired`, or EnvelopeError.
+    """
+
+    opener: EnvelopeOpener
+    requester: str
+    clock: Callable[[], float]
+
+    def open(
+        self, raw: bytes, ensemble: EnsembleRequest, asked: dict[str, Any], *, provider: str, version: BidVersion
+    ) -> SignedBid:
+        """The provider's bid on the request that went out as the map `asked`, in this version of the protocol."""
+        bid = open_bid(raw, self.opener)
+        if bid.provider != provider:
+            raise BidError(f"the bid is {bid.provider}'s, not {provider}'s", code="not_my_bid")
+        if bid.requester != self.requester:
+            raise BidError("the bid is for another requester", code="not_your_bid")
+        digest = version.digest(asked)
+        node = next((node for node in ensemble.request if node.node_id == bid.node_id), None)
+        if node is None or bid.request_digest != digest:
+            raise BidError("the bid answers another request")
+        lease_id = bid_lease_id(requester=self.requester, digest=digest, node_id=bid.node_id, provider=provider)
+        if (bid.lease_id, bid.demand, bid.public_ports) != (lease_id, node.resources, node.public_ports):
+            raise BidError("the bid offers something else than was asked for")
+        if bid.valid_until < self.clock():
+            raise BidError("the bid is no longer valid", code="bid_expired")
+        return SignedBid(bid, raw)

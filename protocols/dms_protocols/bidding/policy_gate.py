@@ -1,0 +1,96 @@
+"""Bounds a policy that takes its time: in time, in number, and to what it said of how long a decision is good.
+
+Rules:
+
+1. No decision within `budget` seconds, or any failure, is a refusal. Why is said in the log and not to the requester.
+2. At most `max_concurrent` questions are under way, and at most half of them (one at least) for one requester. Whoever
+   is beyond that is not kept waiting but refused with `busy` and a time to ask again.
+3. A decision is used again only where the policy gave it a `max_age`, and only for a question that differs in nothing
+   but the ensemble's id and nonce.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter, OrderedDict
+from typing import Final
+
+import trio
+from msgspec.structs import replace
+
+from ..logs import LimitedLog
+from ..wire.conversion import sealed_bytes
+from .policies import AsyncPolicy, Decision, Decisions, PolicyRequest, no_answer
+
+__all__ = ["PolicyGate"]
+
+_log = LimitedLog(logging.getLogger(__name__))
+
+_MOST_DECISIONS: Final = 1024
+_LONGEST_AGE: Final = 3600.0
+
+
+class PolicyGate:
+    """An AsyncPolicy around another: `name` is what the log calls it, `budget` is in seconds."""
+
+    def __init__(self, policy: AsyncPolicy, name: str, *, budget: float = 1.0, max_concurrent: int = 4) -> None:
+        self._policy = policy
+        self._name = name
+        self._budget = budget
+        self._most = max_concurrent
+        self._under_way: Counter[str] = Counter()
+        self._known: OrderedDict[bytes, tuple[float, Decisions]] = OrderedDict()
+
+    async def decide(self, request: PolicyRequest) -> Decisions:
+        """What the policy decides, decided before, or a refusal in its place. Raises nothing but cancellation."""
+        key = _question(request)
+        known = self._known.get(key)
+        if known is not None and trio.current_time() < known[0]:
+            return known[1]
+        if self._is_busy(request.requester):
+            busy = Decision(
+                accept=False,
+                code="busy",
+                message="the owner's policy decides about others now",
+                retry_after=self._budget,
+            )
+            return Decisions(decisions=(busy,) * len(request.nodes))
+        self._under_way[request.requester] += 1
+        try:
+            return self._remember(key, await self._decide(request))
+        finally:
+            self._under_way -= Counter((request.requester,))
+
+    def _is_busy(self, requester: str) -> bool:
+        return self._under_way.total() >= self._most or self._under_way[requester] >= max(1, self._most // 2)
+
+    async def _decide(self, request: PolicyRequest) -> Decisions:
+        why: object = f"no answer within {self._budget:g} s"
+        try:
+            with trio.move_on_after(self._budget):
+                answer = await self._policy.decide(request)
+                if len(answer.decisions) == len(request.nodes):
+                    return answer
+                why = f"{len(answer.decisions)} decisions about {len(request.nodes)} nodes"
+        except Exception as error:
+            why = error
+        _log.error("policy %s has not decided, so nothing is bid: %.500s", self._name, _reason(why))
+        return Decisions(decisions=no_answer(len(request.nodes)))
+
+    def _remember(self, key: bytes, answer: Decisions) -> Decisions:
+        self._known.pop(key, None)
+        if answer.max_age > 0:
+            self._known[key] = (trio.current_time() + min(answer.max_age, _LONGEST_AGE), answer)
+            if len(self._known) > _MOST_DECISIONS:
+                self._known.popitem(last=False)
+        return answer
+
+
+def _question(request: PolicyRequest) -> bytes:
+    return hashlib.sha256(sealed_bytes(replace(request, ensemble_id="", nonce=0))).digest()
+
+
+def _reason(why: object) -> str:
+    text = str(why)
+    return f"{type(why).__name__}: {text}" if isinstance(why, Exception) else text

@@ -1,0 +1,350 @@
+"""Answers `/dms/bid`, in any of its versions: bids on what would fit, refusals that say why not.
+
+Rules:
+
+1. Nothing is remembered of a request: a bid is all that there is, and it comes back with the commitment.
+2. Bids on several nodes are for what could be had together.
+3. A dry run gives the same answer, unsigned and without a hold.
+4. Where a hold is asked for and the owner's limits do not allow it, the bids come without one, and say so.
+5. A request that was taken already is answered with what was given and at its price, so that asking again changes
+   nothing, whatever the owner wants by now.
+6. The owner's policies see what would be given. Where none of them takes its time, the answer is given in place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dms_resources.demands import Demand, PortShortage
+from dms_resources.errors import ConflictError
+from dms_resources.ledger.leases import LeaseRequest, LeaseState
+from dms_resources.manager import ResourceManager
+from dms_resources.refusals import (
+    AccountError,
+    DrainingError,
+    InsufficientError,
+    NotOnboardedError,
+    RequestError,
+    ShareError,
+    WindowError,
+)
+
+from ..errors import MessageError
+from ..messages.bid import (
+    Bid,
+    BidAnswer,
+    BidRequest,
+    EnsembleRequest,
+    NodeRequest,
+    OfferAnswer,
+    Place,
+    Refusal,
+    bid_lease_id,
+)
+from ..outstanding import OutstandingShares
+from ..rpc.counts import ServiceCounts
+from ..rpc.limits import Shares
+from ..rpc.operations import Answer, Caller, Operations
+from ..wire.conversion import from_map
+from .locations import why_not_here
+from .policies import AsyncPolicy, NodeOffer, Policy, PolicyRequest, decide_in_place, decide_in_turn
+from .signing import Signer, seal_bid
+from .versions import BID_1_0, BidVersion
+
+__all__ = ["BidTerms", "bid_operations"]
+
+
+@dataclass(frozen=True, slots=True)
+class BidTerms:
+    """On what terms this peer bids.
+
+    `executors` are those that it has (None: whatever is asked for), `location` is where the machine stands, and a bid
+    is valid for `valid_seconds`. `policies` decide in place about each bid, `async_policies` after them in their own
+    time (`PolicyGate` bounds it).
+    """
+
+    executors: frozenset[str] | None = None
+    privileged_docker: bool = False
+    location: Place | None = None
+    valid_seconds: float = 300.0
+    policies: tuple[Policy, ...] = ()
+    async_policies: tuple[AsyncPolicy, ...] = ()
+
+
+class _Asking(Struct, frozen=True, kw_only=True):
+    """One request and what follows from it."""
+
+    ensemble: EnsembleRequest
+    digest: bytes
+    lease_ids: dict[str, str]
+    caller: Caller
+    hold: float
+    ttl: float
+    dry_run: bool
+
+
+class _Draft(Struct, frozen=True, kw_only=True):
+    """What is to be answered: bids that stand already, offers that are to become bids, and refusals."""
+
+    standing: tuple[Bid, ...]
+    offers: tuple[NodeOffer, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def bid_operations(
+    manager: ResourceManager,
+    signer: Signer,
+    terms: BidTerms | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
+    counts: ServiceCounts | None = None,
+    version: BidVersion = BID_1_0,
+    shares: Shares | None = None,
+) -> Operations:
+    """The operations that bid for this manager; `clock` tells the Unix time in seconds.
+
+    Bids and refusals are counted in `counts`; `version` says in which version of the protocol they are asked for, and
+    `shares` how much callers may have outstanding.
+    """
+    operations = Operations()
+    outstanding = OutstandingShares(manager, shares or Shares())
+    bidding = _Bidding(manager, signer, terms or BidTerms(), clock, counts or ServiceCounts(), version, outstanding)
+    operations.slow(BidRequest, bidding.answer, rate="bids")
+    return operations
+
+
+class _Bidding:
+    def __init__(
+        self,
+        manager: ResourceManager,
+        signer: Signer,
+        terms: BidTerms,
+        clock: Callable[[], float],
+        counts: ServiceCounts,
+        version: BidVersion,
+        outstanding: OutstandingShares,
+    ) -> None:
+        self._manager = manager
+        self._signer = signer
+        self._terms = terms
+        self._clock = clock
+        self._counts = counts
+        self._version = version
+        self._outstanding = outstanding
+
+    def answer(self, request: BidRequest, caller: Caller) -> Answer | Coroutine[Any, Any, Answer]:
+        asking = self._asking(request, caller)
+        if asking.ensemble.deadline < self._clock():
+            raise MessageError("ensemble.deadline: it has passed", path="ensemble.deadline")
+        draft = self._draft(asking)
+        if draft.offers and (self._terms.async_policies or (asking.hold and not asking.dry_run)):
+            return self._finish(asking, draft)
+        return self._answer(asking, draft)
+
+    async def _finish(self, asking: _Asking, draft: _Draft) -> Answer:
+        draft = await self._decided(asking, draft)
+        if asking.hold and not asking.dry_run:
+            draft = await self._held(asking, draft)
+        return self._answer(asking, draft)
+
+    def _asking(self, request: BidRequest, caller: Caller) -> _Asking:
+        ensemble, digest = _ensemble(request), self._version.digest(request.ensemble)
+        lease_ids = {
+            node.node_id: bid_lease_id(
+                requester=caller.peer_id, digest=digest, node_id=node.node_id, provider=self._signer.peer_id
+            )
+            for node in ensemble.request
+        }
+        return _Asking(
+            ensemble=ensemble,
+            digest=digest,
+            lease_ids=lease_ids,
+            caller=caller,
+            hold=request.hold,
+            ttl=request.ttl,
+            dry_run=request.dry_run,
+        )
+
+    def _answer(self, asking: _Asking, draft: _Draft) -> Answer:
+        bids = [*draft.standing, *(self._bid(asking, offer) for offer in draft.offers)]
+        self._counts.refusals.update(refusal.code for refusal in draft.refusals)
+        if asking.dry_run:
+            return OfferAnswer(offers=tuple(bids), refusals=draft.refusals)
+        self._counts.bids += len(bids)
+        return BidAnswer(bids=tuple(seal_bid(bid, self._signer) for bid in bids), refusals=draft.refusals)
+
+    # Deciding
+
+    def _draft(self, asking: _Asking) -> _Draft:
+        refusals: list[Refusal] = []
+        candidates: list[NodeRequest] = []
+        standing: list[Bid] = []
+        offers: list[NodeOffer] = []
+        for node in asking.ensemble.request:
+            if (taken := self._taken(node, asking)) is not None:
+                standing.append(taken)
+            elif (refusal := self._unsuitable(node, asking)) is not None:
+                refusals.append(refusal)
+            else:
+                candidates.append(node)
+        asked = [self._lease_request(node, asking, ttl=asking.ttl or asking.hold) for node in candidates]
+        for node, granted in zip(candidates, self._manager.would_fit_together(asked), strict=True):
+            if isinstance(granted, RequestError):
+                refusals.append(_refusal(node, granted))
+            else:
+                offers.append(NodeOffer(node=node, resources=granted.resources))
+        draft = _Draft(standing=tuple(standing), offers=tuple(offers), refusals=tuple(refusals))
+        if not offers or not self._terms.policies:
+            return draft
+        left, refused = decide_in_place(self._terms.policies, _policy_request(asking, draft))
+        return replace(draft, offers=left, refusals=draft.refusals + refused)
+
+    async def _decided(self, asking: _Asking, draft: _Draft) -> _Draft:
+        if not self._terms.async_policies:
+            return draft
+        left, refused = await decide_in_turn(self._terms.async_policies, _policy_request(asking, draft))
+        return replace(draft, offers=left, refusals=draft.refusals + refused)
+
+    async def _held(self, asking: _Asking, draft: _Draft) -> _Draft:
+        requests = [
+            replace(
+                self._lease_request(offer.node, asking, ttl=asking.hold),
+                demand=_demand_as_offered(offer),
+                price=offer.price,
+            )
+            for offer in draft.offers
+        ]
+        try:
+            if requests:
+                await self._manager.hold(requests)
+        except (RequestError, ConflictError):
+            # No hold is allowed, or somebody else was faster: what would fit now, and what is short, without a hold.
+            return await self._decided(asking, self._draft(asking))
+        nodes = [offer.node for offer in draft.offers]
+        held = tuple(bid for node in nodes if (bid := self._taken(node, asking)) is not None)
+        return replace(draft, standing=draft.standing + held, offers=())
+
+    def _unsuitable(self, node: NodeRequest, asking: _Asking) -> Refusal | None:
+        if self._signer.peer_id in asking.ensemble.peer_exclusion:
+            return Refusal(node_id=node.node_id, code="excluded", message="the request excludes this peer")
+        reason = why_not_here(node.location, self._terms.location)
+        if reason is not None:
+            return Refusal(node_id=node.node_id, code="location", message=reason)
+        reason = self._missing_executor(node)
+        return None if reason is None else Refusal(node_id=node.node_id, code="executor", message=reason)
+
+    def _missing_executor(self, node: NodeRequest) -> str | None:
+        if node.general_requirements.privileged_docker and not self._terms.privileged_docker:
+            return "the owner does not allow privileged containers"
+        if self._terms.executors is None:
+            return None
+        missing = [name for name in node.executors if name not in self._terms.executors]
+        return f"not here: {', '.join(missing)}"[:300] if missing else None
+
+    def _taken(self, node: NodeRequest, asking: _Asking) -> Bid | None:
+        lease = self._manager.lease(asking.lease_ids[node.node_id])
+        if lease is None or lease.holder != asking.caller.peer_id:
+            return None
+        held = lease.state is LeaseState.HELD
+        offer = NodeOffer(node=node, resources=lease.resources, price=lease.price)
+        return self._bid(asking, offer, held_until=lease.deadline if held else None)
+
+    # Making bids
+
+    def _lease_request(self, node: NodeRequest, asking: _Asking, *, ttl: float) -> LeaseRequest:
+        grants = asking.caller.grants
+        return LeaseRequest(
+            lease_id=asking.lease_ids[node.node_id],
+            holder=asking.caller.peer_id,
+            demand=node.resources,
+            ports=node.public_ports,
+            ttl=ttl,
+            accounts=grants.accounts if grants else (),
+            until=grants.expires if grants else None,
+            share=self._outstanding.of(asking.caller),
+        )
+
+    def _bid(self, asking: _Asking, offer: NodeOffer, *, held_until: float | None = None) -> Bid:
+        node = offer.node
+        valid_until = self._clock() + self._terms.valid_seconds
+        return Bid(
+            request_digest=asking.digest,
+            ensemble_id=asking.ensemble.id,
+            nonce=asking.ensemble.nonce,
+            node_id=node.node_id,
+            lease_id=asking.lease_ids[node.node_id],
+            requester=asking.caller.peer_id,
+            provider=self._signer.peer_id,
+            demand=node.resources,
+            public_ports=node.public_ports,
+            resources=offer.resources,
+            valid_until=valid_until if held_until is None else min(valid_until, held_until),
+            price=offer.price,
+            location=self._terms.location,
+            held=held_until is not None,
+            simulated=self._manager.machine.simulated,
+        )
+
+
+def _policy_request(asking: _Asking, draft: _Draft) -> PolicyRequest:
+    return PolicyRequest(
+        requester=asking.caller.peer_id,
+        ensemble_id=asking.ensemble.id,
+        nonce=asking.ensemble.nonce,
+        hold=asking.hold,
+        ttl=asking.ttl,
+        nodes=draft.offers,
+    )
+
+
+def _demand_as_offered(offer: NodeOffer) -> Demand:
+    """The demand for exactly the devices that were priced: a hold of others might be worth something else."""
+    demand, devices = offer.node.resources, offer.resources.gpus
+    named = (replace(gpu, uuid=device.uuid) for gpu, device in zip(demand.gpus, devices, strict=True))
+    return replace(demand, gpus=tuple(named))
+
+
+def _ensemble(request: BidRequest) -> EnsembleRequest:
+    try:
+        return from_map(request.ensemble, EnsembleRequest)
+    except MessageError as error:
+        path = f"ensemble.{error.path}" if error.path else "ensemble"
+        raise MessageError(f"ensemble: {error.message}", path=path) from None
+
+
+def _refusal(node: NodeRequest, error: RequestError) -> Refusal:
+    shortages = error.shortages if isinstance(error, InsufficientError) else ()
+    return Refusal(
+        node_id=node.node_id,
+        code=_refusal_code(error),
+        message=error.message[:500],
+        shortages=shortages,
+        retry_after=error.retry_after,
+    )
+
+
+def _refusal_code(error: RequestError) -> str:
+    match error:
+        case NotOnboardedError():
+            return "not_onboarded"
+        case DrainingError():
+            return "draining"
+        case WindowError():
+            return "window"
+        case InsufficientError(shortages=shortages) if shortages and all(
+            isinstance(one, PortShortage) for one in shortages
+        ):
+            return "ports"
+        case InsufficientError():
+            return "resources"
+        case AccountError() | ShareError(retry_after=None):
+            # Nothing is known to make it possible later.
+            return "policy"
+        case _:
+            return "busy"

@@ -1,0 +1,157 @@
+"""The asking side of the three protocols, each over a Client; what comes back is checked before it is believed.
+
+Every call has a deadline of `timeout` seconds, shows the `token` where one is given, and raises what `Client.call`
+raises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from dms_resources.components import FreeResources, MachineResources, OnboardedResources, Resources
+from dms_resources.ledger.leases import EndedLease, Lease
+
+from .bidding.checks import BidChecker, Bids, SignedBid
+from .bidding.signing import EnvelopeOpener
+from .bidding.versions import bid_version
+from .messages.allocation import (
+    AllocateRequest,
+    CommitAnswer,
+    CommitRequest,
+    LeaseAnswer,
+    ListAnswer,
+    ListRequest,
+    ReleaseAnswer,
+    ReleaseRequest,
+    RenewRequest,
+)
+from .messages.bid import (
+    BidAnswer,
+    BidRequest,
+    EnsembleRequest,
+    OfferAnswer,
+)
+from .messages.resources import (
+    AllocatedRequest,
+    FreeRequest,
+    MachineRequest,
+    OnboardedRequest,
+    UsageRequest,
+    WatchRequest,
+)
+from .rpc.client import Client
+from .wire.conversion import to_map
+
+__all__ = ["AllocationClient", "BidClient", "Bids", "ResourcesClient", "SignedBid"]
+
+_TIMEOUT = 10.0
+
+
+class ResourcesClient:
+    """Asks `/dms/resources/1.0.0`."""
+
+    def __init__(self, client: Client, *, timeout: float = _TIMEOUT, token: bytes | None = None) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._token = token
+
+    async def free(self) -> FreeResources:
+        """What could be taken now."""
+        return await self._client.call(FreeRequest(), FreeResources, timeout=self._timeout, token=self._token)
+
+    async def onboarded(self) -> OnboardedResources:
+        """What the owner offers; RemoteError `not_onboarded` when nothing."""
+        return await self._client.call(OnboardedRequest(), OnboardedResources, timeout=self._timeout, token=self._token)
+
+    async def allocated(self) -> Resources:
+        """The sum of what runs."""
+        return await self._client.call(AllocatedRequest(), Resources, timeout=self._timeout, token=self._token)
+
+    async def machine(self) -> MachineResources:
+        """What the hardware has."""
+        return await self._client.call(MachineRequest(), MachineResources, timeout=self._timeout, token=self._token)
+
+    async def usage(self) -> Resources:
+        """What the machine uses now; RemoteError `usage_unknown` when the peer does not watch that."""
+        return await self._client.call(UsageRequest(), Resources, timeout=self._timeout, token=self._token)
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[FreeResources]]:
+        """What is free now and after every change; a slow reader sees the newest."""
+        return self._client.watch(WatchRequest(), FreeResources, timeout=self._timeout, token=self._token)
+
+
+class BidClient:
+    """Asks `/dms/bid/1.0.0` of one provider, as one requester.
+
+    Raises what BidChecker raises for a bid that cannot be believed.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        opener: EnvelopeOpener,
+        *,
+        requester: str,
+        provider: str,
+        timeout: float = _TIMEOUT,
+        token: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._version = bid_version(client.protocol)
+        self._checker = BidChecker(opener, requester, clock)
+        self._provider = provider
+        self._timeout = timeout
+        self._token = token
+
+    async def request_bids(self, ensemble: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0) -> Bids:
+        """Ask for bids; `hold` (seconds) asks that they be held, `ttl` says how long they are to be committed."""
+        request = BidRequest(ensemble=to_map(ensemble), hold=hold, ttl=ttl)
+        answer = await self._client.call(request, BidAnswer, timeout=self._timeout, token=self._token)
+        bids = tuple(
+            self._checker.open(raw, ensemble, request.ensemble, provider=self._provider, version=self._version)
+            for raw in answer.bids
+        )
+        return Bids(bids, answer.refusals)
+
+    async def dry_run(self, ensemble: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0) -> OfferAnswer:
+        """Would you, and if not, why not? What comes back is unsigned and binds nobody."""
+        request = BidRequest(ensemble=to_map(ensemble), dry_run=True, hold=hold, ttl=ttl)
+        return await self._client.call(request, OfferAnswer, timeout=self._timeout, token=self._token)
+
+
+class AllocationClient:
+    """Asks `/dms/allocation/1.0.0`."""
+
+    def __init__(self, client: Client, *, timeout: float = _TIMEOUT, token: bytes | None = None) -> None:
+        self._client = client
+        self._timeout = timeout
+        self._token = token
+
+    async def commit(self, envelopes: Sequence[bytes], *, ttl: float) -> tuple[Lease, ...]:
+        """Take bids for `ttl` seconds, all or none. Asking again with the same bids answers the same."""
+        request = CommitRequest(bids=tuple(envelopes), ttl=ttl)
+        return (await self._client.call(request, CommitAnswer, timeout=self._timeout, token=self._token)).leases
+
+    async def renew(self, lease_id: str, *, ttl: float, fence: int | None = None) -> Lease:
+        """Move the deadline of a commitment to `ttl` seconds from now."""
+        request = RenewRequest(lease_id=lease_id, ttl=ttl, fence=fence)
+        return (await self._client.call(request, LeaseAnswer, timeout=self._timeout, token=self._token)).lease
+
+    async def allocate(self, lease_id: str, *, fence: int | None = None) -> Lease:
+        """Turn a commitment into an allocation."""
+        request = AllocateRequest(lease_id=lease_id, fence=fence)
+        return (await self._client.call(request, LeaseAnswer, timeout=self._timeout, token=self._token)).lease
+
+    async def release(self, lease_id: str, *, fence: int | None = None) -> EndedLease:
+        """Give a lease back, whatever its state."""
+        request = ReleaseRequest(lease_id=lease_id, fence=fence)
+        return (await self._client.call(request, ReleaseAnswer, timeout=self._timeout, token=self._token)).lease
+
+    async def list(self, *, after: str = "", limit: int = 100) -> ListAnswer:
+        """This requester's leases, ordered by id."""
+        return await self._client.call(
+            ListRequest(after=after, limit=limit), ListAnswer, timeout=self._timeout, token=self._token
+        )

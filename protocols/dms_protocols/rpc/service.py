@@ -1,0 +1,420 @@
+"""Answers pipelined requests on one byte stream.
+
+Rules:
+
+1. All frames that have arrived are taken together; quick operations are answered in place, and what is answered in one
+   go is written in one go.
+2. Slow operations and watches run beside. One more than the limit allows is answered with `busy` and a time to try
+   again: a stream that merely stopped reading could not be told from a fault of the network, and would hold up the
+   quick requests behind it. The same goes for everything else that is above the caller's share of this peer.
+3. A peer that does not take its answers is not read from; a write that stalls past its deadline drops the stream.
+4. At the end of the input, watches end, slow operations finish, their answers are sent, and the stream is closed.
+5. Nothing raises out of here but cancellation: refusals become errors with a code, everything unexpected becomes
+   `internal` and one line in the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import trio
+
+from dms_resources.errors import ResourcesError
+
+from ..errors import (
+    AnswerTooLargeError,
+    BusyError,
+    DeadlineExceededError,
+    FrameError,
+    InternalError,
+    MessageError,
+    ProtocolError,
+    UnknownOperationError,
+)
+from ..logs import LimitedLog
+from ..wire.cbor import decode_map
+from ..wire.conversion import from_map
+from ..wire.envelope import Encoded, RequestID, encode_error, encode_event, encode_ok, read_id
+from ..wire.error_bodies import encode_error_body
+from ..wire.frames import FrameReader, Oversize
+from .access import Access
+from .counts import OK, UNREADABLE, ServiceCounts
+from .limits import ServiceLimits
+from .operations import Answer, Caller, Operation, Operations, encode_answer
+from .outbox import Outbox
+from .shares import LOW_WATER, PeerShare, SharesInUse
+from .traces import read_trace
+
+__all__ = ["CancelAnswer", "CancelRequest", "refuse_stream", "serve_stream"]
+
+_log = LimitedLog(logging.getLogger(__name__))
+# One line for each request, but for answered quick ones; bounded for each peer by whoever writes them.
+_events = logging.getLogger("dms_protocols.requests")
+_DONE: Encoded = b"\xa0"
+# A slow operation costs about as much of the processor as so many quick ones.
+_SLOW_WEIGHT = 8
+# Idleness is noticed at the most this part of its deadline early: every deadline that is moved leaves an entry in the
+# heap of trio until it would have passed, and one for each byte that arrives would be hundreds for a slow peer.
+_IDLE_PRECISION = 1 / 64
+
+
+class CancelRequest(msgspec.Struct, frozen=True, tag_field="op", tag="cancel"):
+    """Ends the watch that began with the request `target`."""
+
+    target: RequestID
+
+
+class CancelAnswer(msgspec.Struct, frozen=True):
+    """Whether there was such a watch; its own last answer comes before or after this one."""
+
+    cancelled: bool
+
+
+async def serve_stream(
+    stream: trio.abc.HalfCloseableStream,
+    operations: Operations,
+    caller: Caller,
+    limits: ServiceLimits | None = None,
+    counts: ServiceCounts | None = None,
+    share: PeerShare | None = None,
+    access: Access | None = None,
+) -> None:
+    """Answer requests until the peer ends its side, goes silent or cannot be understood; then close the stream.
+
+    What is answered is counted in `counts` and against the caller's `share`; `access` says who may ask for what (None:
+    anyone for everything). Raises nothing but cancellation, upon which whatever runs is cancelled and the stream is
+    closed at once.
+    """
+    service = _Service(
+        stream,
+        operations,
+        caller,
+        limits or ServiceLimits(),
+        counts or ServiceCounts(),
+        share or SharesInUse().alone(),
+        access,
+    )
+    await service.run()
+
+
+async def refuse_stream(
+    stream: trio.abc.HalfCloseableStream, error: ProtocolError, limits: ServiceLimits | None = None
+) -> None:
+    """Say why nothing is answered on this stream, and close it. Raises nothing but cancellation."""
+    with trio.move_on_after((limits or ServiceLimits()).close_deadline):
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.send_all(encode_error(None, encode_error_body(error)))
+        await stream.aclose()
+    await trio.aclose_forcefully(stream)
+
+
+class _Service:
+    def __init__(
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        operations: Operations,
+        caller: Caller,
+        limits: ServiceLimits,
+        counts: ServiceCounts,
+        share: PeerShare,
+        access: Access | None,
+    ) -> None:
+        self._stream = stream
+        self._operations = operations
+        self._caller = self._asking = caller
+        self._logs = _events.isEnabledFor(logging.INFO)
+        self._limits = limits
+        self._counts = counts
+        self._share = share
+        self._access = access
+        # The frame at hand, and what it asks for, as far as it was read.
+        self._frame = b""
+        self._operation = UNREADABLE
+        self._frames = FrameReader(limits.frame_bytes, limits.skip_bytes)
+        self._outbox = Outbox(
+            stream, high_water=limits.outgoing_bytes, write_deadline=limits.write_deadline, meter=share.hold
+        )
+        self._handlers: trio.Nursery
+        self._slow = 0
+        self._watches: dict[int, trio.CancelScope] = {}
+        self._idle = trio.CancelScope()
+        self._active_at = trio.current_time()
+
+    async def run(self) -> None:
+        self._counts.streams += 1
+        try:
+            # Half of what a stream costs is made when it asks for something: there may be many that never do.
+            if first := await self._receive_first():
+                await self._serve(first)
+        finally:
+            self._counts.streams -= 1
+            self._outbox.abandon()
+            # Costs nothing where the stream is closed already.
+            await trio.aclose_forcefully(self._stream)
+
+    async def _serve(self, first: bytes) -> None:
+        async with trio.open_nursery() as writing:
+            writing.start_soon(self._write, writing.cancel_scope)
+            async with trio.open_nursery() as self._handlers:
+                await self._read(first)
+                self._end_watches()
+            await self._outbox.flushed()
+            await self._close()
+            writing.cancel_scope.cancel()
+
+    async def _close(self) -> None:
+        with trio.move_on_after(self._limits.close_deadline):
+            await self._stream.aclose()
+
+    async def _write(self, everything: trio.CancelScope) -> None:
+        await self._outbox.run()
+        everything.cancel()
+
+    # Reading
+
+    async def _receive_first(self) -> bytes:
+        """The first bytes; none when the stream ends, breaks, or is idle for too long before there are any."""
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            with trio.move_on_after(self._limits.idle_deadline):
+                if first := bytes(await self._stream.receive_some(self._limits.read_bytes)):
+                    return first
+            await self._close()
+        return b""
+
+    async def _read(self, data: bytes) -> None:
+        """Takes requests until the end, until the stream breaks, or until it was idle for too long."""
+        with self._idle:
+            while data:
+                self._watch_idleness()
+                self._frames.feed(data)
+                try:
+                    await self._take_frames()
+                except FrameError as error:
+                    self._refuse(None, error, UNREADABLE, self._caller)
+                    return
+                self._watch_idleness()
+                data = await self._receive()
+
+    async def _receive(self) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(self._limits.read_bytes))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._handlers.cancel_scope.cancel()
+        return b""
+
+    def _watch_idleness(self) -> None:
+        longest = self._limits.idle_deadline
+        end = float("inf") if self._slow or self._watches else self._active_at + longest
+        if end < self._idle.deadline or end > self._idle.deadline + longest * _IDLE_PRECISION:
+            self._idle.deadline = end
+
+    async def _take_frames(self) -> None:
+        share, outbox, high_water = self._share, self._outbox, self._limits.outgoing_bytes
+        share.now = trio.current_time()
+        whole = False
+        for frame in self._frames:
+            if share.turn <= 0:
+                await share.rest(self._limits.batch_frames)
+                self._stay_active()
+            share.turn -= 1
+            whole = True
+            self._take(frame)
+            if outbox.size >= high_water or (share.limited and share.crowded and outbox.size > LOW_WATER):
+                await (outbox.flushed() if share.crowded else outbox.room())
+                self._stay_active()
+        if whole:
+            # Only whole requests count as activity: one byte a second does not keep a stream.
+            self._active_at = share.now
+
+    def _stay_active(self) -> None:
+        # Neither who waits for its turn nor who takes its answers is idle, nor whose operation has just ended.
+        self._active_at = self._share.now = trio.current_time()
+        self._watch_idleness()
+
+    def _take(self, frame: bytes | Oversize) -> None:
+        request_id: int | None = None
+        self._operation, self._asking = UNREADABLE, self._caller
+        try:
+            if isinstance(frame, Oversize):
+                raise FrameError(
+                    f"a frame of {frame.length} bytes, {self._limits.frame_bytes} are allowed", code="frame_too_large"
+                )
+            self._frame = frame
+            message = decode_map(frame, max_depth=self._limits.depth, max_items=self._limits.items)
+            request_id = read_id(message)
+            self._begin(request_id, message)
+        except Exception as error:
+            self._refuse(request_id, error, self._operation, self._asking)
+
+    # Answering
+
+    def _begin(self, request_id: int, message: dict[str, Any]) -> None:
+        name = message.get("op")
+        operation = self._operations.get(name) if type(name) is str else None
+        if operation is None:
+            self._begin_other(request_id, name, message)
+            return
+        self._operation = operation.name
+        if self._share.limited:
+            self._share.admit()
+        if operation.kind != "quick":
+            self._share.weigh(_SLOW_WEIGHT)
+            if operation.rate == "bids":
+                self._share.admit_bid()
+        caller = self._caller
+        if self._logs and (trace := read_trace(message)):
+            caller = replace(caller, trace=trace)
+        self._asking = caller
+        if operation.kind == "quick" and "token" not in message:
+            self._answer(request_id, operation, message, caller)
+            return
+        # What may cost much is measured, also where it is refused in the end.
+        with self._share.weighing():
+            self._answer(request_id, operation, message, caller)
+
+    def _answer(self, request_id: int, operation: Operation, message: dict[str, Any], caller: Caller) -> None:
+        if self._access is not None:
+            caller = self._access.admit(operation.name, caller, message)
+        request = from_map(message, operation.request_type)
+        if operation.kind == "watch":
+            return self._begin_watch(request_id, operation, request, caller)
+        answer = operation.handler(request, caller)
+        if operation.kind == "slow" and isinstance(answer, Coroutine):
+            return self._begin_slow(request_id, operation, answer, caller)
+        return self._put_answer(request_id, operation, answer, caller)
+
+    def _begin_other(self, request_id: int, name: object, message: dict[str, Any]) -> None:
+        if type(name) is not str:
+            raise MessageError("op: the name of an operation is expected", path="op")
+        if name != "cancel":
+            if self._share.limited:
+                self._share.admit()
+            raise UnknownOperationError(f"no operation {name[:64]!r} here")
+        self._operation = name
+        scope = self._watches.get(from_map(message, CancelRequest).target)
+        if scope is not None:
+            scope.cancel()
+        self._put(request_id, encode_ok(request_id, encode_answer(CancelAnswer(scope is not None))))
+        self._counts.requests[name, OK] += 1
+
+    def _begin_slow(
+        self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer], caller: Caller
+    ) -> None:
+        size = len(self._frame)
+        try:
+            if self._slow >= self._limits.operations_in_flight:
+                raise BusyError(f"{self._slow} operations run already", retry_after=self._limits.busy_retry_after)
+            self._share.begin_operation(size)
+        except BusyError:
+            work.close()
+            raise
+        self._slow += 1
+        self._handlers.start_soon(self._run_slow, request_id, operation, work, size, caller)
+
+    def _begin_watch(self, request_id: int, operation: Operation, request: msgspec.Struct, caller: Caller) -> None:
+        if request_id in self._watches:
+            raise MessageError(f"id: a watch with id {request_id} runs already", path="id")
+        if len(self._watches) >= self._limits.watches:
+            raise BusyError(f"{len(self._watches)} watches run already", retry_after=self._limits.busy_retry_after)
+        watch, size = operation.handler(request, caller), len(self._frame)
+        self._share.begin_operation(size)
+        scope = self._watches[request_id] = trio.CancelScope()
+        self._handlers.start_soon(self._run_watch, request_id, operation, watch, scope, size, caller)
+
+    async def _run_slow(
+        self, request_id: int, operation: Operation, work: Coroutine[Any, Any, Answer], size: int, caller: Caller
+    ) -> None:
+        try:
+            with trio.move_on_after(self._limits.operation_deadline) as scope:
+                # Begun by the turn, like requests: many that begin at once would keep everybody waiting together.
+                answer = await self._share.metered(self._in_turn(work))
+            if scope.cancelled_caught:
+                raise DeadlineExceededError(f"{operation.name} took longer than {self._limits.operation_deadline:g} s")
+            await self._outbox.room()
+            self._put_answer(request_id, operation, answer, caller)
+        except Exception as error:
+            await self._outbox.room()
+            self._refuse(request_id, error, operation.name, caller)
+        finally:
+            self._slow -= 1
+            self._share.end_operation(size)
+            self._stay_active()
+
+    async def _in_turn(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        try:
+            await self._share.rest(self._limits.batch_frames)
+        except BaseException:
+            work.close()
+            raise
+        return await work
+
+    async def _run_watch(
+        self,
+        request_id: int,
+        operation: Operation,
+        watch: AbstractAsyncContextManager[AsyncIterator[Answer]],
+        scope: trio.CancelScope,
+        size: int,
+        caller: Caller,
+    ) -> None:
+        try:
+            with scope:
+                async with watch as events:
+                    async for event in events:
+                        with self._share.weighing():
+                            self._put(request_id, encode_event(request_id, encode_answer(event)))
+                        # The next event is asked for when this one has left: a slow reader sees the newest state.
+                        await self._outbox.flushed()
+                        await self._share.rest(self._limits.batch_frames)
+            self._put_answer(request_id, operation, _DONE, caller)
+        except Exception as error:
+            self._refuse(request_id, error, operation.name, caller)
+        finally:
+            del self._watches[request_id]
+            self._share.end_operation(size)
+            self._stay_active()
+
+    def _end_watches(self) -> None:
+        for scope in self._watches.values():
+            scope.cancel()
+
+    def _put_answer(self, request_id: int, operation: Operation, answer: Answer, caller: Caller) -> None:
+        self._put(request_id, encode_ok(request_id, encode_answer(answer)))
+        self._counts.requests[operation.name, OK] += 1
+        # Of quick ones there may be thousands in a second, and they change nothing.
+        if self._logs and operation.kind != "quick":
+            _events.info("answered", extra=_fields(request_id, operation.name, OK, caller))
+
+    def _put(self, request_id: int, frame: bytes) -> None:
+        if len(frame) > self._limits.answer_bytes:
+            raise AnswerTooLargeError(f"the answer has {len(frame)} bytes, {self._limits.answer_bytes} are allowed")
+        self._outbox.put(frame)
+
+    def _refuse(self, request_id: int | None, error: Exception, operation: str, caller: Caller) -> None:
+        if not isinstance(error, ProtocolError | ResourcesError):
+            self._report(request_id, error, operation)
+            error = InternalError("the service failed at this request; its log says more")
+        self._counts.requests[operation, error.code] += 1
+        if self._logs:
+            _events.info("refused", extra=_fields(request_id, operation, error.code, caller))
+        self._outbox.put(encode_error(request_id, encode_error_body(error)))
+
+    def _report(self, request_id: int | None, error: Exception, operation: str) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown"
+        _log.error(
+            "request failed: peer=%s id=%s op=%s at=%s error=%.300r",
+            self._caller.peer_id, request_id, operation, place, error,
+        )  # fmt: skip
+
+
+def _fields(request_id: int | None, operation: str, outcome: str, caller: Caller) -> dict[str, Any]:
+    fields = {"peer": caller.peer_id, "op": operation, "outcome": outcome, "id": request_id, "trace": caller.trace}
+    return {"fields": {key: value for key, value in fields.items() if value not in (None, "")}}

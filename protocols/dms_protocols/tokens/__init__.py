@@ -1,0 +1,1 @@
+"""Tokens: what a peer grants to others, as Biscuits."""

@@ -1,0 +1,82 @@
+"""Whether a token is good for what is asked, with a code of its own for each way in which it may not be."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Final
+
+from ..errors import AccessError
+from .biscuits import SignedToken, granter_of, open_token
+from .grants import Grant, Grants
+
+__all__ = ["TokenChecker"]
+
+# Tokens whose signatures were checked; a token comes back with every request that it is for.
+_MOST_REMEMBERED: Final = 256
+
+
+class TokenChecker:
+    """Checks tokens for one provider.
+
+    `trusted` maps the peers whose grants count to their Ed25519 public keys; `revoked` holds the ids of blocks that do
+    not count any more, and is looked at each time. `clock` tells the Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        trusted: Mapping[str, bytes],
+        revoked: Container[str] = frozenset(),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._provider = provider
+        self._trusted = trusted
+        self._revoked = revoked
+        self._clock = clock
+        self._known: OrderedDict[bytes, SignedToken] = OrderedDict()
+
+    def check(self, raw: bytes, *, operation: str, peer: str) -> Grants:
+        """What the token grants, if it is good for this operation of this peer, here and now. Raises AccessError."""
+        token = self._opened(raw)
+        self.check_revoked(one.id for one in token.grants.blocks)
+        now = self._clock()
+        for block in token.grants.blocks:
+            self._check_terms(block, operation, peer, now)
+        if not token.allows(operation=operation, peer=peer, provider=self._provider, now=now):
+            raise AccessError("the token does not allow this", code="token_not_for_this")
+        return token.grants
+
+    def check_revoked(self, accounts: Iterable[str]) -> None:
+        """Raises AccessError `token_revoked` when one of these grants was revoked, and with it all that came of it."""
+        for account in accounts:
+            if account in self._revoked:
+                raise AccessError(f"the grant {account} was revoked", code="token_revoked")
+
+    def _check_terms(self, block: Grant, operation: str, peer: str, now: float) -> None:
+        terms = block.terms
+        if terms.expires is not None and now > terms.expires:
+            raise AccessError(f"the token ended {now - terms.expires:.0f} s ago", code="token_expired")
+        if terms.peers is not None and peer not in terms.peers:
+            raise AccessError("the token is for other peers", code="token_not_yours")
+        if terms.providers is not None and self._provider not in terms.providers:
+            raise AccessError("the token is for other providers", code="token_not_here")
+        if terms.operations is not None and operation not in terms.operations:
+            allowed = ", ".join(sorted(terms.operations))
+            raise AccessError(f"the token is not for {operation}, but for {allowed}"[:400], code="token_not_for_this")
+
+    def _opened(self, raw: bytes) -> SignedToken:
+        digest = hashlib.sha256(raw).digest()
+        token = self._known.get(digest)
+        if token is None:
+            granter = granter_of(raw)
+            key = self._trusted.get(granter)
+            if key is None:
+                raise AccessError(f"grants of {granter} do not count here", code="token_invalid")
+            token = self._known[digest] = open_token(raw, key)
+            if len(self._known) > _MOST_REMEMBERED:
+                self._known.popitem(last=False)
+        self._known.move_to_end(digest)
+        return token

@@ -1,0 +1,1 @@
+"""Bytes on the wire: frames, CBOR, envelopes of requests and answers."""

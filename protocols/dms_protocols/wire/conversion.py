@@ -1,0 +1,51 @@
+"""Maps of plain values into typed messages and back.
+
+Types are exact (no number from text, no integer from a float), keys that a type does not know are passed over, and the
+value types of `dms_resources` travel in the DMS's units.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from dms_resources.units import decode_value, encode_value
+
+from ..errors import MessageError
+from .cbor import encode_deterministic, encode_fast
+
+__all__ = ["from_map", "sealed_bytes", "to_bytes", "to_map"]
+
+Message = TypeVar("Message")
+
+_BUILTIN = (bytes,)
+_PATH = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
+
+
+def from_map(value: object, kind: type[Message]) -> Message:
+    """Make a typed message of a decoded map; raises MessageError with the path of the field that is wrong."""
+    try:
+        return msgspec.convert(value, kind, builtin_types=_BUILTIN, dec_hook=decode_value)
+    except (msgspec.ValidationError, OverflowError, RecursionError) as error:
+        text = str(error)
+        found = _PATH.search(text)
+        path = found[1][:200] if found else None
+        raise MessageError((text if found is None else f"{path}: {text[: found.start()]}")[:400], path=path) from None
+
+
+def to_map(message: msgspec.Struct) -> dict[str, Any]:
+    """The map of plain values that stands for a typed message."""
+    value: dict[str, Any] = msgspec.to_builtins(message, builtin_types=_BUILTIN, enc_hook=encode_value)
+    return value
+
+
+def to_bytes(message: msgspec.Struct) -> bytes:
+    """The CBOR of a typed message, as fast as it goes."""
+    return encode_fast(to_map(message))
+
+
+def sealed_bytes(message: msgspec.Struct) -> bytes:
+    """The deterministic CBOR of a typed message, for what is signed or hashed."""
+    return encode_deterministic(to_map(message))
