@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .addresses import PeerAddress, host_addresses, parse_listen_address, parse_peer_address
     from .builder import open_host
-    from .connection_gater import ConnectionGate
-    from .dialing import dial, dial_any
     from .errors import HostError
     from .host import HardenedHost
     from .keys.identity import Identity, load_or_create_identity, new_identity
     from .limits import HostLimits, RelayLimits
-    from .outbound_streams import open_stream
-    from .protocols import StreamHandler, attach_protocols
-    from .streams import PeerStream
+    from .streams.outbound import open_stream
+    from .streams.protocols import StreamHandler, attach_protocols
+    from .streams.stream import PeerStream
+    from .swarm.connection_gater import ConnectionGate
+    from .swarm.dialing import dial, dial_any
 
 __all__ = [
     "ConnectionGate",
@@ -47,15 +47,15 @@ __all__ = [
 _MODULES = {
     "addresses": ("PeerAddress", "host_addresses", "parse_listen_address", "parse_peer_address"),
     "builder": ("open_host",),
-    "connection_gater": ("ConnectionGate",),
-    "dialing": ("dial", "dial_any"),
+    "swarm.connection_gater": ("ConnectionGate",),
+    "swarm.dialing": ("dial", "dial_any"),
     "errors": ("HostError",),
     "host": ("HardenedHost",),
     "keys.identity": ("Identity", "load_or_create_identity", "new_identity"),
     "limits": ("HostLimits", "RelayLimits"),
-    "outbound_streams": ("open_stream",),
-    "protocols": ("StreamHandler", "attach_protocols"),
-    "streams": ("PeerStream",),
+    "streams.outbound": ("open_stream",),
+    "streams.protocols": ("StreamHandler", "attach_protocols"),
+    "streams.stream": ("PeerStream",),
 }
 
 

@@ -9,18 +9,18 @@ import trio
 from libp2p.tools.anyio_service import background_trio_service
 
 from .addresses import PeerAddress, parse_listen_address, parse_peer_address
-from .connection_gater import ConnectionGate
 from .errors import AddressError
 from .host import HardenedHost
-from .identify_push import announcing
+from .identify.push import announcing
 from .keys.identity import Identity
 from .limits import HostLimits, RelayLimits
 from .logs import route_library_logs
-from .protocols import attach_protocols
-from .relay_messages import HOP, STOP
-from .relay_reservations import Reservations
-from .relay_service import RelayService
-from .swarm import HardenedSwarm
+from .relay.messages import HOP, STOP
+from .relay.reservations import Reservations
+from .relay.service import RelayService
+from .streams.protocols import attach_protocols
+from .swarm.connection_gater import ConnectionGate
+from .swarm.swarm import HardenedSwarm
 from .transport.pnet import KEY_SIZE
 
 __all__ = ["open_host"]

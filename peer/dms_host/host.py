@@ -9,13 +9,13 @@ from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service.exceptions import LifecycleError
 
-from .connection_gater import ConnectionGate
-from .handlers import cage
 from .keys.identity import Identity
 from .limits import HostLimits
-from .relay_reservations import Reservations
-from .relay_service import RelayService
-from .swarm import HardenedSwarm
+from .relay.reservations import Reservations
+from .relay.service import RelayService
+from .streams.handlers import cage
+from .swarm.connection_gater import ConnectionGate
+from .swarm.swarm import HardenedSwarm
 from .transport.multistream import BoundedClient, BoundedMultiselect
 
 __all__ = ["HardenedHost"]

@@ -10,7 +10,7 @@ import trio
 from libp2p.abc import IHost
 
 from dms_host.keys.identity import Identity
-from dms_host.protocols import attach_protocols
+from dms_host.streams.protocols import attach_protocols
 from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding.service import BidTerms, bid_operations
 from dms_protocols.bidding.versions import BID_VERSIONS

@@ -14,7 +14,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, Mu
 from dms_host import HostLimits, dial, host_addresses, open_stream
 from dms_host.errors import DialError
 from dms_host.limits import STREAM_WINDOW
-from dms_host.outbound_streams import _negotiate
+from dms_host.streams.outbound import _negotiate
 from dms_host.yamux import connection as yamux
 from dms_host.yamux.stream import pack_frame
 

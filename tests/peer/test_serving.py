@@ -7,9 +7,9 @@ import trio
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 
 from dms_host import attach_protocols, dial, host_addresses, open_host, open_stream
-from dms_host import identify_push as announcements
 from dms_host.errors import DialError, ProtocolError
-from dms_host.identify_push import announcing
+from dms_host.identify import push as announcements
+from dms_host.identify.push import announcing
 from dms_host.keys.identity import new_identity
 
 ECHO, FAIL, HOLD = "/echo/1.0.0", "/fail/1.0.0", "/hold/1.0.0"

@@ -14,8 +14,8 @@ from libp2p.abc import IRawConnection
 from libp2p.network.connection.raw_connection import RawConnection
 
 from ..addresses import PeerAddress
-from ..connection_gater import ConnectionGate
 from ..errors import AddressError, DialError
+from ..swarm.connection_gater import ConnectionGate
 from .tcp import PeerSocket
 
 __all__ = ["open_socket"]

@@ -29,8 +29,8 @@ from libp2p.transport.tcp.tcp import TCP
 from libp2p.utils.multiaddr_utils import extract_ip_from_multiaddr, multiaddr_from_socket
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-from ..locks import QuickLock
 from ..logs import RateLimiter, log_limited
+from ..streams.locks import QuickLock
 
 __all__ = ["ExclusiveTCP", "PeerSocket"]
 

@@ -47,9 +47,9 @@ from libp2p.stream_muxer.yamux.yamux import (
 )
 
 from ..limits import STREAM_WINDOW, HostLimits
-from ..locks import QuickLock
 from ..logs import RateLimiter, log_limited
 from ..shields import shielded
+from ..streams.locks import QuickLock
 from .stream import BoundedYamuxStream, pack_frame
 
 __all__ = ["BoundedYamux"]

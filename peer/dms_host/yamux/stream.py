@@ -57,7 +57,7 @@ def pack_frame(kind: int, flags: int, stream_id: int, value: int, data: bytes | 
 class BoundedYamuxStream(YamuxStream):
     """A stream of a BoundedYamux. One task may read and one may write at a time."""
 
-    # What stands on this stream may cancel its reads and writes (see dms_host.streams).
+    # What stands on this stream may cancel its reads and writes (see dms_host.streams.stream).
     cancel_safe: Final = True
 
     conn: BoundedYamux

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import trio
 
 from dms_host.errors import DialError
-from dms_host.streams import PeerStream
+from dms_host.streams.stream import PeerStream
 from dms_protocols.rpc.client import Client, open_client
 
 __all__ = ["SharedClient"]

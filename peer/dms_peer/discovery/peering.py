@@ -19,9 +19,9 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 
 from dms_host import parse_peer_address
-from dms_host.connection_events import Arrivals, watching
 from dms_host.errors import DialError
 from dms_host.logs import RateLimiter, log_limited
+from dms_host.swarm.connection_events import Arrivals, watching
 from dms_protocols.protocol_ids import PEERS_PROTOCOL, RESOURCES_PROTOCOL
 
 from ..connections import PeerConnections

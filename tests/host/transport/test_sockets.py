@@ -8,7 +8,7 @@ import trio.lowlevel
 import trio.testing
 from libp2p.io.exceptions import ConnectionClosedError
 
-from dms_host.locks import QuickLock
+from dms_host.streams.locks import QuickLock
 from dms_host.transport import tcp
 from dms_host.transport.tcp import PeerSocket
 

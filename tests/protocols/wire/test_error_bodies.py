@@ -68,6 +68,6 @@ def test_every_code_of_the_protocols_is_drawn_in_the_docstring() -> None:
 
 
 def test_every_error_of_the_ledger_has_a_code_of_its_own() -> None:
-    kinds = [kind for module in (resource_errors, refusals) for _, kind in inspect.getmembers(module, inspect.isclass)]
+    kinds = {kind for module in (resource_errors, refusals) for _, kind in inspect.getmembers(module, inspect.isclass)}
     codes = [kind.code for kind in kinds if issubclass(kind, ResourcesError)]
     assert len(set(codes)) == len(codes)

@@ -30,7 +30,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 
 from dms_host import open_stream
 from dms_host.errors import DialError
-from dms_host.streams import PeerStream
+from dms_host.streams.stream import PeerStream
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 
 from ...connections import PeerConnections

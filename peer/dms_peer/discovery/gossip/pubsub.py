@@ -29,13 +29,13 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 
-from dms_host.connection_events import Arrivals, notifees
 from dms_host.errors import DialError
-from dms_host.handlers import cage
 from dms_host.logs import RateLimiter, log_limited
-from dms_host.outbound_streams import open_connections, open_stream
 from dms_host.shields import shielded
-from dms_host.streams import PeerStream
+from dms_host.streams.handlers import cage
+from dms_host.streams.outbound import open_connections, open_stream
+from dms_host.streams.stream import PeerStream
+from dms_host.swarm.connection_events import Arrivals, notifees
 from dms_protocols.errors import FrameError
 from dms_protocols.wire.frames import FrameReader, Oversize, encode_frame
 

@@ -14,7 +14,7 @@ from multiaddr import Multiaddr
 
 from dms_host import HardenedHost, dial, open_stream
 from dms_host.keys.identity import new_identity
-from dms_host.streams import PeerStream
+from dms_host.streams.stream import PeerStream
 from dms_peer.discovery.dht import kademlia
 from dms_peer.discovery.dht import member as kademlia_member
 from dms_protocols.adverts.classes import CapabilityClass, Dimension

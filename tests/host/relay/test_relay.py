@@ -18,7 +18,6 @@ from dms_host import (
     attach_protocols,
     dial,
     dial_any,
-    dialing,
     host_addresses,
     open_host,
     open_stream,
@@ -26,7 +25,8 @@ from dms_host import (
 )
 from dms_host.errors import AddressError, DialError
 from dms_host.keys.identity import new_identity
-from dms_host.relay_messages import HOP, STOP, read_message, write_message
+from dms_host.relay.messages import HOP, STOP, read_message, write_message
+from dms_host.swarm import dialing
 from dms_host.yamux.connection import BoundedYamux
 from dms_peer.connections import ConnectionLimits, open_connections
 

@@ -23,9 +23,9 @@ from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.peer.id import ID
 from libp2p.utils.varint import encode_uvarint
 
-from .errors import DialError
-from .outbound_streams import open_stream
-from .shields import shielded
+from ..errors import DialError
+from ..shields import shielded
+from ..streams.outbound import open_stream
 
 __all__ = ["Announcements", "announcing"]
 

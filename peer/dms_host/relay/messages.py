@@ -14,7 +14,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Status, StopMessage
 from libp2p.utils.varint import encode_varint_prefixed
 
-from .streams import PeerStream
+from ..streams.stream import PeerStream
 
 __all__ = ["HOP", "STOP", "RelayMessageError", "read_message", "status_name", "write_hop_status", "write_message"]
 

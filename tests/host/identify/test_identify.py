@@ -13,7 +13,8 @@ from libp2p.peer.id import ID
 from libp2p.peer.peer_record import PeerRecord
 from multiaddr import Multiaddr
 
-from dms_host import dial, host_addresses, identify, open_stream
+from dms_host import dial, host_addresses, open_stream
+from dms_host.identify import identify
 from dms_protocols.wire.frames import encode_frame
 
 IDENTIFY = "/ipfs/id/1.0.0"

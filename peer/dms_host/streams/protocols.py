@@ -16,12 +16,12 @@ import trio
 from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
 
-from .errors import ProtocolError
+from ..errors import ProtocolError
+from ..identify.push import announcing
+from ..limits import HostLimits
+from ..logs import RateLimiter, log_limited
 from .handlers import cage
-from .identify_push import announcing
-from .limits import HostLimits
-from .logs import RateLimiter, log_limited
-from .streams import PeerStream, reset_stream
+from .stream import PeerStream, reset_stream
 
 __all__ = ["StreamHandler", "attach_protocols"]
 

@@ -13,15 +13,15 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Status, StopMessage
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-from .addresses import PeerAddress, parse_peer_address
-from .dialing import dial
-from .errors import AddressError, DialError
-from .outbound_streams import open_connections, open_stream
-from .relay_circuits import accept_circuit, circuit_address
-from .relay_messages import HOP, RelayMessageError, read_message, status_name, write_message
-from .streams import PeerStream
-from .swarm import HardenedSwarm
-from .yamux.connection import BoundedYamux
+from ..addresses import PeerAddress, parse_peer_address
+from ..errors import AddressError, DialError
+from ..streams.outbound import open_connections, open_stream
+from ..streams.stream import PeerStream
+from ..swarm.dialing import dial
+from ..swarm.swarm import HardenedSwarm
+from ..yamux.connection import BoundedYamux
+from .circuits import accept_circuit, circuit_address
+from .messages import HOP, RelayMessageError, read_message, status_name, write_message
 
 __all__ = ["Reservations"]
 

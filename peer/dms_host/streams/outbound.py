@@ -16,12 +16,12 @@ from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNotSupportedError
 
-from .errors import DialError
-from .limits import HostLimits
+from ..errors import DialError
+from ..limits import HostLimits
+from ..shields import shielded
+from ..transport.multistream import BoundedClient, BoundedCommunicator
 from .locks import quicken
-from .shields import shielded
-from .streams import PeerStream, reset_stream
-from .transport.multistream import BoundedClient, BoundedCommunicator
+from .stream import PeerStream, reset_stream
 
 __all__ = ["open_connections", "open_stream"]
 

@@ -21,17 +21,17 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 
-from .addresses import PeerAddress, parse_peer_address
+from ..addresses import PeerAddress, parse_peer_address
+from ..errors import DialError
+from ..relay.circuits import request_circuit
+from ..relay.messages import HOP
+from ..shields import shielded
+from ..streams.outbound import open_connections, open_stream
+from ..transport.dial import open_socket
+from ..transport.pnet import OtherNetworkError
+from ..yamux.connection import BoundedYamux
 from .connection_gater import ConnectionGate
-from .errors import DialError
-from .outbound_streams import open_connections, open_stream
 from .peer_locks import PeerLocks
-from .relay_circuits import request_circuit
-from .relay_messages import HOP
-from .shields import shielded
-from .transport.dial import open_socket
-from .transport.pnet import OtherNetworkError
-from .yamux.connection import BoundedYamux
 
 __all__ = ["dial", "dial_any", "has_living_connection"]
 

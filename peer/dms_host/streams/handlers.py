@@ -17,9 +17,9 @@ from libp2p.abc import INetStream
 from libp2p.custom_types import StreamHandlerFn
 from libp2p.exceptions import BaseLibp2pError
 
+from ..logs import RateLimiter, log_limited
 from .locks import quicken
-from .logs import RateLimiter, log_limited
-from .streams import close_stream, reset_stream
+from .stream import close_stream, reset_stream
 
 __all__ = ["cage"]
 

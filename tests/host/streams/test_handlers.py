@@ -8,7 +8,7 @@ import trio
 from libp2p.abc import INotifee
 
 from dms_host import dial, host_addresses, open_stream
-from dms_host.handlers import cage
+from dms_host.streams.handlers import cage
 
 FAIL, ECHO = "/fail/1.0.0", "/echo/1.0.0"
 
@@ -60,7 +60,7 @@ async def test_a_handler_that_raises_costs_its_stream_only(server, client, caplo
                 await stream.receive_some()
             await stream.aclose()
             assert await is_served(client, peer_id)
-    lines = [record for record in caplog.records if record.name == "dms_host.handlers"]
+    lines = [record for record in caplog.records if record.name == "dms_host.streams.handlers"]
     assert len(lines) == 3
     assert all("ValueError" in line.getMessage() and "\n" not in line.getMessage() for line in lines)
 
@@ -101,7 +101,7 @@ async def test_a_handler_that_always_raises_does_not_fill_the_log(server, client
         for _ in range(60):
             stream = await open_stream(client, peer_id, [FAIL])
             await stream.aclose()
-    assert len([record for record in caplog.records if record.name == "dms_host.handlers"]) < 40
+    assert len([record for record in caplog.records if record.name == "dms_host.streams.handlers"]) < 40
 
 
 async def test_a_handler_that_returns_leaves_no_stream_behind(server, client, eventually) -> None:

@@ -17,9 +17,9 @@ from multiaddr import Multiaddr
 
 from dms_host import ConnectionGate, HostLimits, dial, host_addresses, open_host
 from dms_host.addresses import parse_peer_address
-from dms_host.connection_gater import address_group, end_site
 from dms_host.errors import DialError
 from dms_host.keys.identity import new_identity
+from dms_host.swarm.connection_gater import address_group, end_site
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 LOOPBACK6 = "/ip6/::1/tcp/0"
@@ -135,7 +135,7 @@ async def test_a_denied_address_gets_not_a_byte(listen: str, denied: str) -> Non
 
 
 async def test_a_denied_address_takes_no_slot(caplog) -> None:
-    caplog.set_level(logging.DEBUG, "dms_host.swarm")
+    caplog.set_level(logging.DEBUG, "dms_host.swarm.swarm")
     gate = ConnectionGate(deny_addresses=["127.0.0.1"])
     limits = HostLimits(max_inbound_connections=1)
     async with open_host(new_identity(), [LOOPBACK], limits, gate=gate) as host:

@@ -20,10 +20,10 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-from .addresses import PeerAddress
-from .errors import DialError
-from .relay_messages import RelayMessageError, read_message, status_name, write_message
-from .streams import PeerStream
+from ..addresses import PeerAddress
+from ..errors import DialError
+from ..streams.stream import PeerStream
+from .messages import RelayMessageError, read_message, status_name, write_message
 
 __all__ = ["accept_circuit", "circuit_address", "request_circuit"]
 

@@ -3,7 +3,7 @@ import trio
 
 from dms_host import attach_protocols, dial, host_addresses, open_stream
 from dms_host.limits import STREAM_WINDOW
-from dms_host.streams import PeerStream
+from dms_host.streams.stream import PeerStream
 
 BIG = bytes(range(256)) * (8 * STREAM_WINDOW // 256)
 

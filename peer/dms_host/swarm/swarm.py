@@ -33,21 +33,21 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
+from ..errors import ListenError
+from ..identify.identify import BoundedPeerStore, bound_identify
+from ..limits import HostLimits
+from ..logs import RateLimiter, log_limited
+from ..shields import shielded
+from ..transport.pnet import ProtectedConnection
+from ..transport.tcp import ExclusiveTCP
+from ..transport.upgrader import hardened_upgrader
 from .connection_gater import ConnectionGate, address_group, end_site
-from .errors import ListenError
 from .handshakes import Handshakes
-from .identify import BoundedPeerStore, bound_identify
-from .limits import HostLimits
-from .logs import RateLimiter, log_limited
-from .shields import shielded
-from .transport.pnet import ProtectedConnection
-from .transport.tcp import ExclusiveTCP
-from .transport.upgrader import hardened_upgrader
 
 if TYPE_CHECKING:
     from libp2p.network.connection.swarm_connection import SwarmConn
 
-    from .yamux.connection import BoundedYamux
+    from ..yamux.connection import BoundedYamux
 
 __all__ = ["HardenedSwarm"]
 

@@ -22,7 +22,7 @@ from libp2p.identity.update import update_peerstore_from_identify
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 
-from .logs import RateLimiter, log_limited
+from ..logs import RateLimiter, log_limited
 
 __all__ = ["BoundedPeerStore", "bound_identify"]
 

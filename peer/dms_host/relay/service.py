@@ -23,14 +23,14 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Limit, PeerId, Reservation, Status, StopMessage
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-from .addresses import host_addresses
-from .connection_gater import address_group
-from .errors import DialError
-from .limits import RelayLimits
-from .outbound_streams import open_connections, open_stream
-from .relay_messages import STOP, RelayMessageError, read_message, write_hop_status, write_message
-from .streams import PeerStream
-from .swarm import remote_ip
+from ..addresses import host_addresses
+from ..errors import DialError
+from ..limits import RelayLimits
+from ..streams.outbound import open_connections, open_stream
+from ..streams.stream import PeerStream
+from ..swarm.connection_gater import address_group
+from ..swarm.swarm import remote_ip
+from .messages import STOP, RelayMessageError, read_message, write_hop_status, write_message
 
 __all__ = ["RelayService"]
 

@@ -1,0 +1,1 @@
+"""Identify: what peers say of themselves, and push when it changes."""

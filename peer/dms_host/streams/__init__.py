@@ -1,0 +1,1 @@
+"""Streams: opening them, serving protocols on them, and reading and writing that cancellation leaves whole."""

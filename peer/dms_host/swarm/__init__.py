@@ -1,0 +1,1 @@
+"""The swarm: dialing, accepting, who may connect, and who is connected."""
