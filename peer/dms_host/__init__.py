@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from .streams.outbound import open_stream
     from .streams.protocols import StreamHandler, attach_protocols
     from .streams.stream import PeerStream
-    from .swarm.connection_gater import ConnectionGate
+    from .swarm.connection_gater import ConnectionGater
     from .swarm.dialing import dial, dial_any
 
 __all__ = [
-    "ConnectionGate",
+    "ConnectionGater",
     "HardenedHost",
     "HostError",
     "HostLimits",
@@ -47,7 +47,7 @@ __all__ = [
 _MODULES = {
     "addresses": ("PeerAddress", "host_addresses", "parse_listen_address", "parse_peer_address"),
     "builder": ("open_host",),
-    "swarm.connection_gater": ("ConnectionGate",),
+    "swarm.connection_gater": ("ConnectionGater",),
     "swarm.dialing": ("dial", "dial_any"),
     "errors": ("HostError",),
     "host": ("HardenedHost",),

@@ -75,10 +75,15 @@ def parse_peer_address(text: str) -> PeerAddress:
     names = [name for name, _ in parts]
     if len(names) >= 2 and "p2p" not in names:
         raise AddressError(
-            "no_peer_id", text, f"{text} does not say which peer is there", "append /p2p/ and its peer id"
+            f"{text} does not say which peer is there",
+            code="no_peer_id",
+            address=text,
+            hint="append /p2p/ and its peer id",
         )
     if names[0] not in HOST_PROTOCOLS or names[1:] not in (DIRECT, RELAYED):
-        raise AddressError("unsupported_address", text, f"cannot dial {text}: only TCP is supported", EXAMPLE)
+        raise AddressError(
+            f"cannot dial {text}: only TCP is supported", code="unsupported_address", address=text, hint=EXAMPLE
+        )
     host, port, listener, peer = parts[0][1], int(parts[1][1]), ID.from_string(parts[2][1]), parts[-1][1]
     if len(parts) == len(DIRECT) + 1:
         return PeerAddress(text, names[0], host, port, listener)
@@ -90,7 +95,10 @@ def parse_listen_address(text: str) -> Multiaddr:
     names = [name for name, _ in _parts(text, LISTEN_EXAMPLE)]
     if names not in (["ip4", "tcp"], ["ip6", "tcp"]):
         raise AddressError(
-            "unsupported_address", text, f"cannot listen on {text}: only TCP is supported", LISTEN_EXAMPLE
+            f"cannot listen on {text}: only TCP is supported",
+            code="unsupported_address",
+            address=text,
+            hint=LISTEN_EXAMPLE,
         )
     return Multiaddr(text)
 
@@ -101,8 +109,8 @@ def _parts(text: str, example: str) -> list[tuple[str, str]]:
             return parts
     except Exception as error:
         # Each of the library's codecs refuses text with an error of its own.
-        raise AddressError("bad_address", text, f"{text!r} is no multiaddr", example) from error
-    raise AddressError("bad_address", text, "the address is empty", example)
+        raise AddressError(f"{text!r} is no multiaddr", code="bad_address", address=text, hint=example) from error
+    raise AddressError("the address is empty", code="bad_address", address=text, hint=example)
 
 
 def host_addresses(host: IHost) -> tuple[str, ...]:

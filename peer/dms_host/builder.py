@@ -19,7 +19,7 @@ from .relay.messages import HOP, STOP
 from .relay.reservations import Reservations
 from .relay.service import RelayService
 from .streams.protocols import attach_protocols
-from .swarm.connection_gater import ConnectionGate
+from .swarm.connection_gater import ConnectionGater
 from .swarm.swarm import HardenedSwarm
 from .transport.pnet import KEY_SIZE
 
@@ -32,7 +32,7 @@ async def open_host(
     listen_addrs: Sequence[str] = (),
     limits: HostLimits | None = None,
     *,
-    gate: ConnectionGate | None = None,
+    gate: ConnectionGater | None = None,
     psk: bytes | None = None,
     relay: RelayLimits | None = None,
     reserve_at: Sequence[str] = (),
@@ -60,7 +60,7 @@ async def open_host(
             await running.wait()
             await host.swarm.listen(*addresses)
             # No farewell: peers see the connections end.
-            async with announcing(host, farewell=False), _relaying(host, relay), _relayed(host, relays):
+            async with announcing(host, goodbye=False), _relaying(host, relay), _relayed(host, relays):
                 yield host
         except Exception as error:
             failure = error
@@ -86,7 +86,9 @@ async def _run_swarm(swarm: HardenedSwarm, running: trio.Event, closed: trio.Eve
 def _parse_relay(address: str) -> PeerAddress:
     relay = parse_peer_address(address)
     if relay.relayed:
-        raise AddressError("unsupported_address", address, f"{address} leads through another relay", "name a relay")
+        raise AddressError(
+            f"{address} leads through another relay", code="unsupported_address", address=address, hint="name a relay"
+        )
     return relay
 
 

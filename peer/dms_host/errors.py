@@ -16,20 +16,20 @@ from __future__ import annotations
 
 __all__ = [
     "AddressError",
+    "BadEnvelopeError",
     "DialError",
-    "EnvelopeError",
     "HostError",
     "IdentityError",
     "ListenError",
-    "ProtocolError",
+    "ProtocolTakenError",
 ]
 
 
 class HostError(Exception):
     """Something the host could not do; `code` is stable, `message` and `hint` are one line each for people."""
 
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
-        super().__init__(code, message, hint)
+    def __init__(self, message: str, *, code: str, hint: str = "") -> None:
+        super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
@@ -44,32 +44,32 @@ class IdentityError(HostError):
     Codes: `key_missing`, `key_unreadable`, `key_exposed`, `key_foreign`, `key_damaged`, `key_unwritable`, `key_exists`.
     """
 
-    def __init__(self, code: str, path: str, message: str, hint: str) -> None:
-        super().__init__(code, message, hint)
+    def __init__(self, message: str, *, code: str, path: str, hint: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
         self.path = path
 
 
 class AddressError(HostError):
     """Text that is no usable multiaddr. Codes: `bad_address`, `no_peer_id`, `unsupported_address`."""
 
-    def __init__(self, code: str, address: str, message: str, hint: str) -> None:
-        super().__init__(code, message, hint)
+    def __init__(self, message: str, *, code: str, address: str, hint: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
         self.address = address
 
 
 class ListenError(HostError):
     """A listen address was refused. Codes: `address_in_use`, `address_unavailable`, `address_forbidden`."""
 
-    def __init__(self, code: str, address: str, message: str, hint: str) -> None:
-        super().__init__(code, message, hint)
+    def __init__(self, message: str, *, code: str, address: str, hint: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
         self.address = address
 
 
-class ProtocolError(HostError):
+class ProtocolTakenError(HostError):
     """A protocol cannot be attached. Code: `protocol_taken`."""
 
-    def __init__(self, code: str, protocol: str, message: str, hint: str) -> None:
-        super().__init__(code, message, hint)
+    def __init__(self, message: str, *, code: str, protocol: str, hint: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
         self.protocol = protocol
 
 
@@ -82,11 +82,13 @@ class DialError(HostError):
     `relay_failed`, `closed`.
     """
 
-    def __init__(self, code: str, address: str, message: str, hint: str, retry_after: float | None = None) -> None:
-        super().__init__(code, message, hint)
+    def __init__(
+        self, message: str, *, code: str, address: str, hint: str = "", retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
         self.address = address
         self.retry_after = retry_after
 
 
-class EnvelopeError(HostError):
+class BadEnvelopeError(HostError):
     """Signed bytes were not accepted. Codes: `bad_envelope`, `bad_signature`, `wrong_type`."""

@@ -13,8 +13,8 @@ from .keys.identity import Identity
 from .limits import HostLimits
 from .relay.reservations import Reservations
 from .relay.service import RelayService
-from .streams.handlers import cage
-from .swarm.connection_gater import ConnectionGate
+from .streams.handlers import guarded
+from .swarm.connection_gater import ConnectionGater
 from .swarm.swarm import HardenedSwarm
 from .transport.multistream import BoundedClient, BoundedMultiselect
 
@@ -31,7 +31,7 @@ class HardenedHost(BasicHost):
     """
 
     def __init__(
-        self, identity: Identity, limits: HostLimits, gate: ConnectionGate | None = None, psk: bytes | None = None
+        self, identity: Identity, limits: HostLimits, gate: ConnectionGater | None = None, psk: bytes | None = None
     ) -> None:
         self.swarm = HardenedSwarm(identity.key_pair(), limits, gate, psk)
         super().__init__(self.swarm, disable_identify_address_discovery=True)
@@ -40,7 +40,7 @@ class HardenedHost(BasicHost):
         self.reservations: Reservations | None = None
         self.multiselect = BoundedMultiselect(self.multiselect.handlers, limits)
         self.multiselect_client = BoundedClient(limits)
-        self.swarm.set_stream_handler(cage(self._swarm_stream_handler, limits.close_timeout))
+        self.swarm.set_stream_handler(guarded(self._swarm_stream_handler, limits.close_timeout))
 
     @property
     def relayed_addresses(self) -> tuple[str, ...]:
@@ -48,16 +48,16 @@ class HardenedHost(BasicHost):
         return () if self.reservations is None else self.reservations.addresses
 
     @property
-    def gate(self) -> ConnectionGate:
+    def gate(self) -> ConnectionGater:
         """Who may connect."""
         return self.swarm.gate
 
-    async def change_gate(self, gate: ConnectionGate) -> int:
+    async def change_gater(self, gate: ConnectionGater) -> int:
         """Let these lists decide from now on, and close what they do not allow; returns how many that were.
 
         Not cancellable, but bounded by close_timeout.
         """
-        return await self.swarm.change_gate(gate)
+        return await self.swarm.change_gater(gate)
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
         known = peer_id in self._identify_inflight or self._has_cached_protocols(peer_id)

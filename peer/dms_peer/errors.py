@@ -51,18 +51,18 @@ class StoppedError(PeerError):
         # Every command loads this module, and next to none is ended by a signal.
         import signal
 
-        super().__init__("stopped", f"stopped by {signal.Signals(number).name}")
+        super().__init__(f"stopped by {signal.Signals(number).name}", code="stopped")
         self.number = number
 
 
 class DocumentError(PeerError):
     """A file that cannot be used; `line` and `column` (from 1) and `field` say where it is wrong.
 
-    Codes: `bad_ensemble`, `bad_terms`.
+    Codes: `bad_ensemble`, `bad_terms`, `bad_access`, `bad_limits`.
     """
 
-    def __init__(self, code: str, message: str, hint: str, *, line: int, column: int, field: str) -> None:
-        super().__init__(code, message, hint)
+    def __init__(self, message: str, *, code: str, hint: str = "", line: int, column: int, field: str) -> None:
+        super().__init__(message, code=code, hint=hint)
         self.line = line
         self.column = column
         self.field = field
@@ -76,6 +76,6 @@ class RefusedError(PeerError):
     """A peer would not take the job; `refusal` names every dimension that falls short. The code is the refusal's."""
 
     def __init__(self, peer_id: str, refusal: Refusal) -> None:
-        super().__init__(refusal.code, f"{peer_id} refuses: {refusal.message}")
+        super().__init__(f"{peer_id} refuses: {refusal.message}", code=refusal.code)
         self.peer_id = peer_id
         self.refusal = refusal

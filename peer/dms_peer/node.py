@@ -161,7 +161,7 @@ class Node:
                         home=home, manager=manager, terms=terms, may_ask=may_ask, shares=in_use,
                     )
                 )  # fmt: skip
-                operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.company.connected)
+                operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.peering.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             offers = manager.get_onboarded_resources() is not None
             yield Ready(identity.peer_id, addrs, machine.simulated, offers, metrics)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from libp2p.abc import IHost
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 
-from dms_host.errors import EnvelopeError, IdentityError
+from dms_host.errors import BadEnvelopeError, IdentityError
 from dms_host.keys.envelopes import open_envelope, sign_envelope
 from dms_host.keys.identity import Identity, new_identity, public_key_of
-from dms_protocols.errors import EnvelopeError as WireEnvelopeError
+from dms_protocols.errors import EnvelopeError
 
 from .errors import PeerError
 
@@ -43,10 +43,10 @@ class EnvelopeChecker:
         """The signer's peer id and the payload; raises the wire's EnvelopeError."""
         try:
             return open_envelope(raw, domain, payload_type)
-        except EnvelopeError as error:
+        except BadEnvelopeError as error:
             # The wire knows two codes: what cannot be read as what it should be, and what was not signed.
             code = "bad_signature" if error.code == "bad_signature" else "bad_envelope"
-            raise WireEnvelopeError(error.message, code=code) from error
+            raise EnvelopeError(error.message, code=code) from error
 
 
 def host_identity(host: IHost) -> Identity:
@@ -57,10 +57,10 @@ def host_identity(host: IHost) -> Identity:
     key = host.get_private_key()
     if not isinstance(key, Ed25519PrivateKey):
         raise IdentityError(
-            "key_unsupported",
-            "",
             "the host's key is not an Ed25519 key",
-            "make the host with a key of libp2p.crypto.ed25519",
+            code="key_unsupported",
+            path="",
+            hint="make the host with a key of libp2p.crypto.ed25519",
         )
     return new_identity(key.to_bytes()[:_SEED_SIZE])
 
@@ -73,5 +73,7 @@ def trusted_keys(peer_ids: Iterable[str]) -> dict[str, bytes]:
 def _public_key(peer_id: str) -> bytes:
     key = public_key_of(peer_id)
     if key is None:
-        raise PeerError("bad_peer_id", f"{peer_id[:64]!r} is not the id of an Ed25519 key", "use one like 12D3KooW...")
+        raise PeerError(
+            f"{peer_id[:64]!r} is not the id of an Ed25519 key", code="bad_peer_id", hint="use one like 12D3KooW..."
+        )
     return key

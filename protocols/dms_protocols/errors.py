@@ -54,9 +54,10 @@ class ProtocolError(Exception):
 
     default_code: ClassVar[str] = "internal"
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
+    def __init__(self, message: str, *, code: str | None = None, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
+        self.hint = hint
         self.code = code or self.default_code
 
 
@@ -163,7 +164,7 @@ class InternalError(ProtocolError):
 class RemoteError(ProtocolError):
     """The other side answered with an error; `details` is the whole error map as it came."""
 
-    def __init__(self, code: str, message: str, details: Mapping[str, Any]) -> None:
+    def __init__(self, message: str, *, code: str, details: Mapping[str, Any]) -> None:
         super().__init__(message, code=code)
         self.details = details
 

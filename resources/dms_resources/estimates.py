@@ -12,13 +12,13 @@ from .components import CPU, GPU, RAM, Disk, FreeResources
 from .demands import Demand
 from .placement import DeviceState, place
 
-__all__ = ["in_short", "would_fit"]
+__all__ = ["abridged", "would_fit"]
 
 _MOST_GPUS: Final = 64
 _LONGEST_NAME: Final = 128
 
 
-def in_short(free: FreeResources) -> FreeResources:
+def abridged(free: FreeResources) -> FreeResources:
     """What `would_fit` needs of it, and no more than a table of many peers can keep."""
     return FreeResources(
         cpu=CPU(

@@ -46,7 +46,7 @@ from .ledger.history import Finding, HistoryEntry
 from .ledger.journal import Worker, new_worker
 from .ledger.leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .ledger.ledger import Ledger
-from .ledger.metrics import LedgerMeasures
+from .ledger.metrics import LedgerMetrics
 from .ledger.missing import Missing, describe_missing, missing_resources
 from .ledger.storage import Contents, SQLiteStorage, StoredLease
 from .machine.guard import physical_shortages
@@ -167,9 +167,9 @@ class ResourceManager:
         return self._ledger.journal.failed
 
     @property
-    def measures(self) -> LedgerMeasures:
+    def metrics(self) -> LedgerMetrics:
         """What the ledger counts of its own work."""
-        return self._ledger.journal.measures
+        return self._ledger.journal.metrics
 
     @property
     def lease_counts(self) -> dict[LeaseState, int]:

@@ -34,7 +34,7 @@ from rich.table import Table
 from dms_resources.components import CPU, GPU, RAM, Disk, Resources
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, RAMDemand
 from dms_resources.ledger import decisions
-from dms_resources.ledger.book import Change, Offer, Record
+from dms_resources.ledger.book import Change, OfferState, Record
 from dms_resources.ledger.history import HistoryEntry
 from dms_resources.ledger.leases import Lease, LeaseRequest, LeaseState, ResourceAllocation
 from dms_resources.ledger.storage import SQLiteStorage
@@ -97,7 +97,7 @@ def fill(path: Path, size: int) -> None:
     """A ledger with so many live allocations, a tenth of them on GPUs."""
     with SQLiteStorage(path, boot_id="") as storage:
         storage.load()
-        storage.write([Change(offer=(Offer(), Offer(onboarded=OFFER)))])
+        storage.write([Change(offer=(OfferState(), OfferState(onboarded=OFFER)))])
         for first in range(0, size, 5000):
             storage.write([allocated(number) for number in range(first, min(size, first + 5000))])
 

@@ -173,7 +173,7 @@ async def negotiation(yamux_attacker, *protocols: str):
     async with yamux_attacker() as (frames, victim), trio.open_nursery() as nursery:
         stream = await victim.open_stream()
         nursery.start_soon(negotiate, NetStream(stream, None, None))
-        assert (await frames.receive())[:2] == (frames.ROOM, frames.SYN)
+        assert (await frames.receive())[:2] == (frames.WINDOW_UPDATE, frames.SYN)
         yield frames, outcome
 
 

@@ -27,13 +27,13 @@ def test_a_short_round_measures_all_three_side_by_side(programs: Any, tmp_path: 
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())["figures"]
     series = {part: {figure["series"] for figure in figures if figure["part"] == part} for part in "abcdef"}
-    beside = {"ours", "js-libp2p", "go-libp2p"}
+    open_background = {"ours", "js-libp2p", "go-libp2p"}
     assert series == {
-        "a": beside | {"ours to ours"},
+        "a": open_background | {"ours to ours"},
         "b": {"ours", "ours to ours", "bare Ed25519"},
         "c": {"ours", "ours to ours", "bare SQLite"},
-        "d": beside | {"ours to ours"},
-        "e": beside | {"ours to ours"},
-        "f": beside,
+        "d": open_background | {"ours to ours"},
+        "e": open_background | {"ours to ours"},
+        "f": open_background,
     }
     assert all(figure["values"][0] > 0 for figure in figures if figure["what"] != "each further one")

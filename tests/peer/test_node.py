@@ -114,7 +114,7 @@ async def test_the_socket_is_never_wider_not_even_under_an_open_umask(
 async def test_the_owner_talks_to_the_running_peer(home: Home, running: Any, client: HardenedHost) -> None:
     async with running() as ready:
         assert not ready.offers
-        answer = await in_thread(owner.onboard, home, OFFER)
+        answer = await in_thread(owner.onboard_resources, home, OFFER)
         assert answer.onboarded is not None
         assert answer.onboarded.cpu.cores == Cores.of(4)
         lease_id = await _committed(client, ready)
@@ -138,7 +138,7 @@ async def test_errors_of_the_ledger_keep_their_codes_through_the_socket(home: Ho
     async with running():
         too_much = Offer(cpu=Cores.of(9), ram=GIB, disk=GIB)
         with pytest.raises(RemoteError) as caught:
-            await in_thread(owner.onboard, home, too_much)
+            await in_thread(owner.onboard_resources, home, too_much)
         assert caught.value.code == "onboarding"
         assert "9 cores" in caught.value.details["problems"][0]
 
@@ -148,30 +148,30 @@ async def test_a_running_peer_keeps_its_machine(home: Home, running: Any, machin
     other.write_text(json.dumps(MACHINE | {"cpu": {"cores": 64}}))
     async with running():
         with pytest.raises(RemoteError) as caught:
-            await in_thread(owner.onboard, home, OFFER, str(other))
+            await in_thread(owner.onboard_resources, home, OFFER, str(other))
         assert caught.value.code == "other_machine"
         # Its own is no contradiction.
-        await in_thread(owner.onboard, home, OFFER, machine_file)
+        await in_thread(owner.onboard_resources, home, OFFER, machine_file)
     assert (await in_thread(owner.read_status, home)).free.cpu.cores == Cores.of(4)
 
 
 async def test_onboarding_goes_on_while_capacity_is_promised(home: Home, running: Any, client: HardenedHost) -> None:
     async with running() as ready:
-        await in_thread(owner.onboard, home, OFFER)
+        await in_thread(owner.onboard_resources, home, OFFER)
         await _committed(client, ready, cores=3)
-        more = await in_thread(owner.onboard, home, Offer(cpu=Cores.of(6), ram=16 * GIB, disk=100 * GIB))
+        more = await in_thread(owner.onboard_resources, home, Offer(cpu=Cores.of(6), ram=16 * GIB, disk=100 * GIB))
         assert more.free.cpu.cores == Cores.of(3)
         with pytest.raises(RemoteError, match="promised"):
-            await in_thread(owner.onboard, home, Offer(cpu=Cores.of(2), ram=16 * GIB, disk=100 * GIB))
+            await in_thread(owner.onboard_resources, home, Offer(cpu=Cores.of(2), ram=16 * GIB, disk=100 * GIB))
         with pytest.raises(RemoteError) as caught:
-            await in_thread(owner.offboard, home, drain=False, tell=print)
+            await in_thread(owner.withdraw_offer, home, drain=False, tell=print)
         assert caught.value.code == "still_promised"
 
 
 async def test_draining_waits_for_what_is_promised(home: Home, running: Any, client: HardenedHost) -> None:
     heard: list[int] = []
     async with running() as ready, trio.open_nursery() as nursery:
-        await in_thread(owner.onboard, home, OFFER)
+        await in_thread(owner.onboard_resources, home, OFFER)
         lease_id = await _committed(client, ready)
         draining = trio.Event()
 
@@ -180,7 +180,7 @@ async def test_draining_waits_for_what_is_promised(home: Home, running: Any, cli
             trio.from_thread.run_sync(draining.set)
 
         async def drain() -> None:
-            answer = await in_thread(owner.offboard, home, drain=True, tell=hear)
+            answer = await in_thread(owner.withdraw_offer, home, drain=True, tell=hear)
             assert answer.onboarded is None
 
         nursery.start_soon(drain)
@@ -195,17 +195,17 @@ async def test_draining_waits_for_what_is_promised(home: Home, running: Any, cli
 
 async def test_onboarding_ends_a_drain(home: Home, running: Any) -> None:
     async with running():
-        await in_thread(owner.onboard, home, OFFER)
+        await in_thread(owner.onboard_resources, home, OFFER)
         await in_thread(owner.watch, home, DrainRequest(), DrainEvent, lambda event: None)
         assert (await in_thread(owner.read_status, home)).draining
-        await in_thread(owner.onboard, home, OFFER)
+        await in_thread(owner.onboard_resources, home, OFFER)
         assert not (await in_thread(owner.read_status, home)).draining
 
 
 async def test_history_across_several_answers(home: Home, running: Any) -> None:
     async with running():
         for cores in (1, 2, 3):
-            await in_thread(owner.onboard, home, Offer(cpu=Cores.of(cores), ram=GIB, disk=GIB))
+            await in_thread(owner.onboard_resources, home, Offer(cpu=Cores.of(cores), ram=GIB, disk=GIB))
         entries = (await in_thread(owner.read_history, home, 1002)).entries
         assert [entry.number for entry in entries] == sorted((entry.number for entry in entries), reverse=True)
         assert [entry.action for entry in entries] == ["onboard"] * 3

@@ -16,7 +16,7 @@ from libp2p.security.noise.transport import PROTOCOL_ID, Transport
 from multiaddr import Multiaddr
 
 from dms_host import HardenedHost, dial, host_addresses
-from dms_host.errors import DialError, IdentityError, ProtocolError
+from dms_host.errors import DialError, IdentityError, ProtocolTakenError
 from dms_peer.clients import open_allocations, open_bids, open_resources
 from dms_peer.serving import serve
 from dms_protocols.bidding.service import BidTerms
@@ -85,7 +85,7 @@ async def test_the_terms_of_the_owner_come_with_every_bid(noise_only, manager, c
 
 async def test_a_host_serves_once(noise_only, manager) -> None:
     async with noise_only() as host, serve(host, manager):
-        with pytest.raises(ProtocolError) as caught:
+        with pytest.raises(ProtocolTakenError) as caught:
             async with serve(host, manager):
                 pytest.fail("attached twice")
         assert caught.value.code == "protocol_taken"

@@ -44,7 +44,7 @@ def running(tmp_path: Path) -> Opened:
         home.prepare()
         if prepare is not None:
             prepare(home)
-        await trio.to_thread.run_sync(partial(owner.onboard, home, OFFER, str(machine)))
+        await trio.to_thread.run_sync(partial(owner.onboard_resources, home, OFFER, str(machine)))
         async with Node(home=home, listen=(LOOPBACK,), **options).open() as ready:
             yield ready
 

@@ -19,7 +19,7 @@ from dms_host.errors import DialError
 from dms_host.keys.envelopes import sign_envelope
 from dms_host.keys.identity import Identity, new_identity, public_key_of
 from dms_peer.clients import open_allocations, open_bids, open_resources
-from dms_peer.owner.messages import OffboardRequest, OfferAnswer, RevokeAnswer, RevokeRequest
+from dms_peer.owner.messages import OffboardRequest, OnboardAnswer, RevokeAnswer, RevokeRequest
 from dms_peer.serving import serve
 from dms_peer.signing import EnvelopeChecker, IdentitySigner
 from dms_protocols.bidding.signing import open_bid, seal_bid
@@ -193,7 +193,7 @@ async def test_nobody_administers_a_peer_from_outside(provider: Provider, mallor
     peer_id = await dial(mallory.host, provider.address)
     async with open_resources(mallory.host, peer_id) as resources:
         client = resources._client
-        assert await code_of(client.call(OffboardRequest(), OfferAnswer, timeout=5)) == "unknown_operation"
+        assert await code_of(client.call(OffboardRequest(), OnboardAnswer, timeout=5)) == "unknown_operation"
         revoke = RevokeRequest(grants=("0" * 32,))
         assert await code_of(client.call(revoke, RevokeAnswer, timeout=5)) == "unknown_operation"
 

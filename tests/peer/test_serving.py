@@ -7,7 +7,7 @@ import trio
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 
 from dms_host import attach_protocols, dial, host_addresses, open_host, open_stream
-from dms_host.errors import DialError, ProtocolError
+from dms_host.errors import DialError, ProtocolTakenError
 from dms_host.identify import push as announcements
 from dms_host.identify.push import announcing
 from dms_host.keys.identity import new_identity
@@ -267,7 +267,7 @@ async def test_an_error_in_the_block_comes_out_as_it_is(host) -> None:
 
 async def test_a_protocol_is_attached_once(host) -> None:
     async with attach_protocols(host, {ECHO: echo}):
-        with pytest.raises(ProtocolError) as caught:
+        with pytest.raises(ProtocolTakenError) as caught:
             async with attach_protocols(host, {ECHO: echo, FAIL: fail}):
                 pytest.fail("attached twice")
         assert caught.value.code == "protocol_taken"

@@ -66,7 +66,7 @@ async def home(tmp_path: Path) -> Home:
     machine = tmp_path / "machine.json"
     machine.write_text(json.dumps(MACHINE))
     home = Home(tmp_path / "provider")
-    await trio.to_thread.run_sync(owner.onboard, home, OFFER, str(machine))
+    await trio.to_thread.run_sync(owner.onboard_resources, home, OFFER, str(machine))
     return home
 
 

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2] / room) for room in ("peer", "protocols", "resources")]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / capacity) for capacity in ("peer", "protocols", "resources")]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from dms_simulation.providers import ledger_directory  # noqa: E402 - behind the path

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / room) for room in ("peer", "protocols", "resources")]
+sys.path[:0] = [str(ROOT / capacity) for capacity in ("peer", "protocols", "resources")]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from rich.console import Console  # noqa: E402 - behind the path

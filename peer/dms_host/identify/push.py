@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _SETTLING: Final = 0.05
 _PUSH_DEADLINE: Final = 2.0
 # After which nobody more is told that protocols are gone: a courtesy.
-_FAREWELL_TIMEOUT: Final = 1.0
+_GOODBYE_TIMEOUT: Final = 1.0
 _AT_ONCE: Final = 16
 
 
@@ -70,9 +70,9 @@ class Announcements:
             await _push(self._host)
             self._told = changes
 
-    async def farewell(self) -> None:
+    async def goodbye(self) -> None:
         """Tells what was not told yet, within three seconds. Not cancellable."""
-        with shielded(_FAREWELL_TIMEOUT):
+        with shielded(_GOODBYE_TIMEOUT):
             await self.tell()
 
 
@@ -81,7 +81,7 @@ _open: WeakKeyDictionary[IHost, Announcements] = WeakKeyDictionary()
 
 
 @asynccontextmanager
-async def announcing(host: IHost, *, farewell: bool = True) -> AsyncIterator[Announcements]:
+async def announcing(host: IHost, *, goodbye: bool = True) -> AsyncIterator[Announcements]:
     """Connected peers are told of changes while the block runs, and of the last ones at its end (`farewell`).
 
     Inside another such block for this host it is that one's, which ends later: what is taken off together is told once.
@@ -105,8 +105,8 @@ async def announcing(host: IHost, *, farewell: bool = True) -> AsyncIterator[Ann
     finally:
         del _open[host]
         own.over = True
-        if farewell:
-            await own.farewell()
+        if goodbye:
+            await own.goodbye()
     if failure is not None:
         raise failure
 

@@ -21,7 +21,7 @@ from libp2p.peer.envelope import Envelope, unmarshal_envelope
 from libp2p.peer.id import ID
 from libp2p.utils.varint import encode_uvarint
 
-from ..errors import EnvelopeError
+from ..errors import BadEnvelopeError
 from .identity import KEY_PREFIX, Identity
 from .rsa_keys import bound_rsa_keys
 
@@ -81,13 +81,13 @@ def open_envelope(raw: bytes, domain: str, payload_type: bytes) -> tuple[str, by
         return opened
     envelope = _parse(raw)
     if envelope.payload_type != payload_type:
-        raise EnvelopeError("wrong_type", "the envelope holds something else", ASK_AGAIN)
+        raise BadEnvelopeError("the envelope holds something else", code="wrong_type", hint=ASK_AGAIN)
     try:
         envelope.validate(domain)
     except Exception as error:
         # Verification raises differently for each type of key and each way of being wrong: all mean the same here.
-        raise EnvelopeError(
-            "bad_signature", "the signature does not match", "it was changed, or signed for another purpose"
+        raise BadEnvelopeError(
+            "the signature does not match", code="bad_signature", hint="it was changed, or signed for another purpose"
         ) from error
     return ID.from_pubkey(envelope.public_key).to_base58(), envelope.raw_payload
 
@@ -124,13 +124,13 @@ def _public_key(raw: bytes) -> tuple[Ed25519PublicKey, str]:
 
 def _parse(raw: bytes) -> Envelope:
     if len(raw) > MAX_ENVELOPE_SIZE:
-        raise EnvelopeError("bad_envelope", f"{len(raw)} bytes are too many for an envelope", ASK_AGAIN)
+        raise BadEnvelopeError(f"{len(raw)} bytes are too many for an envelope", code="bad_envelope", hint=ASK_AGAIN)
     try:
         envelope = unmarshal_envelope(raw)
         encoded = envelope.marshal_envelope()
     except Exception as error:
         # protobuf, nacl, coincurve and cryptography each have their own way to say that bytes are no key or message.
-        raise EnvelopeError("bad_envelope", "these bytes are no signed envelope", ASK_AGAIN) from error
+        raise BadEnvelopeError("these bytes are no signed envelope", code="bad_envelope", hint=ASK_AGAIN) from error
     if encoded != raw:
-        raise EnvelopeError("bad_envelope", "the envelope is not in its one encoding", ASK_AGAIN)
+        raise BadEnvelopeError("the envelope is not in its one encoding", code="bad_envelope", hint=ASK_AGAIN)
     return envelope

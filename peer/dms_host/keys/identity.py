@@ -95,10 +95,10 @@ def load_or_create_identity(path: Path) -> Identity:
         pass  # Another process was first: its key is the one that counts.
     except OSError as error:
         raise IdentityError(
-            "key_unwritable",
-            str(path),
             f"cannot create the key file {path}: {error.strerror}",
-            "choose another home directory, or give its owner write permission",
+            code="key_unwritable",
+            path=str(path),
+            hint="choose another home directory, or give its owner write permission",
         ) from error
     return load_identity(path)
 

@@ -26,13 +26,15 @@ def read_key_file(path: Path, missing_hint: str) -> bytes:
     try:
         status, raw = _read(path)
     except FileNotFoundError as error:
-        raise IdentityError("key_missing", str(path), f"there is no key file {path}", missing_hint) from error
+        raise IdentityError(
+            f"there is no key file {path}", code="key_missing", path=str(path), hint=missing_hint
+        ) from error
     except OSError as error:
         raise IdentityError(
-            "key_unreadable",
-            str(path),
             f"cannot read the key file {path}: {error.strerror}",
-            "run the peer as the user who owns its home directory",
+            code="key_unreadable",
+            path=str(path),
+            hint="run the peer as the user who owns its home directory",
         ) from error
     _check_owner(path, status)
     return raw
@@ -54,27 +56,27 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         raise damaged_key(path, "it is not a regular file")
     if status.st_uid != os.geteuid():
         raise IdentityError(
-            "key_foreign",
-            str(path),
             f"the key file {path} belongs to user {status.st_uid}, not to {os.geteuid()} who runs this peer",
-            f"run the peer as its owner, or: chown {os.geteuid()} {path}",
+            code="key_foreign",
+            path=str(path),
+            hint=f"run the peer as its owner, or: chown {os.geteuid()} {path}",
         )
     if status.st_mode & OTHERS:
         raise IdentityError(
-            "key_exposed",
-            str(path),
             f"other users can access the key file {path} (mode {stat.S_IMODE(status.st_mode):04o})",
-            f"chmod 600 {path}; if somebody may have read it, delete it and make a new one",
+            code="key_exposed",
+            path=str(path),
+            hint=f"chmod 600 {path}; if somebody may have read it, delete it and make a new one",
         )
 
 
 def damaged_key(path: Path, why: str) -> IdentityError:
     """The error for a file that holds no usable key."""
     return IdentityError(
-        "key_damaged",
-        str(path),
         f"the key file {path} is damaged: {why}",
-        "restore it from a backup, or delete it and make a new one",
+        code="key_damaged",
+        path=str(path),
+        hint="restore it from a backup, or delete it and make a new one",
     )
 
 

@@ -42,14 +42,17 @@ def create_swarm_key(path: Path) -> bytes:
         create_key_file(path, f"{HEADER}\n/base16/\n{key.hex()}\n".encode())
     except FileExistsError:
         raise IdentityError(
-            "key_exists", str(path), f"there is a key file {path} already", "choose another name, or use that one"
+            f"there is a key file {path} already",
+            code="key_exists",
+            path=str(path),
+            hint="choose another name, or use that one",
         ) from None
     except OSError as error:
         raise IdentityError(
-            "key_unwritable",
-            str(path),
             f"cannot create the key file {path}: {error.strerror}",
-            "choose another directory, or give its owner write permission",
+            code="key_unwritable",
+            path=str(path),
+            hint="choose another directory, or give its owner write permission",
         ) from error
     return key
 

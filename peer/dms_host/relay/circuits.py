@@ -82,10 +82,10 @@ async def request_circuit(stream: PeerStream, target: PeerAddress) -> RawConnect
     except RelayMessageError as error:
         await stream.areset()
         raise DialError(
-            "relay_failed",
-            target.text,
             f"the relay does not connect to {target.text}: {error}",
-            "the peer may have no reservation there any more",
+            code="relay_failed",
+            address=target.text,
+            hint="the peer may have no reservation there any more",
         ) from error
     except BaseException:
         await stream.areset()

@@ -15,7 +15,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 
 from ..addresses import PeerAddress, parse_peer_address
 from ..errors import AddressError, DialError
-from ..streams.outbound import open_connections, open_stream
+from ..streams.outbound import living_connections, open_stream
 from ..streams.stream import PeerStream
 from ..swarm.dialing import dial
 from ..swarm.swarm import HardenedSwarm
@@ -105,12 +105,14 @@ class Reservations:
 
     async def _wait_lost(self, relay_id: str, renewal: float) -> None:
         """Wait until it is time to renew. Raises DialError when the connection is gone before."""
-        connections = open_connections(self._host, ID.from_string(relay_id))
+        connections = living_connections(self._host, ID.from_string(relay_id))
         with trio.move_on_after(renewal):
             for muxed in (connection.muxed_conn for connection in connections[:1]):
                 if isinstance(muxed, BoundedYamux):
                     await muxed.event_closed.wait()
-            raise DialError("not_connected", relay_id, f"the connection to {relay_id} is gone", "it is made again")
+            raise DialError(
+                f"the connection to {relay_id} is gone", code="not_connected", address=relay_id, hint="it is made again"
+            )
 
     def _addresses(self, relay: PeerAddress, named: Sequence[bytes]) -> tuple[str, ...]:
         """Where the relay is, as we know and as it says itself, and we behind it."""

@@ -26,7 +26,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 from ..addresses import host_addresses
 from ..errors import DialError
 from ..limits import RelayLimits
-from ..streams.outbound import open_connections, open_stream
+from ..streams.outbound import living_connections, open_stream
 from ..streams.stream import PeerStream
 from ..swarm.connection_gater import address_group
 from ..swarm.swarm import remote_ip
@@ -86,7 +86,7 @@ class RelayService:
 
     async def _reserve(self, stream: PeerStream, peer_id: str) -> None:
         group = self._group(peer_id)
-        if not self._has_room(peer_id, group):
+        if not self._has_place(peer_id, group):
             await write_hop_status(stream, Status.RESERVATION_REFUSED)
             return
         # Whoever the message names: it is for the one whose handshake proved who asks.
@@ -98,7 +98,7 @@ class RelayService:
             HopMessage(type=HopMessage.STATUS, status=Status.OK, reservation=reservation, limit=self._limit()),
         )
 
-    def _has_room(self, peer_id: str, group: str) -> bool:
+    def _has_place(self, peer_id: str, group: str) -> bool:
         if peer_id in self._places:
             return True
         self._forget_those_gone()
@@ -116,7 +116,7 @@ class RelayService:
 
     def _connections(self, peer_id: str) -> list[str]:
         return [
-            remote_ip(connection.muxed_conn) for connection in open_connections(self._host, ID.from_string(peer_id))
+            remote_ip(connection.muxed_conn) for connection in living_connections(self._host, ID.from_string(peer_id))
         ]
 
     def _group(self, peer_id: str) -> str:

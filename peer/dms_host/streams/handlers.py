@@ -3,7 +3,7 @@
 What breaks: the library runs a stream's handler in the host's own nursery. A handler that raises, or a peer that sends
 garbage where a protocol's name should be, ends the host; a handler that returns without closing leaves the stream open
 for good.
-Measure: `cage` wraps a handler; whatever it raises ends in one rate-limited line and a reset of its stream, and its
+Measure: `guarded` wraps a handler; whatever it raises ends in one rate-limited line and a reset of its stream, and its
 return closes the stream. Both are shielded and have a deadline.
 Upstream: https://github.com/libp2p/py-libp2p/issues/417 (a failed negotiation takes the listener down),
 https://github.com/libp2p/py-libp2p/issues/1120 (the same with pubsub's streams).
@@ -18,20 +18,20 @@ from libp2p.custom_types import StreamHandlerFn
 from libp2p.exceptions import BaseLibp2pError
 
 from ..logs import RateLimiter, log_limited
-from .locks import quicken
+from .locks import use_quick_lock
 from .stream import close_stream, reset_stream
 
-__all__ = ["cage"]
+__all__ = ["guarded"]
 
 logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
 
-def cage(handler: StreamHandlerFn, close_timeout: float) -> StreamHandlerFn:
+def guarded(handler: StreamHandlerFn, close_timeout: float) -> StreamHandlerFn:
     """`handler` in a cage: no exception leaves it, and its stream ends when it does, within `close_timeout` seconds."""
 
-    async def caged(stream: INetStream) -> None:
-        quicken(stream)
+    async def guarded_handler(stream: INetStream) -> None:
+        use_quick_lock(stream)
         finished = False
         try:
             await handler(stream)
@@ -45,7 +45,7 @@ def cage(handler: StreamHandlerFn, close_timeout: float) -> StreamHandlerFn:
             else:
                 await reset_stream(stream, close_timeout)
 
-    return caged
+    return guarded_handler
 
 
 def _report(stream: INetStream, group: BaseExceptionGroup[Exception]) -> None:

@@ -3,7 +3,7 @@
 What breaks: `trio.Lock.acquire` lets all other tasks run before it takes even a free lock, and py-libp2p's `NetStream`
 takes one before and one after most of what it does, its Yamux one for every frame: of the 70 turns that a question on a
 stream of its own took of the scheduler, 29 were for locks that were free.
-Measure: `QuickLock`, put in their place by `quicken` and in `BoundedYamux`.
+Measure: `QuickLock`, put in their place by `use_quick_lock` and in `BoundedYamux`.
 Upstream: https://github.com/libp2p/py-libp2p/pull/637 (a stream's state without locks, closed); no report of what they
 cost found (November 2026).
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import trio
 from libp2p.abc import INetStream
 
-__all__ = ["QuickLock", "quicken"]
+__all__ = ["QuickLock", "use_quick_lock"]
 
 
 class QuickLock:
@@ -36,7 +36,7 @@ class QuickLock:
         self._lock.release()
 
 
-def quicken(stream: INetStream) -> None:
+def use_quick_lock(stream: INetStream) -> None:
     """Gives a stream of the library, whose lock is free, one that costs less."""
     if type(getattr(stream, "_state_lock", None)) is trio.Lock:
         stream._state_lock = QuickLock()  # type: ignore[attr-defined]

@@ -20,13 +20,13 @@ from ..errors import DialError
 from ..limits import HostLimits
 from ..shields import shielded
 from ..transport.multistream import BoundedClient, BoundedCommunicator
-from .locks import quicken
+from .locks import use_quick_lock
 from .stream import PeerStream, reset_stream
 
-__all__ = ["open_connections", "open_stream"]
+__all__ = ["living_connections", "open_stream"]
 
 
-def open_connections(host: IHost, peer_id: ID) -> list[INetConn]:
+def living_connections(host: IHost, peer_id: ID) -> list[INetConn]:
     """The connections to a peer that are not known to be over, the newest first: the peer itself believes in it."""
     return [conn for conn in reversed(host.get_network().get_connections(peer_id)) if not conn.is_closed]
 
@@ -37,12 +37,14 @@ async def open_stream(host: IHost, peer_id: str, protocols: Sequence[str], deadl
     Takes `deadline` seconds at most (and what a frame already on its way takes). Raises DialError: `not_connected`,
     `protocol_not_supported`, `busy`, `timeout`, `stream_failed`. Cancelled, it leaves no stream behind.
     """
-    connections = open_connections(host, ID.from_string(peer_id))
+    connections = living_connections(host, ID.from_string(peer_id))
     if not connections:
-        raise DialError("not_connected", peer_id, f"there is no connection to {peer_id}", "dial its address first")
+        raise DialError(
+            f"there is no connection to {peer_id}", code="not_connected", address=peer_id, hint="dial its address first"
+        )
     with trio.move_on_after(deadline):
         stream = await _open_raw_stream(connections[0], peer_id, deadline)
-        quicken(stream)
+        use_quick_lock(stream)
         try:
             await _negotiate(stream, protocols, peer_id, getattr(host, "limits", HostLimits()))
         except BaseException:
@@ -50,7 +52,10 @@ async def open_stream(host: IHost, peer_id: str, protocols: Sequence[str], deadl
             raise
         return PeerStream(stream)
     raise DialError(
-        "timeout", peer_id, f"{peer_id} agreed on no protocol within {deadline:g} seconds", "try again later"
+        f"{peer_id} agreed on no protocol within {deadline:g} seconds",
+        code="timeout",
+        address=peer_id,
+        hint="try again later",
     )
 
 
@@ -61,8 +66,10 @@ async def _open_raw_stream(connection: INetConn, peer_id: str, deadline: float) 
             return await connection.new_stream()
     except Exception as error:
         code = "busy" if "are open" in str(error) else "stream_failed"
-        raise DialError(code, peer_id, f"cannot open a stream to {peer_id}: {error}", "try again later") from error
-    raise DialError("timeout", peer_id, f"{peer_id} takes no new stream", "try again later")
+        raise DialError(
+            f"cannot open a stream to {peer_id}: {error}", code=code, address=peer_id, hint="try again later"
+        ) from error
+    raise DialError(f"{peer_id} takes no new stream", code="timeout", address=peer_id, hint="try again later")
 
 
 async def _negotiate(stream: INetStream, protocols: Sequence[str], peer_id: str, limits: HostLimits) -> None:
@@ -71,10 +78,12 @@ async def _negotiate(stream: INetStream, protocols: Sequence[str], peer_id: str,
         stream.set_protocol(await BoundedClient(limits).select([TProtocol(name) for name in protocols], communicator))
     except ProtocolNotSupportedError as error:
         raise DialError(
-            "protocol_not_supported",
-            peer_id,
             f"{peer_id} speaks none of {', '.join(protocols)}",
-            "it may be another kind of peer, or an older version",
+            code="protocol_not_supported",
+            address=peer_id,
+            hint="it may be another kind of peer, or an older version",
         ) from error
     except MultiselectClientError as error:
-        raise DialError("stream_failed", peer_id, f"{peer_id} ended the stream at once", "try again later") from error
+        raise DialError(
+            f"{peer_id} ended the stream at once", code="stream_failed", address=peer_id, hint="try again later"
+        ) from error

@@ -16,11 +16,11 @@ import trio
 from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
 
-from ..errors import ProtocolError
+from ..errors import ProtocolTakenError
 from ..identify.push import announcing
 from ..limits import HostLimits
 from ..logs import RateLimiter, log_limited
-from .handlers import cage
+from .handlers import guarded
 from .stream import PeerStream, reset_stream
 
 __all__ = ["StreamHandler", "attach_protocols"]
@@ -59,7 +59,7 @@ async def attach_protocols(
             announcements.changed()
             if announcements.over:
                 # They were somebody else's, who is gone already.
-                await announcements.farewell()
+                await announcements.goodbye()
 
 
 class _Attached:
@@ -78,11 +78,14 @@ class _Attached:
         served = self._host.get_mux().get_protocols()
         for protocol in self._handlers:
             if protocol in served:
-                raise ProtocolError(
-                    "protocol_taken", protocol, f"this host serves {protocol} already", "attach it once only"
+                raise ProtocolTakenError(
+                    f"this host serves {protocol} already",
+                    code="protocol_taken",
+                    protocol=protocol,
+                    hint="attach it once only",
                 )
         for protocol, handler in self._handlers.items():
-            self._host.set_stream_handler(protocol, cage(self._call_of(handler), self._limits.close_timeout))
+            self._host.set_stream_handler(protocol, guarded(self._call_of(handler), self._limits.close_timeout))
 
     def unregister(self) -> None:
         for protocol in self._handlers:

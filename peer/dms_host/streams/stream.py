@@ -100,27 +100,27 @@ class PeerStream(trio.abc.HalfCloseableStream):
         sent = 0
         while sent < len(data):
             try:
-                await self._wait_foreign_room()
+                await self._wait_foreign_window()
             except trio.Cancelled:
                 if sent:
                     await self._break()
                 raise
             # At least one byte, so that a stream that is gone says so.
-            piece = data[sent : sent + max(1, min(PIECE, self._foreign_room()))]
+            piece = data[sent : sent + max(1, min(PIECE, self._foreign_window()))]
             with shielded(PIECE_TIMEOUT) as scope:
                 await self._translated(self._stream.write, piece)
             if scope.cancelled_caught:
                 await self._give_up()
             sent += len(piece)
 
-    def _foreign_room(self) -> int:
+    def _foreign_window(self) -> int:
         # The library's Yamux would wait for room inside the write, where it must not be cancelled.
         return int(getattr(self._muxed, "send_window", PIECE))
 
-    async def _wait_foreign_room(self) -> None:
+    async def _wait_foreign_window(self) -> None:
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(WINDOW_TIMEOUT):
-            while self._foreign_room() <= 0 and not getattr(self._muxed, "closed", False):  # noqa: ASYNC110
+            while self._foreign_window() <= 0 and not getattr(self._muxed, "closed", False):  # noqa: ASYNC110
                 # Nothing announces it; the library itself looks as often.
                 await trio.sleep(0.01)
             return
@@ -137,7 +137,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
         with self._busy("_sending", "another task is sending on this stream"):
             self._raise_if_unsendable()
             await trio.lowlevel.checkpoint()
-            await self._translated(getattr(self._muxed, "wait_writable", self._wait_foreign_room))
+            await self._translated(getattr(self._muxed, "wait_writable", self._wait_foreign_window))
 
     async def send_eof(self) -> None:
         """Say that nothing more will be sent; receiving goes on. May be called twice."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from libp2p.abc import INetConn
     from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-__all__ = ["Arrivals", "notifees", "watching"]
+__all__ = ["ConnectionEvents", "notifees", "watching"]
 
 _TELLING: Final = frozenset({IDENTIFY, ID_PUSH})
 
@@ -24,7 +24,7 @@ def _nothing(peer_id: ID) -> None:
     """It is not of interest."""
 
 
-class Arrivals(INotifee):
+class ConnectionEvents(INotifee):
     """Calls what it is given; none of it may wait."""
 
     def __init__(
@@ -58,14 +58,14 @@ class Arrivals(INotifee):
 
 
 @contextmanager
-def watching(host: IHost, arrivals: Arrivals) -> Iterator[None]:
+def watching(host: IHost, events: ConnectionEvents) -> Iterator[None]:
     """Tells `arrivals` while the block runs."""
-    host.get_network().register_notifee(arrivals)
+    host.get_network().register_notifee(events)
     try:
         yield
     finally:
         with suppress(ValueError):
-            notifees(host).remove(arrivals)
+            notifees(host).remove(events)
 
 
 def notifees(host: IHost) -> list[INotifee]:

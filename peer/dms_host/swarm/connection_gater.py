@@ -8,14 +8,14 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 import base58
 
-__all__ = ["ConnectionGate", "address_group", "end_site"]
+__all__ = ["ConnectionGater", "address_group", "end_site"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionGate:
+class ConnectionGater:
     """Peer ids and address ranges (CIDR, or one address) that are allowed or denied.
 
     An empty list of allowed ones means everybody; what is denied is denied even if it is allowed too. An IPv4 address

@@ -26,11 +26,11 @@ from ..errors import DialError
 from ..relay.circuits import request_circuit
 from ..relay.messages import HOP
 from ..shields import shielded
-from ..streams.outbound import open_connections, open_stream
+from ..streams.outbound import living_connections, open_stream
 from ..transport.dial import open_socket
 from ..transport.pnet import OtherNetworkError
 from ..yamux.connection import BoundedYamux
-from .connection_gater import ConnectionGate
+from .connection_gater import ConnectionGater
 from .peer_locks import PeerLocks
 
 __all__ = ["dial", "dial_any", "has_living_connection"]
@@ -80,7 +80,12 @@ async def dial_any(
     """
     first = targets[0]
     if first.peer_id == host.get_id():
-        raise DialError("self_dial", first.text, f"{first.text} is this peer itself", "give another peer's address")
+        raise DialError(
+            f"{first.text} is this peer itself",
+            code="self_dial",
+            address=first.text,
+            hint="give another peer's address",
+        )
     _check_gate(host, first)
     with trio.move_on_after(deadline):
         async with _dials.setdefault(host, PeerLocks()).held(first.peer_id.to_base58()):
@@ -90,9 +95,9 @@ async def dial_any(
     raise _timeout(first, deadline)
 
 
-def gate_of(host: IHost) -> ConnectionGate:
+def gate_of(host: IHost) -> ConnectionGater:
     """The lists of a host; a foreign one has none."""
-    gate: ConnectionGate = getattr(host, "gate", ConnectionGate())
+    gate: ConnectionGater = getattr(host, "gate", ConnectionGater())
     return gate
 
 
@@ -100,16 +105,16 @@ def _check_gate(host: IHost, target: PeerAddress) -> None:
     peer_id = target.peer_id.to_base58()
     if not gate_of(host).allows_peer(peer_id):
         raise DialError(
-            "denied",
-            target.text,
             f"the lists of this host do not allow {peer_id}",
-            "change the lists of allowed and denied peers",
+            code="denied",
+            address=target.text,
+            hint="change the lists of allowed and denied peers",
         )
 
 
 async def has_living_connection(host: IHost, peer_id: ID, deadline: float) -> bool:
     """Whether a connection to the peer gives a sign of life within `deadline` seconds; those that do not are closed."""
-    for connection in open_connections(host, peer_id):
+    for connection in living_connections(host, peer_id):
         muxed = connection.muxed_conn
         if not isinstance(muxed, BoundedYamux):
             return True
@@ -217,10 +222,10 @@ def _remember(host: IHost, target: PeerAddress) -> None:
 
 def _timeout(target: PeerAddress, deadline: float) -> DialError:
     return DialError(
-        "timeout",
-        target.text,
         f"{target.text} did not answer within {deadline:g} seconds",
-        "check that the peer runs and that no firewall is in between",
+        code="timeout",
+        address=target.text,
+        hint="check that the peer runs and that no firewall is in between",
     )
 
 
@@ -230,21 +235,26 @@ def _handshake_failed(target: PeerAddress, error: BaseException) -> DialError:
         causes.append(causes[-1].__cause__)
     if any(isinstance(cause, PeerIDMismatchesPubkey) for cause in causes):
         return DialError(
-            "wrong_peer",
-            target.text,
             f"another peer answers at {target.text}",
-            "ask the peer for its current address",
+            code="wrong_peer",
+            address=target.text,
+            hint="ask the peer for its current address",
         )
     if any(isinstance(cause, OtherNetworkError) for cause in causes):
         return DialError(
-            "wrong_network", target.text, f"{target.text} is not in this private network", "give both the same key"
+            f"{target.text} is not in this private network",
+            code="wrong_network",
+            address=target.text,
+            hint="give both the same key",
         )
     if "limit reached" in str(error):
-        return DialError("busy", target.text, "this host has all its connections in use", "try again later")
+        return DialError(
+            "this host has all its connections in use", code="busy", address=target.text, hint="try again later"
+        )
     reason = type(causes[-1]).__name__
     return DialError(
-        "handshake_failed",
-        target.text,
         f"{target.text} does not shake hands over Noise and Yamux ({reason})",
-        "check that a libp2p peer listens there",
+        code="handshake_failed",
+        address=target.text,
+        hint="check that a libp2p peer listens there",
     )

@@ -24,7 +24,7 @@ class Handshakes:
 
     def begin(self, group: str) -> trio.CancelScope | None:
         """A scope for one more handshake, which is cancelled when it has to give way; None where there is no room."""
-        if len(self) >= self._most and not self._make_room(group):
+        if len(self) >= self._most and not self._free_a_slot(group):
             return None
         scope = trio.CancelScope()
         self._under_way.setdefault(group, {})[scope] = None
@@ -37,7 +37,7 @@ class Handshakes:
         if not own:
             self._under_way.pop(group, None)
 
-    def _make_room(self, group: str) -> bool:
+    def _free_a_slot(self, group: str) -> bool:
         largest = max(self._under_way, key=lambda one: len(self._under_way[one]))
         if len(self._under_way[largest]) <= len(self._under_way.get(group, ())) + 1:
             return False

@@ -41,7 +41,7 @@ from ..shields import shielded
 from ..transport.pnet import ProtectedConnection
 from ..transport.tcp import ExclusiveTCP
 from ..transport.upgrader import hardened_upgrader
-from .connection_gater import ConnectionGate, address_group, end_site
+from .connection_gater import ConnectionGater, address_group, end_site
 from .handshakes import Handshakes
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class HardenedSwarm(Swarm):
     """A swarm of TCP, Noise and Yamux within HostLimits."""
 
     def __init__(
-        self, key_pair: KeyPair, limits: HostLimits, gate: ConnectionGate | None = None, psk: bytes | None = None
+        self, key_pair: KeyPair, limits: HostLimits, gate: ConnectionGater | None = None, psk: bytes | None = None
     ) -> None:
         peer_id = ID.from_pubkey(key_pair.public_key)
         # Its tables: addresses and protocols that peers tell of themselves.
@@ -93,7 +93,7 @@ class HardenedSwarm(Swarm):
         )
         self.auto_connector = _NoAutoConnector(self)
         self.limits = limits
-        self.gate = gate or ConnectionGate()
+        self.gate = gate or ConnectionGater()
         self.inbound_connections = 0
         self._handshakes = Handshakes(limits.max_inbound_handshakes)
         self.inbound_by_address: Counter[str] = Counter()
@@ -142,7 +142,7 @@ class HardenedSwarm(Swarm):
         relayed = connection.get_connection_type() is ConnectionType.RELAYED
         return relayed or self._allows_address(remote_ip(connection))
 
-    async def change_gate(self, gate: ConnectionGate) -> int:
+    async def change_gater(self, gate: ConnectionGater) -> int:
         """Let these lists decide from now on, and close what they do not allow; returns how many that were.
 
         Not cancellable, but bounded by close_timeout.
@@ -338,22 +338,22 @@ def _refused(address: str, error: OSError) -> ListenError:
     match error.errno:
         case errno.EADDRINUSE:
             return ListenError(
-                "address_in_use",
-                address,
                 f"cannot listen on {address}: another program does",
-                "stop it, or choose another port; port 0 takes any free one",
+                code="address_in_use",
+                address=address,
+                hint="stop it, or choose another port; port 0 takes any free one",
             )
         case errno.EACCES | errno.EPERM:
             return ListenError(
-                "address_forbidden",
-                address,
                 f"cannot listen on {address}: permission denied",
-                "choose a port above 1023",
+                code="address_forbidden",
+                address=address,
+                hint="choose a port above 1023",
             )
         case _:
             return ListenError(
-                "address_unavailable",
-                address,
                 f"cannot listen on {address}: {error.strerror or error}",
-                "choose an address that this machine has",
+                code="address_unavailable",
+                address=address,
+                hint="choose an address that this machine has",
             )

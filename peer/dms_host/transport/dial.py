@@ -15,7 +15,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 
 from ..addresses import PeerAddress
 from ..errors import AddressError, DialError
-from ..swarm.connection_gater import ConnectionGate
+from ..swarm.connection_gater import ConnectionGater
 from .tcp import PeerSocket
 
 __all__ = ["open_socket"]
@@ -25,7 +25,7 @@ MAX_RESOLVED = 4
 FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
 
 
-async def open_socket(target: PeerAddress, gate: ConnectionGate) -> IRawConnection:
+async def open_socket(target: PeerAddress, gate: ConnectionGater) -> IRawConnection:
     """A TCP connection to where `target` is. Raises DialError; cancelled, it leaves no socket open."""
     try:
         addresses = await _resolve(target)
@@ -53,15 +53,15 @@ async def _resolve(target: PeerAddress) -> list[str]:
 
 
 def _nameless(target: PeerAddress) -> AddressError:
-    return AddressError("bad_address", target.text, f"{target.host} has no address", "check the name")
+    return AddressError(f"{target.host} has no address", code="bad_address", address=target.text, hint="check the name")
 
 
 def _denied(target: PeerAddress) -> DialError:
     return DialError(
-        "denied",
-        target.text,
         f"the lists of this host do not allow the address of {target.text}",
-        "change the lists of allowed and denied addresses",
+        code="denied",
+        address=target.text,
+        hint="change the lists of allowed and denied addresses",
     )
 
 
@@ -73,12 +73,15 @@ def _unreachable(target: PeerAddress, error: OSError) -> DialError:
         cause = cause.exceptions[0]
     if isinstance(cause, ConnectionRefusedError):
         return DialError(
-            "refused",
-            target.text,
             f"nobody listens at {target.text}",
-            "check that the peer runs, and that the address and port are its own",
+            code="refused",
+            address=target.text,
+            hint="check that the peer runs, and that the address and port are its own",
         )
     reason = getattr(cause, "strerror", None) or str(cause)
     return DialError(
-        "unreachable", target.text, f"cannot reach {target.text}: {reason}", "check the address and the network"
+        f"cannot reach {target.text}: {reason}",
+        code="unreachable",
+        address=target.text,
+        hint="check the address and the network",
     )

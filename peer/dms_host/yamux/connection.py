@@ -224,15 +224,15 @@ class BoundedYamux(Yamux):
         if kind == TYPE_DATA:
             await self._receive_data(flags, stream_id, value)
         elif kind == TYPE_WINDOW_UPDATE:
-            await self._receive_room(flags, stream_id, value)
+            await self._receive_window_free(flags, stream_id, value)
         elif kind == TYPE_PING and flags & FLAG_SYN:
             self._reply(pack_frame(TYPE_PING, FLAG_ACK, 0, value))
         return bool(kind != TYPE_GO_AWAY)
 
-    async def _receive_room(self, flags: int, stream_id: int, room: int) -> None:
+    async def _receive_window_free(self, flags: int, stream_id: int, free: int) -> None:
         stream = await self._find_stream(flags, stream_id)
         if stream is not None:
-            stream.receive_room(room)
+            stream.receive_window_free(free)
             self._end_stream(stream, flags)
 
     async def _receive_data(self, flags: int, stream_id: int, size: int) -> None:

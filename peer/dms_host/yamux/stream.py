@@ -93,7 +93,7 @@ class BoundedYamuxStream(YamuxStream):
             else:
                 await self._wait_readable()
         data = self._take(n)
-        await self._announce_room(len(data))
+        await self._announce_window(len(data))
         return data
 
     def _raise_if_ended(self) -> None:
@@ -126,14 +126,14 @@ class BoundedYamuxStream(YamuxStream):
             self.conn._finalize_stream_locked(self, fully_closed=True)
         return data
 
-    async def _announce_room(self, size: int) -> None:
+    async def _announce_window(self, size: int) -> None:
         self._unannounced += size
         if self._unannounced < ANNOUNCE_AT or self.recv_closed:
             return
-        room, self._unannounced = self._unannounced, 0
-        self.recv_window += room
+        free, self._unannounced = self._unannounced, 0
+        self.recv_window += free
         try:
-            await self.conn._write_frame(pack_frame(TYPE_WINDOW_UPDATE, 0, self.stream_id, room))
+            await self.conn._write_frame(pack_frame(TYPE_WINDOW_UPDATE, 0, self.stream_id, free))
         except ConnectionClosedError:
             # The bytes are here; that nothing will follow them, the next read says.
             return
@@ -220,9 +220,9 @@ class BoundedYamuxStream(YamuxStream):
         if self.send_closed or self.closed:
             raise MuxedStreamClosed("the stream is closed for writing")
 
-    def receive_room(self, room: int) -> None:
+    def receive_window_free(self, free: int) -> None:
         """The peer can take `room` more bytes. Never blocks."""
-        self.send_window += room
+        self.send_window += free
         self._writable.set()
 
     # Ending

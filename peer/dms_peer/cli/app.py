@@ -81,7 +81,7 @@ def run_typer(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments) or ["--help"], prog_name="dms-peer", standalone_mode=False)
     except _TyperUsageError as error:
-        raise UsageError("usage", error.format_message(), "see --help") from error
+        raise UsageError(error.format_message(), code="usage", hint="see --help") from error
     except typer.Abort as error:
-        raise AbortedError("aborted", "nothing was changed") from error
+        raise AbortedError("nothing was changed", code="aborted") from error
     return code if isinstance(code, int) else 0

@@ -44,7 +44,7 @@ async def run_child(command: Sequence[str], environment: Mapping[str, str]) -> i
             process = await trio.lowlevel.open_process(list(command), env={**os.environ, **environment})
         except OSError as error:
             raise PeerError(
-                "command_failed", f"{command[0]} cannot be run: {error.strerror}", "check the command"
+                f"{command[0]} cannot be run: {error.strerror}", code="command_failed", hint="check the command"
             ) from error
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_hand_on, signals, process)

@@ -29,12 +29,12 @@ from .bid_files import bids_document, read_bids_file
 from .reports import BidReport, EnsembleBidReport, OfferedBid, PeerEndedLease, PeerFree, PeerLease, PeerLeases
 
 __all__ = [
-    "allocate",
+    "allocate_lease",
     "ask_bid",
     "ask_bids",
     "ask_free",
-    "commit",
-    "release",
+    "commit_bids",
+    "release_lease",
 ]
 
 # Long enough for two clocks that differ.
@@ -100,12 +100,12 @@ async def ask_bids(
     async with _visit(home, address) as (host, peer_id):
         asked = ensemble.for_peer(peer_id)
         if not asked.nodes:
-            raise PeerError("other_peer", f"no node is for {peer_id}", "ask the peers that the file names")
+            raise PeerError(f"no node is for {peer_id}", code="other_peer", hint="ask the peers that the file names")
         if ensemble.different_peers and output is not None and len(asked.nodes) > 1:
             raise PeerError(
-                "different_peers",
                 f"{len(asked.nodes)} nodes are for different peers, and their bids would be committed together",
-                "pin each node to its peer, or take the ensemble with `dms-peer reserve`",
+                code="different_peers",
+                hint="pin each node to its peer, or take the ensemble with `dms-peer reserve`",
             )
         async with open_bids(host, peer_id, token=token) as client:
             bids, refusals = await _ask(client, asked, dry_run=dry_run, hold=hold)
@@ -145,7 +145,7 @@ async def _write(bids: Sequence[OfferedBid], output: Path | None) -> str | None:
     return str(output)
 
 
-async def commit(
+async def commit_bids(
     home: Home, address: str, bid_file: Path, ttl: float, token: bytes | None = None
 ) -> PeerLease | PeerLeases:
     """Takes the bids in a file for `ttl` seconds, all of them or none.
@@ -165,13 +165,15 @@ async def commit(
     return PeerLeases(peer_id=peer_id, leases=leases)
 
 
-async def allocate(home: Home, address: str, lease_id: str, fence: int | None, token: bytes | None = None) -> PeerLease:
+async def allocate_lease(
+    home: Home, address: str, lease_id: str, fence: int | None, token: bytes | None = None
+) -> PeerLease:
     """Turns a commitment into an allocation. Raises RemoteError with the ledger's codes."""
     async with _visit(home, address) as (host, peer_id), open_allocations(host, peer_id, token=token) as allocations:
         return PeerLease(**asdict(await allocations.allocate(lease_id, fence=fence)), peer_id=peer_id)
 
 
-async def release(
+async def release_lease(
     home: Home, address: str, lease_id: str, fence: int | None, token: bytes | None = None
 ) -> PeerEndedLease:
     """Gives a lease back, whatever its state. Raises RemoteError with the ledger's codes."""

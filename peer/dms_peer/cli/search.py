@@ -28,7 +28,7 @@ from .child_process import run_child, stopped_by_signals
 from .output import json_line
 from .reports import Found, FoundRow, Reserved, ReservedNode
 
-__all__ = ["discover", "reserve"]
+__all__ = ["hold_ensemble", "search_peers"]
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def _requester(home: Home, settings: DiscoverySettings, token: bytes | Non
         yield requester
 
 
-async def discover(
+async def search_peers(
     home: Home,
     settings: DiscoverySettings,
     ensemble: EnsembleFile,
@@ -82,7 +82,7 @@ def _row(peer: FoundPeer) -> FoundRow:
     )
 
 
-async def reserve(
+async def hold_ensemble(
     home: Home,
     settings: DiscoverySettings,
     ensemble: EnsembleFile,
@@ -106,7 +106,9 @@ async def reserve(
     cancelled.
     """
     if command and shutil.which(command[0]) is None:
-        raise PeerError("command_not_found", f"there is no command {command[0]}", "check its name, or give its path")
+        raise PeerError(
+            f"there is no command {command[0]}", code="command_not_found", hint="check its name, or give its path"
+        )
     request = ensemble.asked(deadline=time.time() + timeout)
     rules = AssignmentRules(different_peers=ensemble.different_peers, pins=ensemble.pins)
     async with (

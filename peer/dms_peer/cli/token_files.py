@@ -95,7 +95,7 @@ def read_token_file(path: Path) -> bytes:
     except (OSError, ValueError, binascii.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PeerError(
-            "bad_token_file", f"{path} holds no token: {reason}", "give the file that `dms-peer token` wrote"
+            f"{path} holds no token: {reason}", code="bad_token_file", hint="give the file that `dms-peer token` wrote"
         ) from error
 
 
@@ -123,14 +123,14 @@ def end_of_grant(until: str | None, lasting: float | None) -> int | None:
             end = end.replace(hour=23, minute=59, second=59)
         return int(end.timestamp())
     except (ValueError, OverflowError) as error:
-        raise UsageError("usage", f"{until!r} is no time", "write 2026-11-27 or 2026-11-27T18:00") from error
+        raise UsageError(f"{until!r} is no time", code="usage", hint="write 2026-11-27 or 2026-11-27T18:00") from error
 
 
 def named_peers(names: Sequence[str] | None) -> frozenset[str] | None:
     """The peers that were named; None where none was. Raises UsageError for what is no peer id."""
     for name in names or ():
         if public_key_of(name) is None:
-            raise UsageError("usage", f"{name!r} is no peer id", "write one as `dms-peer status` shows it")
+            raise UsageError(f"{name!r} is no peer id", code="usage", hint="write one as `dms-peer status` shows it")
     return frozenset(names) if names else None
 
 
@@ -138,7 +138,7 @@ def named_operations(names: Sequence[str] | None) -> frozenset[str] | None:
     """The operations that were named; None where none was. Raises UsageError for what is none."""
     for name in names or ():
         if name not in OPERATIONS:
-            raise UsageError("usage", f"{name!r} is no operation", f"use one of {', '.join(OPERATIONS)}")
+            raise UsageError(f"{name!r} is no operation", code="usage", hint=f"use one of {', '.join(OPERATIONS)}")
     return frozenset(names) if names else None
 
 
@@ -168,5 +168,5 @@ def _write(path: Path, text: str) -> None:
             file.write(text + "\n")
     except OSError as error:
         raise PeerError(
-            "bad_token_file", f"{path} cannot be written: {error.strerror}", "choose another file with -o"
+            f"{path} cannot be written: {error.strerror}", code="bad_token_file", hint="choose another file with -o"
         ) from error

@@ -21,7 +21,7 @@ from dms_resources.units import Cores, parse_duration, parse_size
 
 from ..errors import DocumentError
 from ..text import printable
-from .yaml_nodes import LARGEST, ListNode, MapNode, Node, NodeError, ScalarNode, parse_nodes
+from .yaml_nodes import LARGEST, ListNode, MapNode, NodeError, ScalarNode, YamlNode, parse_nodes
 
 __all__ = ["Field", "parse_fields", "read_file", "read_peer_id", "read_place"]
 
@@ -39,7 +39,7 @@ def read_file(path: Path, code: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DocumentError(
-            code, f"{path} cannot be read: {reason}", "give the path of a file", line=0, column=0, field=""
+            f"{path} cannot be read: {reason}", code=code, hint="give the path of a file", line=0, column=0, field=""
         ) from None
 
 
@@ -49,9 +49,9 @@ def parse_fields(content: bytes, name: str, code: str) -> Field:
         return Field(parse_nodes(content), "", name, code)
     except NodeError as error:
         raise DocumentError(
-            code,
             f"{name}, line {error.line}, column {error.column}: {printable(error.problem)}",
-            error.hint,
+            code=code,
+            hint=error.hint,
             line=error.line,
             column=error.column,
             field="",
@@ -62,7 +62,7 @@ def parse_fields(content: bytes, name: str, code: str) -> Field:
 class Field:
     """One field: where it is in its file and what was written. Every method raises DocumentError and nothing else."""
 
-    node: Node
+    node: YamlNode
     path: str
     name: str
     code: str
@@ -71,12 +71,12 @@ class Field:
         """Raises the error that this field is wrong."""
         self._fail(self.node, self.path, problem, hint)
 
-    def _fail(self, node: Node, path: str, problem: str, hint: str) -> NoReturn:
+    def _fail(self, node: YamlNode, path: str, problem: str, hint: str) -> NoReturn:
         what = printable(f"{path}: {problem}" if path else problem)
         raise DocumentError(
-            self.code,
             f"{self.name}, line {node.line}, column {node.column}: {what}",
-            hint,
+            code=self.code,
+            hint=hint,
             line=node.line,
             column=node.column,
             field=path,

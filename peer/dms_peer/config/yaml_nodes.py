@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import yaml
 
-__all__ = ["ListNode", "MapNode", "Node", "NodeError", "ScalarNode", "parse_nodes"]
+__all__ = ["ListNode", "MapNode", "NodeError", "ScalarNode", "YamlNode", "parse_nodes"]
 
 LARGEST: Final = 128 * 1024
 _DEEPEST: Final = 16
@@ -46,7 +46,7 @@ class ScalarNode:
 class ListNode:
     """A sequence."""
 
-    items: tuple[Node, ...]
+    items: tuple[YamlNode, ...]
     line: int
     column: int
 
@@ -55,15 +55,15 @@ class ListNode:
 class MapNode:
     """A mapping; each entry has its key's node and its value."""
 
-    entries: dict[str, tuple[ScalarNode, Node]]
+    entries: dict[str, tuple[ScalarNode, YamlNode]]
     line: int
     column: int
 
 
-Node: TypeAlias = ScalarNode | ListNode | MapNode
+YamlNode: TypeAlias = ScalarNode | ListNode | MapNode
 
 
-def parse_nodes(content: bytes) -> Node:
+def parse_nodes(content: bytes) -> YamlNode:
     """The one document in these bytes (UTF-8). Raises NodeError and nothing else, whatever they are."""
     if len(content) > LARGEST:
         raise NodeError(f"it is larger than {LARGEST // 1024} KiB", "make it smaller")
@@ -104,7 +104,7 @@ class _Tree:
         self._events: Iterator[Any] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
         self._count = 0
 
-    def root(self) -> Node:
+    def root(self) -> YamlNode:
         event = self._next()
         while isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
             event = self._next()
@@ -120,7 +120,7 @@ class _Tree:
     def _next(self) -> Any:
         return next(self._events)
 
-    def _node(self, event: Any, depth: int) -> Node:
+    def _node(self, event: Any, depth: int) -> YamlNode:
         self._check(event, depth)
         line, column = _mark(event)
         if isinstance(event, yaml.ScalarEvent):
@@ -130,13 +130,13 @@ class _Tree:
             while not isinstance(inner := self._next(), yaml.SequenceEndEvent):
                 items.append(self._node(inner, depth + 1))
             return ListNode(tuple(items), line, column)
-        entries: dict[str, tuple[ScalarNode, Node]] = {}
+        entries: dict[str, tuple[ScalarNode, YamlNode]] = {}
         while not isinstance(inner := self._next(), yaml.MappingEndEvent):
             key = self._key(inner, entries, depth)
             entries[key.text] = (key, self._node(self._next(), depth + 1))
         return MapNode(entries, line, column)
 
-    def _key(self, event: Any, entries: dict[str, tuple[ScalarNode, Node]], depth: int) -> ScalarNode:
+    def _key(self, event: Any, entries: dict[str, tuple[ScalarNode, YamlNode]], depth: int) -> ScalarNode:
         key = self._node(event, depth + 1)
         if not isinstance(key, ScalarNode):
             raise NodeError("a key that is no text", "write a field's name before the colon", *_mark(event))

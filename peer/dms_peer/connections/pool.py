@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from dms_host import PeerAddress, dial_any, open_stream
 from dms_host.errors import DialError
 from dms_host.shields import shielded
-from dms_host.streams.outbound import open_connections as connections_to
+from dms_host.streams.outbound import living_connections
 from dms_host.streams.stream import PeerStream
 from dms_host.swarm.dialing import has_living_connection
 from dms_host.swarm.peer_locks import PeerLocks
@@ -29,11 +29,11 @@ from .limits import ConnectionLimits
 from .routes import Routes
 from .shared_client import SharedClient
 
-__all__ = ["AddressBook", "ConnectionStatistics", "PeerConnections", "open_connections"]
+__all__ = ["ConnectionPool", "ConnectionStatistics", "KnownAddresses", "open_connections"]
 
 logger = logging.getLogger(__name__)
 
-AddressBook = Callable[[str], Sequence[str]]
+KnownAddresses = Callable[[str], Sequence[str]]
 
 CLOSE_TIMEOUT = 2.0
 # Failures to dial that are ours and say nothing of the peer.
@@ -61,14 +61,14 @@ class _Dialled:
     used_at: float
 
 
-class PeerConnections:
+class ConnectionPool:
     """Reaches peers for a requester: the real `PeerNetwork`. Made by `open_connections`.
 
     One connection to a peer serves all, and on it one stream for each protocol; both are opened when they are needed
     and closed when they were idle, if it was us who dialled.
     """
 
-    def __init__(self, host: IHost, addresses: AddressBook, limits: ConnectionLimits, nursery: trio.Nursery) -> None:
+    def __init__(self, host: IHost, addresses: KnownAddresses, limits: ConnectionLimits, nursery: trio.Nursery) -> None:
         self._host = host
         self._addresses = addresses
         self._limits = limits
@@ -146,19 +146,23 @@ class PeerConnections:
             self._clients.move_to_end(key)
             return shared, False
         if self._closed:
-            raise DialError("closed", peer_id, "the connections of this peer were closed", "start it again")
-        self._make_room(peer_id)
+            raise DialError(
+                "the connections of this peer were closed", code="closed", address=peer_id, hint="start it again"
+            )
+        self._free_a_slot(peer_id)
         self._clients[key] = shared = SharedClient(self._limits.stream_idle)
         self._clients.move_to_end(key)
         self._nursery.start_soon(self._run, key, shared, tuple(addrs))
         return shared, True
 
-    def _make_room(self, peer_id: str) -> None:
+    def _free_a_slot(self, peer_id: str) -> None:
         if len(self._clients) < self._limits.clients:
             return
         oldest = next((key for key, shared in self._clients.items() if shared.unused), None)
         if oldest is None:
-            raise DialError("busy", peer_id, f"all {self._limits.clients} clients are in use", "try again later")
+            raise DialError(
+                f"all {self._limits.clients} clients are in use", code="busy", address=peer_id, hint="try again later"
+            )
         self._clients.pop(oldest).close()
 
     async def _run(self, key: tuple[str, str], shared: SharedClient, addrs: Sequence[str]) -> None:
@@ -183,15 +187,19 @@ class PeerConnections:
 
     def _remote(self, peer_id: str) -> ID:
         if peer_id == self.peer_id:
-            raise DialError("self_dial", peer_id, f"{peer_id} is this peer itself", "ask another peer")
+            raise DialError(
+                f"{peer_id} is this peer itself", code="self_dial", address=peer_id, hint="ask another peer"
+            )
         try:
             return ID.from_string(peer_id)
         except ValueError:
-            raise DialError("no_address", peer_id, f"{peer_id!r} is no peer id", "one looks like 12D3KooW...") from None
+            raise DialError(
+                f"{peer_id!r} is no peer id", code="no_address", address=peer_id, hint="one looks like 12D3KooW..."
+            ) from None
 
     async def _dial(self, peer_id: str, remote: ID, targets: Sequence[PeerAddress]) -> None:
         relays = {target.relay_id for target in targets if target.relay_id is not None}
-        new_relays = {relay for relay in relays if not connections_to(self._host, relay)}
+        new_relays = {relay for relay in relays if not living_connections(self._host, relay)}
         async with self._turns:
             self._dials += 1
             try:
@@ -219,7 +227,7 @@ class PeerConnections:
 
     def _track(self, remote: ID) -> None:
         """It was us who made the connection to this peer, so it is us who close it."""
-        if connections := connections_to(self._host, remote):
+        if connections := living_connections(self._host, remote):
             self._dialled[remote.to_base58()] = _Dialled(connections[0], trio.current_time())
 
     # Closing
@@ -279,18 +287,18 @@ def _no_addresses(peer_id: str) -> Sequence[str]:
 
 @asynccontextmanager
 async def open_connections(
-    host: IHost, *, addresses: AddressBook = _no_addresses, limits: ConnectionLimits | None = None
-) -> AsyncIterator[PeerConnections]:
+    host: IHost, *, addresses: KnownAddresses = _no_addresses, limits: ConnectionLimits | None = None
+) -> AsyncIterator[ConnectionPool]:
     """Connections of `host` while the block runs; `addresses` names what is known of a peer (multiaddrs), never blocks.
 
     At the end all clients are lost and the connections that were dialled here are closed, within a few seconds, also
     when cancelled. An error raised in the block comes out as it is.
     """
     failure: Exception | None = None
-    connections: PeerConnections | None = None
+    connections: ConnectionPool | None = None
     try:
         async with trio.open_nursery() as nursery:
-            connections = PeerConnections(host, addresses, limits or ConnectionLimits(), nursery)
+            connections = ConnectionPool(host, addresses, limits or ConnectionLimits(), nursery)
             nursery.start_soon(connections.close_idle)
             try:
                 yield connections

@@ -52,7 +52,9 @@ class Routes:
         known = [route.reached_at] if route.reached_at is not None else []
         targets = list(_readable(peer_id, [*known, *addresses]).values())
         if not targets:
-            raise DialError("no_address", peer_id, f"no address of {peer_id} is known", "give one, or look for it")
+            raise DialError(
+                f"no address of {peer_id} is known", code="no_address", address=peer_id, hint="give one, or look for it"
+            )
         new = [target for target in targets if target.text not in route.tried]
         wait = route.retry_time - trio.current_time()
         if wait > 0 and not new:
@@ -98,10 +100,10 @@ class Routes:
     def _backing_off(self, peer_id: str, route: _Route, wait: float) -> DialError:
         why = route.failure.message if route.failure is not None else "it was not reached"
         return DialError(
-            "backing_off",
-            peer_id,
             f"{peer_id} is left alone for {wait:.1f} s after {route.failures} failures: {why}",
-            "try again later, or give a new address",
+            code="backing_off",
+            address=peer_id,
+            hint="try again later, or give a new address",
             retry_after=wait,
         )
 

@@ -110,12 +110,16 @@ class SharedClient:
 
 def _copy(error: DialError) -> DialError:
     # An exception that is raised in several tasks collects the tracebacks of all.
-    return DialError(error.code, error.address, error.message, error.hint, error.retry_after)
+    return DialError(
+        error.message, code=error.code, address=error.address, hint=error.hint, retry_after=error.retry_after
+    )
 
 
 def _unexpected(error: Exception) -> DialError:
-    return DialError("stream_failed", "", f"opening a stream failed: {type(error).__name__}", "see the log")
+    return DialError(
+        f"opening a stream failed: {type(error).__name__}", code="stream_failed", address="", hint="see the log"
+    )
 
 
 def _closed() -> DialError:
-    return DialError("closed", "", "the connections of this peer were closed", "start it again")
+    return DialError("the connections of this peer were closed", code="closed", address="", hint="start it again")

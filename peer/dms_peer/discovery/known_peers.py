@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_resources.components import FreeResources
-from dms_resources.estimates import in_short, would_fit
+from dms_resources.estimates import abridged, would_fit
 
 from ..requesting.network import Candidate
 from .peers_file import KnownPeer, PeersFile, merge_peers
@@ -82,7 +82,7 @@ class KnownPeers:
         newest_first = dict.fromkeys(addr for addr in (*addrs, *before.addrs) if len(addr) <= _LONGEST_ADDRESS)
         after = replace(before, addrs=tuple(newest_first)[:_MOST_ADDRESSES], last_seen=now, failures=0)
         if free is not None:
-            after = replace(after, free=in_short(free), free_at=now)
+            after = replace(after, free=abridged(free), free_at=now)
         # At the end: the table is in the order of the last sign of life.
         self._peers[peer_id] = after
         if len(self._peers) > self._most:
@@ -120,11 +120,11 @@ class KnownPeers:
             yield Candidate(peer.peer_id, peer.addrs, self.name, peer.free, peer.free_at)
 
     def _able(self, request: EnsembleRequest) -> list[KnownPeer]:
-        able = [peer for peer in self._approachable(request) if _had_room(peer, request)]
+        able = [peer for peer in self._approachable(request) if _had_capacity(peer, request)]
         return sorted(able, key=lambda peer: -(peer.free_at or 0))
 
     def _unlikely(self, request: EnsembleRequest) -> list[KnownPeer]:
-        others = [peer for peer in self._approachable(request) if not _had_room(peer, request)]
+        others = [peer for peer in self._approachable(request) if not _had_capacity(peer, request)]
         # The older the figure, the sooner it is another one.
         return sorted(others, key=lambda peer: 0.0 if peer.free is None else peer.free_at or 0.0)
 
@@ -157,7 +157,7 @@ class _Others:
         return self._peers.other_candidates(request)
 
 
-def _had_room(peer: KnownPeer, request: EnsembleRequest) -> bool:
+def _had_capacity(peer: KnownPeer, request: EnsembleRequest) -> bool:
     return peer.free is not None and any(would_fit(peer.free, node.resources) for node in request.request)
 
 

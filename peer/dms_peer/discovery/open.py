@@ -19,9 +19,9 @@ from dms_protocols.bidding.service import BidTerms
 from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 
-from ..connections import PeerConnections, open_connections
+from ..connections import ConnectionPool, open_connections
 from ..home.home import Home
-from ..requesting.background import beside
+from ..requesting.background import open_background
 from ..requesting.limits import RequesterLimits
 from ..requesting.network import Broadcast, CandidateSource
 from ..requesting.requester import Requester
@@ -31,7 +31,7 @@ from .dht.kademlia import Kademlia, open_kademlia
 from .dht.providing import keep_providing
 from .known_peers import KnownPeers, open_known_peers
 from .mdns import MDNSPeers, open_mdns
-from .peering import Company, bootstrap_peers
+from .peering import Peering, bootstrap_peers
 from .settings import DiscoverySettings
 
 __all__ = ["Discovery", "open_discovery", "open_requester"]
@@ -46,11 +46,11 @@ _LOOPBACK: Final = ("127.0.0.1",)
 class Discovery:
     """What is open to find peers with. `sources` are in the order of their cost; what is switched off is None."""
 
-    network: PeerConnections
+    network: ConnectionPool
     sources: tuple[CandidateSource, ...]
     broadcast: Broadcast | None
     known: KnownPeers
-    company: Company
+    peering: Peering
     adverts: Adverts
     mdns: MDNSPeers | None = None
     dht: Kademlia | None = None
@@ -80,7 +80,7 @@ async def open_discovery(
     home: Home | None = None,
     manager: ResourceManager | None = None,
     terms: BidTerms | None = None,
-    connections: PeerConnections | None = None,
+    connections: ConnectionPool | None = None,
     may_ask: Callable[[str], bool] = lambda requester: True,
     shares: SharesInUse | None = None,
 ) -> AsyncIterator[Discovery]:
@@ -113,17 +113,17 @@ async def open_discovery(
         if settings.dht:
             dht = await stack.enter_async_context(open_kademlia(host, connections, addrs, server=manager is not None))
             if manager is not None:
-                await stack.enter_async_context(beside(partial(keep_providing, dht, manager)))
-        company = Company(host, connections, bootstrap, known)
+                await stack.enter_async_context(open_background(partial(keep_providing, dht, manager)))
+        peering = Peering(host, connections, bootstrap, known)
         in_use = shares or SharesInUse()
         provider = Provider(manager, terms, may_ask, in_use.limits) if manager else None
         adverts = await stack.enter_async_context(
             open_adverts(
-                host, identity, addrs, settings, connections, company.partners, company.wait_changed, provider, in_use
+                host, identity, addrs, settings, connections, peering.partners, peering.wait_changed, provider, in_use
             )
         )
-        company.add_source(partial(_heard, mdns, adverts.table))
-        await stack.enter_async_context(beside(partial(company.keep, settings.bootstrap_interval)))
+        peering.add_source(partial(_heard, mdns, adverts.table))
+        await stack.enter_async_context(open_background(partial(peering.keep, settings.bootstrap_interval)))
         likely, others = (known, known.others) if settings.known else (None, None)
         sources: list[CandidateSource | None] = [likely, *adverts.sources, mdns, dht, others]
         yield Discovery(
@@ -131,7 +131,7 @@ async def open_discovery(
             sources=tuple(source for source in sources if source is not None),
             broadcast=adverts.broadcast,
             known=known,
-            company=company,
+            peering=peering,
             adverts=adverts,
             mdns=mdns,
             dht=dht,
@@ -175,5 +175,5 @@ async def open_requester(
     """
     async with open_discovery(host, identity or host_identity(host), settings, home=home) as discovery:
         with trio.move_on_after(_FIRST_DIALS):
-            await discovery.company.wait_tried()
+            await discovery.peering.wait_tried()
         yield discovery.requester(limits, token)

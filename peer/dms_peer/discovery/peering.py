@@ -21,14 +21,14 @@ from libp2p.peer.id import ID
 from dms_host import parse_peer_address
 from dms_host.errors import DialError
 from dms_host.logs import RateLimiter, log_limited
-from dms_host.swarm.connection_events import Arrivals, watching
+from dms_host.swarm.connection_events import ConnectionEvents, watching
 from dms_protocols.protocol_ids import PEERS_PROTOCOL, RESOURCES_PROTOCOL
 
-from ..connections import PeerConnections
+from ..connections import ConnectionPool
 from .dht.host_view import text_addresses
 from .known_peers import KnownPeers
 
-__all__ = ["Company", "bootstrap_peers"]
+__all__ = ["Peering", "bootstrap_peers"]
 
 _log = logging.getLogger(__name__)
 _limiter: Final = RateLimiter()
@@ -55,13 +55,13 @@ def bootstrap_peers(addresses: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return peers
 
 
-class Company:
+class Peering:
     """The connections that are kept whatever they are used for."""
 
     def __init__(
         self,
         host: IHost,
-        connections: PeerConnections,
+        connections: ConnectionPool,
         bootstrap: Mapping[str, Sequence[str]],
         known: KnownPeers,
         *,
@@ -114,7 +114,7 @@ class Company:
     async def keep(self, interval: float) -> None:
         """Looks every `interval` seconds, ever less often while nobody answers. Runs until it is cancelled."""
         pause = interval
-        with watching(self._host, Arrivals(self._came, self._wake, self._wake)), self._releasing():
+        with watching(self._host, ConnectionEvents(self._came, self._wake, self._wake)), self._releasing():
             while True:
                 reached = await self.gather()
                 self._tried.set()

@@ -88,9 +88,9 @@ class Home(Struct, frozen=True):
             os.listdir(self.path)
         except OSError as error:
             raise PeerError(
-                "bad_home",
                 f"{self.path} cannot be used as home directory: {error.strerror}",
-                "choose another --home, or give yourself permission to write there",
+                code="bad_home",
+                hint="choose another --home, or give yourself permission to write there",
             ) from error
 
     def machine(self, choice: str | None) -> MachineResources:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from dms_host import ConnectionGate, HardenedHost, HostLimits, RelayLimits, open_host
+from dms_host import ConnectionGater, HardenedHost, HostLimits, RelayLimits, open_host
 from dms_host.keys.identity import Identity
 from dms_host.keys.swarm_key import load_swarm_key
 
@@ -33,17 +33,19 @@ class NetworkSettings:
     relay: bool = False
     reserve_at: tuple[str, ...] = ()
 
-    def gate(self) -> ConnectionGate:
+    def gate(self) -> ConnectionGater:
         """The lists. Raises PeerError `bad_list` for what is no peer id or address range."""
         try:
-            return ConnectionGate(
+            return ConnectionGater(
                 allow_peers=frozenset(self.allow_peers),
                 deny_peers=frozenset(self.deny_peers),
                 allow_addresses=self.allow_addresses,
                 deny_addresses=self.deny_addresses,
             )
         except ValueError as error:
-            raise PeerError("bad_list", str(error), "write peer ids, and addresses such as 192.0.2.0/24") from None
+            raise PeerError(
+                str(error), code="bad_list", hint="write peer ids, and addresses such as 192.0.2.0/24"
+            ) from None
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from .messages import (
     HistoryRequest,
     HistoryRow,
     OffboardRequest,
-    OfferAnswer,
+    OnboardAnswer,
     OnboardRequest,
     StatusAnswer,
     StatusRequest,
@@ -118,7 +118,7 @@ class LocalAdministration:
             limits_hit=dict(self._limits_hit),
         )
 
-    async def onboard(self, request: OnboardRequest) -> OfferAnswer:
+    async def onboard(self, request: OnboardRequest) -> OnboardAnswer:
         """Offers resources from now on. Raises ProtocolError `other_machine` when the owner means another machine."""
         if request.machine is not None and request.machine != self._manager.machine:
             raise ProtocolError(
@@ -127,7 +127,7 @@ class LocalAdministration:
         onboarded = onboarded_resources(request.offer, self._manager.machine)
         if request.dry_run:
             self._manager.check_onboarding(onboarded)
-            return OfferAnswer(
+            return OnboardAnswer(
                 onboarded=onboarded, free=self._manager.get_free_resources(), simulated=self._manager.machine.simulated
             )
         await self._manager.update_onboarded_resources(onboarded)
@@ -135,7 +135,7 @@ class LocalAdministration:
             await self._manager.set_draining(False)
         return self._offer()
 
-    async def offboard(self) -> OfferAnswer:
+    async def offboard(self) -> OnboardAnswer:
         """Offers nothing. Raises what `ResourceManager.offboard` raises."""
         await self._manager.offboard()
         return self._offer()
@@ -179,9 +179,9 @@ class LocalAdministration:
         findings = await self._manager.audit(repair=request.repair)
         return AuditAnswer(findings=tuple(findings), repaired=request.repair)
 
-    def _offer(self) -> OfferAnswer:
+    def _offer(self) -> OnboardAnswer:
         manager = self._manager
-        return OfferAnswer(
+        return OnboardAnswer(
             onboarded=manager.get_onboarded_resources(),
             free=manager.get_free_resources(),
             simulated=manager.machine.simulated,
@@ -194,10 +194,10 @@ def administration_operations(administration: LocalAdministration) -> Operations
     async def status(request: StatusRequest, caller: Caller) -> StatusAnswer:
         return await administration.status()
 
-    async def onboard(request: OnboardRequest, caller: Caller) -> OfferAnswer:
+    async def onboard(request: OnboardRequest, caller: Caller) -> OnboardAnswer:
         return await administration.onboard(request)
 
-    async def offboard(request: OffboardRequest, caller: Caller) -> OfferAnswer:
+    async def offboard(request: OffboardRequest, caller: Caller) -> OnboardAnswer:
         return await administration.offboard()
 
     async def history(request: HistoryRequest, caller: Caller) -> HistoryAnswer:

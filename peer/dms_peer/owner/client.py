@@ -27,7 +27,7 @@ from .messages import (
     HistoryRequest,
     HistoryRow,
     OffboardRequest,
-    OfferAnswer,
+    OnboardAnswer,
     OnboardRequest,
     PeersAnswer,
     PeersRequest,
@@ -43,9 +43,7 @@ from .socket_file import connect
 
 __all__ = [
     "ask",
-    "audit",
-    "offboard",
-    "onboard",
+    "onboard_resources",
     "read_hardware",
     "read_history",
     "read_machine_of",
@@ -53,7 +51,9 @@ __all__ = [
     "read_revocations",
     "read_status",
     "revoke_grants",
+    "run_audit",
     "watch",
+    "withdraw_offer",
 ]
 
 Answer = TypeVar("Answer", bound=Struct)
@@ -130,19 +130,19 @@ def read_peers(home: Home, limit: int = 100) -> PeersAnswer:
     return list_peers([rows], (), limit=limit, running=False)
 
 
-def onboard(home: Home, offer: Offer, machine: str | None = None, *, dry_run: bool = False) -> OfferAnswer:
+def onboard_resources(home: Home, offer: Offer, machine: str | None = None, *, dry_run: bool = False) -> OnboardAnswer:
     """Offers a part of the machine; a dry run only checks. Raises what `ask` raises."""
     expected = None
     if machine is not None and machine != MEASURED:
         expected = home.machine(machine)
-    return ask(home, OnboardRequest(offer=offer, machine=expected, dry_run=dry_run), OfferAnswer, machine)
+    return ask(home, OnboardRequest(offer=offer, machine=expected, dry_run=dry_run), OnboardAnswer, machine)
 
 
-def offboard(home: Home, *, drain: bool, tell: Callable[[int], None]) -> OfferAnswer:
+def withdraw_offer(home: Home, *, drain: bool, tell: Callable[[int], None]) -> OnboardAnswer:
     """Offers nothing any more; with `drain` waits first until all has ended, and `tell` hears how much is left."""
     if drain:
         watch(home, DrainRequest(), DrainEvent, lambda event: tell(event.leases))
-    return ask(home, OffboardRequest(), OfferAnswer)
+    return ask(home, OffboardRequest(), OnboardAnswer)
 
 
 def read_history(home: Home, limit: int) -> HistoryAnswer:
@@ -157,7 +157,7 @@ def read_history(home: Home, limit: int) -> HistoryAnswer:
     return HistoryAnswer(entries=tuple(entries))
 
 
-def audit(home: Home, *, repair: bool) -> AuditAnswer:
+def run_audit(home: Home, *, repair: bool) -> AuditAnswer:
     """Compares the ledger with its file and the operating system. Raises what `ask` raises."""
     return ask(home, AuditRequest(repair=repair), AuditAnswer)
 
@@ -166,9 +166,9 @@ def revoke_grants(home: Home, grants: tuple[str, ...], reason: str) -> RevokeAns
     """Makes grants count no more, by the ids of their blocks. Raises UsageError and what `ask` raises."""
     for grant in grants:
         if not re.fullmatch(r"[0-9a-f]{32}", grant):
-            raise UsageError("usage", f"{grant[:64]!r} is no id of a grant", "see `dms-peer token inspect`")
+            raise UsageError(f"{grant[:64]!r} is no id of a grant", code="usage", hint="see `dms-peer token inspect`")
     if not reason.isprintable() or len(reason) > 200:
-        raise UsageError("usage", "the reason is not one line of at most 200 characters", "write it shorter")
+        raise UsageError("the reason is not one line of at most 200 characters", code="usage", hint="write it shorter")
     return ask(home, RevokeRequest(grants=grants, reason=reason), RevokeAnswer)
 
 

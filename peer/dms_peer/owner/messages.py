@@ -21,7 +21,7 @@ __all__ = [
     "HistoryRequest",
     "HistoryRow",
     "OffboardRequest",
-    "OfferAnswer",
+    "OnboardAnswer",
     "OnboardRequest",
     "PeerRow",
     "PeersAnswer",
@@ -114,7 +114,7 @@ class OffboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="of
     """Offers nothing any more; refused while anything is promised."""
 
 
-class OfferAnswer(Struct, frozen=True, kw_only=True):
+class OnboardAnswer(Struct, frozen=True, kw_only=True):
     """What is offered now, and what of it is free."""
 
     onboarded: OnboardedResources | None

@@ -55,7 +55,7 @@ class Revocations:
         begun.
         """
         if not all(map(_ID.fullmatch, grants)) or not (reason.isprintable() and len(reason) <= _LONGEST_REASON):
-            raise PeerError("bad_revocations", "a grant or a reason is none", "see `dms-peer token inspect`")
+            raise PeerError("a grant or a reason is none", code="bad_revocations", hint="see `dms-peer token inspect`")
         async with self._turn:
             now = int(self._clock())
             added = {grant: Revocation(id=grant, at=now, reason=reason) for grant in grants}
@@ -63,7 +63,9 @@ class Revocations:
             ordered = {key: known[key] for key in sorted(known, key=lambda one: known[one].at)}
             if len(ordered) > _MOST:
                 raise PeerError(
-                    "bad_revocations", f"more than {_MOST} grants were revoked", "revoke what they came from instead"
+                    f"more than {_MOST} grants were revoked",
+                    code="bad_revocations",
+                    hint="revoke what they came from instead",
                 )
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(_write, self._path, tuple(ordered.values()))
@@ -127,4 +129,4 @@ def _write(path: Path, revocations: tuple[Revocation, ...]) -> None:
 
 
 def _bad(path: Path, what: str) -> PeerError:
-    return PeerError("bad_revocations", f"the list of revoked grants {path} {what}", "restore it from a copy")
+    return PeerError(f"the list of revoked grants {path} {what}", code="bad_revocations", hint="restore it from a copy")

@@ -37,7 +37,9 @@ def listen(path: Path) -> socket.socket:
     except OSError as error:
         listener.close()
         raise PeerError(
-            "bad_socket", f"cannot listen at {path}: {error.strerror}", "choose another --home on a local file system"
+            f"cannot listen at {path}: {error.strerror}",
+            code="bad_socket",
+            hint="choose another --home on a local file system",
         ) from error
     return listener
 
@@ -55,7 +57,9 @@ def connect(path: Path) -> socket.socket | None:
     except OSError as error:
         connection.close()
         raise PeerError(
-            "bad_socket", f"cannot talk to the peer at {path}: {error.strerror}", "run the command as the peer's user"
+            f"cannot talk to the peer at {path}: {error.strerror}",
+            code="bad_socket",
+            hint="run the command as the peer's user",
         ) from error
     return connection
 

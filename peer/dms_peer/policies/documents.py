@@ -72,16 +72,16 @@ def read_answer(document: bytes, request: PolicyRequest) -> Decisions:
     try:
         answer = _answers.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PolicyError("policy_failed", f"its answer cannot be read: {str(error)[:200]}") from None
+        raise PolicyError(f"its answer cannot be read: {str(error)[:200]}", code="policy_failed") from None
     found = {decision.node_id: decision for decision in answer.decisions}
     wanted = [offer.node.node_id for offer in request.nodes]
     if len(answer.decisions) != len(wanted) or found.keys() != set(wanted):
-        raise PolicyError("policy_failed", "its answer does not decide once about each node")
+        raise PolicyError("its answer does not decide once about each node", code="policy_failed")
     return Decisions(decisions=tuple(_decision(found[node_id]) for node_id in wanted), max_age=answer.max_age)
 
 
 def _decision(found: _NodeDecision) -> Decision:
     texts = (found.message, found.price.currency if found.price else "")
     if not all(text.isprintable() for text in texts):
-        raise PolicyError("policy_failed", "its answer has characters that cannot be shown")
+        raise PolicyError("its answer has characters that cannot be shown", code="policy_failed")
     return Decision(accept=found.accept, price=found.price, message=found.message, retry_after=found.retry_after)

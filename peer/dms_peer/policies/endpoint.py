@@ -44,12 +44,12 @@ class EndpointPolicy:
         question = question_document(request)
         async with self._client.stream("POST", self._url, content=question, headers=_HEADERS) as response:
             if response.status_code != 200:
-                raise PolicyError("policy_failed", f"it answered with status {response.status_code}")
+                raise PolicyError(f"it answered with status {response.status_code}", code="policy_failed")
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise PolicyError("policy_failed", "it answered with a compressed body")
+                raise PolicyError("it answered with a compressed body", code="policy_failed")
             body = await _read(response)
         if len(body) > LARGEST_ANSWER:
-            raise PolicyError("policy_failed", f"it answered with more than {LARGEST_ANSWER} bytes")
+            raise PolicyError(f"it answered with more than {LARGEST_ANSWER} bytes", code="policy_failed")
         return read_answer(body, request)
 
 

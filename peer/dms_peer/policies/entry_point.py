@@ -56,7 +56,7 @@ class EntryPointPolicy:
             raise
         self._ready.send_nowait(worker)
         if "answer" not in said:
-            raise PolicyError("policy_failed", str(said.get("error", "it said nothing")))
+            raise PolicyError(str(said.get("error", "it said nothing")), code="policy_failed")
         return read_answer(msgspec.json.encode(said["answer"]), request)
 
     async def keep_worker(self, *, task_status: _Started = trio.TASK_STATUS_IGNORED) -> None:
@@ -77,7 +77,9 @@ class EntryPointPolicy:
             except (OSError, PolicyError) as error:
                 if not self._usable:
                     raise PolicyError(
-                        "policy_unusable", f"the policy {self._name} cannot be used: {error}", "correct it, try again"
+                        f"the policy {self._name} cannot be used: {error}",
+                        code="policy_unusable",
+                        hint="correct it, try again",
                     ) from error
                 _log.error("a worker of policy %s cannot be started: %.300s", self._name, error)
             # Neither code that always crashes nor who makes it crash keeps the machine busy with starting it.
@@ -95,16 +97,16 @@ class _Worker:
         with trio.move_on_after(_START_SECONDS):
             said = await self._read_line()
             if "error" in said:
-                raise PolicyError("policy_unusable", str(said["error"]))
+                raise PolicyError(str(said["error"]), code="policy_unusable")
             return
-        raise PolicyError("policy_unusable", f"it is not ready after {_START_SECONDS:g} s")
+        raise PolicyError(f"it is not ready after {_START_SECONDS:g} s", code="policy_unusable")
 
     async def exchange(self, question: bytes) -> dict[str, Any]:
         assert self._process.stdin is not None
         try:
             await self._process.stdin.send_all(question + b"\n")
         except trio.BrokenResourceError:
-            raise PolicyError("policy_failed", "its worker ended") from None
+            raise PolicyError("its worker ended", code="policy_failed") from None
         return await self._read_line()
 
     async def _read_line(self) -> dict[str, Any]:
@@ -113,14 +115,14 @@ class _Worker:
         while not line.endswith(b"\n"):
             part = await self._process.stdout.receive_some(LARGEST_ANSWER)
             if not part:
-                raise PolicyError("policy_failed", "its worker ended")
+                raise PolicyError("its worker ended", code="policy_failed")
             line += part
             if len(line) > 2 * LARGEST_ANSWER:
-                raise PolicyError("policy_failed", f"it answered with more than {LARGEST_ANSWER} bytes")
+                raise PolicyError(f"it answered with more than {LARGEST_ANSWER} bytes", code="policy_failed")
         try:
             return msgspec.json.decode(line, type=dict[str, Any])
         except msgspec.DecodeError as error:
-            raise PolicyError("policy_failed", f"its worker is confused: {error}") from None
+            raise PolicyError(f"its worker is confused: {error}", code="policy_failed") from None
 
 
 def _command(name: str) -> Sequence[str]:

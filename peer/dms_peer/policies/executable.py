@@ -37,10 +37,10 @@ class ExecutablePolicy:
             run = _Run(process)
             await run.exchange(question_document(request))
         if run.too_long:
-            raise PolicyError("policy_failed", f"it wrote more than {LARGEST_ANSWER} bytes")
+            raise PolicyError(f"it wrote more than {LARGEST_ANSWER} bytes", code="policy_failed")
         if process.returncode != 0:
             said = run.stderr.decode("utf-8", "replace")
-            raise PolicyError("policy_failed", f"it ended with {process.returncode}: {said!r}")
+            raise PolicyError(f"it ended with {process.returncode}: {said!r}", code="policy_failed")
         return read_answer(bytes(run.answer), request)
 
 

@@ -25,7 +25,7 @@ import trio
 from dms_host.shields import shielded
 
 from ..errors import PolicyError
-from . import reaper as guardian
+from . import reaper as reaper
 
 __all__ = ["PolicyProcesses", "open_processes"]
 
@@ -43,7 +43,7 @@ class PolicyProcesses:
         self._environment = {
             "PATH": os.defpath,
             "LANG": "C.UTF-8",
-            guardian.MARK: mark,
+            reaper.MARK: mark,
         }
         self._python = {**self._environment, "PYTHONPATH": packages}
 
@@ -57,7 +57,7 @@ class PolicyProcesses:
         and PolicyError `policy_failed` where nothing would end it with the peer.
         """
         if self._watching.poll() is not None:
-            raise PolicyError("policy_failed", "the guardian of its processes has ended; start the peer again")
+            raise PolicyError("the guardian of its processes has ended; start the peer again", code="policy_failed")
         process = await trio.lowlevel.open_process(
             list(command),
             stdin=subprocess.PIPE,
@@ -77,19 +77,19 @@ class PolicyProcesses:
 async def open_processes() -> AsyncIterator[PolicyProcesses]:
     """Opens a way to start processes, which are all gone at its end. Raises PolicyError `policy_unusable`."""
     mark = secrets.token_hex(16)
-    async with _guardian(mark) as watching:
+    async with _reaper(mark) as watching:
         yield PolicyProcesses(mark, watching)
 
 
 @asynccontextmanager
-async def _guardian(mark: str) -> AsyncIterator[trio.Process]:
-    command = [sys.executable, "-I", "-S", str(Path(guardian.__file__)), mark]
+async def _reaper(mark: str) -> AsyncIterator[trio.Process]:
+    command = [sys.executable, "-I", "-S", str(Path(reaper.__file__)), mark]
     try:
         process = await trio.lowlevel.open_process(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env={}
         )
     except OSError as error:
-        raise PolicyError("policy_unusable", f"no process can be started: {error.strerror}") from error
+        raise PolicyError(f"no process can be started: {error.strerror}", code="policy_unusable") from error
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -97,7 +97,7 @@ async def _guardian(mark: str) -> AsyncIterator[trio.Process]:
         with trio.move_on_after(_START_SECONDS):
             ready = bytes(await process.stdout.receive_some(1))
         if not ready:
-            raise PolicyError("policy_unusable", "the guardian of the policies' processes cannot be started")
+            raise PolicyError("the guardian of the policies' processes cannot be started", code="policy_unusable")
         yield process
     finally:
         with shielded(_END_SECONDS):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .assignment import AssignmentRules
     from .bids import ReceivedBid
     from .collecting import BidCollection
-    from .discovering import Discovery, FoundPeer
+    from .discovering import FoundPeer, FoundPeers
     from .errors import ReservationError, ReservationLostError, StrategyError
     from .limits import RequesterLimits
     from .network import Broadcast, BroadcastBids, Candidate, CandidateSource, PeerNetwork, PeerObserver
@@ -32,8 +32,8 @@ __all__ = [
     "Candidate",
     "CandidateSource",
     "CountedReason",
-    "Discovery",
     "FoundPeer",
+    "FoundPeers",
     "NodeReasons",
     "OnProgress",
     "PeerNetwork",
@@ -57,7 +57,7 @@ _MODULES = {
     "bids": ("ReceivedBid",),
     "collecting": ("BidCollection",),
     "discovering": (
-        "Discovery",
+        "FoundPeers",
         "FoundPeer",
     ),
     "errors": (

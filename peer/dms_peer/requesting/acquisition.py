@@ -36,7 +36,7 @@ from .errors import ReservationError
 from .holdings import Holding, Holdings, HoldingState
 from .peers import CallError
 from .progress import ProgressLog
-from .reasons import ReasonLog, in_short
+from .reasons import ReasonLog, summarize_reasons
 from .strategies import Strategy
 
 __all__ = ["Acquisition"]
@@ -326,8 +326,8 @@ class Acquisition:
             code, hint = "no_bids", "ask for less, or wait"
         else:
             code, hint = "no_assignment", "allow nodes to share a peer, or ask for less"
-        why = "there is nobody to ask" if code == "no_peers" else in_short(reasons)
-        return ReservationError(code, f"the ensemble cannot be had: {why}", hint, reasons)
+        why = "there is nobody to ask" if code == "no_peers" else summarize_reasons(reasons)
+        return ReservationError(f"the ensemble cannot be had: {why}", code=code, hint=hint, reasons=reasons)
 
 
 def _options(bids: Sequence[ReceivedBid], costs: Sequence[float]) -> list[_Option]:

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 
 import trio
 
-__all__ = ["beside"]
+__all__ = ["open_background"]
 
 
 @asynccontextmanager
-async def beside(work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def open_background(work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Run `work` while the block runs; at the block's end it is cancelled. What the block raises comes out as it is."""
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:

@@ -23,11 +23,11 @@ from dms_resources.demands import CPUShortage, DiskShortage, RAMShortage
 from dms_resources.estimates import would_fit
 
 from .assignment import AssignmentRules
-from .background import beside
+from .background import open_background
 from .bids import PeerAnswer, ReceivedBid
 from .context import RequesterContext
 from .network import Candidate
-from .peers import CallError, PeerAddress
+from .peers import CallError, PeerRef
 from .progress import ProgressLog, SearchProgress
 from .reasons import NodeReasons, ReasonLog
 from .searching import Inquiry, Search
@@ -134,7 +134,7 @@ class BidSearch:
         return partial(self._ask, candidate, nodes)
 
     async def _ask(self, candidate: Candidate, nodes: Sequence[NodeRequest]) -> bool:
-        peer, first = PeerAddress(candidate.peer_id, candidate.addrs), nodes[0].node_id
+        peer, first = PeerRef(candidate.peer_id, candidate.addrs), nodes[0].node_id
         self._leads[first] += 1
         try:
             with self._progress.asking():
@@ -158,7 +158,7 @@ class BidSearch:
         return bool(bids.bids)
 
     async def _bids_and_free(
-        self, peer: PeerAddress, nodes: Sequence[NodeRequest]
+        self, peer: PeerRef, nodes: Sequence[NodeRequest]
     ) -> tuple[tuple[Bids, float], FreeResources | None]:
         budget, request = self._context.limits.peer_budget, self._request(nodes)
         free = None
@@ -308,5 +308,5 @@ async def collect_bids(
             await search.run()
 
     with receive:
-        async with beside(collect):
+        async with open_background(collect):
             yield BidCollection(receive, progress, reasons)

@@ -15,14 +15,14 @@ from dms_protocols.messages.bid import Bid, EnsembleRequest, Refusal
 from dms_resources.components import FreeResources
 from dms_resources.estimates import would_fit
 
-from .background import beside
+from .background import open_background
 from .context import RequesterContext
 from .network import Candidate
-from .peers import CallError, PeerAddress
+from .peers import CallError, PeerRef
 from .progress import ProgressLog, SearchProgress
 from .searching import Inquiry, Search
 
-__all__ = ["Discovery", "FoundPeer", "discover"]
+__all__ = ["FoundPeer", "FoundPeers", "find_peers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class FoundPeer:
         return bool(self.offers)
 
 
-class Discovery:
+class FoundPeers:
     """Peers as they answer, able and unable ones; iterating ends when enough are able, or nobody is left to ask."""
 
     def __init__(self, peers: trio.MemoryReceiveChannel[FoundPeer], progress: ProgressLog) -> None:
@@ -71,9 +71,9 @@ class Discovery:
 
 
 @asynccontextmanager
-async def discover(
+async def find_peers(
     context: RequesterContext, request: EnsembleRequest, *, count: int | None, ttl: float, progress: ProgressLog
-) -> AsyncIterator[Discovery]:
+) -> AsyncIterator[FoundPeers]:
     """Asks until `count` peers would take a node of the request (None: everybody there is), or until its deadline."""
     send, receive = trio.open_memory_channel[FoundPeer](math.inf)
     finding = _Finding(context, request, count, ttl, progress, send)
@@ -83,8 +83,8 @@ async def discover(
             await finding.run()
 
     with receive:
-        async with beside(find):
-            yield Discovery(receive, progress)
+        async with open_background(find):
+            yield FoundPeers(receive, progress)
 
 
 class _Finding:
@@ -142,7 +142,7 @@ class _Finding:
         return found.able
 
     async def _question(self, candidate: Candidate) -> FoundPeer:
-        peer = PeerAddress(candidate.peer_id, candidate.addrs)
+        peer = PeerRef(candidate.peer_id, candidate.addrs)
         calls, budget, clock = self._context.calls, self._context.limits.peer_budget, self._context.clock
         answer, round_trip = await calls.dry_run(peer, self._asked(), ttl=self._ttl, budget=budget)
         free, age = candidate.free, candidate.age(clock())

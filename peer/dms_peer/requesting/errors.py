@@ -21,8 +21,8 @@ __all__ = ["ReservationError", "ReservationLostError", "StrategyError"]
 class StrategyError(PeerError):
     """A strategy cannot be used; `name` is what was asked for. Codes: `unknown_strategy`, `bad_strategy`."""
 
-    def __init__(self, code: str, name: str, message: str, hint: str) -> None:
-        super().__init__(code, message, hint)
+    def __init__(self, message: str, *, code: str, name: str, hint: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
         self.name = name
 
 
@@ -34,8 +34,8 @@ class ReservationError(PeerError):
     `not_allocated`.
     """
 
-    def __init__(self, code: str, message: str, hint: str = "", reasons: tuple[NodeReasons, ...] = ()) -> None:
-        super().__init__(code, message, hint)
+    def __init__(self, message: str, *, code: str, hint: str = "", reasons: tuple[NodeReasons, ...] = ()) -> None:
+        super().__init__(message, code=code, hint=hint)
         self.reasons = reasons
 
     def __str__(self) -> str:
@@ -45,6 +45,6 @@ class ReservationError(PeerError):
 class ReservationLostError(ReservationError):
     """A commitment ended while it was needed; `node_ids` names the nodes. Code: `reservation_lost`."""
 
-    def __init__(self, message: str, hint: str, node_ids: tuple[str, ...]) -> None:
-        super().__init__("reservation_lost", message, hint)
+    def __init__(self, message: str, *, hint: str = "", node_ids: tuple[str, ...]) -> None:
+        super().__init__(message, code="reservation_lost", hint=hint)
         self.node_ids = node_ids

@@ -27,7 +27,7 @@ from dms_resources.ledger.leases import Lease
 
 from .bids import ReceivedBid
 from .limits import RequesterLimits
-from .peers import CallError, PeerAddress, PeerCalls
+from .peers import CallError, PeerCalls, PeerRef
 
 __all__ = ["Holding", "HoldingState", "Holdings"]
 
@@ -78,9 +78,9 @@ class Holding:
         return self.bid.bid.lease_id
 
     @property
-    def peer(self) -> PeerAddress:
+    def peer(self) -> PeerRef:
         """Where it is."""
-        return PeerAddress(self.bid.peer_id, self.bid.addrs)
+        return PeerRef(self.bid.peer_id, self.bid.addrs)
 
     @property
     def fence(self) -> int | None:

@@ -21,7 +21,7 @@ from dms_resources.ledger.leases import EndedLease, Lease
 from ..errors import PeerError
 from .network import PeerNetwork, PeerObserver
 
-__all__ = ["CallError", "PeerAddress", "PeerCalls"]
+__all__ = ["CallError", "PeerCalls", "PeerRef"]
 
 _T = TypeVar("_T")
 
@@ -53,7 +53,7 @@ class CallError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class PeerAddress:
+class PeerRef:
     """A peer and where it was last reached."""
 
     peer_id: str
@@ -96,7 +96,7 @@ class PeerCalls:
         return self._network.peer_id
 
     async def bids(
-        self, peer: PeerAddress, ensemble: EnsembleRequest, *, hold: float, ttl: float, budget: float
+        self, peer: PeerRef, ensemble: EnsembleRequest, *, hold: float, ttl: float, budget: float
     ) -> tuple[Bids, float]:
         """The peer's checked bids and refusals, and how long (seconds) it took to answer."""
 
@@ -108,7 +108,7 @@ class PeerCalls:
         return await self._call(peer, BID_PROTOCOL, budget, ask)
 
     async def dry_run(
-        self, peer: PeerAddress, ensemble: EnsembleRequest, *, ttl: float, budget: float
+        self, peer: PeerRef, ensemble: EnsembleRequest, *, ttl: float, budget: float
     ) -> tuple[OfferAnswer, float]:
         """What the peer would bid, and how long (seconds) it took to answer."""
 
@@ -119,7 +119,7 @@ class PeerCalls:
 
         return await self._call(peer, BID_PROTOCOL, budget, ask)
 
-    async def free(self, peer: PeerAddress, *, budget: float) -> FreeResources:
+    async def free(self, peer: PeerRef, *, budget: float) -> FreeResources:
         """What the peer has free now."""
         free = await self._call(
             peer,
@@ -131,24 +131,24 @@ class PeerCalls:
         return free
 
     async def commit(
-        self, peer: PeerAddress, envelopes: Sequence[bytes], *, ttl: float, budget: float
+        self, peer: PeerRef, envelopes: Sequence[bytes], *, ttl: float, budget: float
     ) -> tuple[Lease, ...]:
         """Takes bids of the peer for `ttl` seconds, all or none."""
         return await self._allocations(peer, budget, lambda client: client.commit(envelopes, ttl=ttl))
 
-    async def renew(self, peer: PeerAddress, lease_id: str, *, ttl: float, fence: int | None, budget: float) -> Lease:
+    async def renew(self, peer: PeerRef, lease_id: str, *, ttl: float, fence: int | None, budget: float) -> Lease:
         """Moves the deadline of a commitment to `ttl` seconds from now."""
         return await self._allocations(peer, budget, lambda client: client.renew(lease_id, ttl=ttl, fence=fence))
 
-    async def allocate(self, peer: PeerAddress, lease_id: str, *, fence: int | None, budget: float) -> Lease:
+    async def allocate(self, peer: PeerRef, lease_id: str, *, fence: int | None, budget: float) -> Lease:
         """Turns a commitment into an allocation."""
         return await self._allocations(peer, budget, lambda client: client.allocate(lease_id, fence=fence))
 
-    async def release(self, peer: PeerAddress, lease_id: str, *, fence: int | None, budget: float) -> EndedLease:
+    async def release(self, peer: PeerRef, lease_id: str, *, fence: int | None, budget: float) -> EndedLease:
         """Gives a lease back."""
         return await self._allocations(peer, budget, lambda client: client.release(lease_id, fence=fence))
 
-    def _bidder(self, client: Client, peer: PeerAddress, budget: float) -> BidClient:
+    def _bidder(self, client: Client, peer: PeerRef, budget: float) -> BidClient:
         return BidClient(
             client,
             self._opener,
@@ -159,9 +159,7 @@ class PeerCalls:
             clock=self._clock,
         )
 
-    async def _allocations(
-        self, peer: PeerAddress, budget: float, work: Callable[[AllocationClient], Awaitable[_T]]
-    ) -> _T:
+    async def _allocations(self, peer: PeerRef, budget: float, work: Callable[[AllocationClient], Awaitable[_T]]) -> _T:
         return await self._call(
             peer,
             ALLOCATION_PROTOCOL,
@@ -169,9 +167,7 @@ class PeerCalls:
             lambda client: work(AllocationClient(client, timeout=budget, token=self._token)),
         )
 
-    async def _call(
-        self, peer: PeerAddress, protocol: str, budget: float, work: Callable[[Client], Awaitable[_T]]
-    ) -> _T:
+    async def _call(self, peer: PeerRef, protocol: str, budget: float, work: Callable[[Client], Awaitable[_T]]) -> _T:
         reached = False
         try:
             with trio.fail_after(budget):

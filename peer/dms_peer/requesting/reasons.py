@@ -10,7 +10,7 @@ from msgspec import Struct
 from dms_protocols.messages.bid import Refusal
 from dms_resources.demands import Shortage
 
-__all__ = ["CountedReason", "NodeReasons", "ReasonLog", "in_short"]
+__all__ = ["CountedReason", "NodeReasons", "ReasonLog", "summarize_reasons"]
 
 # So many different reasons are told apart for one node; the others are counted by their codes.
 _MOST_REASONS = 64
@@ -49,7 +49,7 @@ class NodeReasons(Struct, frozen=True, kw_only=True):
         return [reason.describe() for reason in self.peers[:most]] + [f"{more} other reasons"] * (more > 0)
 
 
-def in_short(reasons: Sequence[NodeReasons]) -> str:
+def summarize_reasons(reasons: Sequence[NodeReasons]) -> str:
     """Why nodes are not covered, without what the peers said: "a, b: no peer bids on it"."""
     by_why: dict[str, list[str]] = {}
     for reason in reasons:

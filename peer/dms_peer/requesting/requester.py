@@ -18,12 +18,12 @@ from dms_protocols.rpc.traces import current_trace, tracing
 from .assignment import AssignmentRules
 from .collecting import BidCollection, collect_bids
 from .context import RequesterContext
-from .discovering import Discovery, discover
+from .discovering import FoundPeers, find_peers
 from .limits import RequesterLimits
 from .network import Broadcast, CandidateSource, PeerNetwork, PeerObserver
 from .peers import PeerCalls
 from .progress import OnProgress, ProgressLog
-from .reservations import Reservation, reserve
+from .reservations import Reservation, open_reservation
 from .strategies import Strategy, StrategyOptions, strategy_named
 
 __all__ = ["Requester"]
@@ -69,7 +69,7 @@ class Requester:
         ttl: float = 0.0,
         deadline: float | None = None,
         on_progress: OnProgress | None = None,
-    ) -> AbstractAsyncContextManager[Discovery]:
+    ) -> AbstractAsyncContextManager[FoundPeers]:
         """Peers and what they have free, as they answer: `async with ... as peers: async for peer in peers`.
 
         Ends when `count` peers would take a node of the request (None: when nobody is left to ask) or at the `deadline`
@@ -77,7 +77,7 @@ class Requester:
         known. Takes nothing. Raises nothing but cancellation.
         """
         request = _until(request, deadline)
-        return _traced(discover(self._context, request, count=count, ttl=ttl, progress=ProgressLog(on_progress)))
+        return _traced(find_peers(self._context, request, count=count, ttl=ttl, progress=ProgressLog(on_progress)))
 
     def collect_bids(
         self,
@@ -136,7 +136,7 @@ class Requester:
         if isinstance(strategy, str):
             strategy = strategy_named(strategy, StrategyOptions(self._context.rng, currency))
         return _traced(
-            reserve(
+            open_reservation(
                 self._context,
                 _until(ensemble, deadline),
                 strategy=strategy,
@@ -151,10 +151,10 @@ class Requester:
 
 
 @asynccontextmanager
-async def _traced(errand: AbstractAsyncContextManager[_T]) -> AsyncIterator[_T]:
+async def _traced(visit: AbstractAsyncContextManager[_T]) -> AsyncIterator[_T]:
     """The errand, under one name in the logs of all peers that it leads to; a name that is set already stays."""
     with nullcontext() if current_trace() else tracing():
-        async with errand as opened:
+        async with visit as opened:
             yield opened
 
 

@@ -33,7 +33,7 @@ from .peers import CallError
 from .progress import ProgressLog, SearchProgress
 from .strategies import Strategy
 
-__all__ = ["Reservation", "reserve"]
+__all__ = ["Reservation", "open_reservation"]
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Reservation:
                 self.lose(list(failures), "it could not be allocated as a whole")
         if not done:
             said = "; ".join(f"{node_id}: {error.message} ({error.code})" for node_id, error in failures.items())
-            raise ReservationError("not_allocated", f"not all nodes could be allocated: {said or self.why_lost}")
+            raise ReservationError(f"not all nodes could be allocated: {said or self.why_lost}", code="not_allocated")
         return self.leases
 
     def lose(self, node_ids: list[str], why: str) -> None:
@@ -123,7 +123,7 @@ class Reservation:
 
 
 @asynccontextmanager
-async def reserve(
+async def open_reservation(
     context: RequesterContext,
     ensemble: EnsembleRequest,
     *,
@@ -167,7 +167,7 @@ async def reserve(
         raise failure
     if reservation is not None and reservation.lost.is_set():
         raise ReservationLostError(
-            f"the reservation is lost: {reservation.why_lost}", "reserve again", reservation.lost_nodes
+            f"the reservation is lost: {reservation.why_lost}", hint="reserve again", node_ids=reservation.lost_nodes
         )
 
 

@@ -164,7 +164,10 @@ def strategy_named(name: str, options: StrategyOptions | None = None) -> Strateg
     factory = _BUILT_IN.get(name) or _installed(name)
     if factory is None:
         raise StrategyError(
-            "unknown_strategy", name, f"there is no strategy {name[:64]!r}", f"there are {', '.join(strategy_names())}"
+            f"there is no strategy {name[:64]!r}",
+            code="unknown_strategy",
+            name=name,
+            hint=f"there are {', '.join(strategy_names())}",
         )
     return factory(options or StrategyOptions())
 
@@ -175,7 +178,10 @@ def _installed(name: str) -> StrategyFactory | None:
             factory: StrategyFactory = point.load()
         except Exception as error:
             raise StrategyError(
-                "bad_strategy", name, f"the strategy {name!r} cannot be loaded: {error}", f"see {point.value}"
+                f"the strategy {name!r} cannot be loaded: {error}",
+                code="bad_strategy",
+                name=name,
+                hint=f"see {point.value}",
             ) from error
         return factory
     return None

@@ -21,7 +21,7 @@ from ..text import printable
 
 __all__ = ["EventLine", "PeerLimit", "show_warnings", "write_logs"]
 
-_ROOMS: Final = ("dms_peer", "dms_protocols", "dms_resources")
+_PACKAGES: Final = ("dms_peer", "dms_protocols", "dms_resources")
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:+@%,")
 _MOST_PEERS: Final = 1024
 _MOST_CHARACTERS: Final = 500
@@ -103,8 +103,8 @@ def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
     handler.setFormatter(EventLine(as_json=as_json))
     handler.addFilter(PeerLimit())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    for room in _ROOMS:
-        logging.getLogger(room).setLevel(level.upper())
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(level.upper())
 
 
 def show_warnings() -> None:

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_resources.components import FreeResources, OnboardedResources
 from dms_resources.ledger.leases import LeaseState
-from dms_resources.ledger.metrics import WRITE_BUCKETS, LedgerMeasures
+from dms_resources.ledger.metrics import WRITE_BUCKETS, LedgerMetrics
 from dms_resources.manager import ResourceManager
 
 __all__ = ["PeerCollector"]
@@ -40,7 +40,7 @@ class PeerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics as they are now."""
         yield from _requests(self._counts)
-        yield from _ledger(self._manager.measures, self._manager.waiting_changes)
+        yield from _ledger(self._manager.metrics, self._manager.waiting_changes)
         yield from _capacity(self._manager.get_onboarded_resources(), self._manager.get_free_resources())
         yield _by_label(
             GaugeMetricFamily("dms_leases", "Leases that stand, by state.", labels=["state"]),
@@ -81,7 +81,7 @@ def _requests(counts: ServiceCounts) -> Iterator[Metric]:
     yield GaugeMetricFamily("dms_streams", "Streams that are served now.", counts.streams)
 
 
-def _ledger(measures: LedgerMeasures, waiting: int) -> Iterator[Metric]:
+def _ledger(measures: LedgerMetrics, waiting: int) -> Iterator[Metric]:
     yield _by_label(
         CounterMetricFamily(
             "dms_ledger_changes", "Durable changes: commit, allocate, released, expired, ...", labels=["change"]

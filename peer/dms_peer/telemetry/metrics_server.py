@@ -44,16 +44,16 @@ async def serve_metrics(collector: Collector, host: str, port: int) -> AsyncIter
         listeners = await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
     except OSError as error:
         raise ListenError(
-            "address_unavailable",
-            f"{host}:{port}",
             f"cannot serve metrics on {host}:{port}: {error.strerror or error}",
-            "choose another address with --metrics",
+            code="address_unavailable",
+            address=f"{host}:{port}",
+            hint="choose another address with --metrics",
         ) from error
-    room = trio.CapacityLimiter(_CONNECTIONS)
+    limiter = trio.CapacityLimiter(_CONNECTIONS)
 
     async def answer(stream: trio.SocketStream) -> None:
         try:
-            room.acquire_nowait()
+            limiter.acquire_nowait()
         except trio.WouldBlock:
             await stream.aclose()
             return
@@ -63,7 +63,7 @@ async def serve_metrics(collector: Collector, host: str, port: int) -> AsyncIter
         except Exception as error:
             _log.warning("the metrics could not be answered: %.300r", error)
         finally:
-            room.release()
+            limiter.release()
             await trio.aclose_forcefully(stream)
 
     async with trio.open_nursery() as nursery:

@@ -199,7 +199,7 @@ class Client:
     async def _turn(self) -> None:
         while self._lost is None and (self._outbox.full or len(self._waiting) >= self._limits.calls_in_flight):
             if self._outbox.full:
-                await self._outbox.room()
+                await self._outbox.wait_for_space()
             else:
                 await self._freed.park()
         if self._lost is not None:

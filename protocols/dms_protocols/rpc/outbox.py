@@ -68,7 +68,7 @@ class Outbox:
         self._reported = size
         self._report_at = size + _STEP
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         """Wait until less than the high water mark waits. May be cancelled; has no deadline but the write's."""
         while self.size >= self._high_water:
             await self._written.park()

@@ -227,7 +227,7 @@ class _Service:
             whole = True
             self._take(frame)
             if outbox.size >= high_water or (share.limited and share.crowded and outbox.size > LOW_WATER):
-                await (outbox.flushed() if share.crowded else outbox.room())
+                await (outbox.flushed() if share.crowded else outbox.wait_for_space())
                 self._stay_active()
         if whole:
             # Only whole requests count as activity: one byte a second does not keep a stream.
@@ -337,10 +337,10 @@ class _Service:
                 answer = await self._share.metered(self._in_turn(work))
             if scope.cancelled_caught:
                 raise DeadlineExceededError(f"{operation.name} took longer than {self._limits.operation_deadline:g} s")
-            await self._outbox.room()
+            await self._outbox.wait_for_space()
             self._put_answer(request_id, operation, answer, caller)
         except Exception as error:
-            await self._outbox.room()
+            await self._outbox.wait_for_space()
             self._refuse(request_id, error, operation.name, caller)
         finally:
             self._slow -= 1

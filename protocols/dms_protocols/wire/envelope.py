@@ -119,4 +119,4 @@ def read_ok(answer: dict[str, Any]) -> dict[str, Any]:
     code, text = error.get("code"), error.get("message")
     if type(code) is not str or type(text) is not str:
         raise MessageError("an error without code and message", path="error")
-    raise RemoteError(code, text, error)
+    raise RemoteError(text, code=code, details=error)

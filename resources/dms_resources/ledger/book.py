@@ -28,7 +28,7 @@ from ..components import (
 from ..placement import DeviceState
 from ..units import Cores
 from .accounts import Sums
-from .capacity import Room
+from .capacity import FreeCapacity
 from .history import HistoryEntry
 from .leases import EndedLease, Lease, LeaseState
 from .ports import PortPool
@@ -38,7 +38,7 @@ __all__ = [
     "NOTHING_OFFERED",
     "Book",
     "Change",
-    "Offer",
+    "OfferState",
     "Record",
     "Totals",
     "free_resources",
@@ -50,14 +50,14 @@ __all__ = [
 MOST_ENDED = 65_536
 
 
-class Offer(Struct, frozen=True, kw_only=True):
+class OfferState(Struct, frozen=True, kw_only=True):
     """What the owner decided: the onboarded resources (None: nothing is offered) and whether the machine drains."""
 
     onboarded: OnboardedResources | None = None
     draining: bool = False
 
 
-NOTHING_OFFERED = Offer()
+NOTHING_OFFERED = OfferState()
 
 
 class Record(Struct, frozen=True):
@@ -72,7 +72,7 @@ class Change(Struct, frozen=True, kw_only=True):
 
     leases: tuple[tuple[Record | None, Record | None], ...] = ()
     ended: tuple[EndedLease, ...] = ()
-    offer: tuple[Offer, Offer] | None = None
+    offer: tuple[OfferState, OfferState] | None = None
     entries: tuple[HistoryEntry, ...] = ()
     fence: int = 0
 
@@ -107,7 +107,7 @@ class Totals(Struct, frozen=True):
 class Book:
     """The state of one ledger. Not thread-safe: it belongs to the thread of the event loop."""
 
-    def __init__(self, machine: MachineResources, offer: Offer = NOTHING_OFFERED, fence: int = 0) -> None:
+    def __init__(self, machine: MachineResources, offer: OfferState = NOTHING_OFFERED, fence: int = 0) -> None:
         self.machine = machine
         self.fence = fence
         self.version = 0
@@ -123,7 +123,7 @@ class Book:
         self.ports = PortPool(_port_range(offer))
         self._due: list[tuple[float, str]] = []
         # Asked for with every bid, and the same until something is promised, given back or offered.
-        self._room: Room | None = None
+        self._capacity: FreeCapacity | None = None
         self.offer = NOTHING_OFFERED
         self._set_offer(offer)
 
@@ -131,7 +131,7 @@ class Book:
     def load(
         cls,
         machine: MachineResources,
-        offer: Offer,
+        offer: OfferState,
         fence: int,
         records: Iterable[Record],
         ended: Iterable[EndedLease],
@@ -168,17 +168,17 @@ class Book:
             self._swap(after, before)
         self.version += 1
 
-    def room(self) -> Room:
+    def capacity(self) -> FreeCapacity:
         """The room there is now."""
-        if self._room is None:
-            self._room = self._measure_room()
-        return self._room
+        if self._capacity is None:
+            self._capacity = self._measure_capacity()
+        return self._capacity
 
-    def _measure_room(self) -> Room:
+    def _measure_capacity(self) -> FreeCapacity:
         offered, taken = self.offered(), self.promised()
         # What kind of CPU it is, the machine says: an owner who names cores alone does not lose the architecture.
         cpu = self.machine.cpu if self.offer.onboarded else CPU(cores=Cores(0))
-        return Room(
+        return FreeCapacity(
             millicores=max(0, offered[0] - taken.millicores),
             ram=max(0, offered[1] - taken.ram),
             disk=max(0, offered[2] - taken.disk),
@@ -269,7 +269,7 @@ class Book:
         self.ports.give_back(lease.ports)
 
     def _count(self, lease: Lease, sign: int) -> None:
-        self._room = None
+        self._capacity = None
         self.totals[lease.state] = self.totals[lease.state].plus(lease, sign)
         self.sums.count(lease.holder, lease.accounts, lease.resources, sign)
         vram = self.vram[lease.state]
@@ -286,8 +286,8 @@ class Book:
         # A lease may be on a device that was taken out of the offer or of the machine since.
         return self.devices.get(gpu.uuid) or DeviceState(device=gpu, total=0, missing=True)
 
-    def _set_offer(self, offer: Offer) -> None:
-        self._room = None
+    def _set_offer(self, offer: OfferState) -> None:
+        self._capacity = None
         self.offer = offer
         onboarded = offer.onboarded
         self.devices = dict(_devices(onboarded, self.machine, self.devices))
@@ -296,7 +296,7 @@ class Book:
             self.ports = PortPool(port_range, self.ports.taken)
 
 
-def _port_range(offer: Offer) -> PortRange:
+def _port_range(offer: OfferState) -> PortRange:
     return offer.onboarded.port_range if offer.onboarded else DEFAULT_PORT_RANGE
 
 
@@ -335,14 +335,14 @@ def _with_share(state: DeviceState, gpu: GPU, sign: int) -> DeviceState:
 
 def free_resources(book: Book) -> FreeResources:
     """What could be taken now."""
-    room = book.room()
+    capacity = book.capacity()
     return FreeResources(
-        cpu=replace(room.cpu, cores=Cores(room.millicores)),
-        ram=RAM(size=room.ram),
-        disk=Disk(size=room.disk),
+        cpu=replace(capacity.cpu, cores=Cores(capacity.millicores)),
+        ram=RAM(size=capacity.ram),
+        disk=Disk(size=capacity.disk),
         gpus=_by_index(
             replace(state.device, vram=state.free, exclusive=state.exclusive)
-            for state in room.devices
+            for state in capacity.devices
             if not state.missing
         ),
         ports=book.ports.free if book.offer.onboarded else 0,

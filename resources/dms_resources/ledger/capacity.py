@@ -27,7 +27,7 @@ from ..placement import DeviceState, Placement, place
 from ..units import Cores
 from .ports import PortPool
 
-__all__ = ["Granted", "Room"]
+__all__ = ["FreeCapacity", "Granted"]
 
 
 class Granted(Struct, frozen=True, kw_only=True):
@@ -37,7 +37,7 @@ class Granted(Struct, frozen=True, kw_only=True):
     ports: tuple[int, ...] = ()
 
 
-class Room(Struct, frozen=True, kw_only=True):
+class FreeCapacity(Struct, frozen=True, kw_only=True):
     """Free and offered amounts (millicores, bytes), the devices, and the ports."""
 
     millicores: int
@@ -91,12 +91,12 @@ class Room(Struct, frozen=True, kw_only=True):
             ports=self.ports.choose(ports, self.spoken_for),
         )
 
-    def keeping(self, ports: Iterable[int]) -> Room:
+    def keeping(self, ports: Iterable[int]) -> FreeCapacity:
         """The room without these ports."""
         spoken_for = self.spoken_for.union(ports)
         return self if spoken_for == self.spoken_for else replace(self, spoken_for=spoken_for)
 
-    def less(self, demand: Demand, granted: Granted) -> Room:
+    def less(self, demand: Demand, granted: Granted) -> FreeCapacity:
         """The room that is left when this was granted."""
         taken = {gpu.uuid: gpu for gpu in granted.resources.gpus}
         return replace(

@@ -44,8 +44,8 @@ from ..refusals import (
     WindowError,
 )
 from .accounts import MOST_ACCOUNTS
-from .book import NOTHING_OFFERED, Book, Change, Offer, Record
-from .capacity import Granted, Room
+from .book import NOTHING_OFFERED, Book, Change, OfferState, Record
+from .capacity import FreeCapacity, Granted
 from .charging import Charges, outlasting
 from .history import HistoryEntry
 from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
@@ -171,15 +171,15 @@ def expire(book: Book, now: Moment) -> Change:
 
 def fit(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> list[Granted | RequestError]:
     """For each request what it would get, together with those before it, or why not. Nothing is changed."""
-    room, charges = book.room(), Charges(book.sums, _next_end(book, now))
+    capacity, charges = book.capacity(), Charges(book.sums, _next_end(book, now))
     answers: list[Granted | RequestError] = []
     before: tuple[Demand, Granted] | None = None
     for request in requests:
         if before is not None:
-            room, before = room.less(*before), None
+            capacity, before = capacity.less(*before), None
         try:
             _check_open(book, now, request.ttl)
-            granted = _grant(book, room, request, now)
+            granted = _grant(book, capacity, request, now)
             charges.charge(request, granted.resources, now.wall)
         except RequestError as refusal:
             answers.append(refusal)
@@ -189,7 +189,7 @@ def fit(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> list[Grant
     return answers
 
 
-def change_offer(book: Book, offer: Offer, now: Moment, *, action: str, detail: str = "") -> Change:
+def change_offer(book: Book, offer: OfferState, now: Moment, *, action: str, detail: str = "") -> Change:
     """Onboards other resources or drains. Raises `OnboardingError` naming everything that is wrong."""
     if offer.onboarded is not None and offer.onboarded != book.offer.onboarded:
         problems = onboarding_problems(offer.onboarded, book)
@@ -297,7 +297,7 @@ def _same_lease(book: Book, request: LeaseRequest) -> Record | None:
 
 
 def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dict[str, Granted]:
-    left = book.room()
+    left = book.capacity()
     granted: dict[str, Granted] = {}
     placements = place_together([request.demand.gpus for request in requests], left.devices)
     for index, request in enumerate(requests):
@@ -306,10 +306,10 @@ def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dic
             left = left.less(before.demand, granted[before.lease_id])
         _check_open(book, now, request.ttl)
         # The ports that the others name are not given to this one as any.
-        room = left.keeping(port for other in requests if other is not request for port in other.ports.static)
+        capacity = left.keeping(port for other in requests if other is not request for port in other.ports.static)
         # Where each job's GPUs go was decided for all of them together, if it could be.
         placed = None if placements is None else placements[index]
-        granted[request.lease_id] = _grant(book, room, request, now, index, placed)
+        granted[request.lease_id] = _grant(book, capacity, request, now, index, placed)
     return granted
 
 
@@ -335,27 +335,27 @@ def _check_window(now: Moment, ttl: float) -> None:
 
 def _grant(
     book: Book,
-    room: Room,
+    capacity: FreeCapacity,
     request: LeaseRequest,
     now: Moment,
     index: int = 0,
     placements: tuple[Placement, ...] | None = None,
 ) -> Granted:
     demand, ports = request.demand, request.ports
-    placed = room.place(demand) if placements is None else placements
-    if placed is None or room.shortages(demand, ports, placed):
-        raise _insufficient(book, room, demand, ports, now, index)
+    placed = capacity.place(demand) if placements is None else placements
+    if placed is None or capacity.shortages(demand, ports, placed):
+        raise _insufficient(book, capacity, demand, ports, now, index)
     shortages = now.physical(demand) if now.physical else ()
     if shortages:
         sentence = "the machine itself is short of it now: " + "; ".join(map(describe_shortage, shortages))
         raise PhysicalError(sentence, shortages=shortages, index=index)
-    return room.grant(demand, ports, placed)
+    return capacity.grant(demand, ports, placed)
 
 
 def _insufficient(
-    book: Book, room: Room, demand: Demand, ports: PortDemand, now: Moment, index: int
+    book: Book, capacity: FreeCapacity, demand: Demand, ports: PortDemand, now: Moment, index: int
 ) -> InsufficientError:
-    shortages = room.shortages(demand, ports)
+    shortages = capacity.shortages(demand, ports)
     sentence = "; ".join(map(describe_shortage, shortages)) or "the GPUs cannot be placed together"
     return InsufficientError(sentence, shortages=shortages, retry_after=_next_end(book, now), index=index)
 
@@ -384,16 +384,16 @@ def _check_held_share(book: Book, leases: Sequence[Lease]) -> None:
     limits = book.offer.onboarded.holds if book.offer.onboarded else None
     if limits is None or not leases:
         return
-    room, held = book.room(), book.totals[LeaseState.HELD]
+    capacity, held = book.capacity(), book.totals[LeaseState.HELD]
     for lease in leases:
         held = held.plus(lease, 1)
     # As granted and not as asked: a device that is held exclusively is held whole.
     vram = sum(book.vram[LeaseState.HELD].values()) + sum(gpu.vram for one in leases for gpu in one.resources.gpus)
     amounts = (
-        (held.millicores, room.total_millicores, "cpu"),
-        (held.ram, room.total_ram, "ram"),
-        (held.disk, room.total_disk, "disk"),
-        (vram, sum(state.total for state in room.devices), "gpus"),
+        (held.millicores, capacity.total_millicores, "cpu"),
+        (held.ram, capacity.total_ram, "ram"),
+        (held.disk, capacity.total_disk, "disk"),
+        (vram, sum(state.total for state in capacity.devices), "gpus"),
     )
     for amount, total, name in amounts:
         if amount * 1000 > total * limits.share:

@@ -15,7 +15,7 @@ import trio
 
 from ..errors import StorageError
 from .book import Book, Change
-from .metrics import LedgerMeasures
+from .metrics import LedgerMetrics
 from .storage import Contents
 
 __all__ = ["Batch", "Journal", "Storage", "Worker", "new_worker"]
@@ -65,7 +65,7 @@ class Journal:
         self._wake = trio.Event()
         self.failed: StorageError | None = None
         self.closed = False
-        self.measures = LedgerMeasures()
+        self.metrics = LedgerMetrics()
 
     @property
     def waiting(self) -> int:
@@ -109,7 +109,7 @@ class Journal:
                 with trio.CancelScope(shield=True):
                     started = time.perf_counter()
                     await self._worker(lambda: self._storage.write(batch.changes))  # noqa: B023 - awaited at once
-                self.measures.written(batch.changes, time.perf_counter() - started)
+                self.metrics.written(batch.changes, time.perf_counter() - started)
             except BaseException as error:
                 # Whatever it was, nobody may be told that the disk has it.
                 self._fail(current(), batch, _as_storage_error(error))
@@ -131,7 +131,7 @@ class Journal:
         later.done.set()
         lost = [*batch.changes, *later.changes]
         if lost:
-            self.measures.failed_writes += 1
+            self.metrics.failed_writes += 1
             _log.error("the ledger could not be written, %d changes are taken back: %s", len(lost), error)
         for change in reversed(lost):
             book.undo(change)

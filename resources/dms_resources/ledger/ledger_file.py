@@ -33,9 +33,9 @@ __all__ = [
 class LedgerLock:
     """What one process has of a ledger until it closes it: the lock beside the file, and the file itself."""
 
-    def __init__(self, path: Path, beside: int) -> None:
+    def __init__(self, path: Path, open_background: int) -> None:
         self._path = path
-        self._beside = beside
+        self._beside = open_background
         self._itself: int | None = None
 
     def claim_file(self) -> None:

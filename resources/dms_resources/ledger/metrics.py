@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .book import Change
 
-__all__ = ["WRITE_BUCKETS", "LedgerMeasures"]
+__all__ = ["WRITE_BUCKETS", "LedgerMetrics"]
 
 WRITE_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """Upper bounds (seconds) of the buckets in which durable writes are counted."""
 
 
-class LedgerMeasures:
+class LedgerMetrics:
     """Counts since the ledger was opened.
 
     `changes` by the action or, for an end, the reason that the history has (commit, allocate, released, expired, ...).

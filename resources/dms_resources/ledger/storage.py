@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from ..errors import StorageError
 from ..units import decode_value, encode_value
-from .book import MOST_ENDED, Change, Offer, Record
+from .book import MOST_ENDED, Change, OfferState, Record
 from .history import HistoryEntry
 from .leases import EndedLease, Lease
 from .ledger_file import (
@@ -46,7 +46,7 @@ MOST_HISTORY = 1_000_000
 _encoder = msgspec.json.Encoder(enc_hook=encode_value)
 _lease_decoder = msgspec.json.Decoder(Lease, dec_hook=decode_value)
 _ended_decoder = msgspec.json.Decoder(EndedLease)
-_offer_decoder = msgspec.json.Decoder(Offer, dec_hook=decode_value)
+_offer_decoder = msgspec.json.Decoder(OfferState, dec_hook=decode_value)
 
 _SET_HEAD = "UPDATE ledger SET offer = ?, fence = ?, checksum = ?"
 
@@ -65,7 +65,7 @@ class StoredLease(Struct, frozen=True):
 class Contents(Struct, frozen=True, kw_only=True):
     """Everything that the ledger needs to go on."""
 
-    offer: Offer
+    offer: OfferState
     fence: int
     leases: list[StoredLease]
     ended: list[EndedLease]

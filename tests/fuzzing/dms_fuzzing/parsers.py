@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from libp2p.pubsub.validators import signature_validator
 
-from dms_host.errors import EnvelopeError
+from dms_host.errors import BadEnvelopeError
 from dms_host.keys.envelopes import open_envelope
 from dms_peer.config.access import parse_access
 from dms_peer.config.ensemble import parse_ensemble
@@ -118,8 +118,8 @@ def fuzz_messages(data: bytes) -> None:
 
 
 def fuzz_envelopes(data: bytes) -> None:
-    """Signed envelopes: EnvelopeError, or bytes that somebody has really signed."""
-    with contextlib.suppress(EnvelopeError):
+    """Signed envelopes: BadEnvelopeError, or bytes that somebody has really signed."""
+    with contextlib.suppress(BadEnvelopeError):
         open_envelope(data, BID_DOMAIN, BID_PAYLOAD_TYPE)
     with contextlib.suppress(ProtocolError):
         open_bid(data, EnvelopeChecker())

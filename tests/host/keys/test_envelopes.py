@@ -5,7 +5,7 @@ from libp2p.crypto import secp256k1
 from libp2p.peer.envelope import Envelope, make_unsigned, unmarshal_envelope
 from libp2p.peer.id import ID
 
-from dms_host.errors import EnvelopeError
+from dms_host.errors import BadEnvelopeError
 from dms_host.keys.envelopes import MAX_ENVELOPE_SIZE, open_envelope, sign_envelope
 from dms_host.keys.identity import new_identity
 
@@ -15,7 +15,7 @@ payloads = st.binary(max_size=300)
 
 
 def refusal(raw: bytes, domain: str = DOMAIN, payload_type: bytes = TYPE) -> str:
-    with pytest.raises(EnvelopeError) as caught:
+    with pytest.raises(BadEnvelopeError) as caught:
         open_envelope(raw, domain, payload_type)
     return caught.value.code
 

@@ -15,7 +15,7 @@ from libp2p.crypto.serialization import deserialize_public_key
 from libp2p.peer.envelope import Envelope, pub_key_to_protobuf
 
 from dms_host import host as _host  # noqa: F401  # importing a host bounds the library's RSA keys
-from dms_host.errors import EnvelopeError
+from dms_host.errors import BadEnvelopeError
 from dms_host.keys.envelopes import open_envelope
 from dms_host.keys.rsa_keys import MAX_RSA_BYTES
 
@@ -82,7 +82,7 @@ def test_a_huge_key_in_an_envelope_is_refused_before_it_costs_anything(computed:
     huge = protobuf(public(100_000))
     computed.clear()
     raw = b"\x0a" + varint(len(huge)) + huge + fields[fields.index(honest) + len(honest) :]
-    with pytest.raises(EnvelopeError) as refused:
+    with pytest.raises(BadEnvelopeError) as refused:
         open_envelope(raw, "domain", b"/type")
     assert refused.value.code == "bad_envelope"
     assert computed == []

@@ -12,7 +12,7 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, S
 from multiaddr import Multiaddr
 
 from dms_host import (
-    ConnectionGate,
+    ConnectionGater,
     HostLimits,
     RelayLimits,
     attach_protocols,
@@ -147,11 +147,11 @@ async def test_a_private_network_goes_through_its_relays_too() -> None:
 
 
 async def test_who_is_not_allowed_is_not_allowed_through_a_relay(relay, client, eventually) -> None:
-    async with open_hidden(relay, gate=ConnectionGate(deny_peers=[peer_id_of(client)])) as hidden:
+    async with open_hidden(relay, gate=ConnectionGater(deny_peers=[peer_id_of(client)])) as hidden:
         assert (await refusal(client, host_addresses(hidden)[0])).code == "handshake_failed"
         await eventually(lambda: hidden.swarm.inbound_connections == 0)
     # The lists of addresses are about the relay, which connects in person.
-    async with open_hidden(relay, gate=ConnectionGate(allow_addresses=["127.0.0.0/8"])) as hidden:
+    async with open_hidden(relay, gate=ConnectionGater(allow_addresses=["127.0.0.0/8"])) as hidden:
         await dial(client, host_addresses(hidden)[0])
         await ping(client, peer_id_of(hidden))
 

@@ -8,7 +8,7 @@ import trio
 from libp2p.abc import INotifee
 
 from dms_host import dial, host_addresses, open_stream
-from dms_host.streams.handlers import cage
+from dms_host.streams.handlers import guarded
 
 FAIL, ECHO = "/fail/1.0.0", "/echo/1.0.0"
 
@@ -74,7 +74,7 @@ async def test_an_error_beside_a_cancellation_ends_in_the_cage_and_the_cancellat
     stream = RecordingStream()
     with trio.CancelScope() as scope:
         scope.cancel()
-        await cage(fail_when_cancelled, close_timeout=1)(stream)
+        await guarded(fail_when_cancelled, close_timeout=1)(stream)
     assert scope.cancelled_caught
     assert stream.ended_by == ["reset"]
 

@@ -15,7 +15,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from multiaddr import Multiaddr
 
-from dms_host import ConnectionGate, HostLimits, dial, host_addresses, open_host
+from dms_host import ConnectionGater, HostLimits, dial, host_addresses, open_host
 from dms_host.addresses import parse_peer_address
 from dms_host.errors import DialError
 from dms_host.keys.identity import new_identity
@@ -53,17 +53,17 @@ SOMEBODY = new_identity(b"somebody".ljust(32)).peer_id
     ],
 )
 def test_address_lists(allow, deny, address: str, allowed: bool) -> None:
-    assert ConnectionGate(allow_addresses=allow, deny_addresses=deny).allows_address(address) is allowed
+    assert ConnectionGater(allow_addresses=allow, deny_addresses=deny).allows_address(address) is allowed
 
 
 def test_peer_lists() -> None:
     other = new_identity().peer_id
-    assert ConnectionGate().allows_peer(SOMEBODY)
-    assert not ConnectionGate(deny_peers=[SOMEBODY]).allows_peer(SOMEBODY)
-    assert ConnectionGate(deny_peers=[SOMEBODY]).allows_peer(other)
-    assert ConnectionGate(allow_peers=[SOMEBODY]).allows_peer(SOMEBODY)
-    assert not ConnectionGate(allow_peers=[SOMEBODY]).allows_peer(other)
-    assert not ConnectionGate(allow_peers=[SOMEBODY], deny_peers=[SOMEBODY]).allows_peer(SOMEBODY)
+    assert ConnectionGater().allows_peer(SOMEBODY)
+    assert not ConnectionGater(deny_peers=[SOMEBODY]).allows_peer(SOMEBODY)
+    assert ConnectionGater(deny_peers=[SOMEBODY]).allows_peer(other)
+    assert ConnectionGater(allow_peers=[SOMEBODY]).allows_peer(SOMEBODY)
+    assert not ConnectionGater(allow_peers=[SOMEBODY]).allows_peer(other)
+    assert not ConnectionGater(allow_peers=[SOMEBODY], deny_peers=[SOMEBODY]).allows_peer(SOMEBODY)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_peer_lists() -> None:
 )
 def test_lists_that_make_no_sense_are_refused(lists) -> None:
     with pytest.raises(ValueError, match=next(iter(next(iter(lists.values())))).partition("/")[0][:4]):
-        ConnectionGate(**lists)
+        ConnectionGater(**lists)
 
 
 def test_equal_lists_are_equal() -> None:
-    assert ConnectionGate(deny_addresses=["10.0.0.0/8"]) == ConnectionGate(deny_addresses=("10.0.0.0/8",))
-    assert hash(ConnectionGate(deny_peers=[SOMEBODY])) == hash(ConnectionGate(deny_peers=frozenset([SOMEBODY])))
+    assert ConnectionGater(deny_addresses=["10.0.0.0/8"]) == ConnectionGater(deny_addresses=("10.0.0.0/8",))
+    assert hash(ConnectionGater(deny_peers=[SOMEBODY])) == hash(ConnectionGater(deny_peers=frozenset([SOMEBODY])))
 
 
 @pytest.mark.parametrize(
@@ -128,15 +128,15 @@ async def turned_away(address: str, source: str | None = None) -> bool:
 
 @pytest.mark.parametrize(("listen", "denied"), [(LOOPBACK, "127.0.0.0/8"), (LOOPBACK6, "::1"), (LOOPBACK6, "::/64")])
 async def test_a_denied_address_gets_not_a_byte(listen: str, denied: str) -> None:
-    async with open_host(new_identity(), [listen], gate=ConnectionGate(deny_addresses=[denied])) as host:
+    async with open_host(new_identity(), [listen], gate=ConnectionGater(deny_addresses=[denied])) as host:
         assert await turned_away(host_addresses(host)[0])
-    async with open_host(new_identity(), [listen], gate=ConnectionGate(allow_addresses=[denied])) as host:
+    async with open_host(new_identity(), [listen], gate=ConnectionGater(allow_addresses=[denied])) as host:
         assert not await turned_away(host_addresses(host)[0])
 
 
 async def test_a_denied_address_takes_no_slot(caplog) -> None:
     caplog.set_level(logging.DEBUG, "dms_host.swarm.swarm")
-    gate = ConnectionGate(deny_addresses=["127.0.0.1"])
+    gate = ConnectionGater(deny_addresses=["127.0.0.1"])
     limits = HostLimits(max_inbound_connections=1)
     async with open_host(new_identity(), [LOOPBACK], limits, gate=gate) as host:
         address = host_addresses(host)[0]
@@ -150,7 +150,7 @@ async def test_a_denied_address_takes_no_slot(caplog) -> None:
 
 
 async def test_a_peer_that_is_not_allowed_gets_as_far_as_noise(noise_attacker) -> None:
-    async with open_host(new_identity(), [LOOPBACK], gate=ConnectionGate(allow_peers=[SOMEBODY])) as host:
+    async with open_host(new_identity(), [LOOPBACK], gate=ConnectionGater(allow_peers=[SOMEBODY])) as host:
         async with noise_attacker(host_addresses(host)[0]) as secured:
             with trio.fail_after(5), pytest.raises(IOException):
                 await secured.read(1)
@@ -159,7 +159,7 @@ async def test_a_peer_that_is_not_allowed_gets_as_far_as_noise(noise_attacker) -
 
 async def test_only_those_on_the_list_connect(eventually) -> None:
     friend, stranger = new_identity(), new_identity()
-    gate = ConnectionGate(allow_peers=[friend.peer_id])
+    gate = ConnectionGater(allow_peers=[friend.peer_id])
     async with (
         open_host(new_identity(), [LOOPBACK], gate=gate) as host,
         open_host(friend) as welcome,
@@ -289,14 +289,14 @@ def dialled(monkeypatch) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("listen", [LOOPBACK, LOOPBACK6])
 async def test_a_denied_address_is_not_dialled(listen: str, dialled) -> None:
-    gate = ConnectionGate(deny_addresses=["127.0.0.0/8", "::1"])
+    gate = ConnectionGater(deny_addresses=["127.0.0.0/8", "::1"])
     async with open_host(new_identity(), [listen]) as host, open_host(new_identity(), gate=gate) as caller:
         assert (await refusal(caller, host_addresses(host)[0])).code == "denied"
         with pytest.raises(BaseLibp2pError):
             await caller.connect(info_from_p2p_addr(Multiaddr(host_addresses(host)[0])))
         assert dialled == []
         # What is allowed would have been.
-        await caller.change_gate(ConnectionGate())
+        await caller.change_gater(ConnectionGater())
         assert (await refusal(caller, host_addresses(host)[0])).code == "unreachable"
         assert len(dialled) == 1
 
@@ -304,12 +304,12 @@ async def test_a_denied_address_is_not_dialled(listen: str, dialled) -> None:
 async def test_a_name_leads_to_no_denied_address(server) -> None:
     target = parse_peer_address(host_addresses(server)[0])
     name = f"/dns4/localhost/tcp/{target.port}/p2p/{target.peer_id}"
-    async with open_host(new_identity(), gate=ConnectionGate(deny_addresses=["127.0.0.0/8"])) as caller:
+    async with open_host(new_identity(), gate=ConnectionGater(deny_addresses=["127.0.0.0/8"])) as caller:
         assert (await refusal(caller, name)).code == "denied"
 
 
 async def test_a_denied_peer_is_not_dialled(server, dialled) -> None:
-    gate = ConnectionGate(deny_peers=[server.get_id().to_base58()])
+    gate = ConnectionGater(deny_peers=[server.get_id().to_base58()])
     async with open_host(new_identity(), gate=gate) as caller:
         assert (await refusal(caller, host_addresses(server)[0])).code == "denied"
         assert dialled == []
@@ -322,7 +322,7 @@ async def test_the_librarys_own_dial_says_nothing_to_a_denied_peer() -> None:
         async for data in stream:
             heard.extend(data)
 
-    gate = ConnectionGate(deny_peers=[SOMEBODY])
+    gate = ConnectionGater(deny_peers=[SOMEBODY])
     async with open_host(new_identity(), gate=gate) as caller, trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, listen, 0, host="127.0.0.1"))
         address = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{SOMEBODY}"
@@ -341,16 +341,16 @@ async def test_a_changed_list_closes_what_it_does_not_allow(server, eventually) 
         for host in (friend, foe):
             await dial(host, host_addresses(server)[0])
         await eventually(lambda: len(server.get_connected_peers()) == 2)
-        assert await server.change_gate(ConnectionGate(deny_peers=[foe.get_id().to_base58()])) == 1
+        assert await server.change_gater(ConnectionGater(deny_peers=[foe.get_id().to_base58()])) == 1
         await eventually(lambda: not foe.get_connected_peers())
         assert server.get_connected_peers() == [friend.get_id()]
         assert (await refusal(foe, host_addresses(server)[0])).code == "handshake_failed"
-        assert await server.change_gate(ConnectionGate(deny_addresses=["127.0.0.1"])) == 1
+        assert await server.change_gater(ConnectionGater(deny_addresses=["127.0.0.1"])) == 1
         await eventually(lambda: not friend.get_connected_peers())
         # Both directions: the one who dialled may be the one whose lists change.
-        assert await server.change_gate(ConnectionGate()) == 0
+        assert await server.change_gater(ConnectionGater()) == 0
         await dial(friend, host_addresses(server)[0])
-        assert await friend.change_gate(ConnectionGate(deny_addresses=["127.0.0.1"])) == 1
+        assert await friend.change_gater(ConnectionGater(deny_addresses=["127.0.0.1"])) == 1
         await eventually(lambda: not server.get_connected_peers())
 
 
@@ -359,7 +359,7 @@ async def test_a_list_that_changes_during_the_handshake_counts(server, client, e
 
     async def change_lists_at_the_last_moment(*args):
         connection = await upgrade(*args)
-        server.swarm.gate = ConnectionGate(deny_addresses=["127.0.0.1"])
+        server.swarm.gate = ConnectionGater(deny_addresses=["127.0.0.1"])
         return connection
 
     server.swarm.upgrade_inbound_raw_conn = change_lists_at_the_last_moment

@@ -151,7 +151,7 @@ async def test_random_bytes_that_noise_cannot_decrypt(server, frame_attacker, st
 )
 async def test_garbage_where_a_protocol_is_negotiated(server, frame_attacker, still_serves, garbage) -> None:
     async with frame_attacker(host_addresses(server)[0]) as frames:
-        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         await frames.send_data(1, garbage, flags=frames.FIN)
         # The stream ends, one way or the other; its connection and its host do not.
         kinds = (frames.RST, frames.FIN)
@@ -165,19 +165,19 @@ async def test_garbage_where_a_protocol_is_negotiated(server, frame_attacker, st
 
 async def test_a_negotiation_line_is_refused_by_its_length(server, frame_attacker) -> None:
     async with frame_attacker(host_addresses(server)[0]) as frames:
-        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         # The line announced is longer than allowed: nobody waits for the rest of it.
         await frames.send_data(1, b"\x80\x80\x80\x80\x04")
         with trio.fail_after(5):
-            await frames.receive_until(frames.ROOM, frames.RST, 1)
+            await frames.receive_until(frames.WINDOW_UPDATE, frames.RST, 1)
 
 
 async def test_a_negotiation_does_not_go_on_for_ever(server, frame_attacker) -> None:
     async with frame_attacker(host_addresses(server)[0]) as frames:
-        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         await frames.send_data(1, b"\x13/multistream/1.0.0\n" + 100 * b"\x06/nope\n")
         with trio.fail_after(5):
-            await frames.receive_until(frames.ROOM, frames.RST, 1)
+            await frames.receive_until(frames.WINDOW_UPDATE, frames.RST, 1)
 
 
 async def test_a_stranger_that_says_nothing_is_shown_out(client, eventually) -> None:
@@ -200,7 +200,7 @@ async def test_unread_bytes_of_a_real_peer_are_bounded(server, frame_attacker, s
 
     async with attach_protocols(server, {"/deaf/1.0.0": never_read}, stop_timeout=0):
         async with frame_attacker(host_addresses(server)[0]) as frames:
-            await frames.send(frames.ROOM, frames.SYN, 1)
+            await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
             await frames.send_data(1, b"\x13/multistream/1.0.0\n\x0c/deaf/1.0.0\n")
             await reached.wait()
             (connection,) = server.get_network().get_connections()
@@ -220,8 +220,8 @@ async def flood(frames) -> None:
 async def test_many_open_streams_of_a_real_peer_are_bounded(server, frame_attacker, still_serves, eventually) -> None:
     async with frame_attacker(host_addresses(server)[0]) as frames:
         for stream_id in range(1, 1001, 2):
-            await frames.send(frames.ROOM, frames.SYN, stream_id)
-        await frames.receive_until(frames.ROOM, frames.RST, 999)
+            await frames.send(frames.WINDOW_UPDATE, frames.SYN, stream_id)
+        await frames.receive_until(frames.WINDOW_UPDATE, frames.RST, 999)
         (connection,) = server.get_network().get_connections()
         inbound = [stream for stream in connection.muxed_conn.streams.values() if not stream.is_initiator]
         assert len(inbound) <= server.limits.max_inbound_streams

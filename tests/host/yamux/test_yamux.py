@@ -222,38 +222,38 @@ async def test_only_so_many_streams_can_be_opened_and_again_when_one_ends(yamux_
 async def test_a_peer_beyond_its_streams_is_reset_and_the_others_go_on(yamux_attacker) -> None:
     async with yamux_attacker(HostLimits(max_inbound_streams=4)) as (frames, victim):
         for stream_id in range(1, 200, 2):
-            await frames.send(frames.ROOM, frames.SYN, stream_id)
-            await frames.receive_until(frames.ROOM, frames.ACK if stream_id < 8 else frames.RST, stream_id)
+            await frames.send(frames.WINDOW_UPDATE, frames.SYN, stream_id)
+            await frames.receive_until(frames.WINDOW_UPDATE, frames.ACK if stream_id < 8 else frames.RST, stream_id)
         assert len(victim.streams) == 4
         assert victim.limits_hit == {"inbound_streams": 96}
         first = await victim.accept_stream()
         await frames.send_data(1, b"still served")
         assert await first.read() == b"still served"
         # Room for one more as soon as one has ended.
-        await frames.send(frames.ROOM, frames.RST, 3)
-        await frames.send(frames.ROOM, frames.SYN, 201)
-        await frames.receive_until(frames.ROOM, frames.ACK, 201)
+        await frames.send(frames.WINDOW_UPDATE, frames.RST, 3)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 201)
+        await frames.receive_until(frames.WINDOW_UPDATE, frames.ACK, 201)
 
 
 async def test_a_stream_opened_and_never_ended_is_reset_after_a_minute(yamux_attacker, autojump_clock) -> None:
     async with yamux_attacker(HostLimits(ping_interval=1000)) as (frames, victim):
-        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         stream = await victim.accept_stream()
         await stream.close()
         stream.stop_reading()
         assert victim.streams
         with trio.fail_after(120):
-            await frames.receive_until(frames.ROOM, frames.RST, 1)
+            await frames.receive_until(frames.WINDOW_UPDATE, frames.RST, 1)
         assert not victim.streams
 
 
 async def test_what_came_before_a_reset_can_be_read_however_slow_the_reader_was(yamux_attacker) -> None:
     async with yamux_attacker() as (frames, victim):
         for stream_id in (1, 3):
-            await frames.send(frames.ROOM, frames.SYN, stream_id)
+            await frames.send(frames.WINDOW_UPDATE, frames.SYN, stream_id)
             stream = await victim.accept_stream()
             await frames.send_data(stream_id, b"the last word")
-            await frames.send(frames.ROOM, frames.RST, stream_id)
+            await frames.send(frames.WINDOW_UPDATE, frames.RST, stream_id)
             while not stream.reset_received:
                 await trio.lowlevel.checkpoint()
             assert victim.unread_bytes == 13
@@ -271,7 +271,7 @@ async def test_what_came_before_a_reset_can_be_read_however_slow_the_reader_was(
 
 async def test_more_than_the_window_drops_the_connection(yamux_attacker) -> None:
     async with yamux_attacker() as (frames, victim):
-        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         for _ in range(4):
             await frames.send_data(1, bytes(64 * KIB))
         assert not victim.event_shutting_down.is_set()
@@ -285,10 +285,10 @@ async def test_unread_bytes_are_bounded_over_all_streams(yamux_attacker) -> None
     limit = 3 * STREAM_WINDOW
     async with yamux_attacker(HostLimits(max_unread_bytes=limit)) as (frames, victim):
         for stream_id in (1, 3, 5):
-            await frames.send(frames.ROOM, frames.SYN, stream_id)
+            await frames.send(frames.WINDOW_UPDATE, frames.SYN, stream_id)
             for _ in range(4):
                 await frames.send_data(stream_id, bytes(64 * KIB))
-        await frames.send(frames.ROOM, frames.SYN, 7)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 7)
         assert not victim.event_shutting_down.is_set()
         await frames.send_data(7, b"x")
         await frames.wait_dropped()
@@ -297,7 +297,7 @@ async def test_unread_bytes_are_bounded_over_all_streams(yamux_attacker) -> None
 
 async def test_a_huge_frame_is_refused_before_it_is_read(yamux_attacker) -> None:
     async with yamux_attacker() as (frames, victim):
-        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         await frames.send(frames.DATA, 0, 1, STREAM_WINDOW + 1)
         with trio.fail_after(5):
             await frames.wait_dropped()
@@ -312,7 +312,7 @@ async def test_a_huge_frame_is_refused_before_it_is_read(yamux_attacker) -> None
 )
 async def test_a_frame_against_the_rules_drops_the_connection(yamux_attacker, kind, flags, stream_id) -> None:
     async with yamux_attacker() as (frames, victim):
-        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         await frames.send(kind, flags, stream_id)
         await frames.wait_dropped()
         await victim.event_closed.wait()
@@ -321,11 +321,11 @@ async def test_a_frame_against_the_rules_drops_the_connection(yamux_attacker, ki
 async def test_data_for_nobody_is_not_kept(yamux_attacker) -> None:
     async with yamux_attacker() as (frames, victim):
         await frames.send_data(77, bytes(64 * KIB))
-        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         stream = await victim.accept_stream()
         stream.stop_reading()
         await frames.send_data(1, bytes(64 * KIB))
-        await frames.receive_until(frames.ROOM, frames.RST, 1)
+        await frames.receive_until(frames.WINDOW_UPDATE, frames.RST, 1)
         assert victim.unread_bytes == 0
         assert not victim.streams
 
@@ -351,7 +351,7 @@ async def test_pings_are_answered_while_data_waits(yamux_attacker) -> None:
 
 async def test_a_silent_peer_is_dropped(yamux_attacker, autojump_clock) -> None:
     async with yamux_attacker(HostLimits(ping_interval=15, ping_timeout=10)) as (frames, victim):
-        await frames.send(frames.ROOM, frames.SYN, 1)
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         stream = await victim.accept_stream()
         with trio.fail_after(26), pytest.raises(MuxedStreamReset):
             await stream.read()
@@ -387,7 +387,7 @@ async def test_garbage_never_leaves_the_connection(yamux_attacker) -> None:
     for seed in range(30):
         random_bytes = random.Random(seed).randbytes(4096)
         async with yamux_attacker() as (frames, victim):
-            await frames.send(frames.ROOM, frames.SYN, 1)
+            await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
             with trio.move_on_after(1):
                 await frames.connection.write(random_bytes)
                 await frames.connection.close()

@@ -14,7 +14,7 @@ import trio.testing
 from dms_host import HostLimits, attach_protocols, dial, host_addresses, open_host, open_stream
 from dms_host.errors import DialError
 from dms_host.keys.identity import new_identity
-from dms_peer.connections import ConnectionLimits, PeerConnections, open_connections
+from dms_peer.connections import ConnectionLimits, ConnectionPool, open_connections
 from dms_protocols.errors import ConnectionLostError
 from dms_protocols.rpc.operations import Caller, Operations
 from dms_protocols.rpc.service import serve_stream
@@ -404,7 +404,7 @@ async def test_what_is_our_own_fault_is_not_held_against_the_peer(provider, serv
 
 
 async def test_a_connection_that_ends_before_its_first_stream_is_made_again(provider, client, monkeypatch) -> None:
-    connected = PeerConnections.connect
+    connected = ConnectionPool.connect
     async with open_connections(client) as connections:
 
         async def connect_and_lose(peer_id: str, addrs) -> None:

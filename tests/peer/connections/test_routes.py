@@ -14,7 +14,7 @@ from dms_peer.connections.routes import Routes
 
 PEER = new_identity().peer_id
 RELAY = new_identity().peer_id
-FAILURE = DialError("refused", PEER, "nobody listens", "start it")
+FAILURE = DialError("nobody listens", code="refused", address=PEER, hint="start it")
 
 
 def at(*ports: int) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from dms_host import HardenedHost, dial, host_addresses, open_host
 from dms_host.keys.identity import new_identity
-from dms_peer.connections import PeerConnections, open_connections
+from dms_peer.connections import ConnectionPool, open_connections
 from dms_peer.discovery.dht import kademlia
 from dms_peer.discovery.dht.kademlia import Kademlia, open_kademlia
 
@@ -65,7 +65,7 @@ class DHTPeer:
     """A peer of the DHT on loopback."""
 
     host: HardenedHost
-    connections: PeerConnections
+    connections: ConnectionPool
     dht: Kademlia
 
     @property

@@ -57,7 +57,7 @@ def open_node(tmp_path: Path) -> Any:
     @asynccontextmanager
     async def open_peer(name: str, settings: DiscoverySettings = QUIET, listen: tuple[str, ...] = LOOPBACK) -> Any:
         home = Home(tmp_path / name, patience=0.2)
-        await trio.to_thread.run_sync(owner.onboard, home, OFFER, str(machine))
+        await trio.to_thread.run_sync(owner.onboard_resources, home, OFFER, str(machine))
         async with Node(home=home, listen=listen, discovery=settings).open() as ready:
             yield ready
 
@@ -129,7 +129,7 @@ async def test_who_asks_by_broadcast_has_the_owners_share_and_no_more(
     machine, access = tmp_path / "machine.json", tmp_path / "access.yaml"
     machine.write_text(json.dumps(MACHINE))
     access.write_text("shares:\n  peer:\n    capacity: 250\n")
-    await trio.to_thread.run_sync(owner.onboard, home, OFFER, str(machine))
+    await trio.to_thread.run_sync(owner.onboard_resources, home, OFFER, str(machine))
     settings = replace(QUIET, gossip=True)
     async with Node(home=home, listen=LOOPBACK, discovery=settings, access=access).open():
         (bids,) = answering
@@ -194,7 +194,7 @@ async def test_from_one_address_to_a_provider_and_next_time_without_one(
     async with open_node("a") as one, open_node("b", replace(QUIET, bootstrap=one.addrs)) as other:
         settings = replace(QUIET, bootstrap=one.addrs)
         async with open_host(identity) as host, open_discovery(host, identity, settings, home=home) as discovery:
-            await discovery.company.wait_tried()
+            await discovery.peering.wait_tried()
             await eventually(lambda: discovery.known.get(one.peer_id) is not None)
             with trio.fail_after(20):
                 # Until both have announced themselves.
@@ -243,11 +243,11 @@ async def test_who_went_away_is_dialled_again(open_node: Any, server: HardenedHo
     listen = tuple(address.rpartition("/p2p/")[0] for address in addrs)
     async with open_discovery(server, new_identity(), replace(QUIET, bootstrap=addrs)) as discovery:
         # It is not there yet.
-        await discovery.company.wait_tried()
+        await discovery.peering.wait_tried()
         for _ in range(2):
             async with open_node("a", listen=listen):
-                await eventually(lambda: discovery.company.connected == (peer_id,), 20)
-            await eventually(lambda: not discovery.company.connected)
+                await eventually(lambda: discovery.peering.connected == (peer_id,), 20)
+            await eventually(lambda: not discovery.peering.connected)
 
 
 async def test_the_company_is_kept_through_idleness_and_let_go_at_the_end(
@@ -255,7 +255,7 @@ async def test_the_company_is_kept_through_idleness_and_let_go_at_the_end(
 ) -> None:
     settings = replace(QUIET, dht=False, bootstrap=host_addresses(server))
     async with open_discovery(client, new_identity(), settings) as discovery:
-        await discovery.company.wait_tried()
+        await discovery.peering.wait_tried()
         assert client.get_network().is_protected(server.get_id())
     assert not client.get_network().is_protected(server.get_id())
 

@@ -20,7 +20,7 @@ from dms_host.keys.identity import new_identity
 from dms_peer.discovery.adverts.advertiser import AdvertPusher
 from dms_peer.discovery.known_peers import KnownPeers
 from dms_peer.discovery.open import open_discovery
-from dms_peer.discovery.peering import Company
+from dms_peer.discovery.peering import Peering
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_simulation.providers import open_simulated_manager, simulated_machine
 
@@ -69,21 +69,21 @@ def network() -> Network:
 
 
 @pytest.fixture
-def keep_company(network: Network, nursery: trio.Nursery) -> Any:
+def keep_peering(network: Network, nursery: trio.Nursery) -> Any:
     """Keeps the company of a host with one bootstrap peer, looking every 30 s."""
 
-    def keep(draw: Any = lambda: 0.5) -> Company:
+    def keep(draw: Any = lambda: 0.5) -> Peering:
         host: Any = network
-        company = Company(host, host, {BOOTSTRAP: ("/ip4/192.0.2.1/tcp/4001",)}, KnownPeers(), draw=draw)
-        company.note = lambda: None  # type: ignore[method-assign]  # what peers serve is not of interest here
-        nursery.start_soon(company.keep, 30.0)
-        return company
+        peering = Peering(host, host, {BOOTSTRAP: ("/ip4/192.0.2.1/tcp/4001",)}, KnownPeers(), draw=draw)
+        peering.note = lambda: None  # type: ignore[method-assign]  # what peers serve is not of interest here
+        nursery.start_soon(peering.keep, 30.0)
+        return peering
 
     return keep
 
 
 def failed(code: str) -> DialError:
-    return DialError(code, BOOTSTRAP, f"it failed: {code}", "try again later")
+    return DialError(f"it failed: {code}", code=code, address=BOOTSTRAP, hint="try again later")
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
@@ -93,11 +93,11 @@ def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 
 async def test_a_dead_bootstrap_peer_is_said_once_and_again_when_something_changes(
-    autojump_clock: Any, network: Network, keep_company: Any, caplog: pytest.LogCaptureFixture
+    autojump_clock: Any, network: Network, keep_peering: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     network.failure = failed("refused")
-    keep_company()
+    keep_peering()
     await trio.sleep(7200)
     ((level, line),) = said(caplog)
     assert (level, "a bootstrap peer is not there: it failed: refused" in line) == ("WARNING", True)
@@ -120,11 +120,11 @@ async def test_a_dead_bootstrap_peer_is_said_once_and_again_when_something_chang
 
 
 async def test_a_bootstrap_peer_that_comes_by_itself_is_there_again(
-    autojump_clock: Any, network: Network, keep_company: Any, caplog: pytest.LogCaptureFixture
+    autojump_clock: Any, network: Network, keep_peering: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     network.failure = failed("refused")
-    keep_company()
+    keep_peering()
     await trio.sleep(1)
     assert len(said(caplog)) == 1
 
@@ -139,10 +139,10 @@ async def test_a_bootstrap_peer_that_comes_by_itself_is_there_again(
     assert said(caplog) == [("INFO", f"a bootstrap peer is there again: {BOOTSTRAP}")]
 
 
-async def test_the_pauses_grow_within_bounds(autojump_clock: Any, network: Network, keep_company: Any) -> None:
+async def test_the_pauses_grow_within_bounds(autojump_clock: Any, network: Network, keep_peering: Any) -> None:
     network.failure = failed("refused")
     draws = [0.0, 1.0, 0.25]
-    keep_company(lambda: draws[len(network.dials) % 3])
+    keep_peering(lambda: draws[len(network.dials) % 3])
     await trio.sleep(10_000)
     pauses = [after - before for before, after in zip(network.dials, network.dials[1:], strict=False)]
     assert [round(pause) for pause in pauses[:4]] == [75, 105, 180, 300]
@@ -154,18 +154,18 @@ async def test_who_comes_and_what_it_serves_is_told(
     server: HardenedHost, client: HardenedHost, nursery: trio.Nursery
 ) -> None:
     connections: Any = None
-    company = Company(server, connections, {}, KnownPeers(), enough=0)
-    nursery.start_soon(company.keep, 1000.0)
-    await company.wait_tried()
+    peering = Peering(server, connections, {}, KnownPeers(), enough=0)
+    nursery.start_soon(peering.keep, 1000.0)
+    await peering.wait_tried()
 
     async def wait_until(condition: Any) -> None:
         with trio.fail_after(10):
             while not condition():
-                await company.wait_changed()
+                await peering.wait_changed()
 
     client_id, store = client.get_id(), server.get_peerstore()
-    async with trio.open_nursery() as beside:
-        beside.start_soon(wait_until, lambda: company.connected)
+    async with trio.open_nursery() as open_background:
+        open_background.start_soon(wait_until, lambda: peering.connected)
         await trio.testing.wait_all_tasks_blocked()
         await dial(client, host_addresses(server)[0])
     await wait_until(lambda: store.has_peer(client_id) and store.get_protocols(client_id))
@@ -175,8 +175,8 @@ async def test_who_comes_and_what_it_serves_is_told(
 
     async with attach_protocols(client, {"/said/1.0.0": answer}):
         await wait_until(lambda: "/said/1.0.0" in store.get_protocols(client_id))
-    async with trio.open_nursery() as beside:
-        beside.start_soon(wait_until, lambda: not company.connected)
+    async with trio.open_nursery() as open_background:
+        open_background.start_soon(wait_until, lambda: not peering.connected)
         await trio.testing.wait_all_tasks_blocked()
         await client.disconnect(server.get_id())
 

@@ -103,7 +103,7 @@ async def open_newcomer(first: Provider, settings: DiscoverySettings) -> AsyncIt
         open_host(identity, LOOPBACK) as host,
         open_discovery(host, identity, replace(settings, bootstrap=first.addrs)) as discovery,
     ):
-        await discovery.company.wait_tried()
+        await discovery.peering.wait_tried()
         yield discovery
 
 

@@ -57,11 +57,11 @@ async def test_kill_9_of_the_peer_ends_them_all(ended: Any, eventually: Any) -> 
             one, two = map(int, (await read_line(peer.stdout)).split())
         await eventually(lambda: len(children(two)) == 1)
         started = [one, two, *children(two)]
-        guardian = next(number for number in children(peer.pid) if number not in started)
+        reaper = next(number for number in children(peer.pid) if number not in started)
     finally:
         peer.kill()
         await peer.wait()
-    for number in (*started, guardian):
+    for number in (*started, reaper):
         await ended(number)
 
 
@@ -75,9 +75,9 @@ async def test_who_has_no_policies_starts_no_process(monkeypatch: pytest.MonkeyP
 
 async def test_without_its_guardian_nothing_is_started(eventually: Any) -> None:
     async with open_processes() as processes:
-        guardian = processes._watching
-        os.kill(guardian.pid, signal.SIGKILL)
-        await guardian.wait()
+        reaper = processes._watching
+        os.kill(reaper.pid, signal.SIGKILL)
+        await reaper.wait()
         with pytest.raises(PolicyError, match="start the peer again"):
             async with processes.start(["/bin/true"]):
                 pass

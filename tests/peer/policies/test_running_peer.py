@@ -39,7 +39,9 @@ async def bids_of(tmp_path: Path, client: HardenedHost) -> Any:
     home = Home(tmp_path / "home")
     machine, file = tmp_path / "machine.json", tmp_path / "terms.yaml"
     machine.write_text(json.dumps(MACHINE))
-    await in_thread(owner.onboard, home, Offer(cpu=Cores.of(8), ram=32 * GIB, disk=GIB, hold=60.0), str(machine))
+    await in_thread(
+        owner.onboard_resources, home, Offer(cpu=Cores.of(8), ram=32 * GIB, disk=GIB, hold=60.0), str(machine)
+    )
 
     @asynccontextmanager
     async def open_bidder(text: str) -> AsyncIterator[BidClient]:

@@ -236,7 +236,7 @@ class Moved:
         self.asked.append(addrs)
         if addrs == ("/was/here",):
             await trio.sleep(self.dead_after)
-            raise DialError("unreachable", "/was/here", "nobody is there", "look elsewhere")
+            raise DialError("nobody is there", code="unreachable", address="/was/here", hint="look elsewhere")
         async with self.network.client(peer_id, protocol, addrs) as client:
             yield client
 
@@ -397,7 +397,7 @@ async def test_a_network_that_raises_says_so_by_its_code(market, autojump_clock)
 
         @asynccontextmanager
         async def client(self, peer_id, protocol, addrs=()):
-            raise DialError("denied", peer_id, "not allowed", "")
+            raise DialError("not allowed", code="denied", address=peer_id, hint="")
             yield
 
     requester = Requester(

@@ -31,13 +31,13 @@ async def test_room_waits_above_the_high_water_mark_only(nursery: trio.Nursery) 
     outbox = Outbox(sender, high_water=4, write_deadline=1000)
     nursery.start_soon(outbox.run)
     outbox.put(b"abc")
-    await outbox.room()
+    await outbox.wait_for_space()
     outbox.put(b"d")
     assert outbox.full
     waiting = trio.Event()
 
     async def wait_for_room() -> None:
-        await outbox.room()
+        await outbox.wait_for_space()
         waiting.set()
 
     nursery.start_soon(wait_for_room)

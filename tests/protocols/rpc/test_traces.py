@@ -25,19 +25,19 @@ def events(caplog: pytest.LogCaptureFixture) -> Any:
 async def test_what_changes_something_and_what_is_refused_is_logged_with_its_trace(serving: Any, events: Any) -> None:
     async with serving() as peer:
         await peer.send(
-            {"id": 1, "op": "slow", "seconds": 0, "trace": "errand"},
-            {"id": 2, "op": "echo", "text": "quick", "trace": "errand"},
-            {"id": 3, "op": "echo", "trace": "errand"},
+            {"id": 1, "op": "slow", "seconds": 0, "trace": "visit"},
+            {"id": 2, "op": "echo", "text": "quick", "trace": "visit"},
+            {"id": 3, "op": "echo", "trace": "visit"},
             {"id": 4, "op": "slow_fail", "kind": "busy", "trace": "other"},
             {"id": 5, "op": "slow", "seconds": 0},
-            {"id": 6, "op": "unheard of", "trace": "errand"},
+            {"id": 6, "op": "unheard of", "trace": "visit"},
         )
         await peer.stream.send_eof()
         await peer.receive_rest()
     one = {"peer": "peer-1"}
     assert sorted(events(), key=lambda event: event[1]["id"]) == [
-        ("answered", {**one, "op": "slow", "outcome": "ok", "id": 1, "trace": "errand"}),
-        ("refused", {**one, "op": "echo", "outcome": "bad_message", "id": 3, "trace": "errand"}),
+        ("answered", {**one, "op": "slow", "outcome": "ok", "id": 1, "trace": "visit"}),
+        ("refused", {**one, "op": "echo", "outcome": "bad_message", "id": 3, "trace": "visit"}),
         ("refused", {**one, "op": "slow_fail", "outcome": "busy", "id": 4, "trace": "other"}),
         ("answered", {**one, "op": "slow", "outcome": "ok", "id": 5}),
         ("refused", {**one, "op": "unreadable", "outcome": "unknown_operation", "id": 6}),
@@ -55,7 +55,7 @@ async def test_a_trace_that_makes_no_sense_changes_nothing(serving: Any, events:
 async def test_nothing_is_read_or_written_where_nobody_listens(serving: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "dms_protocols.requests")
     async with serving() as peer:
-        await peer.send({"id": 1, "op": "slow", "seconds": 0, "trace": "errand"}, {"id": 2, "op": "echo"})
+        await peer.send({"id": 1, "op": "slow", "seconds": 0, "trace": "visit"}, {"id": 2, "op": "echo"})
         await peer.stream.send_eof()
         assert len(await peer.receive_rest()) == 2
     assert caplog.records == []

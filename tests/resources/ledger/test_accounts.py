@@ -16,7 +16,7 @@ from dms_resources.demands import Demand
 from dms_resources.errors import AmountError, ExpiredError
 from dms_resources.ledger import decisions
 from dms_resources.ledger.accounts import MOST_ACCOUNTS, NOTHING, Account, Allowance, HolderShare, Outstanding, Sums
-from dms_resources.ledger.book import Book, Offer
+from dms_resources.ledger.book import Book, OfferState
 from dms_resources.ledger.capacity import Granted
 from dms_resources.ledger.decisions import Moment
 from dms_resources.ledger.leases import LeaseRequest, LeaseState, ResourceAllocation
@@ -34,7 +34,7 @@ OTHER_HALF = Account(id="other-half", allowance=Allowance(millicores=3000))
 
 @pytest.fixture
 def book(machine: MachineResources, new_offer: Callable[..., OnboardedResources]) -> Book:
-    return Book(machine, Offer(onboarded=new_offer(machine)))
+    return Book(machine, OfferState(onboarded=new_offer(machine)))
 
 
 def request(lease_id: str, demand: Demand, *accounts: Account, holder: str = "peer", **fields: Any) -> LeaseRequest:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from dms_resources.components import CPU, GPU, RAM, Disk, Headroom, MachineResources, OnboardedResources, PortRange
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand, RAMDemand
 from dms_resources.ledger import decisions
-from dms_resources.ledger.book import Book, Change, Offer
+from dms_resources.ledger.book import Book, Change, OfferState
 from dms_resources.ledger.decisions import Moment
 from dms_resources.ledger.leases import LeaseRequest, LeaseState, ResourceAllocation
 from dms_resources.refusals import RequestError
@@ -26,10 +26,10 @@ OFFER = OnboardedResources(
     cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=MACHINE.gpus, port_range=PortRange(first=10, last=14)
 )
 OFFERS = (
-    Offer(onboarded=OFFER),
-    Offer(onboarded=replace(OFFER, ram=RAM(size=9), headroom=Headroom(share=100))),
-    Offer(onboarded=replace(OFFER, gpus=MACHINE.gpus[:1], port_range=PortRange(first=12, last=20)), draining=True),
-    Offer(),
+    OfferState(onboarded=OFFER),
+    OfferState(onboarded=replace(OFFER, ram=RAM(size=9), headroom=Headroom(share=100))),
+    OfferState(onboarded=replace(OFFER, gpus=MACHINE.gpus[:1], port_range=PortRange(first=12, last=20)), draining=True),
+    OfferState(),
 )
 MACHINES = (MACHINE, replace(MACHINE, cpu=CPU(cores=Cores(3000)), gpus=MACHINE.gpus[1:]))
 DEMANDS = st.builds(
@@ -71,9 +71,9 @@ def test_the_room_is_the_one_that_is_measured_now_whatever_happened(data: st.Dat
         else:
             book.apply(change)
             done.append(change)
-        assert book.room() == book._measure_room()
+        assert book.capacity() == book._measure_capacity()
 
 
 def test_nothing_is_measured_twice_between_two_changes() -> None:
     book = Book(MACHINE, OFFERS[0])
-    assert book.room() is book.room()
+    assert book.capacity() is book.capacity()

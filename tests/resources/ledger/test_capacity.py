@@ -22,7 +22,7 @@ from dms_resources.demands import (
     Shortage,
     describe_shortage,
 )
-from dms_resources.ledger.capacity import Room
+from dms_resources.ledger.capacity import FreeCapacity
 from dms_resources.ledger.ports import PortPool
 from dms_resources.placement import DeviceState
 from dms_resources.units import GIB, Cores
@@ -31,7 +31,7 @@ MODELS = ("NVIDIA A100-SXM4-80GB", "NVIDIA T4", "")
 
 
 @st.composite
-def rooms(draw: st.DrawFn) -> Room:
+def capacities(draw: st.DrawFn) -> FreeCapacity:
     devices = []
     for number in range(draw(st.integers(0, 3))):
         total, users = draw(st.integers(1, 10)), draw(st.integers(0, 2))
@@ -45,7 +45,7 @@ def rooms(draw: st.DrawFn) -> Room:
         used = total if exclusive else draw(st.integers(0, total)) if users else 0
         devices.append(DeviceState(device=device, total=total, used=used, users=users, exclusive=exclusive))
     free = [draw(st.integers(0, 10)) for _ in range(3)]
-    return Room(
+    return FreeCapacity(
         millicores=free[0],
         ram=free[1],
         disk=free[2],
@@ -104,62 +104,66 @@ def as_free(demand: Demand, ports: PortDemand, shortages: tuple[Shortage, ...]) 
     return Demand(cpu=cpu, ram=ram, disk=disk, gpus=gpus), ports
 
 
-@given(rooms(), demands, port_demands)
-def test_what_a_refusal_says_is_free_is_granted(room: Room, demand: Demand, ports: PortDemand) -> None:
-    shortages = room.shortages(demand, ports)
+@given(capacities(), demands, port_demands)
+def test_what_a_refusal_says_is_free_is_granted(capacity: FreeCapacity, demand: Demand, ports: PortDemand) -> None:
+    shortages = capacity.shortages(demand, ports)
     smaller, fewer = as_free(demand, ports, shortages)
-    assert room.shortages(smaller, fewer) == ()
-    room.grant(smaller, fewer)
+    assert capacity.shortages(smaller, fewer) == ()
+    capacity.grant(smaller, fewer)
 
 
-@given(rooms(), demands, port_demands)
-def test_a_refusal_names_every_short_dimension_and_no_other(room: Room, demand: Demand, ports: PortDemand) -> None:
-    shortages = room.shortages(demand, ports)
+@given(capacities(), demands, port_demands)
+def test_a_refusal_names_every_short_dimension_and_no_other(
+    capacity: FreeCapacity, demand: Demand, ports: PortDemand
+) -> None:
+    shortages = capacity.shortages(demand, ports)
     for shortage in shortages:
         # To help in all the others is not enough.
         others = tuple(one for one in shortages if one is not shortage)
-        assert room.shortages(*as_free(demand, ports, others)) == (shortage,)
+        assert capacity.shortages(*as_free(demand, ports, others)) == (shortage,)
         assert describe_shortage(shortage)
 
 
-@given(rooms(), demands, port_demands)
-def test_what_fits_is_granted_exactly_and_leaves_the_rest(room: Room, demand: Demand, ports: PortDemand) -> None:
-    if room.shortages(demand, ports):
+@given(capacities(), demands, port_demands)
+def test_what_fits_is_granted_exactly_and_leaves_the_rest(
+    capacity: FreeCapacity, demand: Demand, ports: PortDemand
+) -> None:
+    if capacity.shortages(demand, ports):
         return
-    granted = room.grant(demand, ports)
+    granted = capacity.grant(demand, ports)
     assert granted.resources.cpu.cores == demand.cpu.cores
     assert (granted.resources.ram.size, granted.resources.disk.size) == (demand.ram.size, demand.disk.size)
     assert len(granted.ports) == len(set(granted.ports)) == len(ports.static) + ports.dynamic
-    assert not room.spoken_for.intersection(granted.ports)
-    left = room.less(demand, granted)
-    assert left.millicores == room.millicores - demand.cpu.cores.millicores
-    assert (left.ram, left.disk) == (room.ram - demand.ram.size, room.disk - demand.disk.size)
+    assert not capacity.spoken_for.intersection(granted.ports)
+    left = capacity.less(demand, granted)
+    assert left.millicores == capacity.millicores - demand.cpu.cores.millicores
+    assert (left.ram, left.disk) == (capacity.ram - demand.ram.size, capacity.disk - demand.disk.size)
     assert min(left.millicores, left.ram, left.disk) >= 0
-    assert left.spoken_for == room.spoken_for | set(granted.ports)
+    assert left.spoken_for == capacity.spoken_for | set(granted.ports)
     taken = {gpu.uuid: gpu.vram for gpu in granted.resources.gpus}
-    for before, after in zip(room.devices, left.devices, strict=True):
+    for before, after in zip(capacity.devices, left.devices, strict=True):
         assert after.used == before.used + taken.get(before.device.uuid, 0)
         assert after.used <= after.total
 
 
-@given(rooms(), demands, port_demands)
-def test_placements_that_are_known_change_nothing(room: Room, demand: Demand, ports: PortDemand) -> None:
-    shortages = room.shortages(demand, ports)
-    placed = room.place(demand)
+@given(capacities(), demands, port_demands)
+def test_placements_that_are_known_change_nothing(capacity: FreeCapacity, demand: Demand, ports: PortDemand) -> None:
+    shortages = capacity.shortages(demand, ports)
+    placed = capacity.place(demand)
     assert (placed is None) == any(isinstance(shortage, GPUShortage) for shortage in shortages)
     if placed is not None:
-        assert room.shortages(demand, ports, placed) == shortages
+        assert capacity.shortages(demand, ports, placed) == shortages
     if not shortages:
-        assert room.grant(demand, ports, placed) == room.grant(demand, ports)
+        assert capacity.grant(demand, ports, placed) == capacity.grant(demand, ports)
 
 
-def _room() -> Room:
+def _capacity() -> FreeCapacity:
     devices = (
         DeviceState(device=GPU(uuid="a", vram=24, model="NVIDIA A100"), total=24, used=10, users=1),
         DeviceState(device=GPU(uuid="b", vram=10, model="NVIDIA T4"), total=10, used=10, users=1, exclusive=True),
         DeviceState(device=GPU(uuid="c", vram=16, model="Radeon", vendor=GPUVendor.AMD), total=16),
     )
-    return Room(
+    return FreeCapacity(
         millicores=1500,
         ram=2 * GIB,
         disk=0,
@@ -182,7 +186,7 @@ def test_a_refusal_shows_asked_free_and_total_of_each() -> None:
     ports = PortDemand(static=(10, 11), dynamic=9)
     gpus = (GPUDemand(vram=14, uuid="a", model="NVIDIA A100"), GPUDemand(vram=16, uuid="c", model="Radeon"))
     alone = GPUDemand(vram=16, vendor=GPUVendor.AMD, model="Radeon", uuid="c", exclusive=True)
-    cpu, ram, disk, gpu, port = _room().shortages(demand, ports)
+    cpu, ram, disk, gpu, port = _capacity().shortages(demand, ports)
     assert cpu == CPUShortage(
         asked=demand.cpu,
         free=CPUDemand(cores=Cores(1500), architecture="x86_64"),
@@ -198,13 +202,13 @@ def test_a_refusal_shows_asked_free_and_total_of_each() -> None:
 
 
 def test_a_refusal_speaks_only_of_devices_that_were_asked_for() -> None:
-    (shortage,) = _room().shortages(Demand(gpus=(GPUDemand(vram=20, vendor=GPUVendor.AMD),)), PortDemand())
+    (shortage,) = _capacity().shortages(Demand(gpus=(GPUDemand(vram=20, vendor=GPUVendor.AMD),)), PortDemand())
     assert isinstance(shortage, GPUShortage)
     assert [one.uuid for one in shortage.free] == ["c"]
 
 
 def test_a_request_equal_to_all_that_is_free_is_granted() -> None:
-    room = replace(_room(), disk=7)
+    capacity = replace(_capacity(), disk=7)
     demand = Demand(
         cpu=CPUDemand(cores=Cores(1500), architecture="x86_64", clock_speed=3_000_000_000),
         ram=RAMDemand(size=2 * GIB),
@@ -212,14 +216,14 @@ def test_a_request_equal_to_all_that_is_free_is_granted() -> None:
         gpus=(GPUDemand(vram=14), GPUDemand(vram=16)),
     )
     ports = PortDemand(dynamic=4)
-    assert room.shortages(demand, ports) == ()
-    left = room.less(demand, room.grant(demand, ports))
+    assert capacity.shortages(demand, ports) == ()
+    left = capacity.less(demand, capacity.grant(demand, ports))
     assert (left.millicores, left.ram, left.disk) == (0, 0, 0)
     assert [state.free for state in left.devices] == [0, 0, 0]
 
 
 def test_one_unit_more_than_is_free_is_short() -> None:
-    room = replace(_room(), disk=7)
+    capacity = replace(_capacity(), disk=7)
     for demand, ports, short in (
         (Demand(cpu=CPUDemand(cores=Cores(1501))), PortDemand(), CPUShortage),
         (Demand(cpu=CPUDemand(clock_speed=3_000_000_001)), PortDemand(), CPUShortage),
@@ -229,14 +233,14 @@ def test_one_unit_more_than_is_free_is_short() -> None:
         (Demand(gpus=(GPUDemand(vram=14), GPUDemand(vram=15), GPUDemand())), PortDemand(), GPUShortage),
         (Demand(), PortDemand(dynamic=5), PortShortage),
     ):
-        assert [type(shortage) for shortage in room.shortages(demand, ports)] == [short]
+        assert [type(shortage) for shortage in capacity.shortages(demand, ports)] == [short]
 
 
 def test_a_check_changes_nothing() -> None:
-    room = _room()
-    before = replace(room)
+    capacity = _capacity()
+    before = replace(capacity)
     demand = Demand(gpus=(GPUDemand(vram=3), GPUDemand(vram=4)))
     for _ in range(3):
-        assert room.shortages(demand, PortDemand(dynamic=2)) == ()
-        assert room.grant(demand, PortDemand(dynamic=2)).ports == (11, 12)
-    assert room == before
+        assert capacity.shortages(demand, PortDemand(dynamic=2)) == ()
+        assert capacity.grant(demand, PortDemand(dynamic=2)).ports == (11, 12)
+    assert capacity == before

@@ -22,7 +22,7 @@ import msgspec
 import pytest
 
 import dms_resources
-from dms_resources.ledger.book import Offer
+from dms_resources.ledger.book import OfferState
 from dms_resources.ledger.leases import EndedLease, Lease
 from dms_resources.ledger.storage import Contents, SQLiteStorage
 from dms_resources.units import decode_value
@@ -171,7 +171,7 @@ def _check_groups(contents: Contents) -> None:
         assert expected <= members | ended, f"half of the group {first} is there"
 
 
-def _check_offer(witness: Witness, offer: Offer) -> None:
+def _check_offer(witness: Witness, offer: OfferState) -> None:
     possible = {index for _, index in witness.offers}
     if offer.onboarded is None:
         assert not any(kind == "done" for kind, _ in witness.offers), "what was onboarded is forgotten"

@@ -21,7 +21,7 @@ from dms_resources.errors import (
     StaleFenceError,
 )
 from dms_resources.ledger import decisions
-from dms_resources.ledger.book import Book, Change, Offer
+from dms_resources.ledger.book import Book, Change, OfferState
 from dms_resources.ledger.decisions import Moment
 from dms_resources.ledger.leases import EndReason, Lease, LeaseRequest, LeaseState, Price, ResourceAllocation
 from dms_resources.ledger.windows import Opening
@@ -34,7 +34,7 @@ NewDemand = Callable[..., Demand]
 
 @pytest.fixture
 def book(machine: MachineResources, new_offer: Callable[..., OnboardedResources]) -> Book:
-    return Book(machine, Offer(onboarded=new_offer(machine)))
+    return Book(machine, OfferState(onboarded=new_offer(machine)))
 
 
 def request(lease_id: str, demand: Demand, *, holder: str = "peer", ttl: float = 60.0, **ports: Any) -> LeaseRequest:
@@ -96,10 +96,10 @@ def test_a_group_is_all_or_none(book: Book, new_demand: NewDemand) -> None:
         take(book, request("one", new_demand(5)), request("two", new_demand(1)), request("three", new_demand(3)))
     assert caught.value.index == 2
     assert not book.leases
-    assert book.room().millicores == 8000
+    assert book.capacity().millicores == 8000
     leases = take(book, request("one", new_demand(5)), request("two", new_demand(3)))
     assert [lease.fence for lease in leases] == [1, 2]
-    assert book.room().millicores == 0
+    assert book.capacity().millicores == 0
 
 
 def test_a_group_that_is_partly_known_gets_the_rest(book: Book, new_demand: NewDemand) -> None:
@@ -142,7 +142,7 @@ def test_a_commitment_keeps_devices_ports_and_fence_when_it_is_allocated(book: B
     assert book.ports.taken == set(lease.ports)
     finish(book, "lease", LeaseState.ALLOCATED)
     assert not book.ports.taken
-    assert book.room().devices[0].used == book.room().devices[1].used == 0
+    assert book.capacity().devices[0].used == book.capacity().devices[1].used == 0
 
 
 def test_an_allocation_twice_answers_the_same(book: Book, new_demand: NewDemand) -> None:
@@ -174,7 +174,7 @@ def test_a_second_release_answers_the_same_and_an_unknown_one_is_seen(book: Book
     take(book, request("lease", new_demand(1)))
     assert not finish(book, "lease").empty
     assert finish(book, "lease", holder="peer", fence=1).empty
-    assert book.room().millicores == 8000
+    assert book.capacity().millicores == 8000
     with pytest.raises(NotHolderError):
         finish(book, "lease", holder="other")
     with pytest.raises(StaleFenceError):
@@ -280,7 +280,9 @@ def test_nothing_is_taken_without_an_offer_or_while_draining(
     with pytest.raises(NotOnboardedError):
         take(Book(machine), request("lease", new_demand(0)))
     (lease,) = take(book, request("lease", new_demand(1)))
-    book.apply(decisions.change_offer(book, Offer(onboarded=book.offer.onboarded, draining=True), NOW, action="drain"))
+    book.apply(
+        decisions.change_offer(book, OfferState(onboarded=book.offer.onboarded, draining=True), NOW, action="drain")
+    )
     with pytest.raises(DrainingError):
         take(book, request("next", new_demand(0)))
     with pytest.raises(DrainingError):
@@ -337,7 +339,7 @@ def test_what_a_machine_is_comes_from_the_machine(machine: MachineResources, new
         disk=machine.disk,
         gpus=(GPU(uuid="gpu-a", vram=24 * GIB),),
     )
-    book = Book(machine, Offer(onboarded=onboarded))
+    book = Book(machine, OfferState(onboarded=onboarded))
     wish = GPUDemand(vram=24 * GIB, vendor=GPUVendor.NVIDIA, model="A100")
     demand = Demand(cpu=CPUDemand(cores=Cores(8000), architecture="x86_64"), gpus=(wish,))
     (lease,) = take(book, request("lease", demand))
@@ -346,8 +348,8 @@ def test_what_a_machine_is_comes_from_the_machine(machine: MachineResources, new
 
 def test_a_request_equal_to_the_machine_is_granted(book: Book, new_demand: NewDemand) -> None:
     (lease,) = take(book, request("lease", new_demand(8, 32, 500, [24, 10])))
-    room = book.room()
-    assert (room.millicores, room.ram, room.disk) == (0, 0, 0)
+    capacity = book.capacity()
+    assert (capacity.millicores, capacity.ram, capacity.disk) == (0, 0, 0)
     assert sum(gpu.vram for gpu in lease.resources.gpus) == 34 * GIB
     with pytest.raises(InsufficientError) as caught:
         take(book, request("next", new_demand(0, 1)))
@@ -357,15 +359,15 @@ def test_a_request_equal_to_the_machine_is_granted(book: Book, new_demand: NewDe
 def test_tenths_of_a_core_free_what_they_took(book: Book, new_demand: NewDemand) -> None:
     for number in range(80):
         take(book, request(f"lease-{number}", new_demand(0.1)))
-    assert book.room().millicores == 0
+    assert book.capacity().millicores == 0
     for number in range(80):
         finish(book, f"lease-{number}")
-    assert book.room().millicores == 8000
+    assert book.capacity().millicores == 8000
 
 
 def test_what_does_not_become_durable_is_taken_back_exactly(book: Book, new_demand: NewDemand) -> None:
     take(book, request("kept", new_demand(1, 1, 1, [8]), dynamic=1))
-    before = (book.room(), dict(book.leases), book.ports.taken, book.promised(), book.next_due())
+    before = (book.capacity(), dict(book.leases), book.ports.taken, book.promised(), book.next_due())
     whole_gpu = new_demand(1, gpus=[GPUDemand(exclusive=True)])
     changes = []
     for make in (
@@ -380,9 +382,9 @@ def test_what_does_not_become_durable_is_taken_back_exactly(book: Book, new_dema
         changes.append(change)
     for change in reversed(changes):
         book.undo(change)
-    room = book.room()
-    assert {state.device.uuid: state for state in room.devices} == {s.device.uuid: s for s in before[0].devices}
-    assert (room.millicores, room.ram, room.disk) == (before[0].millicores, before[0].ram, before[0].disk)
+    capacity = book.capacity()
+    assert {state.device.uuid: state for state in capacity.devices} == {s.device.uuid: s for s in before[0].devices}
+    assert (capacity.millicores, capacity.ram, capacity.disk) == (before[0].millicores, before[0].ram, before[0].disk)
     assert (dict(book.leases), book.ports.taken, book.promised(), book.next_due()) == before[1:]
     assert not book.ended
 
@@ -391,7 +393,7 @@ def test_an_entry_of_the_history_is_short_whatever_was_asked_for() -> None:
     cards = [GPU(uuid=f"gpu-{number}", vram=2**40) for number in range(64)]
     largest = MachineResources(cpu=CPU(cores=Cores(8000)), ram=RAM(size=1), disk=Disk(size=1), gpus=tuple(cards))
     onboarded = OnboardedResources(cpu=largest.cpu, ram=largest.ram, disk=largest.disk, gpus=largest.gpus)
-    book = Book(largest, Offer(onboarded=onboarded))
+    book = Book(largest, OfferState(onboarded=onboarded))
     gpus = tuple(GPUDemand(vram=2**30 + number) for number in range(64))
     price = Price(micros_per_hour=1, currency="x" * 128)
     request = LeaseRequest(lease_id="lease", holder="peer", demand=Demand(gpus=gpus), ttl=60.0, price=price)
@@ -420,7 +422,7 @@ def test_a_decision_does_not_look_at_every_lease(machine: MachineResources, new_
 
     def steps(live: int) -> int:
         onboarded = OnboardedResources(cpu=machine.cpu, ram=machine.ram, disk=machine.disk, gpus=machine.gpus)
-        book = Book(machine, Offer(onboarded=onboarded))
+        book = Book(machine, OfferState(onboarded=onboarded))
         for number in range(live):
             change, _ = decisions.commit(book, [request(f"lease-{number}", new_demand(0.001), dynamic=1)], NOW)
             book.apply(change)

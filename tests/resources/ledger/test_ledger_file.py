@@ -20,7 +20,7 @@ import dms_resources
 from dms_resources.components import CPU, GPU, RAM, Disk, OnboardedResources, Resources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.errors import LedgerDamagedError, LedgerInUseError, LedgerVersionError, StorageError
-from dms_resources.ledger.book import Change, Offer, Record
+from dms_resources.ledger.book import Change, OfferState, Record
 from dms_resources.ledger.history import HistoryEntry
 from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState
 from dms_resources.ledger.schema import Schema, ledger_schema
@@ -71,7 +71,7 @@ def ledger(tmp_path: Path) -> Path:
     path = tmp_path / "home" / "ledger.db"
     with SQLiteStorage(path, boot_id="boot") as storage:
         storage.load()
-        storage.write([Change(offer=(Offer(), Offer(onboarded=ONBOARDED))), *map(_change, range(100))])
+        storage.write([Change(offer=(OfferState(), OfferState(onboarded=ONBOARDED))), *map(_change, range(100))])
     return path
 
 

@@ -8,31 +8,31 @@ import pytest
 import trio
 
 from dms_resources.errors import StorageError
-from dms_resources.ledger.metrics import WRITE_BUCKETS, LedgerMeasures
+from dms_resources.ledger.metrics import WRITE_BUCKETS, LedgerMetrics
 from dms_resources.ledger.storage import SQLiteStorage
 
 
 def test_a_write_is_counted_in_the_first_bucket_that_holds_it() -> None:
-    measures = LedgerMeasures()
+    metrics = LedgerMetrics()
     for seconds in (0.0005, 0.001, 0.0011, 6.0):
-        measures.written((), seconds)
-    assert measures.writes == [2, 1, *[0] * (len(WRITE_BUCKETS) - 2), 1]
-    assert measures.write_seconds == pytest.approx(6.0026)
+        metrics.written((), seconds)
+    assert metrics.writes == [2, 1, *[0] * (len(WRITE_BUCKETS) - 2), 1]
+    assert metrics.write_seconds == pytest.approx(6.0026)
 
 
 async def test_what_became_durable_is_counted_and_what_failed_is_not(
     open_ledger: Any, new_demand: Any, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_ledger() as manager:
-        manager.measures.changes.clear()
-        writes = sum(manager.measures.writes)
+        manager.metrics.changes.clear()
+        writes = sum(manager.metrics.writes)
         await manager.commit_resources("kept", new_demand(1), holder="peer", ttl=5)
         await manager.commit_resources("given back", new_demand(1), holder="peer", ttl=60)
         await manager.release("given back")
         await trio.sleep(6)
         await manager.commit_resources("flushed", new_demand(1), holder="peer", ttl=60)
-        assert manager.measures.changes == {"commit": 3, "released": 1, "expired": 1}
-        assert sum(manager.measures.writes) - writes in (4, 5)
+        assert manager.metrics.changes == {"commit": 3, "released": 1, "expired": 1}
+        assert sum(manager.metrics.writes) - writes in (4, 5)
 
         def fail(self: SQLiteStorage, changes: object) -> None:
             raise StorageError("the disk is gone")
@@ -40,5 +40,5 @@ async def test_what_became_durable_is_counted_and_what_failed_is_not(
         monkeypatch.setattr(SQLiteStorage, "write", fail)
         with pytest.raises(StorageError):
             await manager.commit_resources("lost", new_demand(1), holder="peer", ttl=60)
-        assert manager.measures.changes["commit"] == 3
-        assert manager.measures.failed_writes == 1
+        assert manager.metrics.changes["commit"] == 3
+        assert manager.metrics.failed_writes == 1

@@ -16,7 +16,7 @@ import trio
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources, Resources
 from dms_resources.demands import Demand, PortDemand
 from dms_resources.errors import LedgerDamagedError, LedgerInUseError, LedgerVersionError, StorageError
-from dms_resources.ledger.book import Change, Offer, Record
+from dms_resources.ledger.book import Change, OfferState, Record
 from dms_resources.ledger.history import HistoryEntry
 from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState
 from dms_resources.ledger.ledger_file import make_ledger
@@ -73,10 +73,10 @@ def gone(lease: Lease, at: float = 5.0) -> Change:
 def test_all_that_was_written_is_read_back(
     ledger_path: Path, machine: MachineResources, new_offer: Callable[..., OnboardedResources]
 ) -> None:
-    offer = Offer(onboarded=new_offer(machine, windows=["22:00-06:00"]), draining=True)
+    offer = OfferState(onboarded=new_offer(machine, windows=["22:00-06:00"]), draining=True)
     lease = make_lease("lease ünïcode", processes=((7, 0.1),), group="group")
     with opened(ledger_path) as storage:
-        storage.write([Change(offer=(Offer(), offer)), made(lease), made(make_lease("gone", fence=9))])
+        storage.write([Change(offer=(OfferState(), offer)), made(lease), made(make_lease("gone", fence=9))])
         storage.write([gone(make_lease("gone", fence=9))])
     with opened(ledger_path) as storage:
         contents = storage.load()
@@ -247,8 +247,8 @@ def test_a_row_that_is_not_as_it_was_written_is_damage(
     ledger_path: Path, machine: MachineResources, new_offer: Callable[..., OnboardedResources], statement: str
 ) -> None:
     with opened(ledger_path) as storage:
-        offer = Offer(onboarded=new_offer(machine))
-        storage.write([Change(offer=(Offer(), offer)), made(make_lease("lease")), gone(make_lease("gone"))])
+        offer = OfferState(onboarded=new_offer(machine))
+        storage.write([Change(offer=(OfferState(), offer)), made(make_lease("lease")), gone(make_lease("gone"))])
     _change_file(ledger_path, statement)
     with pytest.raises(LedgerDamagedError), opened(ledger_path) as storage:
         storage.load()

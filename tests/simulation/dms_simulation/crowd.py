@@ -22,7 +22,7 @@ from libp2p.abc import IHost
 from libp2p.peer.id import ID
 
 from dms_host.errors import DialError
-from dms_peer.connections import PeerConnections
+from dms_peer.connections import ConnectionPool
 from dms_peer.discovery.dht.host_view import KademliaStream
 from dms_peer.discovery.dht.kademlia import Kademlia
 from dms_peer.discovery.dht.providing import keep_providing
@@ -142,9 +142,9 @@ class Crowd(SimulatedNetwork):
             TALLY.get().dials += 1
             if member.number % 100 < 100 * self.links.silent:
                 await trio.sleep(_DIAL_TIMEOUT)
-                raise DialError("timeout", listener, "no answer", "")
+                raise DialError("no answer", code="timeout", address=listener, hint="")
             await trio.sleep(2 * self.latency(dialer, listener))
-            raise DialError("refused", listener, "nobody listens there", "")
+            raise DialError("nobody listens there", code="refused", address=listener, hint="")
         self._serve_member(listener, member)
         return await super().connect(dialer, listener)
 
@@ -262,7 +262,7 @@ class CrowdKademlia(Kademlia):
 
     def __init__(self, crowd: Crowd, name: str) -> None:
         # A requester has no addresses: it only asks.
-        super().__init__(cast(IHost, _Host(crowd, name)), cast(PeerConnections, None), tuple, server=False)
+        super().__init__(cast(IHost, _Host(crowd, name)), cast(ConnectionPool, None), tuple, server=False)
         self._crowd = crowd
         self._name = name
         self._host.new_stream = self._new_stream  # type: ignore[method-assign]

@@ -130,12 +130,12 @@ class Hearsay:
     def _publisher(self, name: str) -> Callable[[bytes], Awaitable[bool]]:
         async def publish(raw: bytes) -> bool:
             await trio.lowlevel.checkpoint()
-            arrivals, sent = self._flood(name)
+            events, sent = self._flood(name)
             TALLY.get().others += sent
             broadcast = open_broadcast(raw, SimulatedOpener(), now=self.crowd.clock.wall())
             able = _Able(self.table, broadcast.ensemble)
             demand = broadcast.ensemble.request[0].resources
-            for number, arrives in arrivals.items():
+            for number, arrives in events.items():
                 member = self.crowd.population.members[number]
                 if member.would_take(demand, trio.current_time()):
                     # Whoever cannot bid says nothing.
@@ -173,22 +173,22 @@ class Hearsay:
                 if other != number:
                     mesh[number].append(other)
                     mesh[other].append(number)
-        arrivals: dict[int, float] = {}
+        events: dict[int, float] = {}
         first = rng.sample(there, min(MESH, len(there)))
         queue = [(now + self.crowd.latency(name, names[number]), number) for number in first]
         heapq.heapify(queue)
         sent = len(queue)
         while queue:
             arrives, number = heapq.heappop(queue)
-            if number in arrivals:
+            if number in events:
                 continue
-            arrivals[number] = arrives
+            events[number] = arrives
             # To all but its bringer.
             sent += len(mesh[number]) - 1
             for other in mesh[number]:
-                if other not in arrivals and rng.random() >= _LOST:
+                if other not in events and rng.random() >= _LOST:
                     heapq.heappush(queue, (arrives + self.crowd.latency(names[number], names[other]), other))
-        return arrivals, sent
+        return events, sent
 
 
 class _Able:

@@ -30,7 +30,7 @@ _SETTLE: Final = 3600.0
 _MEASURED: Final = 3600.0
 _SAMPLED: Final = 8
 _NOTED: Final = 30.0
-_COMPANY: Final = 4
+_PEERS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,11 @@ async def _live(crowd: Crowd, member: Member, upkeep: Tally, announcing: Tally) 
         TALLY.set(upkeep)
         nursery.start_soon(dht.keep_up)
         while True:
-            # As `Company` does it: some are kept connected, the others are closed when they are idle.
-            while len(crowd.connected(name)) < _COMPANY:
+            # As `Peering` does it: some are kept connected, the others are closed when they are idle.
+            while len(crowd.connected(name)) < _PEERS:
                 try:
                     await crowd.connect(name, crowd.keyspace.names[crowd.anybody().number])
                 except DialError:
                     continue
             await trio.sleep(_NOTED)
-            crowd.disconnect(name, but=crowd.connected(name)[:_COMPANY])
+            crowd.disconnect(name, but=crowd.connected(name)[:_PEERS])

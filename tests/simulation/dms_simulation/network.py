@@ -158,11 +158,11 @@ class SimulatedNetwork:
         host = self._hosts.get(listener)
         if dialer in self._dead or host is None or (not host.up and host.silent):
             await trio.sleep(self._dial_timeout)
-            raise DialError("timeout", listener, "no answer", "")
+            raise DialError("no answer", code="timeout", address=listener, hint="")
         # TCP and the handshake of the security protocol: two round trips.
         await trio.sleep(4 * self._delay(self._conditions(dialer, host)))
         if not host.up or dialer in self._dead or self._hosts.get(listener) is not host:
-            raise DialError("refused", listener, "nobody listens there", "")
+            raise DialError("nobody listens there", code="refused", address=listener, hint="")
         known = self._connections.get((dialer, listener))
         if known is not None and not known.broken:
             return known
@@ -176,7 +176,7 @@ class SimulatedNetwork:
         host = connection.listener
         version = next((one for one in versions_of(protocol) if one in host.operations), None)
         if version is None:
-            raise DialError("protocol_not_supported", host.peer_id, f"does not speak {protocol}", "")
+            raise DialError(f"does not speak {protocol}", code="protocol_not_supported", address=host.peer_id, hint="")
         self.traffic.streams += 1
         self._numbers += 1
         number = self._numbers

@@ -33,7 +33,7 @@ __all__ = ["VARIANTS", "WANTED", "Outcome", "Plan", "Variant", "run_plan", "seed
 
 WANTED: Final = 3
 DEADLINE: Final = 30.0
-_COMPANY: Final = 4
+_PEERS: Final = 4
 _WARM_PEERS: Final = 8
 _NOTED: Final = 30.0
 
@@ -175,14 +175,14 @@ class _Requester:
         self.crowd.disconnect(self.name)
 
     def _note(self) -> None:
-        """As `Company` does it, and connections end that nobody uses."""
+        """As `Peering` does it, and connections end that nobody uses."""
         connected = self.crowd.connected(self.name)
         for name in connected:
             self.known.seen(name, (self.crowd.keyspace.address(self.crowd.keyspace.numbers[name]),))
-        self.crowd.disconnect(self.name, but=connected[:_COMPANY])
+        self.crowd.disconnect(self.name, but=connected[:_PEERS])
 
     async def _join(self, most: int) -> None:
-        """Connect to so many, as `Company` does it."""
+        """Connect to so many, as `Peering` does it."""
         reached = 0
         recent = [peer.peer_id for peer in self.known.recent(8)]
         while reached < most:
@@ -195,7 +195,7 @@ class _Requester:
 
     async def _begin(self) -> None:
         template = self.template
-        await self._join(_COMPANY if template else 1)
+        await self._join(_PEERS if template else 1)
         if template:
             for peer_id in template.dht._table.find_local_closest_peers(template.name.encode(), 10_000):
                 addrs = template.dht._host.book.addrs(peer_id)

@@ -27,7 +27,7 @@ def allocate(
     debug: DebugOption = False,
 ) -> None:
     """Turn a commitment into an allocation, which lasts until it is released."""
-    from ..remote import allocate as start
+    from ..remote import allocate_lease
     from ..tables.common import show_lease
 
-    run_and_show(as_json, show_lease, start, home_at(home), address, lease_id, fence, token)
+    run_and_show(as_json, show_lease, allocate_lease, home_at(home), address, lease_id, fence, token)

@@ -21,7 +21,7 @@ def audit(
     debug: DebugOption = False,
 ) -> None:
     """Compare the ledger with its file and with what the operating system shows."""
-    from ...owner.client import audit as compare
+    from ...owner.client import run_audit
     from ..tables.common import show_audit
 
-    show_answer(as_json, show_audit, compare(home_at(home), repair=repair))
+    show_answer(as_json, show_audit, run_audit(home_at(home), repair=repair))

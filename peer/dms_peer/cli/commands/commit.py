@@ -26,7 +26,7 @@ def commit(
     debug: DebugOption = False,
 ) -> None:
     """Take a bid, or several together: the capacity is promised to this home's key until a deadline."""
-    from ..remote import commit as take
+    from ..remote import commit_bids
     from ..tables.common import show_commit
 
-    run_and_show(as_json, show_commit, take, home_at(home), address, bid, 60.0 if ttl is None else ttl, token)
+    run_and_show(as_json, show_commit, commit_bids, home_at(home), address, bid, 60.0 if ttl is None else ttl, token)

@@ -77,7 +77,7 @@ def discover(
     from ...telemetry.logs import show_warnings
     from ..event_loop import run_async
     from ..reports import FoundRow
-    from ..search import discover
+    from ..search import search_peers
     from ..tables.search import search_view, show_found
 
     show_warnings()
@@ -86,7 +86,7 @@ def discover(
         not_location=not_location,
     )  # fmt: skip
     settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
-    look = partial(discover, home_at(home), settings, ensemble, count=count, timeout=timeout, token=token)
+    look = partial(search_peers, home_at(home), settings, ensemble, count=count, timeout=timeout, token=token)
     if as_json:
 
         def print_row(row: FoundRow, progress: SearchProgress) -> None:

@@ -22,10 +22,10 @@ def offboard(
     debug: DebugOption = False,
 ) -> None:
     """Offer nothing to the network any more."""
-    from ...owner.client import offboard as withdraw
+    from ...owner.client import withdraw_offer
     from ..tables.common import show_offer
 
-    show_answer(as_json, show_offer, withdraw(home_at(home), drain=drain, tell=_tell))
+    show_answer(as_json, show_offer, withdraw_offer(home_at(home), drain=drain, tell=_tell))
 
 
 def _tell(leases: int) -> None:

@@ -88,7 +88,7 @@ def onboard(
 
     Without --cpu, --ram and --disk it proposes amounts and asks.
     """
-    from ...owner.client import onboard as offer_resources
+    from ...owner.client import onboard_resources
     from ..tables.common import show_offer, show_proposed_offer
 
     place = home_at(home)
@@ -106,7 +106,7 @@ def onboard(
         headroom=round(keep * 10),
     )
     show = show_proposed_offer if dry_run else show_offer
-    show_answer(as_json, show, offer_resources(place, offer, machine, dry_run=dry_run))
+    show_answer(as_json, show, onboard_resources(place, offer, machine, dry_run=dry_run))
 
 
 def _ask(home: Home, machine: str | None) -> Offer:

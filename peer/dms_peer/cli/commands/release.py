@@ -27,7 +27,7 @@ def release(
     debug: DebugOption = False,
 ) -> None:
     """Give a lease back, committed or allocated."""
-    from ..remote import release as give_back
+    from ..remote import release_lease
     from ..tables.common import show_release
 
-    run_and_show(as_json, show_release, give_back, home_at(home), address, lease_id, fence, token)
+    run_and_show(as_json, show_release, release_lease, home_at(home), address, lease_id, fence, token)

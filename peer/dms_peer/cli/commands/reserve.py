@@ -64,13 +64,13 @@ def reserve(
     from ...config.ensemble import read_ensemble_file
     from ...telemetry.logs import show_warnings
     from ..event_loop import run_async
-    from ..search import reserve
+    from ..search import hold_ensemble
     from ..tables.search import show_reserved, watched_progress
 
     show_warnings()
     settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
     take = partial(
-        reserve, home_at(home), settings, read_ensemble_file(file), tuple(command or ()), strategy=strategy,
+        hold_ensemble, home_at(home), settings, read_ensemble_file(file), tuple(command or ()), strategy=strategy,
         currency=currency, ttl=ttl, timeout=timeout, wait=wait, allocate=allocate,
         token=token,
     )  # fmt: skip

@@ -39,7 +39,7 @@ __all__ = [
     "gpu_choice",
     "gpu_demand",
     "home_at",
-    "place",
+    "parse_place",
     "port_range",
     "size",
     "time_to_live",
@@ -95,7 +95,7 @@ def gpu_demand(text: Any) -> GPUDemand:
     return GPUDemand(vram=size(text))
 
 
-def place(text: Any) -> Place:
+def parse_place(text: Any) -> Place:
     """A place, from text such as "Europe", "Europe/DE/Berlin" or "/DE"."""
     if isinstance(text, Place):
         return text
@@ -182,10 +182,10 @@ ExecutorOption: TypeAlias = Annotated[
 PlaceOption: TypeAlias = Annotated[
     list[Place] | None,
     typer.Option(
-        "--location", parser=place, metavar="PLACE", help="Where it may run, such as Europe/DE; may be repeated."
+        "--location", parser=parse_place, metavar="PLACE", help="Where it may run, such as Europe/DE; may be repeated."
     ),
 ]
 NotLocationOption: TypeAlias = Annotated[
     list[Place] | None,
-    typer.Option("--not-location", parser=place, metavar="PLACE", help="Where it may not run; may be repeated."),
+    typer.Option("--not-location", parser=parse_place, metavar="PLACE", help="Where it may not run; may be repeated."),
 ]

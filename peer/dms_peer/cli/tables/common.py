@@ -11,7 +11,7 @@ from dms_resources.components import GPU, Resources
 from dms_resources.ledger.leases import Lease, Price
 from dms_resources.units import format_duration, format_size
 
-from ...owner.messages import AuditAnswer, HistoryAnswer, OfferAnswer, StatusAnswer, TermsSummary
+from ...owner.messages import AuditAnswer, HistoryAnswer, OnboardAnswer, StatusAnswer, TermsSummary
 from ...text import printable
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _words(*words: str) -> str:
     return " ".join(filter(None, words))
 
 
-def show_offer(answer: OfferAnswer) -> None:
+def show_offer(answer: OnboardAnswer) -> None:
     """Prints what is offered now."""
     if answer.onboarded is None:
         print("nothing is offered to the network any more")
@@ -109,7 +109,7 @@ def show_offer(answer: OfferAnswer) -> None:
     show_resources(f"offered to the network{note}", {"offered": answer.onboarded, "free": answer.free})
 
 
-def show_proposed_offer(answer: OfferAnswer) -> None:
+def show_proposed_offer(answer: OnboardAnswer) -> None:
     """Prints what would be offered."""
     show_resources("would be offered to the network (dry run)", {"offered": answer.onboarded})
 

@@ -24,7 +24,7 @@ from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.messages.broadcast import LONGEST_BROADCAST, BroadcastRequest
 from dms_protocols.wire.conversion import to_map
 
-from ...requesting.background import beside
+from ...requesting.background import open_background
 from ...requesting.network import BroadcastBids
 
 __all__ = ["BROADCASTS_TOPIC", "GossipBroadcast"]
@@ -77,7 +77,7 @@ class GossipBroadcast:
                 _log.warning("the request is not broadcast: %s", error.message)
                 raw, arriving = b"", None
             deadline = trio.current_time() + request.deadline - self._clock()
-            async with beside(partial(self._tell, raw)), aclosing(_answers(arriving, deadline)) as answers:
+            async with open_background(partial(self._tell, raw)), aclosing(_answers(arriving, deadline)) as answers:
                 yield answers
 
     def _sealed(self, ensemble: EnsembleRequest, hold: float, ttl: float) -> tuple[bytes, OpenedBroadcast]:

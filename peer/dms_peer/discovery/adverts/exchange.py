@@ -25,7 +25,7 @@ from dms_protocols.messages.peers import MAX_ADVERTS
 from dms_protocols.protocol_ids import PEERS_PROTOCOL
 from dms_resources.demands import Demand
 
-from ...requesting.background import beside
+from ...requesting.background import open_background
 from ...requesting.network import Candidate, PeerNetwork
 from .source import advert_candidate
 
@@ -63,7 +63,7 @@ class ExchangeSource:
         """As the protocol says, as the partners answer."""
         sender, receiver = trio.open_memory_channel[Candidate](_WAITING)
         asking = _Asking(request, self._table, sender, self.name, self._network.peer_id)
-        async with receiver, beside(partial(self._ask_all, asking, sender)):
+        async with receiver, open_background(partial(self._ask_all, asking, sender)):
             yield receiver
 
     async def _ask_all(self, asking: _Asking, sender: trio.MemorySendChannel[Candidate]) -> None:

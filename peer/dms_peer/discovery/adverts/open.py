@@ -26,8 +26,8 @@ from dms_protocols.rpc.service import refuse_stream, serve_stream
 from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 
-from ...connections import PeerConnections
-from ...requesting.background import beside
+from ...connections import ConnectionPool
+from ...requesting.background import open_background
 from ...requesting.network import Broadcast, CandidateSource
 from ...serving import peer_operations
 from ...signing import EnvelopeChecker, IdentitySigner
@@ -73,7 +73,7 @@ async def open_adverts(
     identity: Identity,
     addrs: Callable[[], Sequence[str]],
     settings: DiscoverySettings,
-    network: PeerConnections,
+    network: ConnectionPool,
     partners: Partners,
     partners_changed: Callable[[], Awaitable[None]],
     provider: Provider | None,
@@ -106,7 +106,7 @@ class _Opening:
     identity: Identity
     addrs: Callable[[], Sequence[str]]
     settings: DiscoverySettings
-    network: PeerConnections
+    network: ConnectionPool
     partners: Partners
     partners_changed: Callable[[], Awaitable[None]]
     shares: SharesInUse
@@ -149,9 +149,9 @@ class _Opening:
             )
             await self._serve(PEERS_PROTOCOL, operations)
             pusher = AdvertPusher(own, keeper, self.network, self.partners, self.partners_changed, schedule)
-            await self.stack.enter_async_context(beside(pusher.keep))
+            await self.stack.enter_async_context(open_background(pusher.keep))
         if gossip is not None or self.settings.exchange:
-            await self.stack.enter_async_context(beside(keeper.keep))
+            await self.stack.enter_async_context(open_background(keeper.keep))
 
     async def _answer(self, provider: Provider) -> Callable[[OpenedBroadcast], None]:
         """Answers broadcast requests; what is returned takes them."""
@@ -159,7 +159,7 @@ class _Opening:
         answers = BroadcastAnswers(
             operations[BID_PROTOCOL_1_1], self.network, self.table, self.count, may_ask=provider.may_ask
         )
-        await self.stack.enter_async_context(beside(answers.run))
+        await self.stack.enter_async_context(open_background(answers.run))
         return answers.put
 
     async def _ask(self, gossip: Gossip) -> Broadcast:

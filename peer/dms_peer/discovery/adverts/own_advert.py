@@ -14,7 +14,7 @@ from dms_protocols.bidding.signing import Signer
 from dms_protocols.errors import AdvertError
 from dms_protocols.messages.adverts import MAX_ADDRS, CapacityAdvert
 from dms_resources.components import FreeResources
-from dms_resources.estimates import in_short
+from dms_resources.estimates import abridged
 
 __all__ = ["OwnAdvert"]
 
@@ -70,7 +70,7 @@ class OwnAdvert:
             sequence=self._sequence,
             issued_at=now,
             ttl=ttl,
-            free=in_short(free),
+            free=abridged(free),
             location=self._terms.location,
             executors=None if executors is None else tuple(sorted(executors))[:_MOST_EXECUTORS],
         )

@@ -33,9 +33,9 @@ from dms_host.errors import DialError
 from dms_host.streams.stream import PeerStream
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 
-from ...connections import PeerConnections
+from ...connections import ConnectionPool
 
-__all__ = ["AddressBook", "KademliaHost", "KademliaStream", "text_addresses"]
+__all__ = ["DhtAddresses", "KademliaHost", "KademliaStream", "text_addresses"]
 
 _MOST_ADDRESSES: Final = 8
 _PLACES_FOR_OTHERS: Final = 2
@@ -133,7 +133,7 @@ class _Addresses:
     named: tuple[Multiaddr, ...] = ()
 
 
-class AddressBook:
+class DhtAddresses:
     """Where peers of the DHT are, as they or others say: bounded, apart from what the host itself dials by.
 
     A peer's own word comes first, whatever others say of it, but for a place or two: it may have moved.
@@ -199,7 +199,7 @@ class KademliaHost:
     def __init__(
         self,
         host: IHost,
-        connections: PeerConnections,
+        connections: ConnectionPool,
         addrs: Callable[[], Sequence[str]],
         proven: Callable[[ID], Awaitable[None]],
     ) -> None:
@@ -209,7 +209,7 @@ class KademliaHost:
         self._own_addrs: list[Multiaddr] = []
         self.refresh()
         self._proven = proven
-        self.book = AddressBook()
+        self.book = DhtAddresses()
 
     def refresh(self) -> None:
         """Looks again where this peer is: it may have found a relay, or moved."""
@@ -227,7 +227,7 @@ class KademliaHost:
         """The key that signs the peer's record of its addresses."""
         return self._host.get_private_key()
 
-    def get_peerstore(self) -> AddressBook:
+    def get_peerstore(self) -> DhtAddresses:
         """The address book."""
         return self.book
 

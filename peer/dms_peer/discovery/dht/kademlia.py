@@ -31,8 +31,8 @@ from dms_protocols.adverts.classes import CapabilityClass, classes_to_look_up
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
 
-from ...connections import PeerConnections
-from ...requesting.background import beside
+from ...connections import ConnectionPool
+from ...requesting.background import open_background
 from ...requesting.network import Candidate
 from .host_view import text_addresses
 from .lookup import WIDTH, Walk, closest_to, peers_in
@@ -71,7 +71,7 @@ class Kademlia(KademliaMember):
     name = "dht"
 
     def __init__(
-        self, host: IHost, connections: PeerConnections, addrs: Callable[[], Sequence[str]], *, server: bool
+        self, host: IHost, connections: ConnectionPool, addrs: Callable[[], Sequence[str]], *, server: bool
     ) -> None:
         super().__init__(host, connections, addrs, server=server)
         self._asked: OrderedDict[ID, float] = OrderedDict()
@@ -92,7 +92,7 @@ class Kademlia(KademliaMember):
         """As the protocol says: the providers of the rarest class that each node needs, as they are found."""
         send, receive = trio.open_memory_channel[Candidate](0)
         with receive:
-            async with beside(partial(self._search, request, send)):
+            async with open_background(partial(self._search, request, send)):
                 yield receive
 
     async def _search(self, request: EnsembleRequest, candidates: trio.MemorySendChannel[Candidate]) -> None:
@@ -256,7 +256,7 @@ class Kademlia(KademliaMember):
 
 @asynccontextmanager
 async def open_kademlia(
-    host: IHost, connections: PeerConnections, addrs: Callable[[], Sequence[str]] = tuple, *, server: bool
+    host: IHost, connections: ConnectionPool, addrs: Callable[[], Sequence[str]] = tuple, *, server: bool
 ) -> AsyncIterator[Kademlia]:
     """The DHT while the block runs; a `server` answers others, who find it where `addrs` says (multiaddrs).
 

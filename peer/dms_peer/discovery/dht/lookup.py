@@ -20,7 +20,7 @@ from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-__all__ = ["WIDTH", "Ask", "Walk", "closest_to", "peers_in"]
+__all__ = ["WIDTH", "AskPeer", "Walk", "closest_to", "peers_in"]
 
 WIDTH: Final = 8
 """So many of the closest peers keep a record, and are asked for it: a third of them may be gone at any time."""
@@ -36,7 +36,7 @@ _WALK_DEADLINE: Final = 20.0
 _LATE: Final = 1.0
 
 
-Ask = Callable[[ID], Awaitable[Message | None]]
+AskPeer = Callable[[ID], Awaitable[Message | None]]
 """Asks one peer for what the walk wants to know; None when it does not answer."""
 
 
@@ -80,7 +80,7 @@ class Walk:
         key: bytes,
         own_id: ID,
         start: Sequence[ID],
-        ask: Ask,
+        ask: AskPeer,
         learn: Callable[[ID, list[Multiaddr]], None],
         *,
         width: int = WIDTH,

@@ -31,7 +31,7 @@ from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_byt
 
 from dms_protocols.adverts.classes import CLASSES
 
-from ...connections import PeerConnections
+from ...connections import ConnectionPool
 from .host_view import KademliaHost, KademliaStream
 from .tables import ProvenTable, ProviderRecords
 
@@ -58,7 +58,7 @@ class KademliaMember:
     """What a peer is in the DHT; a `server` answers others, a client only asks."""
 
     def __init__(
-        self, host: IHost, connections: PeerConnections, addrs: Callable[[], Sequence[str]], *, server: bool
+        self, host: IHost, connections: ConnectionPool, addrs: Callable[[], Sequence[str]], *, server: bool
     ) -> None:
         self._host = KademliaHost(host, connections, addrs if server else tuple, self._proven)
         self._own_id = host.get_id()

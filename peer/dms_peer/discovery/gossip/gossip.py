@@ -24,7 +24,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from dms_host.logs import RateLimiter, log_limited
 
 from .limits import GossipLimits
-from .peer_scores import Conduct
+from .peer_scores import PeerScores
 from .pubsub import GuardedPubsub
 from .router import new_router
 
@@ -69,7 +69,7 @@ class Gossip:
     def __init__(self, host: IHost, limits: GossipLimits) -> None:
         self._host = host
         self._limits = limits
-        self._conduct = Conduct(limits)
+        self._scores = PeerScores(limits)
         self._topics: dict[str, _Topic] = {}
         self._pubsub: GuardedPubsub | None = None
         self._nursery: trio.Nursery | None = None
@@ -80,7 +80,7 @@ class Gossip:
     def statistics(self) -> GossipStatistics:
         """What there is now."""
         peers = 0 if self._pubsub is None else len(self._pubsub.peers)
-        return GossipStatistics(self._pubsub is not None, self._restarts, peers, self._conduct.dropped)
+        return GossipStatistics(self._pubsub is not None, self._restarts, peers, self._scores.dropped)
 
     def peers(self, topic: str) -> int:
         """How many of the peers that we talk to hear this topic."""
@@ -139,7 +139,7 @@ class Gossip:
 
     async def _run(self) -> None:
         router = new_router(self._limits)
-        pubsub = GuardedPubsub(self._host, router, self._limits, self._conduct)
+        pubsub = GuardedPubsub(self._host, router, self._limits, self._scores)
         try:
             async with background_trio_service(router), background_trio_service(pubsub), trio.open_nursery() as nursery:
                 await pubsub.wait_until_ready()
@@ -177,7 +177,7 @@ class Gossip:
             _report("a validator failed", error)
             return False
         if verdict is GossipVerdict.REJECT:
-            pubsub.strike(bringer)
+            pubsub.penalty(bringer)
         return verdict is GossipVerdict.ACCEPT
 
     def _handle(self, pubsub: GuardedPubsub, topic: _Topic, message: rpc_pb2.Message) -> None:

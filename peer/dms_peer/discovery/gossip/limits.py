@@ -32,8 +32,8 @@ class GossipLimits:
     # Streams of one peer that are read.
     peer_streams: int = 2
     # Bad messages of a peer after which it is not listened to for so long.
-    strikes: int = 4
-    shunned: float = 600.0
+    penalties: int = 4
+    ignored: float = 600.0
     # Peers whose conduct is remembered.
     remembered: int = 1024
     # Messages that are known again, and for how long; how long one may be looked at.

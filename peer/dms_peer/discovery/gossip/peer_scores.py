@@ -9,7 +9,7 @@ import trio
 
 from .limits import GossipLimits
 
-__all__ = ["Bucket", "Conduct", "PeerConduct"]
+__all__ = ["Bucket", "PeerScore", "PeerScores"]
 
 
 class Bucket:
@@ -33,22 +33,22 @@ class Bucket:
 
 
 @dataclass(slots=True)
-class PeerConduct:
+class PeerScore:
     """What one peer may send, and what it did wrong."""
 
     messages: Bucket
     controls: Bucket
     subscriptions: Bucket
-    strikes: int = 0
-    shunned_until: float = 0.0
+    penalties: int = 0
+    ignored_until: float = 0.0
 
 
-class Conduct:
+class PeerScores:
     """The conduct of `limits.remembered` peers; who was silent for longest is forgotten first."""
 
     def __init__(self, limits: GossipLimits) -> None:
         self._limits = limits
-        self._peers: OrderedDict[bytes, PeerConduct] = OrderedDict()
+        self._peers: OrderedDict[bytes, PeerScore] = OrderedDict()
         self.messages = Bucket(limits.messages, limits.messages_burst)
         """What all peers together may send."""
         self.dropped = 0
@@ -57,12 +57,12 @@ class Conduct:
     def __len__(self) -> int:
         return len(self._peers)
 
-    def of(self, peer: bytes) -> PeerConduct:
+    def of(self, peer: bytes) -> PeerScore:
         """The conduct of the peer with this id (its bytes)."""
         known = self._peers.get(peer)
         if known is None:
             limits = self._limits
-            known = self._peers[peer] = PeerConduct(
+            known = self._peers[peer] = PeerScore(
                 Bucket(limits.peer_messages, limits.peer_messages_burst),
                 Bucket(limits.peer_controls, limits.peer_controls_burst),
                 Bucket(limits.peer_subscriptions, limits.peer_subscriptions_burst),
@@ -78,17 +78,17 @@ class Conduct:
         self.dropped += not admitted
         return admitted
 
-    def strike(self, peer: bytes) -> bool:
+    def penalty(self, peer: bytes) -> bool:
         """Note that a peer sent what no honest one does; whether it is shunned from now on."""
-        conduct = self.of(peer)
-        conduct.strikes += 1
-        if conduct.strikes < self._limits.strikes:
+        scores = self.of(peer)
+        scores.penalties += 1
+        if scores.penalties < self._limits.penalties:
             return False
-        conduct.strikes = 0
-        conduct.shunned_until = trio.current_time() + self._limits.shunned
+        scores.penalties = 0
+        scores.ignored_until = trio.current_time() + self._limits.ignored
         return True
 
-    def shuns(self, peer: bytes) -> bool:
+    def ignores(self, peer: bytes) -> bool:
         """Whether nobody listens to this peer now."""
         known = self._peers.get(peer)
-        return known is not None and trio.current_time() < known.shunned_until
+        return known is not None and trio.current_time() < known.ignored_until

@@ -32,15 +32,15 @@ from libp2p.pubsub.rpc_queue import RpcQueue
 from dms_host.errors import DialError
 from dms_host.logs import RateLimiter, log_limited
 from dms_host.shields import shielded
-from dms_host.streams.handlers import cage
-from dms_host.streams.outbound import open_connections, open_stream
+from dms_host.streams.handlers import guarded
+from dms_host.streams.outbound import living_connections, open_stream
 from dms_host.streams.stream import PeerStream
-from dms_host.swarm.connection_events import Arrivals, notifees
+from dms_host.swarm.connection_events import ConnectionEvents, notifees
 from dms_protocols.errors import FrameError
 from dms_protocols.wire.frames import FrameReader, Oversize, encode_frame
 
 from .limits import GossipLimits
-from .peer_scores import Conduct
+from .peer_scores import PeerScores
 from .router import PROTOCOLS
 from .rpcs import GossipViolationError, read_rpc
 
@@ -85,7 +85,7 @@ class GuardedPubsub(Pubsub):
 
     router: GossipSub
 
-    def __init__(self, host: IHost, router: GossipSub, limits: GossipLimits, conduct: Conduct) -> None:
+    def __init__(self, host: IHost, router: GossipSub, limits: GossipLimits, scores: PeerScores) -> None:
         before = len(notifees(host))
         super().__init__(
             host, router, strict_signing=True, validation_timeout=limits.validation_timeout, allowed_topics=frozenset()
@@ -95,8 +95,8 @@ class GuardedPubsub(Pubsub):
         self.seen_messages.stop()
         self.seen_messages: Any = _SeenMessages(limits.seen, limits.seen_ttl)
         self.limits = limits
-        self.conduct = conduct
-        self._arrivals = Arrivals(self._enrol_later, self._check_gone)
+        self.scores = scores
+        self._events = ConnectionEvents(self._enrol_later, self._check_gone)
         self._reading: set[trio.CancelScope] = set()
         self._looking_at: set[bytes] = set()
         self._streams: Counter[ID] = Counter()
@@ -106,7 +106,7 @@ class GuardedPubsub(Pubsub):
         self._retired = False
         close_timeout = getattr(getattr(host, "limits", None), "close_timeout", _CLOSE_TIMEOUT)
         for protocol in PROTOCOLS:
-            host.set_stream_handler(protocol, cage(self.stream_handler, close_timeout))
+            host.set_stream_handler(protocol, guarded(self.stream_handler, close_timeout))
 
     # Running
 
@@ -114,7 +114,7 @@ class GuardedPubsub(Pubsub):
         """Take in whoever is connected or connects, and forget what the library would keep. Runs until cancelled."""
         try:
             async with trio.open_nursery() as self._nursery:
-                self.host.get_network().register_notifee(self._arrivals)
+                self.host.get_network().register_notifee(self._events)
                 for peer_id in self.host.get_connected_peers():
                     self._enrol_later(peer_id)
                 while True:
@@ -134,7 +134,7 @@ class GuardedPubsub(Pubsub):
         """Take the protocols off the host and end all streams. Not cancellable, but bounded by a few seconds."""
         self._retired = True
         with suppress(ValueError):
-            notifees(self.host).remove(self._arrivals)
+            notifees(self.host).remove(self._events)
         for protocol in PROTOCOLS:
             self.host.remove_stream_handler(protocol)
         for scope in self._reading:
@@ -164,7 +164,7 @@ class GuardedPubsub(Pubsub):
                 self._meet(peer_id)
                 await self._read(PeerStream(stream), peer_id)
         except (GossipViolationError, FrameError) as error:
-            self._strike(peer_id, str(error))
+            self._penalize(peer_id, str(error))
             await stream.reset()
         except trio.BrokenResourceError:
             # It hung up.
@@ -187,14 +187,14 @@ class GuardedPubsub(Pubsub):
                 await self._take(peer_id, read_rpc(frame, self.topic_ids, self.limits))
 
     async def _take(self, peer_id: ID, rpc: rpc_pb2.RPC) -> None:
-        conduct = self.conduct.of(peer_id.to_bytes())
+        scores = self.scores.of(peer_id.to_bytes())
         for change in rpc.subscriptions:
-            if not conduct.subscriptions.take():
+            if not scores.subscriptions.take():
                 raise GossipViolationError("subscriptions that come and go")
             self.handle_subscription(peer_id, change)
         for message in rpc.publish:
             await self._push(peer_id, message)
-        if rpc.HasField("control") and conduct.controls.take():
+        if rpc.HasField("control") and scores.controls.take():
             await self.router.handle_rpc(rpc, peer_id)
         # However much there is to take, others get their turn.
         await trio.lowlevel.checkpoint()
@@ -204,7 +204,7 @@ class GuardedPubsub(Pubsub):
         # It comes from many sides, and often while the first of them is still looked at.
         if name in self._looking_at or self.seen_messages.has(name):
             return
-        if not self.conduct.admits_message(peer_id.to_bytes()):
+        if not self.scores.admits_message(peer_id.to_bytes()):
             return
         self._looking_at.add(name)
         try:
@@ -222,16 +222,16 @@ class GuardedPubsub(Pubsub):
 
     def is_peer_blacklisted(self, peer_id: ID) -> bool:
         """Whether nobody listens to this peer now."""
-        return self.conduct.shuns(peer_id.to_bytes())
+        return self.scores.ignores(peer_id.to_bytes())
 
-    def strike(self, peer_id: ID) -> None:
+    def penalty(self, peer_id: ID) -> None:
         """Note that a peer passed on what no honest one would."""
-        self._strike(peer_id, "a message that cannot be believed")
+        self._penalize(peer_id, "a message that cannot be believed")
 
-    def _strike(self, peer_id: ID, why: str) -> None:
-        shunned = self.conduct.strike(peer_id.to_bytes())
-        log_limited(logger, limiter, logging.INFO, "%s sent %s%s", peer_id, why, "; shunned" if shunned else "")
-        if shunned:
+    def _penalize(self, peer_id: ID, why: str) -> None:
+        ignored = self.scores.penalty(peer_id.to_bytes())
+        log_limited(logger, limiter, logging.INFO, "%s sent %s%s", peer_id, why, "; shunned" if ignored else "")
+        if ignored:
             self._handle_dead_peer(peer_id)
 
     # Taking part
@@ -244,7 +244,7 @@ class GuardedPubsub(Pubsub):
         self._enrol_later(peer_id)
 
     def _check_gone(self, peer_id: ID) -> None:
-        if not open_connections(self.host, peer_id):
+        if not living_connections(self.host, peer_id):
             self._handle_dead_peer(peer_id)
 
     def _handle_dead_peer(self, peer_id: ID) -> None:

@@ -63,7 +63,7 @@ async def ready(tmp_path: Path) -> AsyncIterator[Ready]:
     machine.write_text(json.dumps(MACHINE))
     terms.write_text(TERMS)
     home = Home(tmp_path / "provider")
-    await trio.to_thread.run_sync(partial(owner.onboard, home, OFFER, str(machine)))
+    await trio.to_thread.run_sync(partial(owner.onboard_resources, home, OFFER, str(machine)))
     async with Node(home=home, listen=("/ip4/127.0.0.1/tcp/0",), terms=terms).open() as peer:
         yield peer
 

@@ -57,7 +57,7 @@ async def providers(tmp_path: Path) -> AsyncIterator[list[Ready]]:
             home = Home(tmp_path / f"provider-{number}")
             gpus = (GPUChoice(device="all"),) if number < 2 else ()
             offer = Offer(cpu=Cores.of(4), ram=16 * GIB, disk=100 * GIB, gpus=gpus)
-            await trio.to_thread.run_sync(partial(owner.onboard, home, offer, str(machine)))
+            await trio.to_thread.run_sync(partial(owner.onboard_resources, home, offer, str(machine)))
             node = Node(home=home, listen=(LOOPBACK,), discovery=QUIET)
             ready.append(await stack.enter_async_context(node.open()))
         yield ready

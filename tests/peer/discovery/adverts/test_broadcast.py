@@ -230,7 +230,7 @@ class Deliveries:
     @asynccontextmanager
     async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Any]:
         if not self._works:
-            raise DialError("refused", peer_id, "nobody there", "")
+            raise DialError("nobody there", code="refused", address=peer_id, hint="")
         await trio.lowlevel.checkpoint()
         yield self
 

@@ -22,7 +22,7 @@ from trio.testing import memory_stream_pair
 
 from dms_host.addresses import announced_addresses
 from dms_host.keys.identity import new_identity
-from dms_peer.discovery.dht.host_view import AddressBook, KademliaStream, text_addresses
+from dms_peer.discovery.dht.host_view import DhtAddresses, KademliaStream, text_addresses
 from dms_peer.discovery.dht.lookup import WIDTH, Walk, peers_in
 from dms_peer.discovery.dht.tables import RECORD_TTL, ProvenTable, ProviderRecords
 from dms_protocols.adverts.classes import CLASSES
@@ -171,7 +171,7 @@ def test_whatever_is_named_is_read(ids: list[bytes], addrs: list[bytes]) -> None
 
 class Host:
     def __init__(self) -> None:
-        self.book = AddressBook()
+        self.book = DhtAddresses()
 
     def get_id(self) -> ID:
         return OWN
@@ -238,7 +238,7 @@ async def test_one_network_does_not_fill_a_bucket() -> None:
 
 
 def test_others_cannot_take_a_peers_own_word_from_it() -> None:
-    book, one = AddressBook(), new_identity(bytes([1]) * 32)
+    book, one = DhtAddresses(), new_identity(bytes([1]) * 32)
     peer_id = ID.from_string(one.peer_id)
     own = [Multiaddr(f"/ip4/192.0.2.1/tcp/{port}") for port in range(1, 9)]
     assert book.consume_peer_record(seal_record(PeerRecord(peer_id, own[:1]), one.key_pair().private_key), 0)
@@ -254,7 +254,7 @@ def test_others_cannot_take_a_peers_own_word_from_it() -> None:
 
 
 def test_the_address_book_is_bounded() -> None:
-    book = AddressBook()
+    book = DhtAddresses()
     for number in range(3000):
         book.add_addrs(some_id(number), [Multiaddr(f"/ip4/192.0.2.{one}/tcp/1") for one in range(20)])
     assert len(book._addrs) == 2048
@@ -266,7 +266,7 @@ def test_the_address_book_is_bounded() -> None:
 
 
 def test_what_a_peer_signed_replaces_what_others_said_and_nobody_signs_for_another() -> None:
-    book = AddressBook()
+    book = DhtAddresses()
     one, other = new_identity(), new_identity()
     peer_id = ID.from_string(one.peer_id)
     book.add_addrs(peer_id, [ADDRESS])

@@ -71,7 +71,7 @@ async def test_a_validator_that_fails_costs_its_message_only(gossipers: Any, eve
 
 
 async def test_who_passes_on_what_is_rejected_is_shunned(gossipers: Any, eventually: Any) -> None:
-    limits = GossipLimits(strikes=3)
+    limits = GossipLimits(penalties=3)
     async with gossipers(3, limits=limits) as (first, second, third):
         bad = [b"bad %d" % number for number in range(3)]
         second.verdicts.update(dict.fromkeys(bad, GossipVerdict.REJECT))

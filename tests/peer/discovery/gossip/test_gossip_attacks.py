@@ -184,7 +184,7 @@ async def test_gossip_withstands(attacked: Any, name: str) -> None:
 
 async def test_gossip_withstands_all_of_it_again_and_again(attacked: Any, eventually: Any) -> None:
     # Never shunned, so that everything gets as far as it can.
-    async with attacked(GossipLimits(strikes=10**6)) as attack:
+    async with attacked(GossipLimits(penalties=10**6)) as attack:
         for name in sorted(ATTACKS):
             try:
                 stream = await attack.send(ATTACKS[name])
@@ -202,7 +202,7 @@ async def test_gossip_withstands_what_chance_makes_of_good_messages(attacked: An
         rpc_pb2.RPC(publish=[sealed(identity, b"x", seqno=bytes([number]) * 8)]).SerializeToString()
         for number in range(8)
     ] + [payload(one) for one in (ATTACKS["prune with peers"], ATTACKS["ihave of odd ids"], ATTACKS["observe"])]
-    async with attacked(GossipLimits(strikes=10**6)) as attack:
+    async with attacked(GossipLimits(penalties=10**6)) as attack:
         for _ in range(60):
             frames = []
             for _ in range(20):
@@ -217,11 +217,11 @@ async def test_gossip_withstands_what_chance_makes_of_good_messages(attacked: An
 
 
 async def test_a_peer_that_sends_garbage_is_shunned_and_others_are_not(attacked: Any) -> None:
-    async with attacked(GossipLimits(strikes=3)) as attack:
+    async with attacked(GossipLimits(penalties=3)) as attack:
         for _ in range(3):
             await read_to_the_end(await attack.send(encode_frame(b"\xff" * 100)))
-        shunned = ID.from_base58(attack.attacker.get_id().to_base58()).to_bytes()
-        assert attack.victim.gossip._conduct.shuns(shunned)
+        ignored = ID.from_base58(attack.attacker.get_id().to_base58()).to_bytes()
+        assert attack.victim.gossip._scores.ignores(ignored)
         stream = await attack.send(subscriptions([TOPIC]), end=False)
         await read_to_the_end(stream)
         await attack.assert_all_goes_on()
