@@ -43,7 +43,6 @@ from .ledger.capacity import Granted
 from .ledger.clock import Clock, SystemClock
 from .ledger.decisions import Moment
 from .ledger.history import Finding, HistoryEntry
-from .ledger.journal import Worker, new_worker
 from .ledger.leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .ledger.ledger import Ledger
 from .ledger.metrics import LedgerMetrics
@@ -52,6 +51,7 @@ from .ledger.storage import Contents, SQLiteStorage, StoredLease
 from .machine.guard import physical_shortages
 from .machine.hardware.cgroups import own_group
 from .refusals import RequestError
+from .tasks import Worker, new_worker, open_background
 
 if TYPE_CHECKING:
     from .machine.sampling import UsageSample
@@ -99,30 +99,21 @@ async def open_manager(
         await worker(lambda: stored.append(storage.load()))
         ledger = Ledger(storage, stored[0], machine, clock, worker)
         manager = ResourceManager(ledger, usage_monitor, guard)
-        failure: BaseException | None = None
+        work = (ledger.keep_journal, ledger.sweep, ledger.prune, manager._audit_at_intervals)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(ledger.keep_journal)
-                nursery.start_soon(ledger.sweep)
-                nursery.start_soon(ledger.prune)
-                nursery.start_soon(manager._audit_at_intervals)
+            async with open_background(*work) as nursery:
                 if usage_monitor is not None:
                     # The outdated stubs that libp2p brings (trio-typing) know no task status that fits.
                     await nursery.start(usage_monitor.run)  # type: ignore[arg-type]
                     nursery.start_soon(manager._follow_machine, usage_monitor)
                     await manager._follow_use(manager.leases())
-                try:
-                    yield manager
-                except BaseException as error:
-                    # Raised again below, outside of the nursery, which would wrap it in a group.
-                    failure = error
-                nursery.cancel_scope.cancel()
-            with trio.CancelScope(deadline=trio.current_time() + _FLUSH_SECONDS, shield=True):
-                await ledger.flush()
+                yield manager
         finally:
-            ledger.journal.close(ledger.book)
-        if failure is not None:
-            raise failure
+            try:
+                with trio.CancelScope(deadline=trio.current_time() + _FLUSH_SECONDS, shield=True):
+                    await ledger.flush()
+            finally:
+                ledger.journal.close(ledger.book)
 
 
 class ResourceManager:

@@ -24,6 +24,7 @@ from dms_host.swarm.dialing import has_living_connection
 from dms_host.swarm.peer_locks import PeerLocks
 from dms_protocols.protocol_ids import versions_of
 from dms_protocols.rpc.client import Client
+from dms_resources.tasks import open_background
 
 from .limits import ConnectionLimits
 from .routes import Routes
@@ -294,21 +295,15 @@ async def open_connections(
     At the end all clients are lost and the connections that were dialled here are closed, within a few seconds, also
     when cancelled. An error raised in the block comes out as it is.
     """
-    failure: Exception | None = None
     connections: ConnectionPool | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_background() as nursery:
             connections = ConnectionPool(host, addresses, limits or ConnectionLimits(), nursery)
             nursery.start_soon(connections.close_idle)
             try:
                 yield connections
-            except Exception as error:
-                # Raised behind the nursery, which would wrap it in a group.
-                failure = error
             finally:
                 connections.stop()
     finally:
         if connections is not None:
             await connections.close()
-    if failure is not None:
-        raise failure

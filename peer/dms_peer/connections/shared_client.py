@@ -11,6 +11,7 @@ import trio
 from dms_host.errors import DialError
 from dms_host.streams.stream import PeerStream
 from dms_protocols.rpc.client import Client, open_client
+from dms_resources.tasks import open_background
 
 __all__ = ["SharedClient"]
 
@@ -92,10 +93,8 @@ class SharedClient:
             self._settled.set()
 
     async def _wait_for_end(self, client: Client) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._close_unused)
+        async with open_background(self._close_unused):
             await client.wait_lost()
-            nursery.cancel_scope.cancel()
 
     async def _close_unused(self) -> None:
         while True:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from msgspec.structs import replace
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_resources.components import FreeResources
 from dms_resources.estimates import abridged, would_fit
+from dms_resources.tasks import open_background
 
 from ..requesting.network import Candidate
 from .peers_file import KnownPeer, PeersFile, merge_peers
@@ -180,21 +182,12 @@ async def open_known_peers(
     file = PeersFile(path, most)
     peers = KnownPeers(tuple((await _load(file, path)).values()), most=most, clock=clock)
     saved = _Saved(peers, file, path)
-    failure: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(saved.keep, save_interval)
-            try:
-                yield peers
-            except Exception as error:
-                # Raised again behind the nursery, which would wrap it in a group.
-                failure = error
-            nursery.cancel_scope.cancel()
+        async with open_background(partial(saved.keep, save_interval)):
+            yield peers
     finally:
         with trio.CancelScope(shield=True):
             await saved.save()
-    if failure is not None:
-        raise failure
 
 
 async def _load(file: PeersFile, path: Path) -> dict[str, KnownPeer]:

@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -24,6 +25,7 @@ import trio
 from dms_host.addresses import PeerAddress, parse_peer_address
 from dms_host.errors import AddressError
 from dms_protocols.messages.bid import EnsembleRequest
+from dms_resources.tasks import open_background
 
 from ..requesting.network import Candidate
 
@@ -176,17 +178,8 @@ async def open_mdns(
     without multicast costs one line in the log. At the end it says goodbye, which takes a second.
     """
     peers = MDNSPeers(peer_id, trio.current_time())
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_run, peers, tuple(addrs), interfaces)
-        try:
-            yield peers
-        except Exception as error:
-            # Raised again behind the nursery, which would wrap it in a group.
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with open_background(partial(_run, peers, tuple(addrs), interfaces)):
+        yield peers
 
 
 async def _run(peers: MDNSPeers, addrs: Sequence[str], interfaces: Sequence[str] | None) -> None:

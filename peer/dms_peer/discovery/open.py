@@ -18,10 +18,10 @@ from dms_protocols.adverts.adverts import AdvertTable
 from dms_protocols.bidding.service import BidTerms
 from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.manager import ResourceManager
+from dms_resources.tasks import open_background
 
 from ..connections import ConnectionPool, open_connections
 from ..home.home import Home
-from ..requesting.background import open_background
 from ..requesting.limits import RequesterLimits
 from ..requesting.network import Broadcast, CandidateSource
 from ..requesting.requester import Requester

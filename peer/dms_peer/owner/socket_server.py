@@ -11,6 +11,7 @@ import trio
 
 from dms_protocols.rpc.operations import Caller, Operations
 from dms_protocols.rpc.service import serve_stream
+from dms_resources.tasks import open_background
 
 from .socket_file import listen, remove
 
@@ -30,21 +31,13 @@ async def serve_socket(path: Path, operations: Operations, peer_id: str) -> Asyn
     listener = trio.socket.from_stdlib_socket(listen(path))
     caller = Caller(peer_id, local=True)
     slots = trio.CapacityLimiter(_MOST_CONNECTIONS)
-    failure: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_background() as nursery:
             nursery.start_soon(_accept, listener, operations, caller, slots, nursery)
-            try:
-                yield
-            except Exception as error:
-                # Raised behind the nursery, which would wrap it in a group.
-                failure = error
-            nursery.cancel_scope.cancel()
+            yield
     finally:
         listener.close()
         remove(path)
-    if failure is not None:
-        raise failure
 
 
 async def _accept(

@@ -9,6 +9,7 @@ import trio
 
 from dms_protocols.bidding.policies import AsyncPolicy
 from dms_protocols.bidding.policy_gate import PolicyGate
+from dms_resources.tasks import open_background
 
 from .entry_point import EntryPointPolicy
 from .executable import ExecutablePolicy
@@ -24,23 +25,15 @@ async def open_policies(settings: Sequence[PolicySettings]) -> AsyncIterator[tup
 
     Raises PolicyError `policy_unusable` where an entry point cannot be loaded.
     """
-    failure: BaseException | None = None
     async with AsyncExitStack() as stack:
         local = any(not isinstance(one, EndpointSettings) for one in settings)
         processes = await stack.enter_async_context(open_processes()) if local else None
-        async with trio.open_nursery() as nursery:
-            try:
-                policies = [await _open(one, processes, nursery, stack) for one in settings]
-                yield tuple(
-                    PolicyGate(policy, one.describe(), budget=one.budget, max_concurrent=one.max_concurrent)
-                    for one, policy in zip(settings, policies, strict=True)
-                )
-            except BaseException as error:
-                # Raised again below, outside of the nursery, which would wrap it in a group.
-                failure = error
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        async with open_background() as nursery:
+            policies = [await _open(one, processes, nursery, stack) for one in settings]
+            yield tuple(
+                PolicyGate(policy, one.describe(), budget=one.budget, max_concurrent=one.max_concurrent)
+                for one, policy in zip(settings, policies, strict=True)
+            )
 
 
 async def _open(

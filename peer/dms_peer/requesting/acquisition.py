@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Final, TypeAlias
 
@@ -27,6 +28,7 @@ import trio
 from msgspec.structs import replace
 
 from dms_protocols.messages.bid import EnsembleRequest
+from dms_resources.tasks import open_background
 
 from .assignment import Assignment, AssignmentRules, Option, assign, assign_in_turns
 from .bids import PeerAnswer, ReceivedBid
@@ -169,10 +171,8 @@ class Acquisition:
 
         self._progress.at_stage("searching")
         with trio.move_on_after(seconds) as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(settle, scope)
+            async with open_background(partial(settle, scope)):
                 await search.run()
-                nursery.cancel_scope.cancel()
 
     # Choosing
 

@@ -21,9 +21,9 @@ from dms_protocols.messages.bid import EnsembleRequest, NodeRequest, Refusal
 from dms_resources.components import FreeResources
 from dms_resources.demands import CPUShortage, DiskShortage, RAMShortage
 from dms_resources.estimates import would_fit
+from dms_resources.tasks import open_background
 
 from .assignment import AssignmentRules
-from .background import open_background
 from .bids import PeerAnswer, ReceivedBid
 from .context import RequesterContext
 from .network import Candidate

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from dms_protocols.messages.bid import Bid, EnsembleRequest, Refusal
 from dms_resources.components import FreeResources
 from dms_resources.estimates import would_fit
+from dms_resources.tasks import open_background
 
-from .background import open_background
 from .context import RequesterContext
 from .network import Candidate
 from .peers import CallError, PeerRef

@@ -23,6 +23,7 @@ import trio
 
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_resources.ledger.leases import Lease
+from dms_resources.tasks import open_background
 
 from .acquisition import Acquisition
 from .assignment import AssignmentRules
@@ -137,35 +138,29 @@ async def open_reservation(
 ) -> AsyncIterator[Reservation]:
     """Takes the ensemble while the block runs. Raises ReservationError, or ReservationLostError out of the block."""
     holdings = Holdings(context.calls, context.limits, ttl, context.rng)
-    failure: BaseException | None = None
     reservation: Reservation | None = None
+    done = False
     try:
-        async with trio.open_nursery() as nursery:
-            try:
-                block = trio.CancelScope()
-                acquisition = Acquisition(
-                    context, ensemble, holdings, nursery, strategy=strategy, rules=rules, want=want, ttl=ttl, wait=wait,
-                    progress=progress,
-                )  # fmt: skip
-                by_node = await acquisition.run()
-                in_order = {node.node_id: by_node[node.node_id] for node in ensemble.request}
-                reservation = Reservation(holdings, in_order, progress, block)
-                acquisition.tell_losses(partial(_lose, reservation))
-                progress.at_stage("reserved")
-                with block:
-                    yield reservation
-            except BaseException as error:
-                # Raised below: the nursery would wrap it in a group.
-                failure = error
-            nursery.cancel_scope.cancel()
+        async with open_background() as nursery:
+            block = trio.CancelScope()
+            acquisition = Acquisition(
+                context, ensemble, holdings, nursery, strategy=strategy, rules=rules, want=want, ttl=ttl, wait=wait,
+                progress=progress,
+            )  # fmt: skip
+            by_node = await acquisition.run()
+            in_order = {node.node_id: by_node[node.node_id] for node in ensemble.request}
+            reservation = Reservation(holdings, in_order, progress, block)
+            acquisition.tell_losses(partial(_lose, reservation))
+            progress.at_stage("reserved")
+            with block:
+                yield reservation
+            done = True
     finally:
         kept: list[Holding] = []
-        if keep and failure is None and reservation is not None and not reservation.lost.is_set():
+        if keep and done and reservation is not None and not reservation.lost.is_set():
             kept = reservation.holdings
         _report(await holdings.release_all(but=kept))
-    if failure is not None:
-        raise failure
-    if reservation is not None and reservation.lost.is_set():
+    if reservation.lost.is_set():
         raise ReservationLostError(
             f"the reservation is lost: {reservation.why_lost}", hint="reserve again", node_ids=reservation.lost_nodes
         )

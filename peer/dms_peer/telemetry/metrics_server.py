@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import h11
@@ -21,6 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from dms_host.errors import ListenError
+from dms_resources.tasks import open_background
 
 __all__ = ["serve_metrics"]
 
@@ -66,10 +68,8 @@ async def serve_metrics(collector: Collector, host: str, port: int) -> AsyncIter
             limiter.release()
             await trio.aclose_forcefully(stream)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, answer, listeners)
+    async with open_background(partial(trio.serve_listeners, answer, listeners)):
         yield int(listeners[0].socket.getsockname()[1])
-        nursery.cancel_scope.cancel()
 
 
 async def _answer(stream: trio.SocketStream, registry: CollectorRegistry) -> None:

@@ -19,6 +19,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import trio
 
+from dms_resources.tasks import open_background
+
 from ..errors import ConnectionLostError, DeadlineExceededError, FrameError, ProtocolError
 from ..wire.cbor import decode_map
 from ..wire.conversion import from_map, to_bytes
@@ -276,24 +278,15 @@ async def open_client(
     """Ask over `stream` while the block runs; the stream is closed at its end, and calls that still wait are lost."""
     limits = limits or ClientLimits()
     client = Client(stream, limits)
-    failure: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.read)
-            nursery.start_soon(client.write)
+        async with open_background(client.read, client.write):
             try:
                 yield client
-            except Exception as error:
-                # Raised behind the nursery, which would wrap it in a group.
-                failure = error
             finally:
                 client.lose("the client was closed")
-                nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(deadline=trio.current_time() + limits.close_deadline, shield=True):
             await stream.aclose()
-    if failure is not None:
-        raise failure
 
 
 def _fields(request: msgspec.Struct, token: bytes | None) -> Encoded:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
 
 from ..errors import StorageError
+from ..tasks import Worker
 from .book import Book, Change
 from .metrics import LedgerMetrics
 from .storage import Contents
 
-__all__ = ["Batch", "Journal", "Storage", "Worker", "new_worker"]
+__all__ = ["Batch", "Journal", "Storage"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +32,6 @@ class Storage(Protocol):
 
     def reopen(self) -> Contents:
         """Reads what is there after an error. Raises `StorageError`."""
-
-
-class Worker(Protocol):
-    """Runs a blocking call to its end without blocking the event loop, as `trio.to_thread.run_sync` does."""
-
-    def __call__(self, call: Callable[[], None], /) -> Awaitable[None]: ...
 
 
 class Batch:
@@ -149,14 +144,3 @@ def _finished() -> Batch:
     batch = Batch()
     batch.done.set()
     return batch
-
-
-def new_worker() -> Worker:
-    """A worker with threads of its own, which nobody else of this process can use up."""
-    # One for the ledger's disk, one for what an audit asks of the operating system.
-    limiter = trio.CapacityLimiter(2)
-
-    async def work(call: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(call, limiter=limiter)
-
-    return work

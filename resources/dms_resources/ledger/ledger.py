@@ -16,12 +16,13 @@ import trio
 from ..components import MachineResources
 from ..demands import Demand, Shortage
 from ..errors import ResourcesError, StorageError
+from ..tasks import Worker
 from . import decisions
 from .book import Book, Change, Record
 from .clock import Clock, due_after_restart
 from .decisions import Moment
 from .history import HistoryEntry
-from .journal import Journal, Worker
+from .journal import Journal
 from .ledger_file import damaged_error
 from .storage import Contents, SQLiteStorage, StoredLease
 from .windows import ALWAYS_OPEN, Opening, Window, opening_at

@@ -24,7 +24,7 @@ from .hardware.roots import HOST, Roots
 from .sampling import JobUsage, Sampler, UsageSample
 
 if TYPE_CHECKING:
-    from ..ledger.journal import Worker
+    from ..tasks import Worker
 
 __all__ = ["JobUsage", "UsageMonitor", "UsageSample"]
 

@@ -29,8 +29,8 @@ from dms_resources.components import (
 )
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
 from dms_resources.ledger.clock import Clock
-from dms_resources.ledger.journal import Worker
 from dms_resources.manager import ResourceManager, open_manager
+from dms_resources.tasks import Worker
 from dms_resources.units import GIB, Cores
 
 from .scheduling import VirtualClock

@@ -23,8 +23,8 @@ from dms_protocols.messages.adverts import MAX_ADDRS
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.messages.broadcast import LONGEST_BROADCAST, BroadcastRequest
 from dms_protocols.wire.conversion import to_map
+from dms_resources.tasks import open_background
 
-from ...requesting.background import open_background
 from ...requesting.network import BroadcastBids
 
 __all__ = ["BROADCASTS_TOPIC", "GossipBroadcast"]

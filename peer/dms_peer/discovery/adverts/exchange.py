@@ -24,8 +24,8 @@ from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.messages.peers import MAX_ADVERTS
 from dms_protocols.protocol_ids import PEERS_PROTOCOL
 from dms_resources.demands import Demand
+from dms_resources.tasks import open_background
 
-from ...requesting.background import open_background
 from ...requesting.network import Candidate, PeerNetwork
 from .source import advert_candidate
 

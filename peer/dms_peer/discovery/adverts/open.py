@@ -25,9 +25,9 @@ from dms_protocols.rpc.operations import Caller, Operations
 from dms_protocols.rpc.service import refuse_stream, serve_stream
 from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.manager import ResourceManager
+from dms_resources.tasks import open_background
 
 from ...connections import ConnectionPool
-from ...requesting.background import open_background
 from ...requesting.network import Broadcast, CandidateSource
 from ...serving import peer_operations
 from ...signing import EnvelopeChecker, IdentitySigner

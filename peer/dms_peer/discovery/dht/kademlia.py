@@ -30,9 +30,9 @@ from dms_host.logs import RateLimiter, log_limited
 from dms_protocols.adverts.classes import CapabilityClass, classes_to_look_up
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
+from dms_resources.tasks import open_background
 
 from ...connections import ConnectionPool
-from ...requesting.background import open_background
 from ...requesting.network import Candidate
 from .host_view import text_addresses
 from .lookup import WIDTH, Walk, closest_to, peers_in
@@ -263,21 +263,12 @@ async def open_kademlia(
     Whatever goes wrong in its tasks ends in a line in the log, and they begin again.
     """
     dht = Kademlia(host, connections, addrs, server=server)
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_again_and_again, dht.keep_up)
-        nursery.start_soon(_again_and_again, dht.check_suspects)
-        try:
-            async with AsyncExitStack() as stack:
-                if server:
-                    await stack.enter_async_context(attach_protocols(host, {KADEMLIA_PROTOCOL: dht.serve}))
-                yield dht
-        except Exception as error:
-            # Raised again behind the nursery, which would wrap it in a group.
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with AsyncExitStack() as stack:
+        tasks = (dht.keep_up, dht.check_suspects)
+        await stack.enter_async_context(open_background(*(partial(_again_and_again, task) for task in tasks)))
+        if server:
+            await stack.enter_async_context(attach_protocols(host, {KADEMLIA_PROTOCOL: dht.serve}))
+        yield dht
 
 
 async def _nothing(answer: Message) -> None:

@@ -22,6 +22,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.tools.anyio_service import background_trio_service
 
 from dms_host.logs import RateLimiter, log_limited
+from dms_resources.tasks import open_background
 
 from .limits import GossipLimits
 from .peer_scores import PeerScores
@@ -204,15 +205,6 @@ async def open_gossip(host: IHost, limits: GossipLimits | None = None) -> AsyncI
     comes out as it is.
     """
     gossip = Gossip(host, limits or GossipLimits())
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(gossip.keep)
-        try:
-            await gossip.wait_running()
-            yield gossip
-        except Exception as error:
-            # Raised behind the nursery, which would wrap it in a group.
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with open_background(gossip.keep):
+        await gossip.wait_running()
+        yield gossip
