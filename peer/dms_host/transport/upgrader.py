@@ -1,10 +1,10 @@
-"""What a raw connection must become: Noise or TLS, and Yamux, and nothing else.
+"""Turn a raw connection into a secured, multiplexed one: Noise, then Yamux, and nothing else.
 
 What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer is whoever it says, and secio; Mplex, where one
 frame can end the host and one slow stream stops all others; and `MuxerMultistream.new_conn` builds the library's own
 Yamux whatever class is configured. Who a peer is decides nothing.
-Measure: `hardened_upgrader` offers Noise and our TLS (see `tls.py`), in this order, and BoundedYamux alone; it lets go
-of a peer that is not allowed as soon as it is proved who that is, before it gets a byte of anything else.
+Measure: `hardened_upgrader` offers Noise and BoundedYamux alone. It closes the connection of a peer that is not allowed
+as soon as the handshake has proved the peer's id, before any byte of a protocol is read.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
 
-from libp2p.abc import IMuxedConn, IRawConnection, ISecureConn, ISecureTransport
+from libp2p.abc import IMuxedConn, IRawConnection, ISecureConn
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
-from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -31,33 +29,21 @@ from ..keys.rsa_keys import bound_rsa_keys
 from ..limits import HostLimits
 from ..yamux.connection import BoundedYamux
 from .multistream import BoundedSelector
-from .tls import TLS, TLSTransport
 
 __all__ = ["hardened_upgrader"]
 
 # The first thing that a stranger sends is a key.
 bound_rsa_keys()
 
-# What is offered, as the dialing side in this order.
-OFFERED: tuple[TProtocol, ...] = (NOISE, TLS)
 
-
-class _NoiseOrTLS(SecurityMultistream):
-    """Chooses a security protocol, or none."""
+class _NoiseOnly(SecurityMultistream):
+    """Negotiates Noise or fails."""
 
     def __init__(self, key_pair: KeyPair, limits: HostLimits) -> None:
         super().__init__({})
         self._selector = BoundedSelector(limits)
-        for protocol in OFFERED:
-            self.add_transport(protocol, _SECURITY[protocol](key_pair))
-
-
-def _noise(key_pair: KeyPair) -> ISecureTransport:
-    # Noise wants a key of its own, for Diffie-Hellman; it is signed with the peer's key in the handshake.
-    return NoiseTransport(key_pair, create_noise_key_pair().private_key)
-
-
-_SECURITY: Final[dict[TProtocol, Callable[[KeyPair], ISecureTransport]]] = {NOISE: _noise, TLS: TLSTransport}
+        # Noise needs a Diffie-Hellman key of its own; the handshake signs it with the peer's key.
+        self.add_transport(NOISE, NoiseTransport(key_pair, create_noise_key_pair().private_key))
 
 
 class _YamuxOnly(MuxerMultistream):
@@ -112,6 +98,6 @@ def hardened_upgrader(
     """
     limits_hit = Counter() if limits_hit is None else limits_hit
     upgrader = _GatedUpgrader(allows_peer, limits_hit)
-    upgrader.security_multistream = _NoiseOrTLS(key_pair, limits)
+    upgrader.security_multistream = _NoiseOnly(key_pair, limits)
     upgrader.muxer_multistream = _YamuxOnly(limits, limits_hit)
     return upgrader

@@ -1,8 +1,8 @@
 // A client and a provider of the DMS's resource and bid protocols on go-libp2p, to show that the wire is nobody's own.
 //
-//	interop [-tls] [-first] [-psk FILE] client MULTIADDR   asks a peer all that there is to ask, and prints one JSON
+//	interop [-first] [-psk FILE] client MULTIADDR   asks a peer all that there is to ask, and prints one JSON
 //	                                                       object
-//	interop [-tls] [-first] [-psk FILE] provider           offers an imagined machine on loopback until its standard
+//	interop [-first] [-psk FILE] provider           offers an imagined machine on loopback until its standard
 //	                                                       input ends
 //	interop relay                                          connects others until its standard input ends
 //	interop hidden MULTIADDR                               is reached through the relay there and nowhere else
@@ -10,8 +10,8 @@
 //	interop load                                           asks many things of a peer for the benchmarks, as each line
 //	                                                       of its standard input says
 //
-// With -tls it secures with TLS instead of Noise, with -first it knows only the first version of each protocol, with -psk
-// it is in the private network of which the file has the key.
+// With -first it knows only the first version of each protocol, with -psk it is in the private network of which the file
+// has the key.
 package main
 
 import (
@@ -30,25 +30,19 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
-	tls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 )
 
 // choices is what this program offers.
 var choices = struct {
-	security    libp2p.Option
 	bidVersions []protocol.ID
 	psk         pnet.PSK
-}{libp2p.Security(noise.ID, noise.New), []protocol.ID{newerBidProtocol, bidProtocol}, nil}
+}{[]protocol.ID{newerBidProtocol, bidProtocol}, nil}
 
 func main() {
-	withTLS := flag.Bool("tls", false, "secure with TLS instead of Noise")
 	firstVersions := flag.Bool("first", false, "know only the first version of each protocol")
 	pskFile := flag.String("psk", "", "the key file of a private network")
 	flag.Parse()
-	if *withTLS {
-		choices.security = libp2p.Security(tls.ID, tls.New)
-	}
 	if *firstVersions {
 		choices.bidVersions = []protocol.ID{bidProtocol}
 	}
@@ -90,15 +84,15 @@ func run(arguments []string) error {
 	case len(arguments) == 1 && arguments[0] == "load":
 		return runLoad()
 	}
-	return fmt.Errorf("usage: [-tls] [-first] [-psk FILE] client MULTIADDR | provider | relay | hidden MULTIADDR | vectors FILE | load")
+	return fmt.Errorf("usage: [-first] [-psk FILE] client MULTIADDR | provider | relay | hidden MULTIADDR | vectors FILE | load")
 }
 
-// openHost makes a host that speaks TCP, Noise or TLS, and Yamux and nothing else, without bounds: the benchmarks open more
+// openHost makes a host that speaks TCP, Noise and Yamux and nothing else, without bounds: the benchmarks open more
 // connections than the defaults allow.
 func openHost(listen ...string) (host.Host, error) {
 	return libp2p.New(
 		libp2p.Transport(tcp.NewTCPTransport),
-		choices.security,
+		libp2p.Security(noise.ID, noise.New),
 		libp2p.PrivateNetwork(choices.psk),
 		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
 		libp2p.ListenAddrStrings(listen...),

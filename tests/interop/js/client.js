@@ -11,8 +11,8 @@ import {
 const IN_FLIGHT = 64
 const LIMIT = 60_000
 
-export const runClient = async ({ tls, first }, address) => {
-  const { host } = await openHost(tls)
+export const runClient = async ({ first }, address) => {
+  const { host } = await openHost()
   try {
     const connection = await host.dial(multiaddr(address), { signal: AbortSignal.timeout(LIMIT) })
     printLine(await ask(host.peerId.toString(), connection, first ? [BID] : [NEWER_BID, BID]))

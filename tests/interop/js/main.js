@@ -1,11 +1,11 @@
 // A client and a provider of the DMS's resource and bid protocols on js-libp2p, to show that the wire is nobody's own.
 //
-//   node main.js [--tls] [--first] client MULTIADDR   asks a peer all that there is to ask, and prints one JSON object
-//   node main.js [--tls] [--first] provider           offers an imagined machine on loopback until its standard input
+//   node main.js [--first] client MULTIADDR   asks a peer all that there is to ask, and prints one JSON object
+//   node main.js [--first] provider           offers an imagined machine on loopback until its standard input
 //                                                     ends
 //   node main.js vectors FILE                         decodes the test vectors of the wire
 //
-// With --tls it secures with TLS instead of Noise, with --first it knows only the first version of each protocol.
+// With --first it knows only the first version of each protocol.
 import './with-resolvers.js'
 import { parseArgs } from 'node:util'
 
@@ -15,10 +15,10 @@ const commands = {
   vectors: async (_, file) => (await import('./vectors.js')).checkVectors(file)
 }
 
-const options = { tls: { type: 'boolean', default: false }, first: { type: 'boolean', default: false } }
+const options = { first: { type: 'boolean', default: false } }
 const { values: choices, positionals: [name, argument] } = parseArgs({ options, allowPositionals: true })
 if (!Object.hasOwn(commands, name ?? '')) {
-  console.error('usage: [--tls] [--first] client MULTIADDR | provider | vectors FILE')
+  console.error('usage: [--first] client MULTIADDR | provider | vectors FILE')
   process.exit(1)
 }
 try {

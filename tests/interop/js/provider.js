@@ -9,8 +9,8 @@ import {
 // What this stub offers.
 const MACHINE = { cpu: { cores: 4 }, ram: { size: 16 * GIB }, disk: { size: 100 * GIB } }
 
-export const runProvider = async ({ tls, first }) => {
-  const { host, privateKey } = await openHost(tls, '/ip4/127.0.0.1/tcp/0')
+export const runProvider = async ({ first }) => {
+  const { host, privateKey } = await openHost('/ip4/127.0.0.1/tcp/0')
   const provider = new Provider(host.peerId.toString(), privateKey)
   await host.handle(RESOURCES, serve({ free: () => provider.freeResources() }))
   // What the digest is taken over: in 1.0.0 a float stays a float.

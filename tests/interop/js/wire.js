@@ -8,7 +8,6 @@ import { identify } from '@libp2p/identify'
 import { peerIdFromPublicKey } from '@libp2p/peer-id'
 import { RecordEnvelope } from '@libp2p/peer-record'
 import { tcp } from '@libp2p/tcp'
-import { tls } from '@libp2p/tls'
 import * as cborg from 'cborg'
 import { createLibp2p } from 'libp2p'
 import { Bid } from './messages.js'
@@ -99,14 +98,14 @@ export const openBid = async (raw) => {
 
 // Hosts
 
-/** A host that speaks TCP, Noise or TLS, and Yamux and nothing else, and its key. */
-export const openHost = async (withTLS, ...listen) => {
+/** A host that speaks TCP, Noise and Yamux and nothing else, and its key. */
+export const openHost = async (...listen) => {
   const privateKey = await generateKeyPair('Ed25519')
   const host = await createLibp2p({
     privateKey,
     addresses: { listen },
     transports: [tcp()],
-    connectionEncrypters: [withTLS ? tls() : noise()],
+    connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
     // Five a second and 300 in all, unless said otherwise: every command of dms-peer is a connection, and the benchmarks
     // open a thousand.
