@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from dms_resources.components import FreeResources
+from dms_resources.private_files import write_private
 from dms_resources.units import decode_value, encode_value
 
 __all__ = ["FORGET_AFTER", "KnownPeer", "PeersFile", "merge_peers"]
@@ -99,7 +100,9 @@ class PeersFile:
         """Writes the table together with what others wrote, and returns that. Raises OSError; then nothing changed."""
         with self._locked():
             merged = merge_peers(peers.values(), self._read(), most=self._most, now=time.time())
-            self._write(msgspec.json.encode(_Contents(_VERSION, tuple(merged.values())), enc_hook=encode_value))
+            write_private(
+                self._path, msgspec.json.encode(_Contents(_VERSION, tuple(merged.values())), enc_hook=encode_value)
+            )
             return merged
 
     @contextmanager
@@ -132,18 +135,3 @@ class PeersFile:
         self._path.replace(aside)
         reason = " ".join(str(error).split())[:200]
         _log.warning("the known peers in %s cannot be read (%s): put aside as %s", self._path, reason, aside.name)
-
-    def _write(self, content: bytes) -> None:
-        draft = self._path.with_name(f".{self._path.name}.draft")
-        # Of a writer that was killed.
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(descriptor)
-            draft.replace(self._path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise

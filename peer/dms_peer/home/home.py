@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from dms_resources.private_files import write_private
+
 from ..errors import PeerError
 
 if TYPE_CHECKING:
@@ -115,9 +117,7 @@ class Home(Struct, frozen=True):
         if choice == MEASURED:
             self.machine_path.unlink(missing_ok=True)
         elif choice is not None:
-            draft = self.machine_path.with_suffix(".draft")
-            write_machine_file(draft, machine)
-            draft.replace(self.machine_path)
+            write_machine_file(self.machine_path, machine)
 
     def listen_addresses(self) -> list[str]:
         """Where the peer listened last time; none when nothing is remembered. Blocks on disk."""
@@ -128,7 +128,7 @@ class Home(Struct, frozen=True):
 
     def remember_listen_addresses(self, addresses: list[str]) -> None:
         """Keeps the addresses for the next start. Blocks on disk."""
-        self.listen_path.write_text("\n".join(addresses) + "\n", encoding="utf-8")
+        write_private(self.listen_path, ("\n".join(addresses) + "\n").encode())
 
 
 def home_at(path: str | Path | None) -> Home:

@@ -8,7 +8,6 @@ Rules:
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import trio
 
 from dms_protocols.errors import ProtocolError
 from dms_protocols.rpc.operations import Caller, Operations
+from dms_resources.private_files import write_private
 
 from ..errors import PeerError
 from .messages import Revocation, RevocationsAnswer, RevocationsRequest, RevokeAnswer, RevokeRequest
@@ -111,19 +111,8 @@ def _read(path: Path) -> dict[str, Revocation]:
 
 def _write(path: Path, revocations: tuple[Revocation, ...]) -> None:
     text = "".join(f"{one.id} {one.at} {one.reason}".rstrip() + "\n" for one in revocations)
-    draft = path.with_name(f"{path.name}.draft")
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_private(path, text.encode())
     except OSError as error:
         raise _bad(path, f"cannot be written: {error.strerror}") from error
 

@@ -14,6 +14,7 @@ import msgspec
 
 from ..components import CPU, GPU, RAM, Disk, GPUVendor, MachineResources, NetworkInfo
 from ..errors import AmountError, MachineFileError
+from ..private_files import write_private
 from ..units import decode_value, encode_value, parse_size
 
 __all__ = ["machine_document", "parse_machine", "read_machine_file", "write_machine_file"]
@@ -59,9 +60,9 @@ def machine_document(machine: MachineResources) -> dict[str, Any]:
 
 
 def write_machine_file(path: Path, machine: MachineResources) -> None:
-    """Writes a machine's description in the form that `read_machine_file` reads. Raises `OSError`."""
+    """Write a machine's description, whole or not at all, as `read_machine_file` reads it. Raises `OSError`."""
     text = msgspec.json.format(msgspec.json.encode(machine_document(machine)), indent=2)
-    path.write_bytes(text + b"\n")
+    write_private(path, text + b"\n")
 
 
 class _Description:

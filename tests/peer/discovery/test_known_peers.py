@@ -250,7 +250,7 @@ async def test_a_write_that_fails_leaves_the_file_as_it_was(
     def no_room(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dms_peer.discovery.peers_file.os.fsync", no_room)
+    monkeypatch.setattr("dms_resources.private_files.os.fsync", no_room)
     async with open_known_peers(path) as peers:
         peers.seen("q", [])
     assert path.read_bytes() == before
