@@ -5,29 +5,34 @@ from __future__ import annotations
 import logging
 import time
 
+from .token_bucket import TokenBucket
+
 __all__ = ["LimitedLog"]
 
 
 class LimitedLog:
-    """Passes at most `lines` lines per `period` seconds on to a logger and counts what it held back."""
+    """Passes on at most `lines` lines at once, and on average `lines` per `period` seconds; counts the others.
+
+    The next line that passes is preceded by one that says how many were held back.
+    """
 
     def __init__(self, logger: logging.Logger, *, lines: int = 20, period: float = 60.0) -> None:
         self._logger = logger
-        self._lines = lines
-        self._period = period
-        self._since = -period
-        self._passed = 0
+        self._lines = TokenBucket(lines / period, lines, 0.0)
         self._held_back = 0
 
     def error(self, message: str, *values: object, now: float | None = None) -> None:
         """Log one line at level ERROR; `now` (seconds, monotonic) is for tests."""
-        moment = time.monotonic() if now is None else now
-        if moment - self._since >= self._period:
-            if self._held_back:
-                self._logger.error("%d more lines were held back", self._held_back)
-            self._since, self._passed, self._held_back = moment, 0, 0
-        if self._passed >= self._lines:
+        self.log(logging.ERROR, message, *values, now=now)
+
+    def log(self, level: int, message: str, *values: object, now: float | None = None) -> None:
+        """Log one line at `level`; `now` (seconds, monotonic) is for tests."""
+        if not self._logger.isEnabledFor(level):
+            return
+        if not self._lines.take(time.monotonic() if now is None else now):
             self._held_back += 1
             return
-        self._passed += 1
-        self._logger.error(message, *values)
+        if self._held_back:
+            self._logger.log(level, "%d more lines were held back", self._held_back)
+            self._held_back = 0
+        self._logger.log(level, message, *values)

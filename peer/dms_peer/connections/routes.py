@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import trio
 
 from dms_host import PeerAddress, parse_peer_address
 from dms_host.errors import AddressError, DialError
+from dms_resources.bounded_dict import BoundedDict
 
 from .limits import ConnectionLimits
 
@@ -32,7 +32,7 @@ class Routes:
     def __init__(self, limits: ConnectionLimits, chance: random.Random) -> None:
         self._limits = limits
         self._chance = chance
-        self._routes: OrderedDict[str, _Route] = OrderedDict()
+        self._routes: BoundedDict[str, _Route] = BoundedDict(limits.peers)
 
     def __len__(self) -> int:
         return len(self._routes)
@@ -91,11 +91,7 @@ class Routes:
         route.failure = failure
 
     def _route(self, peer_id: str) -> _Route:
-        route = self._routes.setdefault(peer_id, _Route())
-        self._routes.move_to_end(peer_id)
-        while len(self._routes) > self._limits.peers:
-            self._routes.popitem(last=False)
-        return route
+        return self._routes.recent(peer_id) or self._routes.setdefault(peer_id, _Route())
 
     def _backing_off(self, peer_id: str, route: _Route, wait: float) -> DialError:
         why = route.failure.message if route.failure is not None else "it was not reached"

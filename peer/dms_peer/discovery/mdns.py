@@ -13,7 +13,7 @@ import random
 import socket
 import string
 import traceback
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ import trio
 from dms_host.addresses import PeerAddress, parse_peer_address
 from dms_host.errors import AddressError
 from dms_protocols.messages.bid import EnsembleRequest
+from dms_resources.bounded_dict import BoundedDict
 from dms_resources.tasks import open_background
 
 from ..requesting.network import Candidate
@@ -79,7 +80,7 @@ class MDNSPeers:
         self._own_id = own_id
         self._opened_at = opened_at
         self._deaf = False
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: BoundedDict[str, _Entry] = BoundedDict(_MOST_PEERS)
         self._changed = trio.Event()
 
     def peers(self) -> dict[str, tuple[str, ...]]:
@@ -143,8 +144,6 @@ class MDNSPeers:
             return
         addrs = tuple(address.text for address in found)
         self._entries[record.name] = _Entry(record.text, peers.pop(), addrs, expires)
-        if len(self._entries) > _MOST_PEERS:
-            self._entries.popitem(last=False)
         self._wake()
 
     def _wake(self) -> None:

@@ -20,8 +20,8 @@ from libp2p.peer.id import ID
 
 from dms_host import parse_peer_address
 from dms_host.errors import DialError
-from dms_host.logs import RateLimiter, log_limited
 from dms_host.swarm.connection_events import ConnectionEvents, watching
+from dms_protocols.logs import LimitedLog
 from dms_protocols.protocol_ids import PEERS_PROTOCOL, RESOURCES_PROTOCOL
 
 from ..connections import ConnectionPool
@@ -31,7 +31,7 @@ from .known_peers import KnownPeers
 __all__ = ["Peering", "bootstrap_peers"]
 
 _log = logging.getLogger(__name__)
-_limiter: Final = RateLimiter()
+_limited_log: Final = LimitedLog(_log)
 
 _ENOUGH: Final = 4
 _RECENT: Final = 8
@@ -179,11 +179,11 @@ class Peering:
         """Says so once, and again when the reason is another one."""
         if peer_id in self._bootstrap and self._missing.get(peer_id) != error.code:
             self._missing[peer_id] = error.code
-            log_limited(_log, _limiter, logging.WARNING, "a bootstrap peer is not there: %s", error)
+            _limited_log.log(logging.WARNING, "a bootstrap peer is not there: %s", error)
 
     def _is_there(self, peer_id: str) -> None:
         if self._missing.pop(peer_id, None) is not None:
-            log_limited(_log, _limiter, logging.INFO, "a bootstrap peer is there again: %s", peer_id)
+            _limited_log.log(logging.INFO, "a bootstrap peer is there again: %s", peer_id)
 
     # Keeping connections
 

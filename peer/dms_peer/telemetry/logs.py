@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections import OrderedDict
+import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from dms_host.logs import RateLimiter
+from dms_protocols.token_bucket import TokenBucket
+from dms_resources.bounded_dict import BoundedDict
 
 from ..text import printable
 
@@ -59,6 +61,14 @@ def _quoted(value: object) -> str:
     return text if text and _PLAIN.issuperset(text) else json.dumps(text)
 
 
+@dataclass(slots=True)
+class _PeerLines:
+    """The lines that one peer may cause, and how many were left out since the last one."""
+
+    bucket: TokenBucket
+    left_out: int = 0
+
+
 class PeerLimit(logging.Filter):
     """Lets each peer cause `burst` lines at once and `per_second` on average; the field `peer` says who it was.
 
@@ -70,28 +80,23 @@ class PeerLimit(logging.Filter):
         super().__init__()
         self._burst = burst
         self._per_second = per_second
-        self._peers: OrderedDict[str, RateLimiter] = OrderedDict()
-        self._everybody = RateLimiter(burst=int(10 * total_per_second), per_second=total_per_second)
+        self._peers: BoundedDict[str, _PeerLines] = BoundedDict(_MOST_PEERS)
+        self._everybody = TokenBucket(total_per_second, 10 * total_per_second, time.monotonic())
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is written; it is told how many of its peer's were not."""
         peer = getattr(record, "fields", {}).get("peer")
         if peer is None:
             return True
-        limiter = self._limiter(str(peer))
-        if not limiter.admit() or not self._everybody.admit():
+        now = time.monotonic()
+        lines = self._peers.recent(str(peer))
+        if lines is None:
+            lines = self._peers[str(peer)] = _PeerLines(TokenBucket(self._per_second, self._burst, now))
+        if not lines.bucket.take(now) or not self._everybody.take(now):
+            lines.left_out += 1
             return False
-        record.left_out, limiter.swallowed = limiter.swallowed, 0
+        record.left_out, lines.left_out = lines.left_out, 0
         return True
-
-    def _limiter(self, peer: str) -> RateLimiter:
-        limiter = self._peers.get(peer)
-        if limiter is None:
-            limiter = self._peers[peer] = RateLimiter(self._burst, self._per_second)
-            if len(self._peers) > _MOST_PEERS:
-                self._peers.popitem(last=False)
-        self._peers.move_to_end(peer)
-        return limiter
 
 
 def write_logs(level: str = "warning", *, as_json: bool = False) -> None:

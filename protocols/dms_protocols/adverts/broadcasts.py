@@ -5,9 +5,10 @@ The bids on one have the digest of `/dms/bid/1.1.0`, whatever version somebody s
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
+
+from dms_resources.bounded_dict import BoundedDict
 
 from ..bidding.signing import EnvelopeOpener, Signer
 from ..bidding.versions import BID_1_1
@@ -78,19 +79,15 @@ class SeenBroadcasts:
     """Which requests were seen, until their deadlines; the oldest of `most` is forgotten for a newer one."""
 
     def __init__(self, most: int = 8192) -> None:
-        self._most = most
-        self._seen: OrderedDict[tuple[str, str, int], float] = OrderedDict()
+        self._seen: BoundedDict[tuple[str, str, int], float] = BoundedDict(most)
 
     def __len__(self) -> int:
         return len(self._seen)
 
     def add(self, broadcast: OpenedBroadcast, *, now: float) -> bool:
         """Remember a request; whether it was new."""
-        while self._seen and next(iter(self._seen.values())) < now:
-            self._seen.popitem(last=False)
+        self._seen.drop_oldest_while(lambda deadline: deadline < now)
         if broadcast.key in self._seen:
             return False
-        if len(self._seen) >= self._most:
-            self._seen.popitem(last=False)
         self._seen[broadcast.key] = broadcast.ensemble.deadline
         return True

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import Final
 
 import trio
 from msgspec.structs import replace
+
+from dms_resources.bounded_dict import BoundedDict
 
 from ..logs import LimitedLog
 from ..wire.conversion import sealed_bytes
@@ -40,7 +42,7 @@ class PolicyGate:
         self._budget = budget
         self._most = max_concurrent
         self._under_way: Counter[str] = Counter()
-        self._known: OrderedDict[bytes, tuple[float, Decisions]] = OrderedDict()
+        self._known: BoundedDict[bytes, tuple[float, Decisions]] = BoundedDict(_MOST_DECISIONS)
 
     async def decide(self, request: PolicyRequest) -> Decisions:
         """What the policy decides, decided before, or a refusal in its place. Raises nothing but cancellation."""
@@ -82,8 +84,6 @@ class PolicyGate:
         self._known.pop(key, None)
         if answer.max_age > 0:
             self._known[key] = (trio.current_time() + min(answer.max_age, _LONGEST_AGE), answer)
-            if len(self._known) > _MOST_DECISIONS:
-                self._known.popitem(last=False)
         return answer
 
 

@@ -20,14 +20,16 @@ from __future__ import annotations
 
 import time
 import types
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import trio
 
+from dms_resources.bounded_dict import BoundedDict
+
 from ..errors import BusyError
+from ..token_bucket import TokenBucket
 from .limits import Share, Shares
 
 __all__ = ["LOW_WATER", "PeerShare", "SharesInUse"]
@@ -47,57 +49,16 @@ _MOST_SAT_OUT = 1_000
 Result = TypeVar("Result")
 
 
-class _Bucket:
-    """Tokens that come at a rate and gather up to a burst."""
-
-    __slots__ = ("_at", "_burst", "_level", "_rate")
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._level = burst
-        self._at = trio.current_time()
-
-    def take(self, now: float) -> float:
-        """Takes a token; returns 0, or the seconds until there is one."""
-        if self._level < 1:
-            # Only when it is empty: what gathers meanwhile is found then.
-            self._fill(now)
-            if self._level < 1:
-                return (1 - self._level) / self._rate
-        self._level -= 1
-        return 0.0
-
-    def take_many(self, count: int, now: float) -> bool:
-        """Takes so many tokens, or none when there are not as many."""
-        self._fill(now)
-        if self._level < count:
-            return False
-        self._level -= count
-        return True
-
-    def give_back(self, count: int) -> None:
-        """Puts tokens back that were taken for nothing."""
-        self._level = min(self._burst, self._level + count)
-
-    def full_at(self) -> float:
-        """When it will be full again, if nothing is taken."""
-        return self._at + (self._burst - self._level) / self._rate
-
-    def _fill(self, now: float) -> None:
-        self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)
-        self._at = now
-
-
 class _Used:
     """What is used of one share."""
 
     __slots__ = ("bids", "bytes", "most_bytes", "operations", "requests", "share", "streams")
 
     def __init__(self, share: Share) -> None:
+        now = trio.current_time()
         self.share = share
-        self.requests = _Bucket(share.requests, share.requests_burst)
-        self.bids = _Bucket(share.bids, share.bids_burst)
+        self.requests = TokenBucket(share.requests, share.requests_burst, now)
+        self.bids = TokenBucket(share.bids, share.bids_burst, now)
         self.bytes = 0
         self.most_bytes = share.bytes_in_flight
         self.operations = 0
@@ -128,8 +89,9 @@ class PeerShare:
         self._own = _Used(limits.peer)
         self._total = total
         self._timer = timer
-        self._assured = _Bucket(limits.assured_requests, limits.assured_requests)
-        self._assured_bids = _Bucket(limits.assured_bids, limits.assured_bids)
+        now = trio.current_time()
+        self._assured = TokenBucket(limits.assured_requests, limits.assured_requests, now)
+        self._assured_bids = TokenBucket(limits.assured_bids, limits.assured_bids, now)
         self._assured_bytes = limits.assured_bytes
         self._assured_operations = limits.assured_operations
         self._assured_streams = limits.assured_streams
@@ -158,14 +120,11 @@ class PeerShare:
         """Counts a request for bids, beside `admit`; raises BusyError when it is one too many."""
         self._take("requests for bids", self._own.bids, self._total.bids, self._assured_bids)
 
-    def _take(self, what: str, own: _Bucket, total: _Bucket, assured: _Bucket) -> None:
-        wait = own.take(self.now)
-        if wait:
-            raise _busy(f"these are more {what} than one peer may send", wait)
-        if total.take(self.now):
-            wait = assured.take(self.now)
-            if wait:
-                raise _busy(f"these are more {what} than all peers together may send", wait)
+    def _take(self, what: str, own: TokenBucket, total: TokenBucket, assured: TokenBucket) -> None:
+        if not own.take(self.now):
+            raise _busy(f"these are more {what} than one peer may send", own.wait(self.now))
+        if not total.take(self.now) and not assured.take(self.now):
+            raise _busy(f"these are more {what} than all peers together may send", assured.wait(self.now))
 
     # What runs
 
@@ -263,8 +222,8 @@ class PeerShare:
         self._unused, self.turn, self.limited = 0, turn, True
         if own.bytes >= own.most_bytes or total.bytes >= total.most_bytes:
             return
-        if own.requests.take_many(turn, self.now):
-            if total.requests.take_many(turn, self.now):
+        if own.requests.take(self.now, turn):
+            if total.requests.take(self.now, turn):
                 self.limited = False
             else:
                 own.requests.give_back(turn)
@@ -307,7 +266,7 @@ class SharesInUse:
         self._timer = timer
         self._total = _Used(self.limits.total)
         self._present: dict[str, PeerShare] = {}
-        self._absent: OrderedDict[str, PeerShare] = OrderedDict()
+        self._absent: BoundedDict[str, PeerShare] = BoundedDict(self.limits.remembered)
 
     @property
     def peers(self) -> int:
@@ -336,13 +295,12 @@ class SharesInUse:
                 self._remember(peer_id, share)
 
     def _remember(self, peer_id: str, share: PeerShare) -> None:
-        now, absent = trio.current_time(), self._absent
+        now = trio.current_time()
         if share.rested_at <= now:
             # It used nothing.
             return
-        while absent and (len(absent) >= self.limits.remembered or next(iter(absent.values())).rested_at <= now):
-            absent.popitem(last=False)
-        absent[peer_id] = share
+        self._absent.drop_oldest_while(lambda oldest: oldest.rested_at <= now)
+        self._absent[peer_id] = share
 
 
 def _check_count(what: str, count: int, most: int) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final
+
+from dms_resources.bounded_dict import BoundedDict
 
 from ..errors import AccessError
 from .biscuits import SignedToken, granter_of, open_token
@@ -36,7 +37,7 @@ class TokenChecker:
         self._trusted = trusted
         self._revoked = revoked
         self._clock = clock
-        self._known: OrderedDict[bytes, SignedToken] = OrderedDict()
+        self._known: BoundedDict[bytes, SignedToken] = BoundedDict(_MOST_REMEMBERED)
 
     def check(self, raw: bytes, *, operation: str, peer: str) -> Grants:
         """What the token grants, if it is good for this operation of this peer, here and now. Raises AccessError."""
@@ -69,14 +70,11 @@ class TokenChecker:
 
     def _opened(self, raw: bytes) -> SignedToken:
         digest = hashlib.sha256(raw).digest()
-        token = self._known.get(digest)
+        token = self._known.recent(digest)
         if token is None:
             granter = granter_of(raw)
             key = self._trusted.get(granter)
             if key is None:
                 raise AccessError(f"grants of {granter} do not count here", code="token_invalid")
             token = self._known[digest] = open_token(raw, key)
-            if len(self._known) > _MOST_REMEMBERED:
-                self._known.popitem(last=False)
-        self._known.move_to_end(digest)
         return token

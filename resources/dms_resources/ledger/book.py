@@ -7,12 +7,12 @@ exactly. Nothing here decides and nothing here waits: `decisions` makes changes,
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ..bounded_dict import BoundedDict
 from ..components import (
     CPU,
     DEFAULT_PORT_RANGE,
@@ -112,7 +112,7 @@ class Book:
         self.fence = fence
         self.version = 0
         self.leases: dict[str, Record] = {}
-        self.ended: OrderedDict[str, EndedLease] = OrderedDict()
+        self.ended: BoundedDict[str, EndedLease] = BoundedDict(MOST_ENDED)
         self.totals: dict[LeaseState, Totals] = dict.fromkeys(LeaseState, Totals())
         self.vram: dict[LeaseState, dict[str, int]] = {state: {} for state in LeaseState}
         self.sums = Sums()
@@ -150,9 +150,6 @@ class Book:
             self._swap(before, after)
         for end in change.ended:
             self.ended[end.lease_id] = end
-            self.ended.move_to_end(end.lease_id)
-            if len(self.ended) > MOST_ENDED:
-                self.ended.popitem(last=False)
         if change.offer:
             self._set_offer(change.offer[1])
         self.fence = max(self.fence, change.fence)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from dms_protocols.bidding import policy_gate
 from dms_protocols.bidding.policies import Decision, Decisions, NodeOffer, PolicyRequest, no_answer
 from dms_protocols.bidding.policy_gate import PolicyGate
+from dms_protocols.logs import LimitedLog
 from dms_protocols.messages.bid import NodeRequest
 from dms_resources.components import CPU, RAM, Disk, Resources
 from dms_resources.units import Cores
@@ -62,7 +63,7 @@ async def test_its_budget_is_the_longest_that_anybody_waits(autojump_clock: trio
 async def test_whatever_it_does_is_a_refusal_and_one_bounded_line(
     autojump_clock: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
-    monkeypatch.setattr(policy_gate._log, "_lines", 1000)
+    monkeypatch.setattr(policy_gate, "_log", LimitedLog(logging.getLogger("dms_protocols.bidding.policy_gate")))
     with caplog.at_level(logging.ERROR):
         assert await PolicyGate(Waiting(0.0, answer), "the owner's", budget=1.0).decide(QUESTION) == REFUSED
     (record,) = caplog.records

@@ -392,9 +392,9 @@ async def test_a_flood_leaves_others_their_turn_whatever_the_number_of_its_strea
     assert max(waited) <= 10 * ServiceLimits().batch_frames
 
 
-@pytest.mark.parametrize("open_background", [False, True], ids=["in place", "open_background"])
+@pytest.mark.parametrize("beside", [False, True], ids=["in place", "beside"])
 async def test_what_keeps_the_processor_takes_as_much_more_of_its_peers_turn(
-    serve: Any, messages: Any, open_background: bool
+    serve: Any, messages: Any, beside: bool
 ) -> None:
     """The time is the test's own: each of these takes a hundredth of a second, as long as two turns of questions."""
     ran = 0
@@ -410,7 +410,7 @@ async def test_what_keeps_the_processor_takes_as_much_more_of_its_peers_turn(
 
     operations = Operations()
     operations.quick(messages.Echo, lambda request, caller: messages.EchoAnswer(""))
-    operations.slow(messages.Slow, dear_beside if open_background else dear)
+    operations.slow(messages.Slow, dear_beside if beside else dear)
     served = serve(shares(), operations)
     async with served.stream("guest") as guest, served.stream("flood") as flood:
         await ask(guest, echo(0))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,26 +26,27 @@ from typing import Any, Final
 import trio
 
 from dms_host.errors import DialError
-from dms_host.logs import RateLimiter, log_limited
 from dms_protocols.adverts.adverts import AdvertTable
 from dms_protocols.adverts.bid_delivery import BidDeliveryClient
 from dms_protocols.adverts.broadcasts import OpenedBroadcast, SeenBroadcasts, open_broadcast
 from dms_protocols.bidding.signing import EnvelopeOpener
 from dms_protocols.errors import BroadcastError, ProtocolError
+from dms_protocols.logs import LimitedLog
 from dms_protocols.messages.bid import BidAnswer, BidRequest
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL
 from dms_protocols.rpc.operations import Caller, Operations
+from dms_protocols.token_bucket import TokenBucket
+from dms_resources.bounded_dict import BoundedDict
 from dms_resources.errors import ResourcesError
 
 from ...requesting.network import PeerNetwork
 from ..gossip.gossip import GossipVerdict
-from ..gossip.peer_scores import Bucket
 from .peer_count import PeerCount
 
 __all__ = ["AnswerLimits", "BroadcastAnswers", "BroadcastValidator"]
 
 _log = logging.getLogger(__name__)
-_limiter: Final = RateLimiter()
+_limited_log: Final = LimitedLog(_log)
 
 # Adverts that are looked at to estimate how many peers are able.
 _EXAMINED: Final = 128
@@ -87,7 +87,7 @@ class BroadcastValidator:
         self._limits = limits or AnswerLimits()
         self._clock = clock
         self._seen = SeenBroadcasts()
-        self._requesters: OrderedDict[str, Bucket] = OrderedDict()
+        self._requesters: BoundedDict[str, TokenBucket] = BoundedDict(self._limits.requesters)
 
     async def __call__(self, bringer: str, data: bytes) -> GossipVerdict:
         """As `Gossip.subscribe` wants it."""
@@ -106,13 +106,11 @@ class BroadcastValidator:
         return GossipVerdict.ACCEPT
 
     def _admits(self, requester: str) -> bool:
-        bucket = self._requesters.get(requester)
+        now = trio.current_time()
+        bucket = self._requesters.recent(requester)
         if bucket is None:
-            bucket = self._requesters[requester] = Bucket(self._limits.per_second, self._limits.burst)
-            if len(self._requesters) > self._limits.requesters:
-                self._requesters.popitem(last=False)
-        self._requesters.move_to_end(requester)
-        return bucket.take()
+            bucket = self._requesters[requester] = TokenBucket(self._limits.per_second, self._limits.burst, now)
+        return bucket.take(now)
 
 
 class BroadcastAnswers:
@@ -176,7 +174,7 @@ class BroadcastAnswers:
         except (DialError, ProtocolError, ResourcesError) as error:
             _log.debug("a broadcast request is not answered: %s", error)
         except Exception as error:
-            log_limited(_log, _limiter, logging.ERROR, "answering a broadcast request failed: %r", error)
+            _limited_log.error("answering a broadcast request failed: %r", error)
         finally:
             self._waiting -= 1
 

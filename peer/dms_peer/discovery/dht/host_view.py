@@ -11,7 +11,6 @@ Upstream: no upstream report found (November 2026).
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,6 +31,7 @@ from dms_host import open_stream
 from dms_host.errors import DialError
 from dms_host.streams.stream import PeerStream
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
+from dms_resources.bounded_dict import BoundedDict
 
 from ...connections import ConnectionPool
 
@@ -140,7 +140,7 @@ class DhtAddresses:
     """
 
     def __init__(self) -> None:
-        self._addrs: OrderedDict[ID, _Addresses] = OrderedDict()
+        self._addrs: BoundedDict[ID, _Addresses] = BoundedDict(_MOST_PEERS)
         self._own_record: Envelope | None = None
 
     def addrs(self, peer_id: ID) -> list[Multiaddr]:
@@ -164,10 +164,7 @@ class DhtAddresses:
         self._note(peer_id, _Addresses(own=tuple(addrs)[:_MOST_ADDRESSES]))
 
     def _note(self, peer_id: ID, addresses: _Addresses) -> None:
-        self._addrs.pop(peer_id, None)
         self._addrs[peer_id] = addresses
-        if len(self._addrs) > _MOST_PEERS:
-            self._addrs.popitem(last=False)
 
     def get_peer_record(self, peer_id: ID) -> None:
         """None: records of others are not passed on, their addresses are."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -26,10 +25,11 @@ from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
 from dms_host import attach_protocols
-from dms_host.logs import RateLimiter, log_limited
 from dms_protocols.adverts.classes import CapabilityClass, classes_to_look_up
+from dms_protocols.logs import LimitedLog
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.protocol_ids import KADEMLIA_PROTOCOL
+from dms_resources.bounded_dict import BoundedDict
 from dms_resources.tasks import open_background
 
 from ...connections import ConnectionPool
@@ -41,7 +41,7 @@ from .member import KademliaMember
 __all__ = ["Kademlia", "open_kademlia"]
 
 _log = logging.getLogger(__name__)
-_limiter: Final = RateLimiter()
+_limited_log: Final = LimitedLog(_log)
 
 # Seconds.
 _LONGEST_PAUSE: Final = 600.0
@@ -74,7 +74,7 @@ class Kademlia(KademliaMember):
         self, host: IHost, connections: ConnectionPool, addrs: Callable[[], Sequence[str]], *, server: bool
     ) -> None:
         super().__init__(host, connections, addrs, server=server)
-        self._asked: OrderedDict[ID, float] = OrderedDict()
+        self._asked: BoundedDict[ID, float] = BoundedDict(_MOST_ASKED)
         self.announced = 0
         """How many peers took the last announcement."""
         self._complete, self._surveys = False, 0
@@ -220,8 +220,6 @@ class Kademlia(KademliaMember):
         if not self._is_unknown(peer_id):
             return
         self._asked[peer_id] = trio.current_time()
-        if len(self._asked) > _MOST_ASKED:
-            self._asked.popitem(last=False)
         self._asking += 1
         try:
             await self._find_out(peer_id)
@@ -280,5 +278,5 @@ async def _again_and_again(task: Callable[[], Awaitable[None]]) -> None:
         try:
             await task()
         except* Exception as group:
-            log_limited(_log, _limiter, logging.ERROR, "the DHT stumbled and goes on: %r", group.exceptions[0])
+            _limited_log.error("the DHT stumbled and goes on: %r", group.exceptions[0])
         await trio.sleep(_STUMBLED)

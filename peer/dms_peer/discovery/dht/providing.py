@@ -15,8 +15,8 @@ from typing import Final
 
 import trio
 
-from dms_host.logs import RateLimiter, log_limited
 from dms_protocols.adverts.classes import CapabilityClass, classes_reached
+from dms_protocols.logs import LimitedLog
 from dms_resources.manager import ResourceManager
 
 from .kademlia import Kademlia
@@ -24,7 +24,7 @@ from .kademlia import Kademlia
 __all__ = ["keep_providing"]
 
 _log = logging.getLogger(__name__)
-_limiter: Final = RateLimiter()
+_limited_log: Final = LimitedLog(_log)
 
 # Seconds. Capacity that comes and goes within the first is not news.
 _SETTLING: Final = 5.0
@@ -85,7 +85,7 @@ async def _announce(dht: Kademlia, classes: frozenset[CapabilityClass]) -> bool:
             return await dht.announce(classes) > 0
         except* Exception as group:
             # Kept from ending the peer, whatever is wrong in there; it is tried again.
-            log_limited(_log, _limiter, logging.ERROR, "announcing in the DHT failed: %r", group.exceptions[0])
+            _limited_log.error("announcing in the DHT failed: %r", group.exceptions[0])
     return False
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -24,6 +23,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 
 from dms_protocols.adverts.classes import CLASSES
+from dms_resources.bounded_dict import BoundedDict
 
 from .host_view import KademliaHost
 
@@ -72,25 +72,23 @@ class ProviderRecords(ProviderStore):
     def __init__(self, host: KademliaHost, peer_routing: Any, clock: Callable[[], float] = time.time) -> None:
         super().__init__(cast(IHost, host), peer_routing)
         self._clock = clock
-        self._records: dict[bytes, OrderedDict[ID, tuple[PeerInfo, float]]] = {}
+        self._records: dict[bytes, BoundedDict[ID, tuple[PeerInfo, float]]] = {}
 
     def add_provider(self, key: bytes, provider: PeerInfo) -> None:
         """Keeps a record; one of another kind of key is passed over, the oldest of too many goes."""
         if key not in _KEYS:
             return
-        records = self._records.setdefault(key, OrderedDict())
-        records.pop(provider.peer_id, None)
+        records = self._records.setdefault(key, BoundedDict(_MOST_PROVIDERS))
         kept = PeerInfo(provider.peer_id, provider.addrs[:_MOST_ADDRESSES])
         records[provider.peer_id] = (kept, self._clock() + RECORD_TTL)
-        if len(records) > _MOST_PROVIDERS:
-            records.popitem(last=False)
 
     def get_providers(self, key: bytes) -> list[PeerInfo]:
         """Some providers of a class, others each time, so that not all requesters meet at the same ones."""
-        records, now = self._records.get(key, OrderedDict()), self._clock()
-        # In the order of their age, since each is noted anew when it is announced.
-        while records and next(iter(records.values()))[1] <= now:
-            records.popitem(last=False)
+        records, now = self._records.get(key), self._clock()
+        if records is None:
+            return []
+        # In the order of their age: a record becomes the newest when its provider announces it again.
+        records.drop_oldest_while(lambda record: record[1] <= now)
         alive = [provider for provider, _ in records.values()]
         return random.sample(alive, min(len(alive), _MOST_ANSWERED))
 

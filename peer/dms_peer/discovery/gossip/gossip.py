@@ -21,7 +21,7 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.tools.anyio_service import background_trio_service
 
-from dms_host.logs import RateLimiter, log_limited
+from dms_protocols.logs import LimitedLog
 from dms_resources.tasks import open_background
 
 from .limits import GossipLimits
@@ -32,7 +32,7 @@ from .router import new_router
 __all__ = ["Gossip", "GossipStatistics", "GossipVerdict", "open_gossip"]
 
 logger = logging.getLogger(__name__)
-limiter = RateLimiter()
+limited_log = LimitedLog(logger)
 
 
 class GossipVerdict(Enum):
@@ -194,7 +194,7 @@ class Gossip:
 def _report(what: str, error: BaseException) -> None:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    log_limited(logger, limiter, logging.ERROR, "%s: %s", what, " ".join(repr(error).split())[:200])
+    limited_log.error("%s: %s", what, " ".join(repr(error).split())[:200])
 
 
 @asynccontextmanager

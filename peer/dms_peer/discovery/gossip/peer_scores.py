@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import trio
 
+from dms_protocols.token_bucket import TokenBucket
+from dms_resources.bounded_dict import BoundedDict
+
 from .limits import GossipLimits
 
-__all__ = ["Bucket", "PeerScore", "PeerScores"]
-
-
-class Bucket:
-    """A token bucket: `per_second` in the long run, `burst` at once. Time is trio's."""
-
-    def __init__(self, per_second: float, burst: float) -> None:
-        self._per_second = per_second
-        self._burst = burst
-        self._tokens = burst
-        self._updated = trio.current_time()
-
-    def take(self) -> bool:
-        """Whether there is one more, which is then taken."""
-        now = trio.current_time()
-        self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._per_second)
-        self._updated = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+__all__ = ["PeerScore", "PeerScores"]
 
 
 @dataclass(slots=True)
 class PeerScore:
     """What one peer may send, and what it did wrong."""
 
-    messages: Bucket
-    controls: Bucket
-    subscriptions: Bucket
+    messages: TokenBucket
+    controls: TokenBucket
+    subscriptions: TokenBucket
     penalties: int = 0
     ignored_until: float = 0.0
 
@@ -48,8 +30,8 @@ class PeerScores:
 
     def __init__(self, limits: GossipLimits) -> None:
         self._limits = limits
-        self._peers: OrderedDict[bytes, PeerScore] = OrderedDict()
-        self.messages = Bucket(limits.messages, limits.messages_burst)
+        self._peers: BoundedDict[bytes, PeerScore] = BoundedDict(limits.remembered)
+        self.messages = TokenBucket(limits.messages, limits.messages_burst, trio.current_time())
         """What all peers together may send."""
         self.dropped = 0
         """Messages that were above a bound."""
@@ -59,22 +41,20 @@ class PeerScores:
 
     def of(self, peer: bytes) -> PeerScore:
         """The conduct of the peer with this id (its bytes)."""
-        known = self._peers.get(peer)
+        known = self._peers.recent(peer)
         if known is None:
-            limits = self._limits
+            limits, now = self._limits, trio.current_time()
             known = self._peers[peer] = PeerScore(
-                Bucket(limits.peer_messages, limits.peer_messages_burst),
-                Bucket(limits.peer_controls, limits.peer_controls_burst),
-                Bucket(limits.peer_subscriptions, limits.peer_subscriptions_burst),
+                TokenBucket(limits.peer_messages, limits.peer_messages_burst, now),
+                TokenBucket(limits.peer_controls, limits.peer_controls_burst, now),
+                TokenBucket(limits.peer_subscriptions, limits.peer_subscriptions_burst, now),
             )
-            if len(self._peers) > limits.remembered:
-                self._peers.popitem(last=False)
-        self._peers.move_to_end(peer)
         return known
 
     def admits_message(self, peer: bytes) -> bool:
         """Whether one more message of this peer is looked at."""
-        admitted = self.of(peer).messages.take() and self.messages.take()
+        now = trio.current_time()
+        admitted = self.of(peer).messages.take(now) and self.messages.take(now)
         self.dropped += not admitted
         return admitted
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from contextlib import suppress
 from typing import Any, Final
 
@@ -30,14 +30,15 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 
 from dms_host.errors import DialError
-from dms_host.logs import RateLimiter, log_limited
 from dms_host.shields import shielded
 from dms_host.streams.handlers import guarded
 from dms_host.streams.outbound import living_connections, open_stream
 from dms_host.streams.stream import PeerStream
 from dms_host.swarm.connection_events import ConnectionEvents, notifees
 from dms_protocols.errors import FrameError
+from dms_protocols.logs import LimitedLog
 from dms_protocols.wire.frames import FrameReader, Oversize, encode_frame
+from dms_resources.bounded_dict import BoundedDict
 
 from .limits import GossipLimits
 from .peer_scores import PeerScores
@@ -47,7 +48,7 @@ from .rpcs import GossipViolationError, read_rpc
 __all__ = ["GuardedPubsub"]
 
 logger = logging.getLogger(__name__)
-limiter = RateLimiter()
+limited_log = LimitedLog(logger)
 
 _CLOSE_TIMEOUT: Final = 2.0
 _SWEEP_INTERVAL: Final = 60.0
@@ -57,9 +58,8 @@ class _SeenMessages:
     """Message ids, `most` at most, each for `ttl` seconds."""
 
     def __init__(self, most: int, ttl: float) -> None:
-        self._most = most
         self._ttl = ttl
-        self._seen: OrderedDict[bytes, float] = OrderedDict()
+        self._seen: BoundedDict[bytes, float] = BoundedDict(most)
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -67,9 +67,6 @@ class _SeenMessages:
     def add(self, key: bytes) -> bool:
         new = not self.has(key)
         self._seen[key] = trio.current_time() + self._ttl
-        self._seen.move_to_end(key)
-        if len(self._seen) > self._most:
-            self._seen.popitem(last=False)
         return new
 
     def has(self, key: bytes) -> bool:
@@ -189,12 +186,12 @@ class GuardedPubsub(Pubsub):
     async def _take(self, peer_id: ID, rpc: rpc_pb2.RPC) -> None:
         scores = self.scores.of(peer_id.to_bytes())
         for change in rpc.subscriptions:
-            if not scores.subscriptions.take():
+            if not scores.subscriptions.take(trio.current_time()):
                 raise GossipViolationError("subscriptions that come and go")
             self.handle_subscription(peer_id, change)
         for message in rpc.publish:
             await self._push(peer_id, message)
-        if rpc.HasField("control") and scores.controls.take():
+        if rpc.HasField("control") and scores.controls.take(trio.current_time()):
             await self.router.handle_rpc(rpc, peer_id)
         # However much there is to take, others get their turn.
         await trio.lowlevel.checkpoint()
@@ -230,7 +227,7 @@ class GuardedPubsub(Pubsub):
 
     def _penalize(self, peer_id: ID, why: str) -> None:
         ignored = self.scores.penalty(peer_id.to_bytes())
-        log_limited(logger, limiter, logging.INFO, "%s sent %s%s", peer_id, why, "; shunned" if ignored else "")
+        limited_log.log(logging.INFO, "%s sent %s%s", peer_id, why, "; shunned" if ignored else "")
         if ignored:
             self._handle_dead_peer(peer_id)
 
