@@ -51,15 +51,16 @@ __all__ = [
 _MODULES = {
     "dms_host": ("dial", "host_addresses", "open_host"),
     "dms_host.keys.identity": ("Identity", "load_or_create_identity", "new_identity"),
-    ".attach": ("serve",),
-    ".discovery.opening": ("open_discovery", "open_requester"),
+    ".serving": ("serve",),
+    ".discovery.open": ("open_discovery", "open_requester"),
     ".discovery.settings": ("DiscoverySettings",),
-    ".ensemble_file": ("read_ensemble_file",),
-    ".errors": ("PeerError", "ReservationError"),
-    ".home": ("Home",),
+    ".config.ensemble": ("read_ensemble_file",),
+    ".errors": ("PeerError",),
+    ".home.home": ("Home",),
     ".node": ("Node",),
-    ".requester": ("open_allocations", "open_bids", "open_resources"),
+    ".clients": ("open_allocations", "open_bids", "open_resources"),
     ".requesting": ("AssignmentRules", "Requester", "Reservation"),
+    ".requesting.errors": ("ReservationError",),
 }
 
 
