@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
-__all__ = ["pytest_collection_modifyitems", "pytest_xdist_auto_num_workers"]
+__all__ = ["pytest_collection_modifyitems", "pytest_xdist_auto_num_workers", "restored_logging"]
+
+_PACKAGES = ("dms_host", "dms_peer", "dms_protocols", "dms_resources", "libp2p")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
@@ -36,3 +40,14 @@ def _place(item: pytest.Item) -> int:
     if computes is None:
         return 2
     return 1 if computes.kwargs.get("all_cores") else 0
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Undo what a command did to logging in this process, so that the next test sees its own levels and handlers."""
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in _PACKAGES)]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
