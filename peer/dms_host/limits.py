@@ -28,7 +28,8 @@ class HostLimits:
     # A handshake (security and multiplexer) that takes longer is given up.
     handshake_timeout: float = 10.0
 
-    # Streams that a peer may have open to us on its connection; a further one is reset at once.
+    # Streams that a peer may have open to us on its connection. A further one takes the place of a stream that we have
+    # ended and the peer has not; where there is none, the new stream is reset before its protocol is negotiated.
     max_inbound_streams: int = 64
     # Streams that we may have open to a peer; a further one fails at once.
     max_outbound_streams: int = 256

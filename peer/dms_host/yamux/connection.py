@@ -247,8 +247,7 @@ class BoundedYamux(Yamux):
         if size > stream.recv_window:
             raise _ViolationError("more than a stream's window")
         if stream.abandoned_at is not None and size:
-            self._reply(pack_frame(TYPE_WINDOW_UPDATE, FLAG_RST, stream_id, 0))
-            stream.receive_reset()
+            self._reset_abandoned(stream)
             return
         if self.unread_bytes + size > self.limits.max_unread_bytes:
             raise _ViolationError(f"more than {self.limits.max_unread_bytes} bytes unread")
@@ -271,14 +270,39 @@ class BoundedYamux(Yamux):
         ours = stream_id % 2 == self.next_stream_id % 2
         if stream_id == 0 or ours or stream_id in self.streams:
             raise _ViolationError(f"a new stream with id {stream_id}")
-        if sum(not stream.is_initiator for stream in self.streams.values()) >= self.limits.max_inbound_streams:
-            self.limits_hit["inbound_streams"] += 1
-            self._reply(pack_frame(TYPE_WINDOW_UPDATE, FLAG_RST, stream_id, 0))
-            return None
+        inbound = [stream for stream in self.streams.values() if not stream.is_initiator]
+        if len(inbound) >= self.limits.max_inbound_streams:
+            over = min(
+                (stream for stream in inbound if stream.abandoned_at is not None),
+                key=lambda stream: stream.abandoned_at or 0.0,
+                default=None,
+            )
+            if over is None:
+                self.limits_hit["inbound_streams"] += 1
+                self._reply(pack_frame(TYPE_WINDOW_UPDATE, FLAG_RST, stream_id, 0))
+                return None
+            # We have ended this stream and only the peer's end is missing: a new stream is worth more.
+            self._reset_abandoned(over)
         stream = self._add_stream(stream_id, is_initiator=False)
         self._reply(pack_frame(TYPE_WINDOW_UPDATE, FLAG_ACK, stream_id, 0))
         await self.new_stream_send_channel.send(stream)
         return stream
+
+    def _reset_abandoned(self, stream: BoundedYamuxStream) -> None:
+        self._reply(pack_frame(TYPE_WINDOW_UPDATE, FLAG_RST, stream.stream_id, 0))
+        stream.receive_reset()
+
+    def reset_abandoned_soon(self, stream: BoundedYamuxStream) -> None:
+        """Reset a stream that nobody reads any more unless the peer ends it within `close_timeout`. Never blocks."""
+        if self._nursery is not None and not self.event_shutting_down.is_set():
+            self._nursery.start_soon(self._reset_later, stream)
+
+    async def _reset_later(self, stream: BoundedYamuxStream) -> None:
+        # The peer has the time to read what was said last.
+        await trio.sleep(self.limits.close_timeout)
+        if not stream.closed:
+            with suppress(_ViolationError):
+                self._reset_abandoned(stream)
 
     def _reply(self, frame: bytes) -> None:
         # Never awaited where frames are received: two peers that wait for each other to read would both stop.
@@ -367,8 +391,7 @@ class BoundedYamux(Yamux):
         for stream in before.values():
             if stream.abandoned_at is not None and now - stream.abandoned_at > ABANDONED_TIMEOUT:
                 with suppress(_ViolationError):
-                    self._reply(pack_frame(TYPE_WINDOW_UPDATE, FLAG_RST, stream.stream_id, 0))
-                stream.receive_reset()
+                    self._reset_abandoned(stream)
         super()._sweep_stale_streams(now)
         dropped = [stream for key, stream in before.items() if key not in self.streams]
         for stream in dropped:

@@ -257,6 +257,9 @@ class BoundedYamuxStream(YamuxStream):
         """Nobody will read here again: drop what is there; what still comes resets the stream. Never blocks."""
         if self.abandoned_at is None:
             self.abandoned_at = trio.current_time()
+            if not self.closed and (self.buffer or self.recv_window <= 0):
+                # A writer that has used up its window sends nothing that could be answered with a reset.
+                self.conn.reset_abandoned_soon(self)
         self.discard()
         self._readable.set()
         if self.closed:

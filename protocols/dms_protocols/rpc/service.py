@@ -2,15 +2,37 @@
 
 Rules:
 
-1. All frames that have arrived are taken together; quick operations are answered in place, and what is answered in one
-   go is written in one go.
-2. Slow operations and watches run beside. One more than the limit allows is answered with `busy` and a time to try
-   again: a stream that merely stopped reading could not be told from a fault of the network, and would hold up the
-   quick requests behind it. The same goes for everything else that is above the caller's share of this peer.
-3. A peer that does not take its answers is not read from; a write that stalls past its deadline drops the stream.
-4. At the end of the input, watches end, slow operations finish, their answers are sent, and the stream is closed.
-5. Nothing raises out of here but cancellation: refusals become errors with a code, everything unexpected becomes
-   `internal` and one line in the log.
+1. All frames that have arrived are taken together. Quick operations are answered in place, and their answers leave in
+   one write.
+2. Slow operations and watches run in tasks. A request above the limit, or above the caller's share of this peer, is
+   answered with `busy` and a time to retry. If the service stopped reading instead, the caller could not tell that from
+   a network fault, and the quick requests behind would wait too.
+3. The service does not read from a peer that does not take its answers. A write that stalls past its deadline drops
+   the stream.
+4. At the end of the input watches end, slow operations finish, their answers are sent, and the stream is closed.
+5. Nothing but cancellation is raised. A refusal becomes an error with a code. Any other exception becomes `internal`
+   and one line in the log.
+
+One stream, from its first byte to its end::
+
+    WAITING ── first bytes ──▶ SERVING ◀──────────────────────────┐
+       │                          │ a frame                       │
+       │ end, reset,              ├─ quick ── answer ─────────────┤
+       │ idle_deadline            ├─ slow ─── task ── answer ─────┤ outbox full: reading pauses
+       │                          ├─ watch ── task ── events ─────┤ share used up: `busy`
+       │                          └─ invalid, refused ── error ───┘
+       │                          │
+       │                          │ end of input, idle_deadline,       reset, or a write
+       │                          │ FrameError (answered once)         stalls: write_deadline
+       │                          ▼                                         │
+       │                       DRAINING: watches are cancelled,             │
+       │                          │      slow operations finish             │
+       │                          │ outbox flushed                          │
+       ▼                          ▼                                         ▼
+    CLOSING ◀─────────────────────┘                                      DROPPED: tasks are
+       │ FIN sent, within close_deadline                                  cancelled, the stream
+       ▼                                                                  is reset
+    CLOSED
 """
 
 from __future__ import annotations

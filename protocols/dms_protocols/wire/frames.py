@@ -1,11 +1,11 @@
-"""Frames of libp2p's habit: an unsigned varint with the length, then that many bytes.
+"""Frames as libp2p writes them: an unsigned varint with the length, then that many bytes.
 
 Sans-IO: bytes in, frames out. Rules:
 
-1. A length is a minimal unsigned varint of at most 9 bytes (libp2p's "unsigned-varint"); anything else ends the stream.
-2. A frame above the limit is announced once, as `Oversize`, and its payload is passed over without being kept.
-3. A frame above the skip limit ends the stream: passing over it would cost more than a new stream.
-4. What is kept never exceeds the frame limit, one header and one `feed`.
+1. A length is a minimal unsigned varint of at most 9 bytes (libp2p's "unsigned-varint"). Anything else ends the stream.
+2. A frame above the limit yields one `Oversize`. Its payload is skipped and not kept.
+3. A frame above the skip limit ends the stream with one FrameError: to skip it would cost more than a new stream.
+4. The reader keeps at most the frame limit, one header and one `feed`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_VARINT_BYTES = 9
 
 
 class Oversize(Struct, frozen=True):
-    """A frame of `length` bytes that was announced and is passed over."""
+    """A frame of `length` bytes, too large to be kept; its payload is skipped."""
 
     length: int
 
@@ -33,7 +33,7 @@ def encode_varint(value: int) -> bytes:
     if 0 <= value < 0x80:
         return bytes((value,))
     if not 0 <= value < 1 << 7 * MAX_VARINT_BYTES:
-        raise ValueError(f"{value} is no unsigned varint of {MAX_VARINT_BYTES} bytes")
+        raise ValueError(f"{value} does not fit in an unsigned varint of {MAX_VARINT_BYTES} bytes")
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)
@@ -48,10 +48,10 @@ def encode_frame(payload: bytes) -> bytes:
 
 
 class FrameReader:
-    """Cuts a byte stream into frames: `feed` what was read, then iterate over what is complete.
+    """Cuts a byte stream into frames: `feed` the bytes that were read, then iterate over the complete frames.
 
-    `limit` and `skip_limit` are in bytes of payload. Iterating raises FrameError when the stream cannot be used any
-    more (after the frames that came before), and again each time from then on.
+    `limit` and `skip_limit` are in bytes of payload. When the stream cannot be used any more, the iteration yields the
+    frames before the fault and then raises FrameError, and so does every later iteration.
     """
 
     def __init__(self, limit: int, skip_limit: int | None = None) -> None:
@@ -64,16 +64,16 @@ class FrameReader:
 
     @property
     def buffered(self) -> int:
-        """How many bytes are kept for frames that are not complete, or not yet iterated over."""
+        """How many bytes are kept of incomplete frames and of frames not yet iterated over."""
         return len(self._kept)
 
     @property
     def at_boundary(self) -> bool:
-        """Whether everything that was fed has been taken, so that an end of the stream here cuts nothing."""
+        """Whether all bytes were taken, so that an end of the stream here cuts no frame."""
         return not self._kept and not self._to_skip
 
     def feed(self, data: bytes) -> None:
-        """Take in bytes as they were read, in pieces of any size."""
+        """Add bytes, in pieces of any size."""
         if self._failure is not None:
             return
         if self._to_skip:
@@ -94,6 +94,9 @@ class FrameReader:
                 if header is None:
                     break
                 length, begin = header
+                if length > self._skip_limit:
+                    self._fail(f"a frame of {length} bytes, {self._limit} are allowed", "frame_too_large")
+                    break
                 if length > self._limit:
                     start = self._pass_over(length, begin, len(data))
                     yield Oversize(length)
@@ -104,7 +107,7 @@ class FrameReader:
                 start = begin + length
                 yield data[begin:start]
         finally:
-            # Also reached when the caller stops half-way: the rest is for the next iteration.
+            # Also reached when the caller stops early: the next iteration yields the rest.
             if self._failure is None:
                 self._kept[:0] = data[start:]
         if self._failure is not None:
@@ -129,10 +132,7 @@ class FrameReader:
         return None
 
     def _pass_over(self, length: int, begin: int, end: int) -> int:
-        """Skip what is there of an oversize payload, note how much is still to come; returns where to go on."""
-        if length > self._skip_limit:
-            self._fail(f"a frame of {length} bytes, {self._limit} are allowed", "frame_too_large")
-            return end
+        """Skip the part of an oversize payload that has arrived and note how much follows; returns where to go on."""
         here = min(length, end - begin)
         self._to_skip = length - here
         return begin + here

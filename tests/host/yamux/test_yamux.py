@@ -247,6 +247,41 @@ async def test_a_stream_opened_and_never_ended_is_reset_after_a_minute(yamux_att
         assert not victim.streams
 
 
+@pytest.mark.parametrize("size", [STREAM_WINDOW, 100], ids=["a used up window", "something unread"])
+async def test_a_writer_that_can_send_nothing_more_is_reset_after_the_close_timeout(
+    yamux_attacker, autojump_clock, size: int
+) -> None:
+    async with yamux_attacker(HostLimits(ping_interval=1000)) as (frames, victim):
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
+        stream = await victim.accept_stream()
+        for start in range(0, size, 64 * KIB):
+            await frames.send_data(1, bytes(min(64 * KIB, size - start)))
+        while len(stream.buffer) < size:
+            await trio.lowlevel.checkpoint()
+        await stream.close()
+        stream.stop_reading()
+        began = trio.current_time()
+        await frames.receive_until(frames.WINDOW_UPDATE, frames.RST, 1)
+        assert trio.current_time() - began == pytest.approx(victim.limits.close_timeout, abs=0.1)
+        assert not victim.streams
+        assert victim.unread_bytes == 0
+
+
+async def test_a_stream_that_we_have_ended_gives_way_to_a_new_one(yamux_attacker) -> None:
+    async with yamux_attacker(HostLimits(max_inbound_streams=3)) as (frames, victim):
+        for stream_id in (1, 3, 5):
+            await frames.send(frames.WINDOW_UPDATE, frames.SYN, stream_id)
+            stream = await victim.accept_stream()
+            if stream_id > 1:
+                await stream.close()
+                stream.stop_reading()
+        await frames.send(frames.WINDOW_UPDATE, frames.SYN, 7)
+        await frames.receive_until(frames.WINDOW_UPDATE, frames.RST, 3)
+        assert sorted(victim.streams) == [1, 5, 7]
+        assert victim.limits_hit == {}
+        assert (await victim.accept_stream()).stream_id == 7
+
+
 async def test_what_came_before_a_reset_can_be_read_however_slow_the_reader_was(yamux_attacker) -> None:
     async with yamux_attacker() as (frames, victim):
         for stream_id in (1, 3):

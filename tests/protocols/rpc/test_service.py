@@ -200,6 +200,7 @@ async def test_what_cannot_be_passed_over_is_answered_and_ends_the_stream(
         await peer.send({"id": 1, "op": "echo", "text": "x"})
         await peer.stream.send_all(bytes_)
         messages = await peer.receive_rest()
+    assert len(messages) == 2
     assert messages[0]["id"] == 1
     assert (messages[1]["id"], messages[1]["error"]["code"]) == (None, code)
 
