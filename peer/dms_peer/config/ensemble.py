@@ -1,16 +1,15 @@
-"""Ensemble files: what several nodes need, in YAML with the DMS's field names (docs/ensembles.md).
+"""Reads ensemble files: the demands of several nodes, in YAML with the DMS's field names (docs/ensembles.md).
 
-Besides the fields of a bid request, a node may name the `peer` that is to take it, and `different_peers` asks that no
-two nodes share a peer: both are for the requester to keep and are not sent.
+Two fields are not part of the bid request and are never sent: `peer` pins a node to one peer, and `different_peers`
+places every node at a peer of its own.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -47,16 +46,14 @@ _MOST_PLACES: Final = 64
 _MOST_EXECUTORS: Final = 16
 _LARGEST_AMOUNT: Final = 2**63 - 1
 _CLOCK: Final = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,9}))?\s*GHz", re.IGNORECASE)
-# What surrounds the ensemble in a request: its id, the operation, hold and ttl.
+# The other fields of a request: its id, the operation, hold and ttl.
 _ENVELOPE_BYTES: Final = 256
-
-Value = TypeVar("Value")
 
 
 class EnsembleFile(Struct, frozen=True, kw_only=True):
-    """What an ensemble file asks for.
+    """The content of an ensemble file.
 
-    `pins` has the peer that is to take a node, by `node_id`; with `different_peers` no peer may take two of the nodes.
+    `pins` maps a `node_id` to the peer that must take the node. With `different_peers` no peer may take two nodes.
     """
 
     id: str = ""
@@ -66,7 +63,7 @@ class EnsembleFile(Struct, frozen=True, kw_only=True):
     different_peers: bool = False
 
     def asked(self, *, deadline: float, nonce: int | None = None) -> EnsembleRequest:
-        """The request for bids until `deadline` (Unix seconds); a nonce is drawn, and an id where there is none."""
+        """Returns the request for bids until `deadline` (Unix seconds). The nonce is random, and so is a missing id."""
         return EnsembleRequest(
             id=self.id or secrets.token_hex(8),
             nonce=secrets.randbits(53) if nonce is None else nonce,
@@ -76,7 +73,7 @@ class EnsembleFile(Struct, frozen=True, kw_only=True):
         )
 
     def for_peer(self, peer_id: str) -> EnsembleFile:
-        """What this peer may take of it: the nodes that are not pinned to another one; perhaps none."""
+        """Returns the ensemble without the nodes that are pinned to another peer; no node may be left."""
         nodes = tuple(node for node in self.nodes if self.pins.get(node.node_id, peer_id) == peer_id)
         return replace(self, nodes=nodes)
 
@@ -87,47 +84,40 @@ def read_ensemble_file(path: Path) -> EnsembleFile:
 
 
 def parse_ensemble(content: bytes, name: str) -> EnsembleFile:
-    """Reads an ensemble; `name` is what errors call it.
-
-    Raises DocumentError `bad_ensemble`, which names line, column and field, and nothing else, whatever the bytes are.
-    """
+    """Reads an ensemble from bytes; `name` is its name in errors. Raises DocumentError `bad_ensemble` only."""
     root = parse_fields(content, name, _CODE)
     fields = root.fields(("id", "request", "peer_exclusion", "different_peers"), needed=("request",))
     entries = fields["request"].items(MAX_NODES)
     if not entries:
-        fields["request"].fail("asks for no node", "write at least one node")
+        fields["request"].fail("is empty", "write at least one node")
     read = [_node(entry) for entry in entries]
     ensemble = EnsembleFile(
-        id=_read(fields, "id", Field.text, ""),
+        id=fields.get("id", Field.text, ""),
         nodes=tuple(node for node, _ in read),
-        peer_exclusion=_read(fields, "peer_exclusion", _excluded, ()),
+        peer_exclusion=fields.get("peer_exclusion", _excluded, ()),
         pins={node.node_id: peer for node, peer in read if peer},
-        different_peers=_read(fields, "different_peers", Field.flag, False),
+        different_peers=fields.get("different_peers", Field.flag, False),
     )
     _check_nodes(ensemble, entries)
     _check_message(ensemble, root)
     return ensemble
 
 
-def _read(fields: dict[str, Field], name: str, read: Callable[[Field], Value], default: Value) -> Value:
-    return read(fields[name]) if name in fields else default
-
-
 def _node(field: Field) -> tuple[NodeRequest, str]:
-    """One node and the peer it is pinned to, if any."""
+    """The node, and the peer that it is pinned to or an empty string."""
     fields = field.fields(
         ("node_id", "peer", "executors", "resources", "location", "public_ports", "general_requirements"),
         needed=("node_id", "resources"),
     )
     node = NodeRequest(
         node_id=fields["node_id"].text(),
-        executors=_read(fields, "executors", lambda one: one.texts(_MOST_EXECUTORS), ()),
+        executors=fields.get("executors", lambda one: one.texts(_MOST_EXECUTORS), ()),
         resources=_resources(fields["resources"]),
-        location=_read(fields, "location", _location, Location()),
-        public_ports=_read(fields, "public_ports", _ports, PortDemand()),
-        general_requirements=_read(fields, "general_requirements", _requirements, GeneralRequirements()),
+        location=fields.get("location", _location, Location()),
+        public_ports=fields.get("public_ports", _ports, PortDemand()),
+        general_requirements=fields.get("general_requirements", _requirements, GeneralRequirements()),
     )
-    return node, _read(fields, "peer", read_peer_id, "")
+    return node, fields.get("peer", read_peer_id, "")
 
 
 def _resources(field: Field) -> Demand:
@@ -136,7 +126,7 @@ def _resources(field: Field) -> Demand:
         cpu=_cpu(fields["cpu"]),
         ram=RAMDemand(size=_size_of(fields["ram"])),
         disk=DiskDemand(size=_size_of(fields["disk"])),
-        gpus=_read(fields, "gpus", lambda one: tuple(map(_gpu, one.items(MAX_GPUS))), ()),
+        gpus=fields.get("gpus", lambda one: tuple(map(_gpu, one.items(MAX_GPUS))), ()),
     )
 
 
@@ -148,13 +138,13 @@ def _cpu(field: Field) -> CPUDemand:
     fields = field.fields(("cores", "architecture", "clock_speed"), needed=("cores",))
     return CPUDemand(
         cores=fields["cores"].cores(),
-        architecture=_read(fields, "architecture", Field.text, ""),
-        clock_speed=_read(fields, "clock_speed", _clock_speed, 0),
+        architecture=fields.get("architecture", Field.text, ""),
+        clock_speed=fields.get("clock_speed", _clock_speed, 0),
     )
 
 
 def _clock_speed(field: Field) -> int:
-    """Hertz, written as "2.5GHz" or as a number."""
+    """Reads hertz, written as "2.5GHz" or as a number."""
     found = _CLOCK.fullmatch(field.text())
     if found is None:
         return field.whole(0, _LARGEST_AMOUNT)
@@ -166,10 +156,10 @@ def _gpu(field: Field) -> GPUDemand:
     vendors = [vendor.value for vendor in GPUVendor if vendor is not GPUVendor.NONE]
     return GPUDemand(
         vram=fields["vram"].size(),
-        vendor=GPUVendor(_read(fields, "vendor", lambda one: one.choice(vendors), GPUVendor.UNKNOWN.value)),
-        model=_read(fields, "model", Field.text, ""),
-        uuid=_read(fields, "uuid", Field.text, ""),
-        exclusive=_read(fields, "exclusive", Field.flag, False),
+        vendor=GPUVendor(fields.get("vendor", lambda one: one.choice(vendors), GPUVendor.UNKNOWN.value)),
+        model=fields.get("model", Field.text, ""),
+        uuid=fields.get("uuid", Field.text, ""),
+        exclusive=fields.get("exclusive", Field.flag, False),
     )
 
 
@@ -179,7 +169,7 @@ def _location(field: Field) -> Location:
     def places(one: Field) -> tuple[Place, ...]:
         return tuple(map(read_place, one.items(_MOST_PLACES)))
 
-    return Location(accept=_read(fields, "accept", places, ()), reject=_read(fields, "reject", places, ()))
+    return Location(accept=fields.get("accept", places, ()), reject=fields.get("reject", places, ()))
 
 
 def _ports(field: Field) -> PortDemand:
@@ -188,20 +178,20 @@ def _ports(field: Field) -> PortDemand:
     seen: set[int] = set()
     for one, port in static:
         if port in seen:
-            one.fail(f"port {port} is there twice", "keep one of them")
+            one.fail(f"duplicate port {port}", "keep one of them")
         seen.add(port)
     demand = PortDemand(
         static=tuple(port for _, port in static),
-        dynamic=_read(fields, "dynamic", lambda one: one.whole(0, MAX_PORTS), 0),
+        dynamic=fields.get("dynamic", lambda one: one.whole(0, MAX_PORTS), 0),
     )
     if count_ports(demand) > MAX_PORTS:
-        field.fail(f"asks for {count_ports(demand)} ports", f"there may be {MAX_PORTS}")
+        field.fail(f"requests {count_ports(demand)} ports", f"request at most {MAX_PORTS}")
     return demand
 
 
 def _requirements(field: Field) -> GeneralRequirements:
     fields = field.fields(("privileged_docker",))
-    return GeneralRequirements(privileged_docker=_read(fields, "privileged_docker", Field.flag, False))
+    return GeneralRequirements(privileged_docker=fields.get("privileged_docker", Field.flag, False))
 
 
 def _excluded(field: Field) -> tuple[str, ...]:
@@ -209,37 +199,38 @@ def _excluded(field: Field) -> tuple[str, ...]:
 
 
 def _check_nodes(ensemble: EnsembleFile, entries: list[Field]) -> None:
-    """What one node says against another, or against the ensemble."""
+    """Refuses nodes that contradict each other or the ensemble."""
     known: set[str] = set()
     pinned: dict[str, str] = {}
     ports = 0
     for node, entry in zip(ensemble.nodes, entries, strict=True):
         if node.node_id in known:
-            entry.fail(f"another node is named {node.node_id} too", "give each node a node_id of its own")
+            entry.fail(f"duplicate node_id {node.node_id}", "give each node its own node_id")
         known.add(node.node_id)
         ports += count_ports(node.public_ports)
         if ports > MAX_PORTS:
-            entry.fail(f"with it {ports} ports are asked for", f"all nodes together may have {MAX_PORTS}")
+            entry.fail(f"the nodes up to this one request {ports} ports", f"request at most {MAX_PORTS} in all")
         peer = ensemble.pins.get(node.node_id)
         if peer is None:
             continue
         if peer in ensemble.peer_exclusion:
-            entry.fail(f"its peer {peer} is excluded", "take it out of peer or of peer_exclusion")
+            entry.fail(f"its peer {peer} is in peer_exclusion", "remove it from one of them")
         if ensemble.different_peers and peer in pinned:
             entry.fail(
-                f"its peer is that of {pinned[peer]}, and different_peers is true", "pin one of them to another peer"
+                f"it has the same peer as {pinned[peer]}, but different_peers is true",
+                "pin one of them to another peer",
             )
         pinned[peer] = node.node_id
 
 
 def _check_message(ensemble: EnsembleFile, root: Field) -> None:
-    """Whether a provider would read it: one that refuses could only say that much."""
+    """Refuses a request that no provider would accept, here with a position instead of there without one."""
     request = ensemble.asked(deadline=0.0, nonce=2**53)
     try:
         from_map(to_map(request), EnsembleRequest)
     except MessageError as error:
-        root.fail(f"it makes no request: {error.message}")
+        root.fail(f"invalid request: {error.message}", "correct the field")
     size = len(to_bytes(BidRequest(ensemble=to_map(request)))) + _ENVELOPE_BYTES
     most = ServiceLimits().frame_bytes
     if size > most:
-        root.fail(f"the request has {size} bytes, and {most} can be sent", "split the ensemble")
+        root.fail(f"the request has {size} bytes, more than {most}", "split the ensemble")

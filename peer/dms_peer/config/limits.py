@@ -1,6 +1,6 @@
-"""Every bound of a running peer in one file of the owner's, in YAML (docs/limits.md has them all with their defaults).
+"""Reads the limits of a running peer (docs/limits.md lists all with their defaults).
 
-What several peers share is bounded by shares, which are in the access file.
+The shares of peers are not here: they are in the access file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..connections.limits import ConnectionLimits
 from ..discovery.gossip.limits import GossipLimits
 from .yaml_fields import Field, parse_fields, read_file
 
-__all__ = ["PeerLimits", "parse_limits", "read_limits_file"]
+__all__ = ["PeerLimits", "parse_limits", "read_limits", "read_limits_file"]
 
 _CODE: Final = "bad_limits"
 _HIGHEST: Final = 2**40
@@ -28,7 +28,7 @@ Limits = TypeVar("Limits")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PeerLimits:
-    """The bounds of the host, of each stream that is served, of connections that are made, of gossip and of a relay."""
+    """The limits of the host, of each served stream, of outbound connections, of gossip and of a relay."""
 
     host: HostLimits = dataclasses.field(default_factory=HostLimits)
     service: ServiceLimits = dataclasses.field(default_factory=ServiceLimits)
@@ -38,29 +38,30 @@ class PeerLimits:
 
 
 def read_limits_file(path: Path) -> PeerLimits:
-    """Reads a file of limits. Raises DocumentError `bad_limits`. Blocks on disk."""
+    """Reads a limits file. Raises DocumentError `bad_limits`. Blocks on disk."""
     return parse_limits(read_file(path, _CODE), str(path))
 
 
 def parse_limits(content: bytes, name: str) -> PeerLimits:
-    """Reads limits; `name` is what errors call them. What is left out has its default.
+    """Reads limits from bytes; `name` is their name in errors. Raises DocumentError `bad_limits`, and nothing else."""
+    return read_limits(parse_fields(content, name, _CODE))
 
-    Raises DocumentError `bad_limits`, which names line, column and field, and nothing else, whatever the bytes are.
-    """
+
+def read_limits(field: Field) -> PeerLimits:
+    """Reads limits; a missing field has its default. Raises DocumentError."""
     usual = PeerLimits()
     sections = [section.name for section in dataclasses.fields(usual)]
-    root = parse_fields(content, name, _CODE)
-    read = {section: _section(field, getattr(usual, section)) for section, field in root.fields(sections).items()}
+    read = {name: _section(one, getattr(usual, name)) for name, one in field.fields(sections).entries.items()}
     return dataclasses.replace(usual, **read)
 
 
 def _section(field: Field, usual: Any) -> Any:
     names = [one.name for one in dataclasses.fields(usual)]
-    values = {name: _reader(name, getattr(usual, name))(one) for name, one in field.fields(names).items()}
+    values = {name: _reader(name, getattr(usual, name))(one) for name, one in field.fields(names).entries.items()}
     try:
         return dataclasses.replace(usual, **values)
     except ValueError as error:
-        # Limits that contradict each other.
+        # The class refuses limits that contradict each other.
         field.fail(str(error), "see docs/limits.md")
 
 

@@ -1,8 +1,10 @@
-"""YAML as a tree whose every node knows its line and column, safe to read whatever the bytes.
+"""YAML as a tree in which every node knows where it was written. Safe for any bytes.
 
-Read from PyYAML's events, so that depth and size are bounded while it is read. Nothing is guessed from a plain scalar
-(`NO` is a country and no falsehood): who reads a field knows its type. Aliases, tags, second documents and keys that
-are there twice are refused.
+The tree is built from PyYAML's events, so depth and size are bounded while reading. A plain scalar keeps its text
+(`NO` is a country, not false): the reader of a field decides its type. Aliases, tags, second documents and duplicate
+keys are refused.
+
+Values from options and environment variables become nodes of the same kind, so one reader serves all of them.
 """
 
 from __future__ import annotations
@@ -13,16 +15,44 @@ from typing import Any, Final, TypeAlias
 
 import yaml
 
-__all__ = ["ListNode", "MapNode", "NodeError", "ScalarNode", "YamlNode", "parse_nodes"]
+__all__ = [
+    "LARGEST",
+    "ListNode",
+    "MapNode",
+    "NodeError",
+    "Position",
+    "ScalarNode",
+    "YamlNode",
+    "parse_nodes",
+    "positions",
+]
 
 LARGEST: Final = 128 * 1024
+"""The largest file that is read, in bytes."""
 _DEEPEST: Final = 16
 _MOST_NODES: Final = 20_000
 _LONGEST: Final = 300
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a value was written: a file, line and column (from 1), or an option or variable (line 0)."""
+
+    source: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}, line {self.line}, column {self.column}" if self.line else self.source
+
+    @property
+    def short(self) -> str:
+        """The position in one word, such as `peer.yaml:12` or `--guard`."""
+        return f"{self.source}:{self.line}" if self.line else self.source
+
+
 class NodeError(Exception):
-    """What is wrong, where (`line`, `column`, from 1), and what to do about it."""
+    """The problem, its line and column (from 1), and the remedy."""
 
     def __init__(self, problem: str, hint: str, line: int = 1, column: int = 1) -> None:
         super().__init__(problem)
@@ -34,12 +64,10 @@ class NodeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ScalarNode:
-    """A scalar as it was written; `plain` without quotes."""
+    """A scalar as it was written."""
 
     text: str
-    plain: bool
-    line: int
-    column: int
+    position: Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,42 +75,49 @@ class ListNode:
     """A sequence."""
 
     items: tuple[YamlNode, ...]
-    line: int
-    column: int
+    position: Position
 
 
 @dataclass(frozen=True, slots=True)
 class MapNode:
-    """A mapping; each entry has its key's node and its value."""
+    """A mapping; each entry has the node of its key and the node of its value."""
 
     entries: dict[str, tuple[ScalarNode, YamlNode]]
-    line: int
-    column: int
+    position: Position
 
 
 YamlNode: TypeAlias = ScalarNode | ListNode | MapNode
 
 
-def parse_nodes(content: bytes) -> YamlNode:
-    """The one document in these bytes (UTF-8). Raises NodeError and nothing else, whatever they are."""
+def positions(node: YamlNode, path: str = "") -> Iterator[tuple[str, Position]]:
+    """The dotted path and the position of every scalar and list below a node."""
+    if isinstance(node, MapNode):
+        for name, (_, value) in node.entries.items():
+            yield from positions(value, f"{path}.{name}" if path else name)
+    else:
+        yield path, node.position
+
+
+def parse_nodes(content: bytes, source: str = "") -> YamlNode:
+    """Returns the tree of one document (UTF-8); `source` names it in positions. Raises NodeError for invalid bytes."""
     if len(content) > LARGEST:
-        raise NodeError(f"it is larger than {LARGEST // 1024} KiB", "make it smaller")
+        raise NodeError(f"the file is larger than {LARGEST // 1024} KiB", "make it smaller")
     text = _decoded(content)
     try:
-        return _Tree(text).root()
+        return _Tree(text, source).root()
     except NodeError:
         raise
     except yaml.reader.ReaderError as error:
         line, column = _place(text[: error.position])
-        raise NodeError("a character that YAML does not allow", "remove it", line, column) from None
+        raise NodeError("YAML does not allow this character", "remove it", line, column) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         problem = ": ".join(filter(None, (error.context, error.problem)))[:_LONGEST]
-        raise NodeError(f"it is no YAML: {problem}", "check the indentation and the quotes", *place) from None
+        raise NodeError(f"invalid YAML: {problem}", "check the indentation and the quotes", *place) from None
     except Exception as error:
-        # The scanner lets Python's own errors through, for example of an escape beyond Unicode.
-        raise NodeError(f"it is no YAML: {str(error)[:_LONGEST]}", "check what it says") from None
+        # The scanner raises Python's own errors too, for example for an escape beyond Unicode.
+        raise NodeError(f"invalid YAML: {str(error)[:_LONGEST]}", "check the text") from None
 
 
 def _decoded(content: bytes) -> str:
@@ -90,7 +125,7 @@ def _decoded(content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, column = _place(content[: error.start].decode("utf-8", "replace"))
-        raise NodeError("it is not UTF-8", "save it as UTF-8", line, column) from None
+        raise NodeError("the file is not UTF-8", "save it as UTF-8", line, column) from None
 
 
 def _place(before: str) -> tuple[int, int]:
@@ -98,9 +133,10 @@ def _place(before: str) -> tuple[int, int]:
 
 
 class _Tree:
-    """One document on its way from events to nodes."""
+    """Builds the nodes of one document from its events."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, source: str) -> None:
+        self._source = source
         self._events: Iterator[Any] = iter(yaml.parse(text, Loader=yaml.SafeLoader))
         self._count = 0
 
@@ -109,12 +145,12 @@ class _Tree:
         while isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
             event = self._next()
         if isinstance(event, yaml.StreamEndEvent):
-            raise NodeError("it is empty", "write something")
+            raise NodeError("the file is empty", "write at least one field")
         node = self._node(event, 0)
         self._next()
         after = self._next()
         if not isinstance(after, yaml.StreamEndEvent):
-            raise NodeError("a second document", "keep one document in a file", *_mark(after))
+            raise NodeError("the file has a second document", "keep one document in a file", *_mark(after))
         return node
 
     def _next(self) -> Any:
@@ -122,37 +158,40 @@ class _Tree:
 
     def _node(self, event: Any, depth: int) -> YamlNode:
         self._check(event, depth)
-        line, column = _mark(event)
+        position = Position(self._source, *_mark(event))
         if isinstance(event, yaml.ScalarEvent):
-            return ScalarNode(event.value, event.style is None, line, column)
+            return ScalarNode(event.value, position)
         if isinstance(event, yaml.SequenceStartEvent):
             items = []
             while not isinstance(inner := self._next(), yaml.SequenceEndEvent):
                 items.append(self._node(inner, depth + 1))
-            return ListNode(tuple(items), line, column)
+            return ListNode(tuple(items), position)
         entries: dict[str, tuple[ScalarNode, YamlNode]] = {}
         while not isinstance(inner := self._next(), yaml.MappingEndEvent):
             key = self._key(inner, entries, depth)
             entries[key.text] = (key, self._node(self._next(), depth + 1))
-        return MapNode(entries, line, column)
+        return MapNode(entries, position)
 
     def _key(self, event: Any, entries: dict[str, tuple[ScalarNode, YamlNode]], depth: int) -> ScalarNode:
         key = self._node(event, depth + 1)
         if not isinstance(key, ScalarNode):
-            raise NodeError("a key that is no text", "write a field's name before the colon", *_mark(event))
+            raise NodeError("a key must be text", "write the name of a field before the colon", *_mark(event))
         if key.text in entries:
-            first = entries[key.text][0].line
+            first, second = entries[key.text][0].position, key.position
             raise NodeError(
-                f"{key.text[:64]} is there twice, first on line {first}", "keep one of them", key.line, key.column
+                f"duplicate key {key.text[:64]}, first on line {first.line}",
+                "keep one of them",
+                second.line,
+                second.column,
             )
         return key
 
     def _check(self, event: Any, depth: int) -> None:
         self._count += 1
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise NodeError("anchors and aliases (& and *) are not read here", "write it out", *_mark(event))
+            raise NodeError("anchors and aliases (& and *) are not supported", "write the value out", *_mark(event))
         if event.tag is not None:
-            raise NodeError("tags (!) are not read here", "leave the tag out", *_mark(event))
+            raise NodeError("tags (!) are not supported", "remove the tag", *_mark(event))
         if depth > _DEEPEST:
             raise NodeError(f"more than {_DEEPEST} levels", "nest it less", *_mark(event))
         if self._count > _MOST_NODES:

@@ -223,7 +223,7 @@ async def test_nodes_for_different_peers_are_not_written_to_be_committed_at_one(
         ([*ONE, "--port", "20000", "--ports", "1024"], 2, "usage", "at most 1024 ports"),
         (["-f", "ports.yaml"], 1, "bad_ensemble", "ports.yaml, line 3, column 3: request[1]: with it 1025 ports"),
         (["-f", "absent.yaml"], 1, "bad_ensemble", "absent.yaml cannot be read"),
-        (["-f", "bad.yaml"], 1, "bad_ensemble", "bad.yaml, line 1, column 1: reqest: is no field here"),
+        (["-f", "bad.yaml"], 1, "bad_ensemble", "bad.yaml, line 1, column 1: reqest: unknown field"),
     ],
 )
 async def test_a_command_line_or_file_that_makes_no_sense(
