@@ -161,7 +161,7 @@ def node(*lines: str) -> str:
         (node() + "\n---\n" + node(), (4, 1), "", "second document", ""),
         (node() + "\n- node_id: a\n  " + SMALL, (4, 3), "request[1]", "duplicate node_id a", ""),
         ("different_peers: 1\n" + node(), (1, 18), "different_peers", "not true or false", ""),
-        (f"peer_exclusion: [{PINNED}]\n" + node(f"peer: {PINNED}"), (3, 3), "request[0]", "in peer_exclusion", "remove"),
+        (f"peer_exclusion: [{PINNED}]\n" + node(f"peer: {PINNED}"), (3, 3), "request[0]", "peer_exclusion", "remove"),
         (
             "different_peers: true\n" + node(f"peer: {PINNED}") + f"\n- node_id: b\n  {SMALL}\n  peer: {PINNED}",
             (6, 3),

@@ -37,7 +37,7 @@ executors: [docker]
 prices: {currency: EUR, core: 0.1}
 """
 ONE = ["--cpu", "1", "--ram", "1", "--disk", "1"]
-SMALL = "resources: {cpu: {cores: 1}, ram: {size: 1}, disk: {size: 1}}"
+SMALL = "resources: {cpu: {cores: 1}, ram: {size: 1B}, disk: {size: 1B}}"
 ABSENT = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 OTHER = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 ENSEMBLE = """
@@ -189,7 +189,7 @@ async def test_the_options_for_one_node(ready: Ready, command: Any) -> None:
 
 async def test_an_ensemble_of_which_nothing_is_for_this_peer(ready: Ready, command: Any, tmp_path: Path) -> None:
     path = tmp_path / "pinned.yaml"
-    resources = "{cpu: {cores: 1}, ram: {size: 1}, disk: {size: 1}}"
+    resources = "{cpu: {cores: 1}, ram: {size: 1B}, disk: {size: 1B}}"
     path.write_text(f"request: [{{node_id: a, peer: {OTHER}, resources: {resources}}}]")
     code, out, _ = await command("bid", ready.addrs[0], "-f", str(path), "--json")
     assert (code, json.loads(out)["error"]["code"]) == (1, "other_peer")
