@@ -17,12 +17,9 @@ from libp2p.network.stream.net_stream import INetStream
 from libp2p.security.noise.transport import PROTOCOL_ID, Transport
 from multiaddr import Multiaddr
 
-from dms_host.errors import DialError
+from dms_host import DialError
 from dms_peer import dial, host_addresses, new_identity, open_host, open_resources, serve
-from dms_resources.components import CPU, RAM, Disk, OnboardedResources
-from dms_resources.machine.hardware import measure_machine
-from dms_resources.manager import open_manager
-from dms_resources.units import GIB, Cores
+from dms_resources import CPU, GIB, RAM, Cores, Disk, OnboardedResources, measure_machine, open_manager
 
 YOUR_PROTOCOL = TProtocol("/your-program/1.0.0")
 OFFER = OnboardedResources(cpu=CPU(cores=Cores.of(1)), ram=RAM(size=GIB), disk=Disk(size=GIB), gpus=())

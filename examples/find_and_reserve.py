@@ -22,6 +22,7 @@ import trio
 from dms_peer import (
     AssignmentRules,
     DiscoverySettings,
+    FoundPeer,
     Requester,
     ReservationError,
     host_addresses,
@@ -31,15 +32,24 @@ from dms_peer import (
     open_requester,
     serve,
 )
-from dms_peer.requesting import FoundPeer
-from dms_protocols.bidding.prices import PricesPerHour
-from dms_protocols.bidding.service import BidTerms
-from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
-from dms_resources.demands import CPUDemand, Demand, DiskDemand, RAMDemand
-from dms_resources.machine.file import read_machine_file
-from dms_resources.manager import ResourceManager, open_manager
-from dms_resources.units import GIB, Cores, format_size
+from dms_protocols import BidTerms, EnsembleRequest, NodeRequest, PricesPerHour
+from dms_resources import (
+    CPU,
+    GIB,
+    RAM,
+    Cores,
+    CPUDemand,
+    Demand,
+    Disk,
+    DiskDemand,
+    MachineResources,
+    OnboardedResources,
+    RAMDemand,
+    ResourceManager,
+    format_size,
+    open_manager,
+    read_machine_file,
+)
 
 MACHINE = {"cpu": {"cores": 16}, "ram": {"size": "64GiB"}, "disk": {"size": "1TiB"}}
 # On a network of your own: DiscoverySettings(bootstrap=(ADDRESS,)) is enough. This one is for this machine alone.

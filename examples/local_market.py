@@ -24,10 +24,19 @@ from rich.console import Console
 from rich.table import Table
 
 from dms_peer import dial, new_identity, open_allocations, open_bids, open_host, open_resources
-from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_resources.components import FreeResources
-from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand, describe_shortage
-from dms_resources.units import GIB, Cores, format_size
+from dms_protocols import EnsembleRequest, NodeRequest
+from dms_resources import (
+    GIB,
+    Cores,
+    CPUDemand,
+    Demand,
+    DiskDemand,
+    FreeResources,
+    GPUDemand,
+    RAMDemand,
+    describe_shortage,
+    format_size,
+)
 
 console = Console(highlight=False)
 

@@ -15,10 +15,7 @@ from pathlib import Path
 import trio
 
 from dms_peer import host_addresses, load_or_create_identity, open_host, serve
-from dms_resources.components import CPU, RAM, Disk, OnboardedResources
-from dms_resources.machine.hardware import measure_machine
-from dms_resources.manager import open_manager
-from dms_resources.units import GIB, Cores
+from dms_resources import CPU, GIB, RAM, Cores, Disk, OnboardedResources, measure_machine, open_manager
 
 
 async def provide(home: Path) -> None:

@@ -13,9 +13,8 @@ import time
 import trio
 
 from dms_peer import dial, new_identity, open_allocations, open_bids, open_host, open_resources
-from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
-from dms_resources.demands import CPUDemand, Demand, DiskDemand, RAMDemand
-from dms_resources.units import MIB, Cores, format_size
+from dms_protocols import EnsembleRequest, NodeRequest
+from dms_resources import MIB, Cores, CPUDemand, Demand, DiskDemand, RAMDemand, format_size
 
 DEMAND = Demand(cpu=CPUDemand(cores=Cores.of("0.5")), ram=RAMDemand(size=256 * MIB), disk=DiskDemand(size=100 * MIB))
 

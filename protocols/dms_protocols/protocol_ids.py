@@ -27,13 +27,19 @@ __all__ = [
 ]
 
 RESOURCES_PROTOCOL: Final = "/dms/resources/1.0.0"
+"""Queries: what a peer has, has free and uses."""
 BID_PROTOCOL: Final = "/dms/bid/1.0.0"
+"""Bid requests and signed bids."""
 BID_PROTOCOL_1_1: Final = "/dms/bid/1.1.0"
+"""Bids, with request digests that do not depend on how a number is encoded."""
 ALLOCATION_PROTOCOL: Final = "/dms/allocation/1.0.0"
+"""Leases: commit, renew, allocate, release and list."""
 PEERS_PROTOCOL: Final = "/dms/peers/1.0.0"
+"""The exchange of capacity adverts."""
 BID_DELIVERY_PROTOCOL: Final = "/dms/bid-delivery/1.0.0"
-# libp2p's own kad-dht, under a prefix of our own: not the public network.
+"""Answers to broadcast bid requests."""
 KADEMLIA_PROTOCOL: Final = "/dms/kad/1.0.0"
+"""libp2p's kad-dht under a prefix of its own, apart from the public IPFS network."""
 
 _KNOWN: Final = (
     RESOURCES_PROTOCOL,

@@ -116,6 +116,7 @@ class GPU(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 GPUs: TypeAlias = tuple[GPU, ...]
+"""The GPU devices of one machine or lease, by index."""
 
 
 class Resources(Struct, frozen=True, kw_only=True):

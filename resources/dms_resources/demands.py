@@ -161,6 +161,7 @@ class PortShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag
 
 
 Shortage: TypeAlias = CPUShortage | RAMShortage | DiskShortage | GPUShortage | PortShortage
+"""One dimension that falls short, with what was asked, what is free and the total."""
 
 
 def describe_shortage(shortage: Shortage) -> str:

@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard", "ResourceManager", "open_manager"]
 
-# What to do with a commitment that the ledger has room for and the machine itself is short of now.
 Guard: TypeAlias = Literal["off", "warn", "enforce"]
+"""What to do when the ledger has free capacity but the machine itself is busy: off, warn, or enforce (refuse)."""
 
 _log = logging.getLogger(__name__)
 

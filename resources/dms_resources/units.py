@@ -27,9 +27,13 @@ __all__ = [
 ]
 
 KIB: Final = 2**10
+"""1 KiB, 2^10 bytes."""
 MIB: Final = 2**20
+"""1 MiB, 2^20 bytes."""
 GIB: Final = 2**30
+"""1 GiB, 2^30 bytes."""
 TIB: Final = 2**40
+"""1 TiB, 2^40 bytes."""
 
 # Both scales are kept apart for ever: the Go DMS reads GB as 10^9 in one place and 2^30 in another.
 _SIZE_UNITS: Final = {

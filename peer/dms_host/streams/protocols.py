@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
 StreamHandler = Callable[[PeerStream, str], Awaitable[None]]
+"""Handles one inbound stream of the peer with this id; the stream is closed when it returns."""
 
 
 @asynccontextmanager
