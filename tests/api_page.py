@@ -15,8 +15,8 @@ from types import ModuleType
 HEAD = """\
 # The Python API
 
-Import from these four packages only: `from dms_peer import serve`. Their submodules may move between versions, the names
-on this page do not. Each name is loaded when it is first used, so that importing a package costs next to nothing.
+Import from these four packages only: `from dms_peer import serve`. Their submodules may move between versions; the
+names on this page stay. Each name is loaded when it is first used, so that importing a package costs next to nothing.
 
 `python tests/api_page.py > docs/api.md` writes this page, and a test compares it. [architecture.md](architecture.md)
 describes the packages, and `examples/` has whole programs.
