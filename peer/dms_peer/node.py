@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -18,6 +19,7 @@ from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import trio
 
@@ -29,6 +31,7 @@ from dms_protocols.rpc.counts import ServiceCounts
 from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
+from dms_resources.machine.listening import read_used_ports
 from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import Guard, ResourceManager, open_manager
 
@@ -130,6 +133,7 @@ class Node:
             host = await self._open_host(stack, identity, limits)
             counts, in_use = ServiceCounts(), SharesInUse(access.shares)
             metrics = await self._serve_metrics(stack, manager, counts, host)
+            manager.reserve_ports(_own_ports(host, metrics))
             await stack.enter_async_context(
                 serve(
                     host,
@@ -173,7 +177,13 @@ class Node:
         while True:
             try:
                 return await stack.enter_async_context(
-                    open_manager(self.home.ledger_path, machine, usage_monitor=monitor, guard=self.guard)
+                    open_manager(
+                        self.home.ledger_path,
+                        machine,
+                        usage_monitor=monitor,
+                        guard=self.guard,
+                        read_ports=read_used_ports,
+                    )
                 )
             except LedgerInUseError:
                 # A command of the owner has it for a moment; another peer keeps it.
@@ -212,6 +222,13 @@ class Node:
         )
         bound = await stack.enter_async_context(serve_metrics(collector, address or _LOOPBACK, int(port)))
         return f"http://{address or _LOOPBACK}:{bound}/metrics"
+
+
+def _own_ports(host: HardenedHost, metrics: str | None) -> frozenset[int]:
+    """The ports on which the peer itself listens: for other peers, and for its metrics."""
+    found = (re.search(r"/(?:tcp|udp)/([0-9]+)", str(address)) for address in host.get_transport_addrs())
+    ports = {int(match[1]) for match in found if match is not None}
+    return frozenset(ports | ({urlsplit(metrics).port or 0} if metrics else set()))
 
 
 async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

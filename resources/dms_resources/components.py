@@ -171,8 +171,8 @@ class PortRange(Struct, frozen=True, kw_only=True):
         return self.first <= port <= self.last
 
 
-# The DMS's public ports, without its 65536.
-DEFAULT_PORT_RANGE = PortRange(first=16384, last=65535)
+# The DMS's public ports, up to where Linux begins to take ports for outgoing connections.
+DEFAULT_PORT_RANGE = PortRange(first=16384, last=32767)
 
 
 class Headroom(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -62,6 +62,9 @@ __all__ = ["Guard", "ResourceManager", "open_manager"]
 Guard: TypeAlias = Literal["off", "warn", "enforce"]
 """What to do when the ledger has free capacity but the machine itself is busy: off, warn, or enforce (refuse)."""
 
+ReadPorts: TypeAlias = Callable[[], frozenset[int] | None]
+"""Reads which ports programs use now (None: it cannot be known); called in a worker thread."""
+
 _log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 10.0
@@ -82,12 +85,14 @@ async def open_manager(
     usage_monitor: UsageMonitor | None = None,
     guard: Guard = "off",
     worker: Worker | None = None,
+    read_ports: ReadPorts | None = None,
 ) -> AsyncIterator[ResourceManager]:
     """Opens the ledger at `path` and keeps it: writes what changes, ends what passes its deadline, audits it.
 
     A `usage_monitor` is run meanwhile, and its surveys of the machine are followed; by `guard` a commitment that the
     machine itself is short of now is taken, taken with a warning in the log (refused where the disk is full), or
-    refused. `worker` runs blocking calls of the disk, by default in threads that nobody else of this process can use
+    refused. `read_ports` says which ports programs use, so that none of them is granted; it is called every 5 seconds
+    and before each change that grants ports. `worker` runs blocking calls of the disk, by default in threads that nobody else of this process can use
     up. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError` when it cannot be
     opened. On exit all that waits for the disk is written, for 10 seconds at most.
     """
@@ -98,7 +103,8 @@ async def open_manager(
         stored: list[Contents] = []
         await worker(lambda: stored.append(storage.load()))
         ledger = Ledger(storage, stored[0], machine, clock, worker)
-        manager = ResourceManager(ledger, usage_monitor, guard)
+        manager = ResourceManager(ledger, usage_monitor, guard, read_ports)
+        await manager._update_ports()
         work = (ledger.keep_journal, ledger.sweep, ledger.prune, manager._audit_at_intervals)
         try:
             async with open_background(*work) as nursery:
@@ -124,8 +130,12 @@ class ResourceManager:
         ledger: Ledger,
         usage_monitor: UsageMonitor | None,
         guard: Guard,
+        read_ports: ReadPorts | None = None,
     ) -> None:
         self._ledger = ledger
+        self._read_ports = read_ports
+        self._own_ports: frozenset[int] = frozenset()
+        self._ports_unread = False
         self._usage_monitor = usage_monitor
         self._guard = guard
         self._warned = float("-inf")
@@ -285,10 +295,12 @@ class ResourceManager:
 
     async def commit_group(self, requests: Sequence[LeaseRequest], *, group: str = "") -> list[Lease]:
         """Commits all the requests, in one indivisible change, or none. Raises as `commit_resources`; cancellable."""
+        await self._update_ports(request.ports for request in requests)
         return await self._ledger.change(lambda now: decisions.commit(self._ledger.book, requests, now, group=group))
 
     async def hold(self, requests: Sequence[LeaseRequest]) -> list[Lease]:
         """Holds capacity for bids for some seconds, within the owner's limits. Raises `HoldLimitError`; cancellable."""
+        await self._update_ports(request.ports for request in requests)
         return await self._ledger.change(lambda now: decisions.hold(self._ledger.book, requests, now))
 
     async def renew_commitment(
@@ -317,6 +329,7 @@ class ResourceManager:
         Raises `RequestError`, `NotCommittedError`, `ConflictError`, `ExpiredError`, `NotHolderError`,
         `StaleFenceError` or `StorageError`. May be cancelled.
         """
+        await self._update_ports([request.ports])
         processes = tuple(_started(request.processes))
         lease = await self._ledger.change(lambda now: decisions.allocate(self._ledger.book, request, now, processes))
         await self._follow_use([lease])
@@ -366,6 +379,11 @@ class ResourceManager:
         """Takes note of what the machine has now: what is gone is offered no more, what is promised stays."""
         self._ledger.book.set_machine(machine)
         self._ledger.tell()
+
+    def reserve_ports(self, ports: Iterable[int]) -> None:
+        """Never grants these ports: the peer itself listens on them. Replaces what was reserved before."""
+        before, self._own_ports = self._own_ports, frozenset(ports)
+        self._note_ports(self._ledger.book.used_ports - before)
 
     async def history(self, *, limit: int = 100, before: int | None = None) -> list[tuple[int, HistoryEntry]]:
         """What happened, newest first, with numbers to continue from. Raises `StorageError`. May be cancelled."""
@@ -487,6 +505,27 @@ class ResourceManager:
                 self.update_machine(monitor.machine)
                 for missing in self.missing_resources:
                     _log.warning("onboarded but no longer there: %s", describe_missing(missing))
+
+    async def _follow_ports(self) -> None:
+        while True:
+            await trio.sleep(_FOLLOW_SECONDS)
+            await self._update_ports()
+
+    async def _update_ports(self, asked: Iterable[PortDemand] | None = None) -> None:
+        """Reads which ports programs use now; with `asked` only where one of the demands asks for ports."""
+        if self._read_ports is None or (asked is not None and all(ports == NO_PORTS for ports in asked)):
+            return
+        read, found = self._read_ports, list[frozenset[int] | None]()
+        await self._ledger.work(lambda: found.append(read()))
+        unread, self._ports_unread = self._ports_unread, found[0] is None
+        if found[0] is not None:
+            self._note_ports(found[0])
+        elif not unread:
+            _log.warning("the ports that programs use cannot be read: the ledger alone decides which are free")
+
+    def _note_ports(self, used: frozenset[int]) -> None:
+        if self._ledger.book.set_used_ports(used | self._own_ports):
+            self._ledger.tell()
 
     async def _audit_at_intervals(self) -> None:
         while True:

@@ -1,20 +1,22 @@
-"""The ledger against itself, its file, and what the operating system shows.
+"""Compares the ledger with itself, with its file, and with what the operating system shows.
 
 Findings by code: `totals` (the running totals are not the sum of the leases), `stored` (the file has other leases),
 `oversold` (more is promised than offered), `device_gone` (a lease is on a GPU that is not there), `port_in_use` (a
-free port is used by a process), `vram_in_use` (a GPU uses more memory than is promised on it), `process_gone` (the
-processes of an allocation have ended). `process_gone`, `totals` and `stored` can be
-repaired without the owner's further help.
+program uses a port that the ledger has as free, or has promised to a job that has not started), `vram_in_use` (a GPU
+uses more memory than is promised on it), `process_gone` (the processes of an allocation have ended). The audit can
+repair `process_gone`, `totals` and `stored` without the owner.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
 
 from ..components import Resources
+from ..machine.hardware.roots import HOST, parse_amount, read_text
 from ..placement import DeviceState
 from ..units import format_size
 from .accounts import Sums
@@ -23,17 +25,17 @@ from .history import Finding
 from .leases import Lease, LeaseState
 from .storage import StoredLease
 
-__all__ = ["AuditSnapshot", "audit_snapshot", "started_after_boot"]
+__all__ = ["AuditSnapshot", "audit_snapshot", "parse_start_ticks", "started_after_boot"]
 
 # Drivers and desktops use some memory of every GPU.
 _VRAM_TOLERANCE = 1 << 30
-# Far less than it takes for a process number to come round again.
+# Far less than the kernel needs to use a process number again.
 _START_TOLERANCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class AuditSnapshot:
-    """The book at one instant, and the leases that its file had (None when changes were on their way)."""
+    """The book at one instant, and the leases in its file (None when the file was behind the book)."""
 
     leases: tuple[Lease, ...]
     totals: tuple[int, int, int, int]
@@ -45,7 +47,7 @@ class AuditSnapshot:
 
     @classmethod
     def of(cls, book: Book, stored: list[StoredLease] | None) -> AuditSnapshot:
-        """Copies what an audit looks at."""
+        """Copies what an audit compares, so that a thread can read it."""
         promised = book.promised()
         return cls(
             leases=tuple(record.lease for record in book.leases.values()),
@@ -61,7 +63,7 @@ class AuditSnapshot:
 
 
 def audit_snapshot(snapshot: AuditSnapshot, usage: Resources | None) -> list[Finding]:
-    """All findings. Blocks on the operating system: called in a worker thread."""
+    """All findings. Blocks on system calls: call it in a worker thread."""
     return [*_itself(snapshot), *_file(snapshot), *_devices(snapshot, usage), *_ports(snapshot), *_processes(snapshot)]
 
 
@@ -118,6 +120,16 @@ def _ports(snapshot: AuditSnapshot) -> Iterator[Finding]:
     listening = {one.laddr.port for one in connections if one.laddr and one.status in ("LISTEN", "NONE")}
     for port in sorted(listening & snapshot.free_ports):
         yield Finding(code="port_in_use", message=f"port {port} is free in the ledger but a process uses it")
+    for lease in snapshot.leases:
+        # The job of an allocation is what should use its ports.
+        if lease.state is LeaseState.ALLOCATED:
+            continue
+        for port in sorted(listening.intersection(lease.ports)):
+            yield Finding(
+                code="port_in_use",
+                message=f"port {port} is promised to {lease.lease_id}, which has not started, but a process uses it",
+                lease_id=lease.lease_id,
+            )
 
 
 def _processes(snapshot: AuditSnapshot) -> Iterator[Finding]:
@@ -131,17 +143,29 @@ def _processes(snapshot: AuditSnapshot) -> Iterator[Finding]:
 
 
 def started_after_boot(process: int) -> float:
-    """How many seconds after the machine's boot a process started: unlike the time of day, no clock's setting moves it.
+    """How many seconds after the machine's boot a process started. Setting the clock does not move it.
 
     Raises `psutil.Error`, and `ValueError` or `OverflowError` for a number that no process has.
     """
+    if process <= 0:
+        raise ValueError(f"{process} is not the id of a process")
+    ticks = parse_start_ticks(read_text(HOST.proc / str(process) / "stat") or "")
+    if ticks is not None:
+        return ticks / os.sysconf("SC_CLK_TCK")
+    # Not Linux, or a process that is not ours to look at.
     return float(psutil.Process(process).create_time() - psutil.boot_time())
+
+
+def parse_start_ticks(text: str) -> int | None:
+    """The start of a process in clock ticks after boot, of its `/proc/PID/stat`; None where it is not there."""
+    # The name is in parentheses and may contain anything, parentheses and spaces too.
+    fields = text.rpartition(")")[2].split()
+    return parse_amount(fields[19]) if len(fields) > 19 else None
 
 
 def _runs(process: tuple[int, float]) -> bool:
     number, started = process
     try:
-        # The boot time is read apart from the start, and may have been set in between.
         return abs(started_after_boot(number) - started) < _START_TOLERANCE
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False

@@ -121,6 +121,7 @@ class Book:
         self.devices: dict[str, DeviceState] = {}
         # The pool of many ports is what costs most here: it is made once.
         self.ports = PortPool(_port_range(offer))
+        self.used_ports: frozenset[int] = frozenset()
         self._due: list[tuple[float, str]] = []
         # Asked for with every bid, and the same until something is promised, given back or offered.
         self._capacity: FreeCapacity | None = None
@@ -235,6 +236,13 @@ class Book:
         self._set_offer(self.offer)
         self.version += 1
 
+    def set_used_ports(self, ports: frozenset[int]) -> bool:
+        """Records which ports programs of this machine use now. Returns whether that changes what could be granted."""
+        self.used_ports = ports
+        changed = self.ports.set_in_use(ports)
+        self.version += changed
+        return changed
+
     def _swap(self, before: Record | None, after: Record | None) -> None:
         if before is not None:
             self._remove(before)
@@ -290,7 +298,7 @@ class Book:
         self.devices = dict(_devices(onboarded, self.machine, self.devices))
         port_range = _port_range(offer)
         if port_range != self.ports.range:
-            self.ports = PortPool(port_range, self.ports.taken)
+            self.ports = PortPool(port_range, self.ports.taken, self.used_ports)
 
 
 def _port_range(offer: OfferState) -> PortRange:

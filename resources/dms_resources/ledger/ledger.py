@@ -108,6 +108,7 @@ class Ledger:
             before = self.book
             self.book = self._build(found[0], before.machine)
             self.book.version = before.version + 1
+            self.book.set_used_ports(before.used_ports)
             # A number that somebody may have seen is not given out again.
             self.book.fence = max(before.fence, self.book.fence)
             self.journal.failed = None

@@ -1,6 +1,6 @@
-"""The public ports of a provider: which are taken, and which would be given next.
+"""The public ports of a provider: which are taken, which other programs use, and which would be granted next.
 
-Taking and giving back cost O(log n) of the ports concerned, whatever the size of the range.
+Taking and returning a port costs O(log n), whatever the size of the range.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ __all__ = ["PortPool"]
 
 
 class PortPool:
-    """Ports of one range; `taken` ports may lie outside it after the owner moved the range."""
+    """Ports of one range; `taken` ports may lie outside it after the owner moved the range.
 
-    def __init__(self, port_range: PortRange, taken: Iterable[int] = ()) -> None:
+    `in_use` are ports that a program of this machine uses now. One that is not taken cannot be granted.
+    """
+
+    def __init__(self, port_range: PortRange, taken: Iterable[int] = (), in_use: Iterable[int] = ()) -> None:
         self.range = port_range
+        self.in_use: frozenset[int] = frozenset()
         self._taken: set[int] = set(taken)
         self._taken_inside = sum(port in port_range for port in self._taken)
         # Taken ports stay in the heap until they come up; `_queued` keeps a port from standing in it twice.
         self._heap = list(range(port_range.first, port_range.last + 1))
         self._queued = set(self._heap)
+        self._blocked = 0
+        self.set_in_use(in_use)
 
     @property
     def free(self) -> int:
-        """How many ports of the range are free."""
-        return len(self.range) - self._taken_inside
+        """How many ports of the range could be granted now."""
+        return len(self.range) - self._taken_inside - self._blocked
 
     @property
     def taken(self) -> frozenset[int]:
@@ -36,11 +42,23 @@ class PortPool:
         return frozenset(self._taken)
 
     def is_free(self, port: int) -> bool:
-        """Whether this port lies in the range and is not taken."""
-        return port in self.range and port not in self._taken
+        """Whether this port lies in the range, is not taken, and no program uses it."""
+        return port in self.range and port not in self._taken and port not in self.in_use
+
+    def set_in_use(self, ports: Iterable[int]) -> bool:
+        """Records which ports programs use now. Returns whether what could be granted has changed."""
+        before = {port for port in self.in_use if self._blocks(port)}
+        self.in_use = frozenset(port for port in ports if port in self.range)
+        after = {port for port in self.in_use if self._blocks(port)}
+        self._blocked = len(after)
+        return before != after
+
+    def _blocks(self, port: int) -> bool:
+        # The program that uses a taken port is the job that it was granted to.
+        return port in self.in_use and port not in self._taken
 
     def shortage(self, demand: PortDemand, also_taken: Collection[int] = ()) -> PortShortage | None:
-        """Why the demand cannot be met while `also_taken` are spoken for, or None when it can."""
+        """Why the demand cannot be met while `also_taken` are reserved too, or None when it can."""
         if not demand.static and not demand.dynamic:
             return None
         distinct = sorted(set(demand.static))
@@ -55,7 +73,7 @@ class PortPool:
         )
 
     def choose(self, demand: PortDemand, also_taken: Collection[int] = ()) -> tuple[int, ...]:
-        """The static ports and the lowest free ones for the rest; nothing is taken yet. Asked after `shortage`."""
+        """The static ports and the lowest free ones for the rest; takes nothing. Call it only without a `shortage`."""
         spoken_for = {*demand.static, *also_taken}
         dynamic: list[int] = []
         passed: list[int] = []
@@ -65,7 +83,7 @@ class PortPool:
                 self._queued.discard(port)
                 continue
             passed.append(port)
-            if port not in spoken_for:
+            if port not in spoken_for and port not in self.in_use:
                 dynamic.append(port)
         for port in passed:
             heapq.heappush(self._heap, port)
@@ -76,13 +94,15 @@ class PortPool:
         for port in ports:
             if port in self._taken:
                 raise ValueError(f"port {port} is taken twice")
+            self._blocked -= self._blocks(port)
             self._taken.add(port)
             self._taken_inside += port in self.range
 
     def give_back(self, ports: Iterable[int]) -> None:
-        """Gives ports back. Raises `KeyError` when one is not taken."""
+        """Returns ports to the pool. Raises `KeyError` when one is not taken."""
         for port in ports:
             self._taken.remove(port)
+            self._blocked += self._blocks(port)
             if port in self.range:
                 self._taken_inside -= 1
                 if port not in self._queued:

@@ -1,8 +1,11 @@
-"""The owner's times: "free until 18:00", "every night", "at the weekend".
+"""The times at which the owner offers capacity: "free until 18:00", "every night", "at the weekend".
 
 A window is written as days and hours of the owner's local time, or as an end:
 `22:00-06:00` (every day, over midnight), `mon-fri 18:00-08:00`, `sat,sun`, `until 2026-11-24T18:00`.
-Several windows are joined. What would outlive the window that is open is refused.
+Several windows are joined. A lease that would end after the open window is refused.
+
+When the clocks are set forward, a start or end that does not exist is the moment of the change. When they are set back,
+a start or end that exists twice is the first one.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _FORM: Final = re.compile(
     r"(?:(?P<days>[a-z,\- ]+?)\s*)?(?:(?P<start>\d{1,2}:\d{2})\s*-\s*(?P<end>\d{1,2}:\d{2}))?", re.ASCII
 )
 _HORIZON_DAYS: Final = 8
-# What repeats every week and is open for a week does not close.
+# Windows that repeat every week and are open for a whole week never close.
 _WEEK: Final = 7 * 86400.0
 
 
@@ -63,7 +66,7 @@ class Window(Struct, frozen=True, kw_only=True):
             if begin.weekday() in self.days:
                 last = begin if self.end > self.start else begin + timedelta(days=1)
                 span = (_local(begin, self.start), _local(last, self.end))
-                # A window within the hour that summer time leaves out does not open that day.
+                # A window inside the hour that the clocks skip does not open that day.
                 if span[0] < span[1]:
                     yield span
 
@@ -110,7 +113,34 @@ def _joined(spans: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float
 
 def _local(day: date, minute: int) -> float:
     # Built from local calendar fields, so that 22:00 is 22:00 on both sides of a change to summer time.
-    return (datetime(day.year, day.month, day.day) + timedelta(minutes=minute)).timestamp()
+    return _unix_time(datetime(day.year, day.month, day.day) + timedelta(minutes=minute))
+
+
+def _unix_time(wall: datetime) -> float:
+    """The Unix time at which local clocks show `wall`.
+
+    A time that the clocks skip is the moment at which they are set forward. Of a time that exists twice it is the
+    first.
+    """
+    found = wall.timestamp()
+    if datetime.fromtimestamp(found) == wall:
+        return found
+    # Python shifts a time that does not exist by the length of the gap. With the other `fold` it shifts the other way,
+    # so the moment of the jump lies between the two.
+    before, after = sorted((found, wall.replace(fold=1).timestamp()))
+    return _first_at_or_after(wall, before, after)
+
+
+def _first_at_or_after(wall: datetime, before: float, after: float) -> float:
+    """The first second in `before`..`after` at which local clocks show `wall` or later."""
+    low, high = int(before), int(after)
+    while low < high:
+        middle = (low + high) // 2
+        if datetime.fromtimestamp(middle) >= wall:
+            high = middle
+        else:
+            low = middle + 1
+    return float(low)
 
 
 def _minute(clock: str, text: str) -> int:
@@ -145,12 +175,13 @@ def _day(name: str, text: str) -> int:
 
 def _end_of(moment: str, text: str) -> float:
     try:
-        return datetime.fromisoformat(moment).timestamp()
+        found = datetime.fromisoformat(moment)
+        return found.timestamp() if found.tzinfo is not None else _unix_time(found)
     except (ValueError, OverflowError, OSError):
         raise _unreadable(text) from None
 
 
 def _unreadable(text: str) -> AmountError:
     return AmountError(
-        f"{text!r} is no window (write 22:00-06:00, mon-fri 18:00-08:00, sat,sun or until 2026-11-24T18:00)", value=text
+        f"invalid window {text!r} (write 22:00-06:00, mon-fri 18:00-08:00, sat,sun or until 2026-11-24T18:00)", value=text
     )

@@ -109,3 +109,33 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=15, deadline=None, database=None)
+
+
+def test_a_port_that_a_program_uses_is_not_granted() -> None:
+    ports = pool(100)
+    assert ports.set_in_use([100, 101, 103, 9])
+    # Port 100 is taken: its job may use it.
+    assert ports.free == 5
+    assert ports.choose(PortDemand(dynamic=3)) == (102, 104, 105)
+    assert ports.shortage(PortDemand(static=(103, 104))) == PortShortage(
+        asked=PortDemand(static=(103, 104)), free=PortDemand(static=(104,)), total=PortDemand(dynamic=8)
+    )
+    assert ports.shortage(PortDemand(dynamic=6)) is not None
+    assert not ports.set_in_use([101, 103])
+    assert ports.set_in_use([])
+    assert ports.free == 7
+
+
+def test_a_job_that_still_listens_after_its_lease_keeps_the_port_from_others() -> None:
+    ports = pool(100)
+    ports.set_in_use([100])
+    assert ports.free == 7
+    ports.give_back([100])
+    assert (ports.free, ports.is_free(100)) == (7, False)
+    ports.take([100])
+    assert ports.free == 7
+
+
+def test_a_moved_range_knows_what_programs_use() -> None:
+    ports = PortPool(PortRange(first=1, last=3), (), (2, 7))
+    assert ports.choose(PortDemand(dynamic=2)) == (1, 3)

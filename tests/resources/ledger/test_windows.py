@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timezone
 
 import hypothesis.strategies as st
 import pytest
@@ -208,3 +208,42 @@ def test_the_same_windows_are_read_again_when_the_zone_changes(monkeypatch: pyte
 
     use: Callable[[str], float | None] = opens_at
     assert use("UTC0") != use("XXX-3")
+
+
+_NEW_YORK = "EST5EDT,M3.2.0,M11.1.0"
+_BERLIN = "CET-1CEST,M3.5.0,M10.5.0/3"
+_LORD_HOWE = "<+1030>-10:30<+11>-11,M10.1.0,M4.1.0"
+
+
+@pytest.mark.parametrize(
+    ("zone", "window", "utc", "is_open"),
+    [
+        # 02:00 becomes 03:00 at 01:00 UTC.
+        (_BERLIN, "22:00-02:30", "2026-03-29T00:59", True),
+        (_BERLIN, "22:00-02:30", "2026-03-29T01:10", False),
+        (_BERLIN, "02:15-02:45", "2026-03-29T01:20", False),
+        (_BERLIN, "02:30-06:00", "2026-03-29T00:59", False),
+        (_BERLIN, "02:30-06:00", "2026-03-29T01:10", True),
+        (_BERLIN, "until 2026-03-29T02:30", "2026-03-29T00:59", True),
+        (_BERLIN, "until 2026-03-29T02:30", "2026-03-29T01:01", False),
+        (_BERLIN, "until 2026-03-29T03:30+02:00", "2026-03-29T01:01", True),
+        (_NEW_YORK, "20:00-02:30", "2026-03-08T06:59", True),
+        (_NEW_YORK, "20:00-02:30", "2026-03-08T07:10", False),
+        # Half an hour is skipped: 02:00 becomes 02:30 at 15:30 UTC.
+        (_LORD_HOWE, "22:00-02:15", "2026-10-03T15:29", True),
+        (_LORD_HOWE, "22:00-02:15", "2026-10-03T15:31", False),
+        (_LORD_HOWE, "02:20-04:00", "2026-10-03T15:31", True),
+        # 03:00 becomes 02:00 at 01:00 UTC: the first 02:30 is at 00:30 UTC.
+        (_BERLIN, "22:00-02:30", "2026-10-25T00:29", True),
+        (_BERLIN, "22:00-02:30", "2026-10-25T00:31", False),
+        (_BERLIN, "22:00-02:30", "2026-10-25T01:29", False),
+        (_BERLIN, "02:30-06:00", "2026-10-25T00:31", True),
+    ],
+)
+def test_times_that_the_clocks_skip_or_show_twice(
+    monkeypatch: pytest.MonkeyPatch, zone: str, window: str, utc: str, is_open: bool
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    now = datetime.fromisoformat(utc).replace(tzinfo=timezone.utc).timestamp()
+    assert opening_at([Window.parse(window)], now).open is is_open
