@@ -183,5 +183,6 @@ def _end_of(moment: str, text: str) -> float:
 
 def _unreadable(text: str) -> AmountError:
     return AmountError(
-        f"invalid window {text!r} (write 22:00-06:00, mon-fri 18:00-08:00, sat,sun or until 2026-11-24T18:00)", value=text
+        f"invalid window {text!r} (write 22:00-06:00, mon-fri 18:00-08:00, sat,sun or until 2026-11-24T18:00)",
+        value=text,
     )

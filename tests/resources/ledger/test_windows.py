@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import hypothesis.strategies as st
 import pytest
@@ -245,5 +245,5 @@ def test_times_that_the_clocks_skip_or_show_twice(
 ) -> None:
     monkeypatch.setenv("TZ", zone)
     time.tzset()
-    now = datetime.fromisoformat(utc).replace(tzinfo=timezone.utc).timestamp()
+    now = datetime.fromisoformat(utc).replace(tzinfo=UTC).timestamp()
     assert opening_at([Window.parse(window)], now).open is is_open
