@@ -91,8 +91,8 @@ async def open_manager(
 
     A `usage_monitor` is run meanwhile, and its surveys of the machine are followed; by `guard` a commitment that the
     machine itself is short of now is taken, taken with a warning in the log (refused where the disk is full), or
-    refused.`read_ports` says which ports programs use, so that none of them is granted; it is called every 5 seconds and
-    before each change that grants ports. `worker` runs blocking calls of the disk, by default in threads that
+    refused. `read_ports` says which ports programs use, so that none of them is granted; it is called every 5 seconds
+    and before each change that grants ports. `worker` runs blocking calls of the disk, by default in threads that
     nobody else of this process can use up. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError`
     or `StorageError` when it cannot be opened. On exit all that waits for the disk is written, for 10 seconds at
     most.
