@@ -93,16 +93,12 @@ async def test_what_others_and_the_peer_itself_use_is_not_promised(
                 await manager.commit_resources("b", new_demand(), PortDemand(static=(port,)), holder="p", ttl=60)
         # A program that began to listen since the last sample is seen when the port is given out.
         used.add(20005)
-        held = LeaseRequest(
-            lease_id="c", holder="p", demand=new_demand(), ports=PortDemand(static=(20005,)), ttl=5
-        )
+        held = LeaseRequest(lease_id="c", holder="p", demand=new_demand(), ports=PortDemand(static=(20005,)), ttl=5)
         with pytest.raises(InsufficientError):
             await manager.commit_group([held])
         with pytest.raises(InsufficientError):
             await manager.allocate_resources(
-                ResourceAllocation(
-                    lease_id="d", holder="p", resources=new_demand(), ports=PortDemand(static=(20005,))
-                )
+                ResourceAllocation(lease_id="d", holder="p", resources=new_demand(), ports=PortDemand(static=(20005,)))
             )
         used.clear()
         lease = await manager.commit_resources("e", new_demand(), PortDemand(static=(20000,)), holder="p", ttl=60)
