@@ -63,7 +63,15 @@ TAIL = """
 | metrics | 8 connections, 5 seconds each |
 """
 # Numbers per second, which are no times.
-RATES = ("requests", "bids", "messages", "controls", "subscriptions")
+RATES = (
+    "requests",
+    "bids",
+    "messages",
+    "controls",
+    "subscriptions",
+    "empty_frames_per_second",
+    "new_streams_per_second",
+)
 SECTIONS = (
     ("host", "The host", HostLimits),
     ("service", "A stream that is served", ServiceLimits),

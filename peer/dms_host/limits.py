@@ -35,12 +35,22 @@ class HostLimits:
     max_outbound_streams: int = 256
     # Agreeing on a stream's protocol, in either direction.
     negotiation_timeout: float = 10.0
-    # One line of multistream-select, and the lines of one negotiation.
+    # One line of multistream-select, in bytes.
     max_negotiation_line: int = 1024
+    # Lines of one negotiation.
     max_negotiation_lines: int = 64
 
     # Bytes received on one connection and not read yet, over all its streams.
     max_unread_bytes: int = 4 * 1024 * 1024
+    # Frames from one address (or IPv6 /64) that carry nothing, at once: empty data, pings, frames for unknown streams.
+    max_empty_frames: int = 2048
+    # How many more of them each second allows; a connection that sends more is dropped.
+    empty_frames_per_second: float = 100.0
+    # Streams that the peers at one address may open at once.
+    new_streams_burst: int = 1024
+    # How many more each second allows; above that, the connections from that address are read more slowly.
+    new_streams_per_second: float = 400.0
+
     # A frame that is not through within this time, out or in, ends its connection.
     frame_timeout: float = 20.0
     # A stream whose reader gives no room for more within this time is reset.

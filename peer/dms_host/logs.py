@@ -24,27 +24,36 @@ PER_SECOND = 1.0
 
 
 class RateLimiter:
-    """A token bucket, for log lines above all; counts what it swallows so that the next line can say so."""
+    """A token bucket. Counts what it refuses, so that the next line in a log can say how many were left out."""
 
     __slots__ = ("_burst", "_per_second", "_tokens", "_updated", "swallowed")
 
-    def __init__(self, burst: int = BURST, per_second: float = PER_SECOND) -> None:
+    def __init__(self, burst: float = BURST, per_second: float = PER_SECOND) -> None:
         self._burst = float(burst)
         self._per_second = per_second
         self._tokens = float(burst)
         self._updated = time.monotonic()
         self.swallowed = 0
 
-    def admit(self) -> bool:
-        """Whether there is room for one more, a line or whatever is counted, which takes it."""
+    def admit(self, cost: float = 1.0) -> bool:
+        """Take `cost` tokens if there are so many; whether there were."""
+        self._refill()
+        if self._tokens < cost:
+            self.swallowed += 1
+            return False
+        self._tokens -= cost
+        return True
+
+    def delay(self, cost: float = 1.0) -> float:
+        """Take `cost` tokens in any case, and return how many seconds to wait until they were there."""
+        self._refill()
+        self._tokens -= cost
+        return max(0.0, -self._tokens / self._per_second)
+
+    def _refill(self) -> None:
         now = time.monotonic()
         self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._per_second)
         self._updated = now
-        if self._tokens < 1:
-            self.swallowed += 1
-            return False
-        self._tokens -= 1
-        return True
 
     @property
     def rested(self) -> bool:

@@ -24,8 +24,8 @@ from libp2p.peer.id import ID
 from libp2p.utils.varint import encode_uvarint
 
 from ..errors import DialError
-from ..shields import shielded
 from ..streams.outbound import open_stream
+from ..tasks import shielded
 
 __all__ = ["Announcements", "announcing"]
 

@@ -18,7 +18,7 @@ from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNot
 
 from ..errors import DialError
 from ..limits import HostLimits
-from ..shields import shielded
+from ..tasks import shielded
 from ..transport.multistream import BoundedClient, BoundedCommunicator
 from .locks import use_quick_lock
 from .stream import PeerStream, reset_stream

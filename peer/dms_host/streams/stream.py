@@ -18,7 +18,7 @@ import trio.abc
 from libp2p.connection_types import ConnectionType
 from libp2p.network.stream.exceptions import StreamEOF
 
-from ..shields import shielded
+from ..tasks import shielded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

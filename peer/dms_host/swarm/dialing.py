@@ -25,8 +25,8 @@ from ..addresses import PeerAddress, parse_peer_address
 from ..errors import DialError
 from ..relay.circuits import request_circuit
 from ..relay.messages import HOP
-from ..shields import shielded
 from ..streams.outbound import living_connections, open_stream
+from ..tasks import shielded
 from ..transport.dial import open_socket
 from ..transport.pnet import OtherNetworkError
 from ..yamux.connection import BoundedYamux

@@ -37,10 +37,11 @@ from ..errors import ListenError
 from ..identify.identify import BoundedPeerStore, bound_identify
 from ..limits import HostLimits
 from ..logs import RateLimiter, log_limited
-from ..shields import shielded
+from ..tasks import shielded
 from ..transport.pnet import ProtectedConnection
 from ..transport.tcp import ExclusiveTCP
 from ..transport.upgrader import hardened_upgrader
+from ..yamux.accounts import Accounts
 from .connection_gater import ConnectionGater, address_group, end_site
 from .handshakes import Handshakes
 
@@ -82,10 +83,11 @@ class HardenedSwarm(Swarm):
         peerstore = BoundedPeerStore(max_records=2 * limits.max_connections, max_peers=2 * limits.max_connections)
         peerstore.add_key_pair(peer_id, key_pair)
         limits_hit: Counter[str] = Counter()
+        self._accounts = Accounts(limits)
         super().__init__(
             peer_id,
             peerstore,
-            hardened_upgrader(key_pair, limits, self._allows_peer, limits_hit),
+            hardened_upgrader(key_pair, limits, self._allows_peer, limits_hit, self._accounts),
             transports=[ExclusiveTCP(self._allows_address)],
             # Retries are the caller's, who knows what the time is worth.
             retry_config=RetryConfig(max_retries=0),
@@ -175,6 +177,9 @@ class HardenedSwarm(Swarm):
         """
         if self.inbound_connections >= self.limits.max_inbound_connections:
             self._turn_away("inbound_connections", f"{self.inbound_connections} are open")
+            return
+        if not self._accounts.of(group).admits_connection():
+            self._turn_away("inbound_probation", f"{group} has sent frames that carry nothing")
             return
         if self.inbound_by_address[group] >= self.limits.max_inbound_per_address:
             self._turn_away("inbound_per_address", f"{self.inbound_by_address[group]} are open from {group}")

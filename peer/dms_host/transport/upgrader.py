@@ -12,25 +12,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 from libp2p.abc import IMuxedConn, IRawConnection, ISecureConn
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.security.security_multistream import SecurityMultistream
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 
 from ..keys.rsa_keys import bound_rsa_keys
 from ..limits import HostLimits
+from ..swarm.connection_gater import address_group
+from ..yamux.accounts import Accounts
 from ..yamux.connection import BoundedYamux
 from .multistream import BoundedSelector
 
 __all__ = ["hardened_upgrader"]
+
+YAMUX: Final = TProtocol("/yamux/1.0.0")
 
 # The first thing that a stranger sends is a key.
 bound_rsa_keys()
@@ -49,17 +54,21 @@ class _NoiseOnly(SecurityMultistream):
 class _YamuxOnly(MuxerMultistream):
     """Chooses between one multiplexer and none, and builds ours."""
 
-    def __init__(self, limits: HostLimits, limits_hit: Counter[str]) -> None:
+    def __init__(self, limits: HostLimits, limits_hit: Counter[str], accounts: Accounts) -> None:
         super().__init__({})
         self._limits = limits
         self._limits_hit = limits_hit
+        self._accounts = accounts
         self._selector = BoundedSelector(limits)
-        self.add_transport(YAMUX, BoundedYamux)  # type: ignore[arg-type]  # never called: new_conn builds it
+        self.add_transport(YAMUX, BoundedYamux)  # never called: new_conn builds it
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Agree on Yamux with the other side. Raises MultiselectError or MultiselectClientError."""
         protocol, _ = await self._selector.select(conn, conn.is_initiator)
-        return self._annotate_connection(BoundedYamux(conn, peer_id, self._limits, self._limits_hit), conn, protocol)
+        # All relayed connections share one account: behind a relay there is no address.
+        address = self._accounts.of(address_group((conn.get_remote_address() or ("",))[0]))
+        connection = BoundedYamux(conn, peer_id, self._limits, self._limits_hit, address)
+        return self._annotate_connection(connection, conn, protocol)
 
 
 class _GatedUpgrader(TransportUpgrader):
@@ -91,13 +100,14 @@ def hardened_upgrader(
     limits: HostLimits,
     allows_peer: Callable[[ID], bool] = _everybody,
     limits_hit: Counter[str] | None = None,
+    accounts: Accounts | None = None,
 ) -> TransportUpgrader:
     """An upgrader that secures the connection, asks `allows_peer` and multiplexes with BoundedYamux, or fails.
 
-    What is turned away is counted in `limits_hit`.
+    What is turned away is counted in `limits_hit`; what costs more than it carries is charged to `accounts`.
     """
     limits_hit = Counter() if limits_hit is None else limits_hit
     upgrader = _GatedUpgrader(allows_peer, limits_hit)
     upgrader.security_multistream = _NoiseOnly(key_pair, limits)
-    upgrader.muxer_multistream = _YamuxOnly(limits, limits_hit)
+    upgrader.muxer_multistream = _YamuxOnly(limits, limits_hit, accounts or Accounts(limits))
     return upgrader

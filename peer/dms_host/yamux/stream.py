@@ -1,78 +1,80 @@
 """One Yamux stream that loses nothing when it is cancelled and keeps no more than its window.
 
 What breaks in py-libp2p's `YamuxStream`:
-- a cancelled read loses bytes: they are taken from the buffer, then a window update is awaited;
-- a cancelled write loses window: the room is taken, then the frame is awaited;
-- a local reset does not wake a reader that waits on the stream;
-- a write polls for room every 10 ms and gives up after 5 s;
-- the window grows to 16 MiB per stream, and what the peer sends beyond it is kept all the same;
-- the end of the connection looks like the end of the stream, so a cut answer looks like a whole one;
-- each stream keeps locks and events, also while nobody uses it or waits for anything.
-Measure: this class; what it awaits after taking is shielded by the connection (`BoundedYamux`), reads and writes wait
-for events, the window is fixed, and only a FIN ends a stream.
+- A cancelled read loses bytes: they are taken from the buffer, then a window update is awaited.
+- A cancelled write loses window: it is taken, then the frame is awaited.
+- A local reset does not wake a reader that waits on the stream.
+- A write looks for window every 10 ms and gives up after 5 s.
+- The window grows to 16 MiB per stream, and what the peer sends beyond it is kept all the same.
+- The end of the connection looks like the end of the stream, so a cut answer looks like a whole one.
+- Each stream holds locks and events, also while nothing uses it.
+Measure: this class implements `IMuxedStream` itself. What it awaits after taking is shielded (see `writer`), reads and
+writes wait for events, the window is fixed, and only a FIN ends a stream.
 Upstream: https://github.com/libp2p/py-libp2p/issues/1270 (growing window); for the others no upstream report found
 (November 2026).
 """
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Final
 
 import trio
+from libp2p.abc import IMuxedStream
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
-from libp2p.stream_muxer.yamux.yamux import (
-    FLAG_FIN,
-    FLAG_RST,
-    HEADER_SIZE,
-    TYPE_DATA,
-    TYPE_WINDOW_UPDATE,
-    YAMUX_HEADER_FORMAT,
-    YamuxStream,
-)
 
 from ..limits import STREAM_WINDOW
+from .frames import ACK, DATA, FIN, HEADER_SIZE, RST, SYN, WINDOW_UPDATE, pack_frame
 
 if TYPE_CHECKING:
     from .connection import BoundedYamux
 
-__all__ = ["BoundedYamuxStream", "pack_frame"]
+__all__ = ["BoundedYamuxStream"]
 
 # Bytes of data per frame: with its header it is exactly one Noise message.
-MAX_DATA = 65535 - 16 - HEADER_SIZE
-# Room is announced in halves of a window, as the reference implementation does: few updates, no stall.
-ANNOUNCE_AT = STREAM_WINDOW // 2
+MAX_DATA: Final = 65535 - 16 - HEADER_SIZE
+# Window is announced in halves, as the reference implementation does: few updates, no stall.
+ANNOUNCE_AT: Final = STREAM_WINDOW // 2
 
-_HEADER = struct.Struct(YAMUX_HEADER_FORMAT)
-# Stands where a stream has an event while nobody waits for one: whoever does makes a new one.
-_NOBODY_WAITS = trio.Event()
-
-
-def pack_frame(kind: int, flags: int, stream_id: int, value: int, data: bytes | memoryview = b"") -> bytes:
-    """One frame for the wire; `value` is the length of the data, an amount of room, or a ping's number."""
-    return b"".join((_HEADER.pack(0, kind, flags, stream_id, value), data))
+# Stands where a stream has an event while nothing waits for one; a waiting task makes a new one.
+_NOBODY_WAITS: Final = trio.Event()
 
 
-class BoundedYamuxStream(YamuxStream):
+class BoundedYamuxStream(IMuxedStream):
     """A stream of a BoundedYamux. One task may read and one may write at a time."""
 
-    # What stands on this stream may cancel its reads and writes (see dms_host.streams.stream).
+    # Reads and writes may be cancelled by what is built on this stream (see dms_host.streams.stream).
     cancel_safe: Final = True
 
-    conn: BoundedYamux
-
     def __init__(self, stream_id: int, conn: BoundedYamux, is_initiator: bool) -> None:
-        super().__init__(stream_id, conn, is_initiator)
-        # Only the original's own methods take them, and there may be thousands of streams.
-        del self.window_lock, self.rw_lock, self.close_lock
+        self.stream_id = stream_id
+        self.conn = self.muxed_conn = conn
+        self.is_initiator = is_initiator
+        self.send_window = self.recv_window = STREAM_WINDOW
         self.buffer = bytearray()
-        self.fin_received = False
+        # Closed: both directions are over.
+        self.closed = self.send_closed = self.recv_closed = False
+        self.fin_received = self.reset_received = False
         self.abandoned_at: float | None = None
+        # Since when it has only waited for the peer's last frame, or for a reader of its last bytes.
+        self.idle_since: float | None = None
         self.torn = False
-        self._unsent = False
+        # Whether something was sent since the peer's last window update.
+        self.unconfirmed = False
+        self._unsent = self._acknowledged = False
         self._unannounced = 0
-        self._readable = self._writable = self.conn.stream_events[stream_id] = _NOBODY_WAITS
+        self._readable = self._writable = _NOBODY_WAITS
+
+    async def __aenter__(self) -> BoundedYamuxStream:
+        return self
+
+    def set_deadline(self, ttl: int) -> None:
+        """Not supported: a caller cancels. Raises NotImplementedError."""
+        raise NotImplementedError("cancel what reads or writes instead")
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """As the connection's."""
+        return self.conn.get_remote_address()
 
     # Reading
 
@@ -91,7 +93,8 @@ class BoundedYamuxStream(YamuxStream):
                 self._unsent = False
                 await self._flush()
             else:
-                await self._wait_readable()
+                self._readable = trio.Event()
+                await self._readable.wait()
         data = self._take(n)
         await self._announce_window(len(data))
         return data
@@ -101,29 +104,23 @@ class BoundedYamuxStream(YamuxStream):
             raise MuxedStreamReset("reading was given up")
         # First, because the end of a connection marks all its streams as reset, also those that had ended before.
         if self.fin_received:
-            raise MuxedStreamEOF("the peer has said all")
+            raise MuxedStreamEOF("the peer has sent everything")
         if self.reset_received or self.closed or self.conn.event_shutting_down.is_set():
             raise MuxedStreamReset("the stream or its connection is gone")
 
     async def _flush(self) -> None:
         try:
-            await self.conn.flush()
+            await self.conn.writer.flush()
         except ConnectionClosedError:
-            # What has come is still to be read.
+            # What has arrived is still to be read.
             return
-
-    async def _wait_readable(self) -> None:
-        # The library wakes readers through this table when a connection ends.
-        self._readable = self.conn.stream_events[self.stream_id] = trio.Event()
-        await self._readable.wait()
 
     def _take(self, n: int | None) -> bytes:
         size = len(self.buffer) if n is None or n < 0 else min(n, len(self.buffer))
-        data = bytes(self.buffer[:size])
+        data = bytes(memoryview(self.buffer)[:size])
         del self.buffer[:size]
         self.conn.unread_bytes -= size
-        if self.closed and not self.buffer:
-            self.conn._finalize_stream_locked(self, fully_closed=True)
+        self._forget_if_over()
         return data
 
     async def _announce_window(self, size: int) -> None:
@@ -133,25 +130,32 @@ class BoundedYamuxStream(YamuxStream):
         free, self._unannounced = self._unannounced, 0
         self.recv_window += free
         try:
-            await self.conn._write_frame(pack_frame(TYPE_WINDOW_UPDATE, 0, self.stream_id, free))
+            await self.conn.writer.write(pack_frame(WINDOW_UPDATE, 0, self.stream_id, free))
         except ConnectionClosedError:
-            # The bytes are here; that nothing will follow them, the next read says.
+            # The bytes are here; the next read reports that nothing follows.
             return
 
     def receive(self, data: bytes) -> None:
-        """Take in what arrived; the connection has checked it against the window. Never blocks."""
+        """Keep what arrived; the connection has checked it against the window. Never blocks."""
         self.recv_window -= len(data)
         self.buffer += data
         self.conn.unread_bytes += len(data)
         self._readable.set()
 
+    def is_news(self, flags: int) -> bool:
+        """Whether a frame with these flags changes the stream; its first acknowledgement counts. Never blocks."""
+        if flags & (SYN | FIN | RST):
+            return True
+        news = bool(flags & ACK) and self.is_initiator and not self._acknowledged
+        self._acknowledged = self._acknowledged or news
+        return news
+
     def receive_fin(self) -> None:
-        """The peer has said all. Never blocks."""
+        """The peer will send nothing more. Never blocks."""
         self.fin_received = self.recv_closed = True
         self._readable.set()
-        if self.send_closed:
-            self.closed = True
-            self.conn._finalize_stream_locked(self, fully_closed=True)
+        self.closed = self.closed or self.send_closed
+        self._forget_if_over()
 
     # Writing
 
@@ -167,9 +171,9 @@ class BoundedYamuxStream(YamuxStream):
         view = memoryview(data)
         while view:
             await self.wait_writable()
-            async with self.conn._write_lock:
+            async with self.conn.writer.lock:
                 self._raise_if_unwritable()
-                # Another write may have used the room up while this one waited for the lock.
+                # Another write may have used the window while this one waited for the lock.
                 chunk = view[: min(self.send_window, MAX_DATA)]
                 if not chunk:
                     continue
@@ -179,24 +183,26 @@ class BoundedYamuxStream(YamuxStream):
             self.torn = len(view) > 0
 
     async def write_soon(self, data: bytes) -> None:
-        """Send a few bytes together with what is written next, or before this side waits for the peer, or soon anyway.
+        """Send a few bytes with the next write, before this side waits for the peer, or within a millisecond.
 
-        Raises as `write` does, and MuxedStreamReset where there is no room. Not cancellable, bounded by frame_timeout.
+        Raises as `write` does, and MuxedStreamReset where there is no window. Not cancellable, bounded by
+        frame_timeout.
         """
         self._raise_if_unwritable()
         if len(data) > self.send_window:
             raise MuxedStreamReset("the peer has made no room")
         self.send_window -= len(data)
-        self._unsent = True
+        self._unsent = self.unconfirmed = True
         try:
-            await self.conn.say(pack_frame(TYPE_DATA, 0, self.stream_id, len(data), data))
+            await self.conn.writer.write_soon(pack_frame(DATA, 0, self.stream_id, len(data), data))
         except ConnectionClosedError as error:
             raise MuxedStreamReset("the connection is gone") from error
 
     async def _write_data(self, chunk: memoryview) -> None:
+        self.unconfirmed = True
         try:
-            frame = pack_frame(TYPE_DATA, 0, self.stream_id, len(chunk), chunk)
-            await self.conn.write_locked(frame, self.conn.limits.frame_timeout)
+            frame = pack_frame(DATA, 0, self.stream_id, len(chunk), chunk)
+            await self.conn.writer.write_locked(frame, self.conn.limits.frame_timeout)
         except ConnectionClosedError as error:
             raise MuxedStreamReset("the connection is gone") from error
 
@@ -220,64 +226,75 @@ class BoundedYamuxStream(YamuxStream):
         if self.send_closed or self.closed:
             raise MuxedStreamClosed("the stream is closed for writing")
 
-    def receive_window_free(self, free: int) -> None:
-        """The peer can take `room` more bytes. Never blocks."""
-        self.send_window += free
-        self._writable.set()
+    def receive_window_update(self, size: int) -> None:
+        """The peer has room for `size` more bytes. Never blocks."""
+        self.send_window += size
+        self.unconfirmed = False
+        if size:
+            self._writable.set()
 
     # Ending
 
     async def close(self) -> None:
-        """Say that nothing more will be written; reading goes on. Not cancellable, bounded by frame_timeout."""
+        """Send FIN; reading goes on. Not cancellable, bounded by frame_timeout."""
         if not self.send_closed:
             self.send_closed = True
             self._writable.set()
-            await self._say(FLAG_FIN)
+            await self._announce(FIN)
         self.closed = self.closed or self.recv_closed
-        self.conn._finalize_stream_locked(self, fully_closed=self.closed)
+        self._forget_if_over()
 
     async def reset(self) -> None:
-        """End both directions at once and wake whoever waits on them. Not cancellable, bounded by frame_timeout."""
-        if self.closed:
-            self.receive_reset()
-            return
+        """End both directions and wake every task that waits on them. Not cancellable, bounded by frame_timeout."""
+        was_closed = self.closed
         self.receive_reset()
-        await self._say(FLAG_RST)
+        if not was_closed:
+            await self._announce(RST)
 
     def receive_reset(self, *, keep: bool = False) -> None:
         """The stream is gone; with `keep` what was received before can still be read. Never blocks."""
-        self.closed = self.send_closed = self.recv_closed = self.reset_received = True
         self.fin_received = False
         if not keep:
-            self.discard()
-        self.wake()
-        self.conn._finalize_stream_locked(self, fully_closed=True)
+            self._discard()
+        self._end()
+        self._forget_if_over()
+
+    def lose_connection(self) -> None:
+        """The connection is gone; what was received can still be read. Never blocks."""
+        self._end()
 
     def stop_reading(self) -> None:
-        """Nobody will read here again: drop what is there; what still comes resets the stream. Never blocks."""
+        """No task will read here again: drop what is there; further data resets the stream. Never blocks."""
         if self.abandoned_at is None:
             self.abandoned_at = trio.current_time()
             if not self.closed and (self.buffer or self.recv_window <= 0):
                 # A writer that has used up its window sends nothing that could be answered with a reset.
                 self.conn.reset_abandoned_soon(self)
-        self.discard()
+        self._discard()
         self._readable.set()
-        if self.closed:
-            self.conn._finalize_stream_locked(self, fully_closed=True)
+        self._forget_if_over()
+        self.idle_since = self.abandoned_at
 
-    def discard(self) -> None:
-        """Forget what was received and not read. Never blocks."""
-        self.conn.unread_bytes -= len(self.buffer)
-        self.buffer.clear()
-
-    def wake(self) -> None:
-        """Let whoever waits on this stream look again. Never blocks."""
+    def _end(self) -> None:
+        self.closed = self.send_closed = self.recv_closed = self.reset_received = True
         self._readable.set()
         self._writable.set()
 
-    async def _say(self, flag: int) -> None:
+    def _discard(self) -> None:
+        self.conn.unread_bytes -= len(self.buffer)
+        self.buffer.clear()
+
+    def _forget_if_over(self) -> None:
+        if not self.closed:
+            return
+        if not self.buffer:
+            self.conn.forget(self)
+        elif self.idle_since is None:
+            self.idle_since = trio.current_time()
+
+    async def _announce(self, flag: int) -> None:
         try:
-            await self.conn.say(pack_frame(TYPE_WINDOW_UPDATE, flag, self.stream_id, 0))
+            await self.conn.writer.write_soon(pack_frame(WINDOW_UPDATE, flag, self.stream_id, 0))
         except ConnectionClosedError:
-            # The peer will learn it from the connection's end.
+            # The peer learns it from the end of the connection.
             return

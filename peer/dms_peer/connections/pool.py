@@ -17,11 +17,11 @@ from libp2p.peer.id import ID
 
 from dms_host import PeerAddress, dial_any, open_stream
 from dms_host.errors import DialError
-from dms_host.shields import shielded
 from dms_host.streams.outbound import living_connections
 from dms_host.streams.stream import PeerStream
 from dms_host.swarm.dialing import has_living_connection
 from dms_host.swarm.peer_locks import PeerLocks
+from dms_host.tasks import shielded
 from dms_protocols.protocol_ids import versions_of
 from dms_protocols.rpc.client import Client
 from dms_resources.tasks import open_background

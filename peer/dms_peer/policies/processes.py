@@ -22,7 +22,7 @@ from typing import Final
 
 import trio
 
-from dms_host.shields import shielded
+from dms_host.tasks import shielded
 
 from ..errors import PolicyError
 from . import reaper as reaper

@@ -146,7 +146,7 @@ def test_the_seed_is_not_shown() -> None:
 
 def test_neither_the_identity_nor_the_errors_import_libp2p() -> None:
     code = (
-        "import sys, dms_peer, dms_peer.errors, dms_host.keys.identity as i; i.new_identity();"
+        "import sys, dms_host, dms_host.errors, dms_host.keys.identity as i; i.new_identity();"
         "print([m for m in sys.modules if m.split('.')[0] == 'libp2p'])"
     )
     path = os.pathsep.join(p for p in sys.path if p)

@@ -28,7 +28,6 @@ from dms_host.keys.identity import new_identity
 from dms_host.relay.messages import HOP, STOP, read_message, write_message
 from dms_host.swarm import dialing
 from dms_host.yamux.connection import BoundedYamux
-from dms_peer.connections import ConnectionLimits, open_connections
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 PING = "/ipfs/ping/1.0.0"
@@ -156,22 +155,22 @@ async def test_who_is_not_allowed_is_not_allowed_through_a_relay(relay, client, 
         await ping(client, peer_id_of(hidden))
 
 
-async def test_the_direct_way_is_tried_first(relay, hidden, client, eventually) -> None:
-    """And a relayed one when all direct ones failed; both connections end when they are idle."""
-    limits = ConnectionLimits(stream_idle=0.05, connection_idle=0.05)
+async def test_a_relayed_address_is_used_when_all_direct_ones_failed(hidden, client) -> None:
     dead = f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id_of(hidden)}"
-    async with open_connections(client, limits=limits) as connections:
-        await connections.connect(peer_id_of(hidden), [host_addresses(hidden)[0], dead])
-        assert connection_to(client, hidden).muxed_conn.get_connection_type() is ConnectionType.RELAYED
-        assert connections.statistics.dialled_connections == 2
-        await eventually(lambda: not client.get_network().get_connections())
+    relayed = host_addresses(hidden)[0]
+    reached = await dial_any(client, [parse_peer_address(text) for text in (relayed, dead)], deadline=10)
+    assert reached.text == relayed
+    assert connection_to(client, hidden).muxed_conn.get_connection_type() is ConnectionType.RELAYED
+
+
+async def test_a_direct_address_is_tried_before_a_relayed_one(relay, client, eventually) -> None:
     async with open_host(new_identity(), [LOOPBACK], reserve_at=[host_addresses(relay)[0]]) as both:
         await eventually(lambda: both.relayed_addresses)
         direct, relayed = host_addresses(both)[0], both.relayed_addresses[0]
-        async with open_connections(client) as connections:
-            await connections.connect(peer_id_of(both), [relayed, direct])
-            assert connection_to(client, both).muxed_conn.get_connection_type() is ConnectionType.DIRECT
-            assert not client.get_network().get_connections(relay.get_id())
+        reached = await dial_any(client, [parse_peer_address(text) for text in (relayed, direct)], deadline=10)
+        assert reached.text == direct
+        assert connection_to(client, both).muxed_conn.get_connection_type() is ConnectionType.DIRECT
+        assert not client.get_network().get_connections(relay.get_id())
 
 
 async def test_a_direct_address_that_says_nothing_does_not_keep_from_the_relay(hidden, client, monkeypatch) -> None:

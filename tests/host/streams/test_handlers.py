@@ -53,7 +53,7 @@ async def test_a_handler_that_raises_costs_its_stream_only(server, client, caplo
     server.set_stream_handler(FAIL, handler)
     server.set_stream_handler(ECHO, echo)
     peer_id = await dial(client, host_addresses(server)[0])
-    with caplog.at_level(logging.INFO, logger="dms_peer"):
+    with caplog.at_level(logging.INFO, logger="dms_host"):
         for _ in range(3):
             stream = await open_stream(client, peer_id, [FAIL])
             with pytest.raises(trio.BrokenResourceError):
@@ -97,7 +97,7 @@ class RecordingStream:
 async def test_a_handler_that_always_raises_does_not_fill_the_log(server, client, caplog) -> None:
     server.set_stream_handler(FAIL, raise_value_error)
     peer_id = await dial(client, host_addresses(server)[0])
-    with caplog.at_level(logging.INFO, logger="dms_peer"):
+    with caplog.at_level(logging.INFO, logger="dms_host"):
         for _ in range(60):
             stream = await open_stream(client, peer_id, [FAIL])
             await stream.aclose()

@@ -14,26 +14,10 @@ from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
-from dms_host import HostLimits, attach_protocols, dial, host_addresses, open_host, open_stream
+from dms_host import HostLimits, attach_protocols, host_addresses, open_host
 from dms_host.addresses import parse_peer_address
 from dms_host.keys.identity import new_identity
 from dms_host.limits import STREAM_WINDOW
-
-PING = "/ipfs/ping/1.0.0"
-
-
-@pytest.fixture
-def still_serves(client):
-    """Asserts that a host still answers a well-behaved peer: `await still_serves(host)`."""
-
-    async def check(host) -> None:
-        with trio.fail_after(10):
-            peer_id = await dial(client, host_addresses(host)[0])
-            async with await open_stream(client, peer_id, [PING]) as stream:
-                await stream.send_all(bytes(32))
-                assert await stream.receive_some() == bytes(32)
-
-    return check
 
 
 async def answer_to(connection, protocol: bytes) -> bytes:

@@ -30,11 +30,11 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 
 from dms_host.errors import DialError
-from dms_host.shields import shielded
 from dms_host.streams.handlers import guarded
 from dms_host.streams.outbound import living_connections, open_stream
 from dms_host.streams.stream import PeerStream
 from dms_host.swarm.connection_events import ConnectionEvents, notifees
+from dms_host.tasks import shielded
 from dms_protocols.errors import FrameError
 from dms_protocols.logs import LimitedLog
 from dms_protocols.wire.frames import FrameReader, Oversize, encode_frame

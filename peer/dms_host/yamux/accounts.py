@@ -1,0 +1,100 @@
+"""What the connections of one address may cost that carries nothing.
+
+What breaks: 24 connections that send empty frames, 1 MB/s in all, are 80,000 frames a second. Each is valid, none ever
+ends a connection, and handling them leaves an honest peer one answer in 16 s.
+Measure: every frame that carries nothing is charged: first to an allowance of its connection, which data earns back,
+then to the account of its address, which all connections from there share. A connection that cannot pay is dropped, so
+opening another one buys an attacker a few dozen frames; new connections from such an address are taken slowly for a
+minute. Streams are not charged but paced: above a rate, the connections of an address are read more slowly.
+Upstream: no upstream report found (November 2026).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from ..bounded import BoundedDict
+from ..limits import HostLimits
+from ..logs import RateLimiter
+
+__all__ = ["Accounts", "AddressAccount", "ConnectionAccount"]
+
+# Frames that one connection may send that carry nothing, before its address is charged.
+OWN_ALLOWANCE: Final = 64
+# Bytes of data that earn one such frame back. A header of multistream-select is longer, a message of ours much longer.
+BYTES_PER_FRAME: Final = 16
+# A new stream costs as much as so many frames; its negotiation and first request earn that back.
+STREAM_COST: Final = 4
+# Seconds for which an address is watched after one of its connections was dropped.
+PROBATION: Final = 60.0
+# New connections from such an address: at once, and per second.
+PROBATION_BURST: Final = 4
+PROBATION_RATE: Final = 2.0
+# Addresses that are remembered; the one not heard of for longest is forgotten first.
+MAX_ADDRESSES: Final = 1024
+
+
+class AddressAccount:
+    """What all connections of one address share."""
+
+    __slots__ = ("_probation", "_probation_ends", "frames", "streams")
+
+    def __init__(self, limits: HostLimits) -> None:
+        self.frames = RateLimiter(limits.max_empty_frames, limits.empty_frames_per_second)
+        self.streams = RateLimiter(limits.new_streams_burst, limits.new_streams_per_second)
+        self._probation: RateLimiter | None = None
+        self._probation_ends = 0.0
+
+    def condemn(self) -> bool:
+        """Take new connections slowly from now on. Returns whether this is news, and so worth a line in the log."""
+        now = trio.current_time()
+        news, self._probation_ends = now >= self._probation_ends, now + PROBATION
+        if news:
+            self._probation = RateLimiter(PROBATION_BURST, PROBATION_RATE)
+        return news
+
+    def admits_connection(self) -> bool:
+        """Whether a new connection from this address is taken now."""
+        if self._probation is None or trio.current_time() >= self._probation_ends:
+            return True
+        return self._probation.admit()
+
+
+class ConnectionAccount:
+    """What one connection may send that carries nothing."""
+
+    __slots__ = ("_left", "address")
+
+    def __init__(self, address: AddressAccount) -> None:
+        self.address = address
+        self._left = OWN_ALLOWANCE
+
+    def charge(self, frames: int = 1) -> bool:
+        """Charge frames that carry nothing; whether they could be paid."""
+        if self._left >= frames:
+            self._left -= frames
+            return True
+        return self.address.frames.admit(frames)
+
+    def earn(self, size: int) -> None:
+        """Credit `size` bytes of data that somebody reads."""
+        self._left = min(OWN_ALLOWANCE, self._left + size // BYTES_PER_FRAME)
+
+
+class Accounts:
+    """The accounts of one host, by what counts as one machine (see `address_group`)."""
+
+    def __init__(self, limits: HostLimits) -> None:
+        self._limits = limits
+        self._by_address: BoundedDict[str, AddressAccount] = BoundedDict(MAX_ADDRESSES)
+
+    def of(self, group: str) -> AddressAccount:
+        """The account of an address; a new one if it has none."""
+        account = self._by_address.get(group)
+        if account is None:
+            account = self._by_address[group] = AddressAccount(self._limits)
+        else:
+            self._by_address.move_to_end(group)
+        return account
