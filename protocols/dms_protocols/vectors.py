@@ -21,6 +21,7 @@ from dms_resources.refusals import AccountError, InsufficientError
 from dms_resources.units import Cores
 
 from .adverts.classes import CapabilityClass, Dimension
+from .bidding.refusals import refusal
 from .bidding.versions import BID_1_1
 from .errors import BusyError, ProtocolError
 from .messages import adverts, allocation, bid, broadcast, peers, resources
@@ -142,6 +143,17 @@ _SHORT: Final = InsufficientError(
 _REFUSAL: Final = bid.Refusal(
     node_id="node-2", code="resources", message=_SHORT.message, shortages=_SHORT.shortages, retry_after=50.0
 )
+_REASONS: Final = (
+    bid.Reason(code="location", message="this machine is in FR, which is not accepted", hint="choose another provider"),
+    bid.Reason(
+        code="resources",
+        message=_SHORT.message,
+        hint="ask for no more than what is free, or choose another provider",
+        shortages=_SHORT.shortages,
+        retry_after=50.0,
+    ),
+)
+_REFUSED_TWICE: Final = refusal("node-3", _REASONS)
 # Made once: each token has keys of its own, drawn when it is made.
 _TOKEN: Final = bytes.fromhex(
     "12e5010a7b0a0a6772616e7465645f62790a056c696d69740a0a6d696c6c69636f7265730a0467707573180322090a07088008120218"
@@ -181,6 +193,7 @@ _ANSWERS: Final[tuple[tuple[str, msgspec.Struct], ...]] = (
     ("the answer to free", _FREE),
     ("the answer to allocated and usage", _RESOURCES),
     ("bids on some nodes, refusals of others", bid.BidAnswer(bids=(b"envelope",), refusals=(_REFUSAL,))),
+    ("a refusal that names all its reasons", bid.BidAnswer(bids=(), refusals=(_REFUSED_TWICE,))),
     ("the answer to a dry run", bid.OfferAnswer(offers=(_BID,), refusals=())),
     ("the answer to commit", allocation.CommitAnswer(leases=(_LEASE,))),
     ("the answer to renew and allocate", allocation.LeaseAnswer(lease=_LEASE)),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
-__all__ = ["architecture_name"]
+__all__ = ["architecture_name", "same_architecture"]
 
 _SPELLINGS: Final = {
     "amd64": "x86_64",
@@ -23,6 +24,7 @@ _SPELLINGS: Final = {
 }
 
 
+@lru_cache(maxsize=1024)
 def architecture_name(name: str) -> str:
     """The one spelling of an architecture ("amd64" and "x86-64" are "x86_64", "aarch64" is "arm64").
 
@@ -34,3 +36,8 @@ def architecture_name(name: str) -> str:
     if re.fullmatch(r"armv[5-7].*|armhf|armel", folded):
         return "arm"
     return _SPELLINGS.get(folded, folded)
+
+
+def same_architecture(one: str, other: str) -> bool:
+    """Whether two spellings mean the same architecture, whichever side wrote which."""
+    return architecture_name(one) == architecture_name(other)

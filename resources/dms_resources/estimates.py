@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .architectures import architecture_name
+from .architectures import same_architecture
 from .components import CPU, GPU, RAM, Disk, FreeResources
 from .demands import Demand
 from .placement import DeviceState, place
@@ -53,7 +53,7 @@ def would_fit(free: FreeResources, demand: Demand) -> bool:
         and not free.draining
         and demand.cpu.cores <= free.cpu.cores
         and demand.cpu.clock_speed <= free.cpu.clock_speed
-        and (not demand.cpu.architecture or architecture_name(demand.cpu.architecture) == free.cpu.architecture)
+        and (not demand.cpu.architecture or same_architecture(demand.cpu.architecture, free.cpu.architecture))
         and demand.ram.size <= free.ram.size
         and demand.disk.size <= free.disk.size
         and _has_gpus(free, demand)

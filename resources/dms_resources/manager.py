@@ -275,6 +275,11 @@ class ResourceManager:
         self._ledger.expire()
         return decisions.fit(self._ledger.book, requests, self._ledger.now())
 
+    def objections(self, request: LeaseRequest) -> tuple[RequestError, ...]:
+        """Everything that stands against a request at this instant; nothing where it would be granted."""
+        self._ledger.expire()
+        return decisions.objections(self._ledger.book, request, self._ledger.now())
+
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[FreeResources]]:
         """Yields what is free now and after every change; changes that come while the reader is busy are one."""

@@ -9,6 +9,7 @@ RequestError
 ├── HoldLimitError     "hold_limit"      more held than the owner allows for bids
 ├── ShareError         "share_exceeded"  more outstanding than the owner allows one holder, or all
 └── AccountError       "token_exceeded"  more outstanding than a grant allows, or for longer
+    └── GrantExpiredError "token_expired"   the grant has ended
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .errors import ResourcesError
 __all__ = [
     "AccountError",
     "DrainingError",
+    "GrantExpiredError",
     "HoldLimitError",
     "InsufficientError",
     "NotOnboardedError",
@@ -116,3 +118,9 @@ class AccountError(RequestError):
     def __init__(self, message: str, *, problems: tuple[str, ...]) -> None:
         super().__init__(message, hint="release what is not needed, or ask for less")
         self.problems = problems
+
+
+class GrantExpiredError(AccountError):
+    """The grant has ended: since the token was checked, or while the lease waited for its renewal."""
+
+    code = "token_expired"

@@ -61,3 +61,11 @@ def test_what_does_not(demand: Demand) -> None:
 def test_who_takes_nothing() -> None:
     assert not would_fit(free(onboarded=False), Demand())
     assert not would_fit(free(draining=True), Demand())
+
+
+@pytest.mark.parametrize("has", ["aarch64", "ARM64", "armv8"])
+@pytest.mark.parametrize("asked", ["aarch64", "arm64"])
+def test_architectures_are_compared_by_meaning_on_both_sides(has: str, asked: str) -> None:
+    here = free(cpu=CPU(cores=Cores.of(4), architecture=has))
+    assert would_fit(here, Demand(cpu=CPUDemand(architecture=asked)))
+    assert not would_fit(here, Demand(cpu=CPUDemand(architecture="x86_64")))

@@ -36,10 +36,10 @@ _SHORTEST_BUDGET: Final = 0.01
 
 
 class OwnerTerms(Struct, frozen=True, kw_only=True):
-    """The terms on which an owner bids. A bid is valid for `valid_seconds`; `executors` None accepts any executor."""
+    """The terms on which an owner bids. A bid is valid for `valid_seconds`; `executors` are those that the machine has."""
 
     location: Place | None = None
-    executors: tuple[str, ...] | None = None
+    executors: tuple[str, ...] = ()
     privileged_docker: bool = False
     valid_seconds: float = 300.0
     prices: PricesPerHour | None = None
@@ -49,7 +49,7 @@ class OwnerTerms(Struct, frozen=True, kw_only=True):
     def bid_terms(self, policies: Sequence[AsyncPolicy]) -> BidTerms:
         """Returns the terms as the bid service takes them; `policies` are the opened ones of the settings."""
         return BidTerms(
-            executors=None if self.executors is None else frozenset(self.executors),
+            executors=frozenset(self.executors),
             privileged_docker=self.privileged_docker,
             location=self.location,
             valid_seconds=self.valid_seconds,
@@ -77,7 +77,7 @@ def read_terms(field: Field, folder: Path) -> OwnerTerms:
     fields = field.fields(OwnerTerms.__struct_fields__)
     return OwnerTerms(
         location=fields.get("location", read_place, None),
-        executors=fields.get("executors", lambda one: one.texts(_MOST_EXECUTORS), None),
+        executors=fields.get("executors", lambda one: one.texts(_MOST_EXECUTORS), ()),
         privileged_docker=fields.get("privileged_docker", Field.flag, False),
         valid_seconds=fields.get("valid_seconds", lambda one: one.duration(1, 86400), 300.0),
         prices=fields.get("prices", _prices, None),

@@ -70,7 +70,8 @@ class ReasonLog:
 
     def refused(self, refusal: Refusal) -> None:
         """A peer refused a node."""
-        self._add(refusal.node_id, refusal.code, refusal.message, refusal.shortages, refusal.retry_after)
+        for one in refusal.all_reasons:
+            self._add(refusal.node_id, one.code, one.message, one.shortages, one.retry_after)
 
     def failed(self, node_ids: Iterable[str], code: str, message: str) -> None:
         """A peer could not be asked about these nodes, or did not keep its bids on them."""

@@ -1,10 +1,21 @@
-"""Whether a machine stands where a node may run: true, false, or unknown."""
+"""Whether a machine is where a node may run: yes, no, or unknown.
+
+A field of a place that this release does not know, such as an internet provider, narrows the place down. If it were
+ignored, "at this provider" would be read as "anywhere". So such a node is refused.
+"""
 
 from __future__ import annotations
 
-from ..messages.bid import Location, Place
+from collections.abc import Mapping
+from typing import Any, Final
 
-__all__ = ["lies_in", "why_not_here"]
+from ..messages.bid import GeneralRequirements, Location, Place
+
+__all__ = ["lies_in", "unknown_requirements", "why_not_here"]
+
+_PLACE: Final = frozenset(Place.__struct_fields__)
+_LOCATION: Final = frozenset(Location.__struct_fields__)
+_REQUIREMENTS: Final = frozenset(GeneralRequirements.__struct_fields__)
 
 
 def lies_in(place: Place, region: Place) -> bool | None:
@@ -31,8 +42,18 @@ def why_not_here(location: Location, place: Place | None) -> str | None:
     return _unknown() if None in found else None
 
 
+def unknown_requirements(node: Mapping[str, Any]) -> list[str]:
+    """The fields of a node's location and general requirements that this release does not know, in a node's map."""
+    unknown = dict.fromkeys(node.get("general_requirements", {}).keys() - _REQUIREMENTS)
+    location = node.get("location", {})
+    unknown |= dict.fromkeys(location.keys() - _LOCATION)
+    for place in (*location.get("accept", ()), *location.get("reject", ())):
+        unknown |= dict.fromkeys(place.keys() - _PLACE)
+    return sorted(unknown)
+
+
 def _unknown() -> str:
-    return "the owner has not said exactly enough where this machine is"
+    return "this provider has not set a location that is exact enough (location in its terms)"
 
 
 def _name(place: Place) -> str:

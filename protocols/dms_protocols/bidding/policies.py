@@ -21,7 +21,8 @@ from dms_resources.components import Resources
 from dms_resources.ledger.leases import Price
 
 from ..logs import LimitedLog
-from ..messages.bid import NodeRequest, Refusal
+from ..messages.bid import NodeRequest, Reason, Refusal
+from .refusals import ELSEWHERE, refusal
 
 __all__ = [
     "AsyncPolicy",
@@ -39,6 +40,7 @@ __all__ = [
 _log = LimitedLog(logging.getLogger(__name__))
 
 _REFUSED: Final = "the owner's policy refuses"
+_LATER: Final = "ask again later"
 _NO_ANSWER: Final = "the owner's policy did not answer"
 
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
@@ -156,14 +158,13 @@ def _settle(request: PolicyRequest, decisions: Sequence[Decision]) -> tuple[tupl
         if decision.accept:
             offers.append(offer if decision.price is None else replace(offer, price=decision.price))
         else:
-            refusals.append(
-                Refusal(
-                    node_id=offer.node.node_id,
-                    code=decision.code,
-                    message=(decision.message or _REFUSED)[:500],
-                    retry_after=decision.retry_after,
-                )
+            reason = Reason(
+                code=decision.code,
+                message=(decision.message or _REFUSED)[:500],
+                hint=_LATER if decision.code == "busy" else ELSEWHERE,
+                retry_after=decision.retry_after,
             )
+            refusals.append(refusal(offer.node.node_id, [reason]))
     return tuple(offers), tuple(refusals)
 
 

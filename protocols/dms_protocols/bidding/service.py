@@ -21,19 +21,12 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dms_resources.demands import Demand, PortShortage
+from dms_resources.demands import Demand
 from dms_resources.errors import ConflictError
+from dms_resources.ledger.decisions import LONGEST_TTL
 from dms_resources.ledger.leases import LeaseRequest, LeaseState
 from dms_resources.manager import ResourceManager
-from dms_resources.refusals import (
-    AccountError,
-    DrainingError,
-    InsufficientError,
-    NotOnboardedError,
-    RequestError,
-    ShareError,
-    WindowError,
-)
+from dms_resources.refusals import RequestError
 
 from ..errors import MessageError
 from ..messages.bid import (
@@ -44,6 +37,7 @@ from ..messages.bid import (
     NodeRequest,
     OfferAnswer,
     Place,
+    Reason,
     Refusal,
     bid_lease_id,
 )
@@ -52,8 +46,9 @@ from ..rpc.counts import ServiceCounts
 from ..rpc.limits import Shares
 from ..rpc.operations import Answer, Caller, Operations
 from ..wire.conversion import from_map
-from .locations import why_not_here
+from .locations import unknown_requirements, why_not_here
 from .policies import AsyncPolicy, NodeOffer, Policy, PolicyRequest, decide_in_place, decide_in_turn
+from .refusals import ELSEWHERE, ledger_reasons, refusal
 from .signing import Signer, seal_bid
 from .versions import BID_1_0, BidVersion
 
@@ -62,14 +57,14 @@ __all__ = ["BidTerms", "bid_operations"]
 
 @dataclass(frozen=True, slots=True)
 class BidTerms:
-    """On what terms this peer bids.
+    """The terms on which this peer bids.
 
-    `executors` are those that it has (None: whatever is asked for), `location` is where the machine stands, and a bid
-    is valid for `valid_seconds`. `policies` decide in place about each bid, `async_policies` after them in their own
-    time (`PolicyGate` bounds it).
+    `executors` are those that it has, `location` is where the machine is (None: not known), and a bid is valid for
+    `valid_seconds`. `policies` decide in place about each bid. `async_policies` decide after them and may take time,
+    which `PolicyGate` bounds.
     """
 
-    executors: frozenset[str] | None = None
+    executors: frozenset[str] = frozenset()
     privileged_docker: bool = False
     location: Place | None = None
     valid_seconds: float = 300.0
@@ -83,6 +78,7 @@ class _Asking(Struct, frozen=True, kw_only=True):
     ensemble: EnsembleRequest
     digest: bytes
     lease_ids: dict[str, str]
+    unknown: dict[str, list[str]]
     caller: Caller
     hold: float
     ttl: float
@@ -106,15 +102,18 @@ def bid_operations(
     counts: ServiceCounts | None = None,
     version: BidVersion = BID_1_0,
     shares: Shares | None = None,
+    may_see_free: Callable[[Caller], bool] = lambda caller: True,
 ) -> Operations:
     """The operations that bid for this manager; `clock` tells the Unix time in seconds.
 
-    Bids and refusals are counted in `counts`; `version` says in which version of the protocol they are asked for, and
-    `shares` how much callers may have outstanding.
+    Bids and refusals are counted in `counts`. `version` is the version of the protocol, and `shares` says how much
+    callers may have outstanding. A caller that may not see what is free is refused without the shortages.
     """
     operations = Operations()
     outstanding = OutstandingShares(manager, shares or Shares())
-    bidding = _Bidding(manager, signer, terms or BidTerms(), clock, counts or ServiceCounts(), version, outstanding)
+    bidding = _Bidding(
+        manager, signer, terms or BidTerms(), clock, counts or ServiceCounts(), version, outstanding, may_see_free
+    )
     operations.slow(BidRequest, bidding.answer, rate="bids")
     return operations
 
@@ -129,6 +128,7 @@ class _Bidding:
         counts: ServiceCounts,
         version: BidVersion,
         outstanding: OutstandingShares,
+        may_see_free: Callable[[Caller], bool],
     ) -> None:
         self._manager = manager
         self._signer = signer
@@ -137,6 +137,7 @@ class _Bidding:
         self._counts = counts
         self._version = version
         self._outstanding = outstanding
+        self._may_see_free = may_see_free
 
     def answer(self, request: BidRequest, caller: Caller) -> Answer | Coroutine[Any, Any, Answer]:
         asking = self._asking(request, caller)
@@ -165,6 +166,11 @@ class _Bidding:
             ensemble=ensemble,
             digest=digest,
             lease_ids=lease_ids,
+            unknown={
+                node["node_id"]: unknown
+                for node in request.ensemble["request"]
+                if (unknown := unknown_requirements(node))
+            },
             caller=caller,
             hold=request.hold,
             ttl=request.ttl,
@@ -189,14 +195,14 @@ class _Bidding:
         for node in asking.ensemble.request:
             if (taken := self._taken(node, asking)) is not None:
                 standing.append(taken)
-            elif (refusal := self._unsuitable(node, asking)) is not None:
-                refusals.append(refusal)
+            elif reasons := self._unsuitable(node, asking):
+                refusals.append(self._refusal(node, asking, reasons))
             else:
                 candidates.append(node)
-        asked = [self._lease_request(node, asking, ttl=asking.ttl or asking.hold) for node in candidates]
+        asked = [self._planned(node, asking) for node in candidates]
         for node, granted in zip(candidates, self._manager.would_fit_together(asked), strict=True):
             if isinstance(granted, RequestError):
-                refusals.append(_refusal(node, granted))
+                refusals.append(self._refusal(node, asking, [], granted))
             else:
                 offers.append(NodeOffer(node=node, resources=granted.resources))
         draft = _Draft(standing=tuple(standing), offers=tuple(offers), refusals=tuple(refusals))
@@ -230,22 +236,46 @@ class _Bidding:
         held = tuple(bid for node in nodes if (bid := self._taken(node, asking)) is not None)
         return replace(draft, standing=draft.standing + held, offers=())
 
-    def _unsuitable(self, node: NodeRequest, asking: _Asking) -> Refusal | None:
+    def _refusal(self, node: NodeRequest, asking: _Asking, reasons: list[Reason], *errors: RequestError) -> Refusal:
+        """The refusal for what this peer has not, and for all that the ledger has against the node."""
+        if not (reasons and reasons[0].code == "excluded"):
+            errors += self._manager.objections(self._planned(node, asking))
+            reasons = reasons + ledger_reasons(errors, detailed=self._may_see_free(asking.caller))
+        return refusal(node.node_id, reasons)
+
+    def _planned(self, node: NodeRequest, asking: _Asking) -> LeaseRequest:
+        return self._lease_request(node, asking, ttl=asking.ttl or asking.hold)
+
+    def _unsuitable(self, node: NodeRequest, asking: _Asking) -> list[Reason]:
+        """What stands against the node whatever is free."""
         if self._signer.peer_id in asking.ensemble.peer_exclusion:
-            return Refusal(node_id=node.node_id, code="excluded", message="the request excludes this peer")
-        reason = why_not_here(node.location, self._terms.location)
-        if reason is not None:
-            return Refusal(node_id=node.node_id, code="location", message=reason)
-        reason = self._missing_executor(node)
-        return None if reason is None else Refusal(node_id=node.node_id, code="executor", message=reason)
+            return [Reason(code="excluded", message="the request excludes this peer", hint=ELSEWHERE)]
+        reasons = []
+        if unknown := asking.unknown.get(node.node_id):
+            reasons.append(
+                Reason(
+                    code="location",
+                    message=f"this provider cannot check {', '.join(unknown)}"[:300],
+                    hint="leave these fields out, or choose another provider",
+                )
+            )
+        elif (why := why_not_here(node.location, self._terms.location)) is not None:
+            reasons.append(Reason(code="location", message=why, hint=ELSEWHERE))
+        if (why := self._missing_executor(node)) is not None:
+            reasons.append(Reason(code="executor", message=why, hint=ELSEWHERE))
+        if asking.ttl > LONGEST_TTL:
+            sentence = f"a commitment lasts at most {LONGEST_TTL:.0f} s before it is renewed"
+            reasons.append(Reason(code="policy", message=sentence, hint="ask for a shorter ttl, and renew"))
+        return reasons
 
     def _missing_executor(self, node: NodeRequest) -> str | None:
+        why = []
         if node.general_requirements.privileged_docker and not self._terms.privileged_docker:
-            return "the owner does not allow privileged containers"
-        if self._terms.executors is None:
-            return None
+            why.append("the owner does not allow privileged containers")
         missing = [name for name in node.executors if name not in self._terms.executors]
-        return f"not here: {', '.join(missing)}"[:300] if missing else None
+        if missing:
+            why.append(f"this provider does not have the executors {', '.join(missing)}"[:300])
+        return "; ".join(why) or None
 
     def _taken(self, node: NodeRequest, asking: _Asking) -> Bid | None:
         lease = self._manager.lease(asking.lease_ids[node.node_id])
@@ -316,35 +346,3 @@ def _ensemble(request: BidRequest) -> EnsembleRequest:
     except MessageError as error:
         path = f"ensemble.{error.path}" if error.path else "ensemble"
         raise MessageError(f"ensemble: {error.message}", path=path) from None
-
-
-def _refusal(node: NodeRequest, error: RequestError) -> Refusal:
-    shortages = error.shortages if isinstance(error, InsufficientError) else ()
-    return Refusal(
-        node_id=node.node_id,
-        code=_refusal_code(error),
-        message=error.message[:500],
-        shortages=shortages,
-        retry_after=error.retry_after,
-    )
-
-
-def _refusal_code(error: RequestError) -> str:
-    match error:
-        case NotOnboardedError():
-            return "not_onboarded"
-        case DrainingError():
-            return "draining"
-        case WindowError():
-            return "window"
-        case InsufficientError(shortages=shortages) if shortages and all(
-            isinstance(one, PortShortage) for one in shortages
-        ):
-            return "ports"
-        case InsufficientError():
-            return "resources"
-        case AccountError() | ShareError(retry_after=None):
-            # Nothing is known to make it possible later.
-            return "policy"
-        case _:
-            return "busy"

@@ -32,6 +32,7 @@ __all__ = [
     "OfferAnswer",
     "Place",
     "Price",
+    "Reason",
     "Refusal",
     "bid_lease_id",
     "count_ports",
@@ -152,12 +153,26 @@ class Bid(Struct, frozen=True, kw_only=True, omit_defaults=True):
     simulated: bool = False
 
 
-class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A no to one node, and why.
+class Reason(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that stands against a node, and what the requester can do about it (`hint`).
 
-    `code` is one of excluded, not_onboarded, draining, location, executor, resources, ports, window, policy, busy.
-    `shortages` has every dimension that falls short with what was asked, is free and is there in total: asking for what
-    is free would have been granted. `retry_after` is when (seconds) something is known to change.
+    The other fields are those of Refusal.
+    """
+
+    code: str
+    message: str
+    hint: str = ""
+    shortages: tuple[Shortage, ...] = ()
+    retry_after: float | None = None
+
+
+class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The refusal of one node, with everything that stands against it.
+
+    `code` is that of the first reason: excluded, not_onboarded, draining, location, executor, resources, ports, window,
+    policy or busy. `shortages` has every dimension that falls short with what was asked, what is free and what there is
+    in total: a request for what is free would have been granted. `retry_after` is when (seconds) something is known to
+    change. `reasons` has all reasons; a provider of an earlier release sends none.
     """
 
     node_id: str
@@ -165,6 +180,14 @@ class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str
     shortages: tuple[Shortage, ...] = ()
     retry_after: float | None = None
+    reasons: Annotated[tuple[Reason, ...], Meta(max_length=16)] = ()
+
+    @property
+    def all_reasons(self) -> tuple[Reason, ...]:
+        """All reasons; where the provider sent no list, the one that the refusal itself names."""
+        return self.reasons or (
+            Reason(code=self.code, message=self.message, shortages=self.shortages, retry_after=self.retry_after),
+        )
 
 
 class BidAnswer(Struct, frozen=True, kw_only=True):

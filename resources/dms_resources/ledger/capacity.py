@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..architectures import architecture_name
+from ..architectures import same_architecture
 from ..components import CPU, GPU, RAM, Disk, Resources
 from ..demands import (
     CPUDemand,
@@ -116,7 +116,7 @@ class FreeCapacity(Struct, frozen=True, kw_only=True):
     def _cpu(self, asked: CPUDemand) -> CPUShortage | None:
         if (
             asked.cores.millicores <= self.millicores
-            and (not asked.architecture or architecture_name(asked.architecture) == self.cpu.architecture)
+            and (not asked.architecture or same_architecture(asked.architecture, self.cpu.architecture))
             and asked.clock_speed <= self.cpu.clock_speed
         ):
             return None

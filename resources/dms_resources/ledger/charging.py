@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..components import Resources
-from ..refusals import AccountError, ShareError
+from ..refusals import AccountError, GrantExpiredError, ShareError
 from .accounts import NOTHING, HolderShare, Outstanding, Sums
 from .leases import Lease, LeaseRequest
 
@@ -75,6 +75,9 @@ def too_long(ttl: float, longest: float) -> ShareError:
 
 
 def outlasting(ttl: float, left: float) -> AccountError:
-    """The error of a commitment that would outlast the grants that it is charged to."""
+    """The error of a commitment that would outlast the grants that it is charged to; they end in `left` seconds."""
+    if left <= 0:
+        sentence = f"the grant ended {-left:.0f} s ago"
+        return GrantExpiredError(sentence, problems=(sentence,))
     sentence = f"it would last {ttl:.0f} s but the grant ends in {max(0.0, left):.0f} s"
     return AccountError(sentence, problems=(sentence,))

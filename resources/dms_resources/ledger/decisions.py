@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -52,10 +53,23 @@ from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, Reso
 from .onboarding import onboarding_problems
 from .windows import ALWAYS_OPEN, Opening
 
-__all__ = ["Moment", "allocate", "change_offer", "commit", "end", "expire", "fit", "hold", "offboard", "renew"]
+__all__ = [
+    "LONGEST_TTL",
+    "Moment",
+    "allocate",
+    "change_offer",
+    "commit",
+    "end",
+    "expire",
+    "fit",
+    "hold",
+    "objections",
+    "offboard",
+    "renew",
+]
 
-# A commitment is a promise for minutes or hours; what is longer is an allocation.
-_LONGEST_TTL = 30 * 86400.0
+LONGEST_TTL = 30 * 86400.0
+"""The longest time to live of a commitment, in seconds: it is a promise for minutes or hours."""
 _LONGEST_ID = 256
 # The history is bounded in entries: what a peer may ask for must not make one of them any size.
 _LONGEST_DETAIL = 400
@@ -189,6 +203,29 @@ def fit(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> list[Grant
     return answers
 
 
+def objections(book: Book, request: LeaseRequest, now: Moment) -> tuple[RequestError, ...]:
+    """Everything that stands against a request for which nothing else is asked, in the order of the rules.
+
+    What would be outstanding is known only where there is capacity.
+    """
+    found: list[RequestError] = []
+    try:
+        _check_onboarded(book)
+    except NotOnboardedError as error:
+        return (error,)
+    for check in (partial(_check_draining, book), partial(_check_window, now, request.ttl)):
+        try:
+            check()
+        except RequestError as error:
+            found.append(error)
+    try:
+        granted = _grant(book, book.capacity(), request, now)
+        Charges(book.sums, _next_end(book, now)).charge(request, granted.resources, now.wall)
+    except RequestError as error:
+        found.append(error)
+    return tuple(found)
+
+
 def change_offer(book: Book, offer: OfferState, now: Moment, *, action: str, detail: str = "") -> Change:
     """Onboards other resources or drains. Raises `OnboardingError` naming everything that is wrong."""
     if offer.onboarded is not None and offer.onboarded != book.offer.onboarded:
@@ -314,11 +351,19 @@ def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dic
 
 
 def _check_open(book: Book, now: Moment, ttl: float) -> None:
+    _check_onboarded(book)
+    _check_draining(book)
+    _check_window(now, ttl)
+
+
+def _check_onboarded(book: Book) -> None:
     if book.offer.onboarded is None:
         raise NotOnboardedError("the owner of this machine offers nothing", hint="onboard with `dms-peer onboard`")
+
+
+def _check_draining(book: Book) -> None:
     if book.offer.draining:
         raise DrainingError("this machine drains: it takes nothing new")
-    _check_window(now, ttl)
 
 
 def _check_window(now: Moment, ttl: float) -> None:
@@ -425,9 +470,9 @@ def _check_text(text: str) -> None:
 
 
 def _check_ttl(ttl: float) -> None:
-    if not 0 < ttl <= _LONGEST_TTL:
+    if not 0 < ttl <= LONGEST_TTL:
         raise AmountError(
-            f"a commitment lasts more than 0 s and at most {_LONGEST_TTL:.0f} s, not {ttl:g} s", value=str(ttl)
+            f"a commitment lasts more than 0 s and at most {LONGEST_TTL:.0f} s, not {ttl:g} s", value=str(ttl)
         )
 
 

@@ -212,7 +212,7 @@ async def test_the_price_of_a_bid_counts_when_it_is_taken_later(provider: Any, r
 async def test_the_price_of_a_hold_stands_when_it_is_asked_for_again(
     provider: Any, requester: Any, ask: Any, node: Any
 ) -> None:
-    provider.terms = BidTerms(policies=(CHEAP,))
+    provider.terms = BidTerms(executors=frozenset({"docker"}), policies=(CHEAP,))
     ensemble = ask(node(executors=("docker",)))
     (first,) = (await ask_for_bids(provider, requester, ensemble, hold=20)).bids
     assert provider.manager.lease(first.bid.lease_id).price == euros(1)

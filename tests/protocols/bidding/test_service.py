@@ -21,13 +21,14 @@ from dms_protocols.messages.bid import (
     Location,
     Place,
     Price,
+    Refusal,
     bid_lease_id,
     request_digest,
 )
 from dms_protocols.wire.cbor import encode_deterministic
 from dms_protocols.wire.conversion import to_map
 from dms_resources.components import HoldLimits
-from dms_resources.demands import CPUShortage, Demand, GPUDemand, GPUShortage, PortDemand, RAMShortage
+from dms_resources.demands import CPUShortage, Demand, GPUDemand, GPUShortage, PortDemand, PortShortage, RAMShortage
 from dms_resources.ledger.leases import LeaseState
 from dms_resources.units import Cores
 
@@ -111,6 +112,7 @@ async def test_what_a_refusal_says_is_free_would_be_granted(provider: Any, reque
         (BidTerms(), {"location": Location(accept=(Place(country="DE"),))}, "location"),
         (BidTerms(location=Place(country="FR")), {"location": Location(accept=(Place(country="DE"),))}, "location"),
         (BidTerms(location=Place(country="DE")), {"location": Location(reject=(Place(country="DE"),))}, "location"),
+        (BidTerms(), {"executors": ("docker",)}, "executor"),
         (BidTerms(executors=frozenset({"docker"})), {"executors": ("docker", "firecracker")}, "executor"),
         (BidTerms(), {"general_requirements": GeneralRequirements(privileged_docker=True)}, "executor"),
         (BidTerms(), {"public_ports": PortDemand(static=(80,))}, "ports"),
@@ -123,6 +125,79 @@ async def test_refusals_of_a_node(
     answer = await ask_for_bids(provider, requester, ask(node("no", **fields), node("yes")))
     assert [(refusal.node_id, refusal.code) for refusal in answer.refusals] == [("no", code)]
     assert [signed.bid.node_id for signed in answer.bids] == ["yes"]
+
+
+async def test_a_refusal_names_everything_that_stands_against_a_node_with_a_remedy_for_each(
+    provider: Any, requester: Any, ask: Any, node: Any
+) -> None:
+    onboarded = provider.manager.get_onboarded_resources()
+    closing = datetime.fromtimestamp(provider.clock.now + 600)
+    await provider.manager.update_onboarded_resources(
+        msgspec.structs.replace(onboarded, windows=(f"until {closing:%Y-%m-%dT%H:%M}",))
+    )
+    await provider.manager.set_draining(True)
+    wish = node(
+        cores=9,
+        executors=("docker",),
+        location=Location(accept=(Place(country="DE"),)),
+        public_ports=PortDemand(static=(80,)),
+    )
+    (refused,) = (await ask_for_bids(provider, requester, ask(wish), ttl=40 * 86400)).refusals
+    codes = ["location", "executor", "policy", "draining", "window", "resources", "ports"]
+    assert [reason.code for reason in refused.reasons] == codes
+    assert all(reason.hint for reason in refused.reasons)
+    assert refused.code == "location"
+    for reason in refused.reasons:
+        assert reason.message in refused.message
+    shortages = {reason.code: [type(one) for one in reason.shortages] for reason in refused.reasons if reason.shortages}
+    assert shortages == {"resources": [CPUShortage], "ports": [PortShortage]}
+
+
+async def test_reasons_of_a_provider_that_sends_none_are_the_one_that_it_names() -> None:
+    old = Refusal(node_id="n", code="draining", message="it drains", retry_after=3.0)
+    assert [(one.code, one.message, one.retry_after) for one in old.all_reasons] == [("draining", "it drains", 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"location": {"accept": [{"isp": "Example"}]}}, "isp"),
+        ({"location": {"accept": [{"country": "DE", "asn": 64500}]}}, "asn"),
+        ({"location": {"reject": [{"isp": "Example"}]}}, "isp"),
+        ({"location": {"prefer": [{"country": "DE"}]}}, "prefer"),
+        ({"general_requirements": {"confidential": True}}, "confidential"),
+    ],
+)
+async def test_a_requirement_that_is_not_known_here_is_refused_and_not_passed_over(
+    provider: Any, requester: Any, node: Any, fields: dict[str, Any], named: str
+) -> None:
+    provider.terms = BidTerms(location=Place(country="DE"))
+    nodes = [{**to_map(node("strange")), **fields}, to_map(node("plain"))]
+    ensemble = {"id": "e", "nonce": 1, "deadline": provider.clock.now + 9, "request": nodes}
+    async with provider.connect(requester.peer_id) as client:
+        answer = await client.call(BidRequest(ensemble=ensemble), BidAnswer, timeout=10)
+    assert len(answer.bids) == 1
+    assert [(one.node_id, one.code) for one in answer.refusals] == [("strange", "location")]
+    assert named in answer.refusals[0].message
+
+
+@pytest.mark.parametrize("ttl", [30 * 86400 + 1, 31 * 86400, 1e300])
+async def test_a_time_that_could_not_be_committed_gets_no_bid(
+    provider: Any, requester: Any, ask: Any, ttl: float
+) -> None:
+    answer = await ask_for_bids(provider, requester, ask(), ttl=ttl)
+    assert [one.code for one in answer.refusals] == ["policy"]
+    assert len((await ask_for_bids(provider, requester, ask(nonce=2), ttl=30 * 86400)).bids) == 1
+
+
+@pytest.mark.parametrize(("asked", "fits"), [("amd64", True), ("x86-64", True), ("aarch64", False)])
+async def test_architectures_are_compared_by_what_they_mean(
+    provider: Any, requester: Any, ask: Any, node: Any, asked: str, fits: bool
+) -> None:
+    wish = node()
+    cpu_wish = msgspec.structs.replace(wish.resources.cpu, architecture=asked)
+    wish = msgspec.structs.replace(wish, resources=msgspec.structs.replace(wish.resources, cpu=cpu_wish))
+    assert len((await ask_for_bids(provider, requester, ask(wish))).bids) == fits
 
 
 async def test_refusals_of_the_whole_machine(provider: Any, requester: Any, ask: Any) -> None:

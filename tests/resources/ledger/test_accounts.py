@@ -18,6 +18,7 @@ from dms_resources.ledger import decisions
 from dms_resources.ledger.accounts import MOST_ACCOUNTS, NOTHING, Account, Allowance, HolderShare, Outstanding, Sums
 from dms_resources.ledger.book import Book, OfferState
 from dms_resources.ledger.capacity import Granted
+from dms_resources.ledger.charging import outlasting
 from dms_resources.ledger.decisions import Moment
 from dms_resources.ledger.leases import LeaseRequest, LeaseState, ResourceAllocation
 from dms_resources.manager import ResourceManager
@@ -306,3 +307,8 @@ async def test_an_audit_sees_sums_that_differ_and_a_repair_mends_them(
         assert await manager.audit() == []
         with pytest.raises(AccountError):
             await manager.commit_group([request("two", new_demand(1), ORGANISATION)])
+
+
+@pytest.mark.parametrize(("left", "code"), [(-3.0, "token_expired"), (0.0, "token_expired"), (5.0, "token_exceeded")])
+def test_a_grant_that_has_ended_is_told_from_one_that_ends_too_soon(left: float, code: str) -> None:
+    assert outlasting(60.0, left).code == code

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 from msgspec.structs import replace
 
 from dms_resources.components import CPU, GPU, GPUVendor, PortRange
 from dms_resources.demands import (
+    NO_PORTS,
     CPUDemand,
     CPUShortage,
     Demand,
@@ -244,3 +246,9 @@ def test_a_check_changes_nothing() -> None:
         assert capacity.shortages(demand, PortDemand(dynamic=2)) == ()
         assert capacity.grant(demand, PortDemand(dynamic=2)).ports == (11, 12)
     assert capacity == before
+
+
+@pytest.mark.parametrize(("has", "asked"), [("aarch64", "arm64"), ("amd64", "x86_64"), ("x86_64", "AMD64")])
+def test_a_machine_file_may_spell_the_architecture_its_own_way(has: str, asked: str) -> None:
+    capacity = replace(_capacity(), cpu=CPU(cores=Cores(4000), architecture=has))
+    assert capacity.shortages(Demand(cpu=CPUDemand(architecture=asked)), NO_PORTS) == ()

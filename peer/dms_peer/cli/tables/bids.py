@@ -52,10 +52,13 @@ def show_refusals(title: str, refusals: Sequence[Refusal]) -> None:
 
 
 def _refusal_rows(refusal: Refusal) -> Iterator[list[str]]:
-    again = "-" if refusal.retry_after is None else format_duration(refusal.retry_after)
-    sentences = [describe_shortage(shortage) for shortage in refusal.shortages] or [refusal.message]
-    for number, sentence in enumerate(sentences):
-        yield [refusal.node_id, refusal.code, sentence, again] if number == 0 else ["", "", sentence, ""]
+    node_id = refusal.node_id
+    for reason in refusal.all_reasons:
+        again = "-" if reason.retry_after is None else format_duration(reason.retry_after)
+        sentences = [describe_shortage(shortage) for shortage in reason.shortages] or [reason.message]
+        for number, sentence in enumerate([*sentences, *([f"hint: {reason.hint}"] if reason.hint else [])]):
+            yield [node_id, reason.code, sentence, again] if number == 0 else ["", "", sentence, ""]
+            node_id = ""
 
 
 def _what(dry_run: bool, *bids: Bid) -> str:

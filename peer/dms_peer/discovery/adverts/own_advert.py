@@ -63,7 +63,6 @@ class OwnAdvert:
         """Say what is free now, for `ttl` seconds."""
         now = self._clock()
         self._sequence = max(self._sequence + 1, int(now * 1000))
-        executors = self._terms.executors
         advert = CapacityAdvert(
             peer_id=self.peer_id,
             addrs=tuple(self._addrs())[:MAX_ADDRS],
@@ -72,7 +71,7 @@ class OwnAdvert:
             ttl=ttl,
             free=abridged(free),
             location=self._terms.location,
-            executors=None if executors is None else tuple(sorted(executors))[:_MOST_EXECUTORS],
+            executors=tuple(sorted(self._terms.executors))[:_MOST_EXECUTORS],
         )
         self._raw, self._ends = self._sealed(advert), advert.expires_at
         return self._raw
