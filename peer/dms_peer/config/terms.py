@@ -36,7 +36,7 @@ _SHORTEST_BUDGET: Final = 0.01
 
 
 class OwnerTerms(Struct, frozen=True, kw_only=True):
-    """The terms on which an owner bids. A bid is valid for `valid_seconds`; `executors` are those that the machine has."""
+    """The terms on which an owner bids: for how long a bid is valid, which executors the machine has, ..."""
 
     location: Place | None = None
     executors: tuple[str, ...] = ()
