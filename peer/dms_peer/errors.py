@@ -58,7 +58,7 @@ class StoppedError(PeerError):
 class DocumentError(PeerError):
     """A file that cannot be used; `line` and `column` (from 1) and `field` say where it is wrong.
 
-    Codes: `bad_ensemble`, `bad_terms`, `bad_access`, `bad_limits`.
+    Codes: `bad_config`, `bad_ensemble`, `bad_terms`, `bad_access`, `bad_limits`.
     """
 
     def __init__(self, message: str, *, code: str, hint: str = "", line: int, column: int, field: str) -> None:
