@@ -1,8 +1,12 @@
 """The running peer: `dms-peer run`.
 
-It holds the ledger, so that there is one of it per home; it measures the machine in the background, answers other peers
-on its libp2p host and its owner on a Unix socket. SIGTERM and SIGINT end it in good order, kill -9 loses nothing that
+It holds the ledger, so only one can run in a home. It samples the machine in the background, serves other peers on its
+libp2p host and its owner on a Unix socket. SIGTERM and SIGINT end it in good order; after kill -9 nothing is lost that
 was acknowledged.
+
+SIGHUP makes it read its configuration again. A configuration with an error is logged, and the old one stays in force.
+But when SIGHUP comes because its terminal went away, the peer ends in good order. A peer that was started with SIGHUP
+ignored (nohup) goes on ignoring it.
 """
 
 from __future__ import annotations
@@ -11,13 +15,11 @@ import contextlib
 import json
 import logging
 import re
-import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import or_
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -26,6 +28,7 @@ import trio
 from dms_host import HardenedHost, host_addresses, parse_listen_address
 from dms_host.errors import ListenError
 from dms_host.keys.identity import Identity, load_or_create_identity
+from dms_protocols.bidding.service import CurrentTerms
 from dms_protocols.protocol_ids import newest_of_each
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_protocols.rpc.shares import SharesInUse
@@ -35,20 +38,25 @@ from dms_resources.machine.listening import read_used_ports
 from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import Guard, ResourceManager, open_manager
 
-from .config.access import OwnerAccess, read_access_file
-from .config.limits import PeerLimits, read_limits_file
-from .config.terms import OwnerTerms, read_terms_file
+from .config.access import OwnerAccess
+from .config.effective import needs_restart
+from .config.limits import PeerLimits
+from .config.network import NetworkSettings
+from .config.settings import PeerConfig
+from .config.terms import OwnerTerms
 from .discovery.open import open_discovery
 from .discovery.peering import bootstrap_peers
 from .discovery.settings import DiscoverySettings
+from .errors import DocumentError
 from .home.home import RETRY_INTERVAL, Home
-from .home.host import NetworkSettings, open_home_host
+from .home.host import open_home_host
 from .owner.administration import LocalAdministration, administration_operations, terms_summary
 from .owner.peer_list import peer_notes, peers_operations
 from .owner.revocations import Revocations, revocation_operations
 from .owner.socket_server import serve_socket
 from .policies.open import open_policies
-from .serving import peer_operations, serve
+from .run_signals import RunSignals, has_terminal
+from .serving import Serving, peer_operations, serve
 from .telemetry.heap import return_free_memory
 
 __all__ = ["Node", "Ready", "announce", "announce_json"]
@@ -61,8 +69,8 @@ _LOOPBACK: Final = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A peer that answers: its id, the addresses that others may dial, whether its machine is simulated, and where its
-    metrics are."""
+    """A running peer: its id, the addresses that others can dial, whether its machine is simulated, whether it offers
+    resources, and the URL of its metrics."""
 
     peer_id: str
     addrs: tuple[str, ...]
@@ -73,68 +81,97 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a peer is started with: its home, where it listens, its machine (None: as remembered), what it does with a
-    promise that the machine itself is short of now, every how many seconds it samples the machine's use, the file of
-    the terms on which it bids, how it finds others and is found (None: not at all), and the file that says who may do
-    what."""
+    """A peer that can be run: its home, and its configuration as in PeerConfig.
+
+    Without `discovery` it neither looks for peers nor can be found. `reread` returns the configuration as it is now;
+    SIGHUP calls it. It blocks on disk and raises DocumentError. `config` is the configuration of the start, with which
+    the new one is compared.
+    """
 
     home: Home
     listen: tuple[str, ...] = ()
     machine: str | None = None
     guard: Guard = "warn"
     sample_interval: float = 5.0
-    terms: Path | None = None
+    terms: OwnerTerms | None = None
     discovery: DiscoverySettings | None = None
-    access: Path | None = None
+    access: OwnerAccess = field(default_factory=OwnerAccess)
     network: NetworkSettings | None = None
     metrics: str | None = None
-    limits: Path | None = None
+    limits: PeerLimits = field(default_factory=PeerLimits)
+    config: PeerConfig | None = None
+    reread: Callable[[], PeerConfig] | None = None
+
+    @classmethod
+    def of(cls, home: Home, config: PeerConfig, reread: Callable[[], PeerConfig] | None = None) -> Node:
+        """Returns the peer of a home with a configuration."""
+        return cls(
+            home=home,
+            listen=config.listen,
+            machine=config.machine,
+            guard=config.guard,
+            sample_interval=config.sample_interval,
+            terms=config.terms,
+            discovery=config.discovery,
+            access=config.access,
+            network=config.network,
+            metrics=config.metrics,
+            limits=config.limits,
+            config=config,
+            reread=reread,
+        )
 
     async def run(self, announce: Callable[[Ready | None], None]) -> None:
-        """Runs until a signal asks it to stop; `announce` is told when it is ready, and (None) when it has stopped.
+        """Runs until a signal stops it; calls `announce` when it is ready, and with None when it has stopped.
 
         Raises what `open` raises.
         """
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        ends = RunSignals(has_terminal())
+        with trio.open_signal_receiver(*ends.numbers) as signals:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+                nursery.start_soon(ends.follow, signals, nursery.cancel_scope)
                 nursery.start_soon(return_free_memory)
-                async with self.open() as ready:
-                    announce(ready)
-                    await trio.sleep_forever()
-        announce(None)
+                async with self._open() as running:
+                    announce(running.ready)
+                    while True:
+                        await ends.reload_asked()
+                        await running.reload()
+        if not ends.terminal_gone:
+            announce(None)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Ready]:
-        """A peer that answers while the block runs.
+        """Runs the peer while the block runs.
 
-        Raises IdentityError, MachineFileError, ListenError, AddressError, DocumentError, PolicyError, StorageError and
-        PeerError.
+        Raises IdentityError, MachineFileError, ListenError, AddressError, PolicyError, StorageError and PeerError.
         """
+        async with self._open() as running:
+            yield running.ready
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[_Running]:
         home = self.home
         for address in self.listen:
             parse_listen_address(address)
         if self.discovery is not None:
             bootstrap_peers(self.discovery.bootstrap)
-        owner_terms = await trio.to_thread.run_sync(read_terms_file, self.terms) if self.terms else OwnerTerms()
-        access = await trio.to_thread.run_sync(read_access_file, self.access) if self.access else OwnerAccess()
-        limits = await trio.to_thread.run_sync(read_limits_file, self.limits) if self.limits else PeerLimits()
         home.prepare()
         identity = load_or_create_identity(home.key_path)
         machine = await trio.to_thread.run_sync(home.machine, self.machine)
         monitor = UsageMonitor(machine, home.path, interval=self.sample_interval)
+        owner_terms, access, limits = self.terms or OwnerTerms(), self.access, self.limits
         async with AsyncExitStack() as stack:
             manager = await self._open_manager(stack, machine, monitor)
             home.remember_machine(self.machine, machine)
-            # Only now: until then another command may have had the home, and revoked something.
+            # Only now: until the ledger is ours, another command may have revoked a grant.
             revocations = Revocations(home.revocations_path)
             policies = await stack.enter_async_context(open_policies(owner_terms.policies))
-            terms = owner_terms.bid_terms(policies)
+            terms = CurrentTerms(owner_terms.bid_terms(policies))
             host = await self._open_host(stack, identity, limits)
             counts, in_use = ServiceCounts(), SharesInUse(access.shares)
             metrics = await self._serve_metrics(stack, manager, counts, host)
             manager.reserve_ports(_own_ports(host, metrics))
-            await stack.enter_async_context(
+            serving = await stack.enter_async_context(
                 serve(
                     host,
                     manager,
@@ -148,17 +185,15 @@ class Node:
                 )
             )
             addrs = host_addresses(host)
-            summary = terms_summary(owner_terms) if self.terms else None
-            local = administration_operations(
-                LocalAdministration(
-                    manager, identity.peer_id, addrs, summary, counts=counts, limits_hit=host.swarm.limits_hit
-                )
+            summary = terms_summary(self.terms) if self.terms else None
+            administration = LocalAdministration(
+                manager, identity.peer_id, addrs, summary, counts=counts, limits_hit=host.swarm.limits_hit
             )
-            local |= revocation_operations(revocations)
+            local = administration_operations(administration) | revocation_operations(revocations)
             operations = reduce(or_, newest_of_each(peer_operations(manager, identity, terms)).values(), local)
             if self.discovery is not None:
                 settings = replace(self.discovery, connection_limits=limits.connections, gossip_limits=limits.gossip)
-                may_ask = partial(access.rules.admits, "bid_request")
+                may_ask = partial(serving.admits, "bid_request")
                 discovery = await stack.enter_async_context(
                     open_discovery(
                         host, identity, settings,
@@ -168,7 +203,8 @@ class Node:
                 operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.peering.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             offers = manager.get_onboarded_resources() is not None
-            yield Ready(identity.peer_id, addrs, machine.simulated, offers, metrics)
+            ready = Ready(identity.peer_id, addrs, machine.simulated, offers, metrics)
+            yield _Running(ready, self.reread, terms, serving, administration, self.config)
 
     async def _open_manager(
         self, stack: AsyncExitStack, machine: MachineResources, monitor: UsageMonitor
@@ -186,7 +222,7 @@ class Node:
                     )
                 )
             except LedgerInUseError:
-                # A command of the owner has it for a moment; another peer keeps it.
+                # A command of the owner holds it for a moment only; another peer keeps it.
                 if trio.current_time() > deadline:
                     raise
                 await trio.sleep(RETRY_INTERVAL)
@@ -195,7 +231,7 @@ class Node:
         if self.listen:
             return await stack.enter_async_context(self._host(identity, self.listen, limits))
         with contextlib.suppress(ListenError):
-            # The addresses that others know from last time.
+            # The addresses of the last run, which other peers know.
             if remembered := self.home.listen_addresses():
                 return await stack.enter_async_context(self._host(identity, remembered, limits))
         host = await stack.enter_async_context(self._host(identity, [_ANY_PORT], limits))
@@ -212,7 +248,7 @@ class Node:
     ) -> str | None:
         if self.metrics is None:
             return None
-        # Off by default, and who does not want metrics does not wait for what makes them.
+        # Metrics are off by default, and their library takes time to import.
         from .telemetry.metrics import PeerCollector
         from .telemetry.metrics_server import serve_metrics
 
@@ -231,14 +267,39 @@ def _own_ports(host: HardenedHost, metrics: str | None) -> frozenset[int]:
     return frozenset(ports | ({urlsplit(metrics).port or 0} if metrics else set()))
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for number in signals:
-        _log.info("stopping on %s", signal.Signals(number).name)
-        scope.cancel()
+@dataclass(slots=True)
+class _Running:
+    """A running peer, and those parts of it that follow a new configuration."""
+
+    ready: Ready
+    reread: Callable[[], PeerConfig] | None
+    terms: CurrentTerms
+    serving: Serving
+    administration: LocalAdministration
+    started: PeerConfig | None
+
+    async def reload(self) -> None:
+        """Applies the configuration as it is now; one with an error is logged, and the old one stays in force."""
+        if self.reread is None:
+            _log.warning("SIGHUP: this peer has no configuration to read again")
+            return
+        try:
+            new = await trio.to_thread.run_sync(self.reread)
+        except DocumentError as error:
+            _log.error("the old configuration stays in force: %s", "; ".join(filter(None, (error.message, error.hint))))
+            return
+        owner_terms = new.terms or OwnerTerms()
+        # Policies are processes and connections of their own: those of the start stay.
+        self.terms.terms = owner_terms.bid_terms(self.terms.terms.async_policies)
+        self.serving.replace(new.access.rules, new.limits.service)
+        self.administration.terms = terms_summary(new.terms) if new.terms else None
+        _log.info("the configuration was read again")
+        if self.started is not None and (unchanged := needs_restart(self.started, new)):
+            _log.warning("changed in the configuration, but in force only after a restart: %s", ", ".join(unchanged))
 
 
 def announce(ready: Ready | None) -> None:
-    """Tells a person that the peer is ready, or has stopped."""
+    """Prints for a person that the peer is ready, or has stopped (None)."""
     if ready is None:
         print("stopped", flush=True)
         return
@@ -252,7 +313,7 @@ def announce(ready: Ready | None) -> None:
 
 
 def announce_json(ready: Ready | None) -> None:
-    """Tells a program the same: one JSON object per line."""
+    """Prints the same for a program: one JSON object per line."""
     if ready is None:
         print(json.dumps({"event": "stopped"}), flush=True)
         return

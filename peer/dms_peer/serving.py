@@ -1,4 +1,4 @@
-"""The DMS protocols on a libp2p host, this package's own or somebody else's."""
+"""Serves the DMS protocols on any libp2p host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from libp2p.abc import IHost
 from dms_host.keys.identity import Identity
 from dms_host.streams.protocols import attach_protocols
 from dms_protocols.allocations import allocation_operations
-from dms_protocols.bidding.service import BidTerms, bid_operations
+from dms_protocols.bidding.service import BidTerms, CurrentTerms, bid_operations
 from dms_protocols.bidding.versions import BID_VERSIONS
 from dms_protocols.errors import BusyError
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, RESOURCES_PROTOCOL
@@ -28,7 +28,46 @@ from dms_resources.manager import ResourceManager
 
 from .signing import EnvelopeChecker, IdentitySigner, host_identity, trusted_keys
 
-__all__ = ["peer_operations", "serve"]
+__all__ = ["Serving", "peer_operations", "serve"]
+
+
+class Serving:
+    """Protocols that are served; their access rules and stream limits can be replaced meanwhile."""
+
+    def __init__(self, access: Access, limits: ServiceLimits) -> None:
+        self._access = access
+        self._limits = limits
+
+    @property
+    def rules(self) -> AccessRules:
+        """The access rules that hold now."""
+        return self._access.rules
+
+    def admits(self, operation: str, peer_id: str) -> bool:
+        """Whether the peer may call the operation without a token."""
+        return self._access.rules.admits(operation, peer_id)
+
+    def replace(self, access: AccessRules, limits: ServiceLimits) -> None:
+        """Applies other rules to every request, and other limits to every new stream, from now on.
+
+        The peers whose grants count (`trusted`) stay the same.
+        """
+        self._access.replace_rules(access)
+        self._limits = limits
+
+    async def _answer(
+        self,
+        operations: Operations,
+        counts: ServiceCounts,
+        shares: SharesInUse,
+        stream: trio.abc.HalfCloseableStream,
+        peer_id: str,
+    ) -> None:
+        try:
+            with shares.stream(peer_id) as share:
+                await serve_stream(stream, operations, Caller(peer_id), self._limits, counts, share, self._access)
+        except BusyError as error:
+            await refuse_stream(stream, error, self._limits)
 
 
 @asynccontextmanager
@@ -37,44 +76,42 @@ async def serve(
     manager: ResourceManager,
     *,
     identity: Identity | None = None,
-    terms: BidTerms | None = None,
+    terms: BidTerms | CurrentTerms | None = None,
     limits: ServiceLimits | None = None,
     counts: ServiceCounts | None = None,
     shares: Shares | SharesInUse | None = None,
     access: AccessRules | None = None,
     revoked: Container[str] = frozenset(),
-) -> AsyncIterator[None]:
-    """Answers `/dms/resources`, `/dms/bid` and `/dms/allocation` on `host` while the block runs.
+) -> AsyncIterator[Serving]:
+    """Serves `/dms/resources`, `/dms/bid` and `/dms/allocation` on `host` while the block runs.
 
-    The protocols are taken off again at its end; what runs then has some seconds to finish. Bids are signed with
-    `identity`, by default the host's own key, which must be Ed25519 (IdentityError). What is answered is counted in
-    `counts`, and bounded by `limits` on each stream and by `shares` for each peer; what else is served with the same
-    SharesInUse counts against the same shares. `access` says who may ask for what; grants of tokens whose ids are in
-    `revoked` do not count. Raises ProtocolError when the host serves one of the protocols already, and PeerError
-    `bad_peer_id` for a trusted peer whose id is not its key.
+    At the end the protocols are detached; requests that are being answered have some seconds to finish. `identity`
+    signs bids; it is the host's own key by default, which must be Ed25519 (IdentityError). `counts` counts requests,
+    `limits` bounds each stream, `shares` bounds each peer: give the same SharesInUse to other protocols to count them
+    together. `access` has the rules; grants whose ids are in `revoked` are refused. Raises ProtocolError when the host
+    already serves one of the protocols, and PeerError `bad_peer_id` for a trusted peer whose id does not contain a key.
     """
     identity, counts, rules = identity or host_identity(host), counts or ServiceCounts(), access or AccessRules()
     tokens = TokenChecker(identity.peer_id, trusted_keys((identity.peer_id, *rules.trusted)), revoked)
     in_use = shares if isinstance(shares, SharesInUse) else SharesInUse(shares)
-    # Where anyone may do everything, nobody is asked.
-    gate = None if rules.open else Access(rules, tokens)
+    serving = Serving(Access(rules, tokens), limits or ServiceLimits())
     handlers = {
-        protocol: functools.partial(_answer, operations, limits or ServiceLimits(), counts, in_use, gate)
+        protocol: functools.partial(serving._answer, operations, counts, in_use)
         for protocol, operations in peer_operations(manager, identity, terms, counts, in_use.limits, tokens).items()
     }
     async with attach_protocols(host, handlers):
-        yield
+        yield serving
 
 
 def peer_operations(
     manager: ResourceManager,
     identity: Identity,
-    terms: BidTerms | None = None,
+    terms: BidTerms | CurrentTerms | None = None,
     counts: ServiceCounts | None = None,
     shares: Shares | None = None,
     tokens: TokenChecker | None = None,
 ) -> dict[str, Operations]:
-    """What a peer answers, by protocol id: every version of every protocol."""
+    """Returns the operations of every version of every protocol, by protocol id."""
     signer = IdentitySigner(identity)
     bids = {
         version.protocol: bid_operations(manager, signer, terms, counts=counts, version=version, shares=shares)
@@ -87,19 +124,3 @@ def peer_operations(
             manager, identity.peer_id, EnvelopeChecker(), shares=shares, tokens=tokens
         ),
     }
-
-
-async def _answer(
-    operations: Operations,
-    limits: ServiceLimits,
-    counts: ServiceCounts,
-    shares: SharesInUse,
-    access: Access | None,
-    stream: trio.abc.HalfCloseableStream,
-    peer_id: str,
-) -> None:
-    try:
-        with shares.stream(peer_id) as share:
-            await serve_stream(stream, operations, Caller(peer_id), limits, counts, share, access)
-    except BusyError as error:
-        await refuse_stream(stream, error, limits)

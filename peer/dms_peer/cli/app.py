@@ -19,6 +19,7 @@ COMMANDS: Final = (
     "onboard",
     "offboard",
     "run",
+    "config",
     "status",
     "history",
     "audit",

@@ -15,7 +15,7 @@ from dms_host import host_addresses
 from dms_host.addresses import announced_addresses, is_loopback
 from dms_host.keys.identity import Identity
 from dms_protocols.adverts.adverts import AdvertTable
-from dms_protocols.bidding.service import BidTerms
+from dms_protocols.bidding.service import BidTerms, CurrentTerms
 from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 from dms_resources.tasks import open_background
@@ -79,7 +79,7 @@ async def open_discovery(
     *,
     home: Home | None = None,
     manager: ResourceManager | None = None,
-    terms: BidTerms | None = None,
+    terms: BidTerms | CurrentTerms | None = None,
     connections: ConnectionPool | None = None,
     may_ask: Callable[[str], bool] = lambda requester: True,
     shares: SharesInUse | None = None,

@@ -80,7 +80,7 @@ class LocalAdministration:
         self._manager = manager
         self._peer_id = peer_id
         self._addrs = addrs
-        self._terms = terms
+        self.terms = terms
         self._counts = counts or ServiceCounts()
         # Not `or`: what nobody has hit yet is empty.
         self._limits_hit: Mapping[str, int] = {} if limits_hit is None else limits_hit
@@ -112,7 +112,7 @@ class LocalAdministration:
             storage_error=manager.storage_error.message if manager.storage_error else None,
             findings=findings,
             audited=audited,
-            terms=self._terms,
+            terms=self.terms,
             refusals=dict(self._counts.refusals),
             failures=self._counts.failures(),
             limits_hit=dict(self._limits_hit),

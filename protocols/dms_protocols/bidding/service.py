@@ -52,7 +52,7 @@ from .refusals import ELSEWHERE, ledger_reasons, refusal
 from .signing import Signer, seal_bid
 from .versions import BID_1_0, BidVersion
 
-__all__ = ["BidTerms", "bid_operations"]
+__all__ = ["BidTerms", "CurrentTerms", "bid_operations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,15 @@ class BidTerms:
     valid_seconds: float = 300.0
     policies: tuple[Policy, ...] = ()
     async_policies: tuple[AsyncPolicy, ...] = ()
+
+
+class CurrentTerms:
+    """Terms that the owner may replace while the peer bids: assign `terms`. A bid that is being made keeps its own."""
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: BidTerms | None = None) -> None:
+        self.terms = terms or BidTerms()
 
 
 class _Asking(Struct, frozen=True, kw_only=True):
@@ -96,7 +105,7 @@ class _Draft(Struct, frozen=True, kw_only=True):
 def bid_operations(
     manager: ResourceManager,
     signer: Signer,
-    terms: BidTerms | None = None,
+    terms: BidTerms | CurrentTerms | None = None,
     *,
     clock: Callable[[], float] = time.time,
     counts: ServiceCounts | None = None,
@@ -111,9 +120,8 @@ def bid_operations(
     """
     operations = Operations()
     outstanding = OutstandingShares(manager, shares or Shares())
-    bidding = _Bidding(
-        manager, signer, terms or BidTerms(), clock, counts or ServiceCounts(), version, outstanding, may_see_free
-    )
+    current = terms if isinstance(terms, CurrentTerms) else CurrentTerms(terms)
+    bidding = _Bidding(manager, signer, current, clock, counts or ServiceCounts(), version, outstanding, may_see_free)
     operations.slow(BidRequest, bidding.answer, rate="bids")
     return operations
 
@@ -123,7 +131,7 @@ class _Bidding:
         self,
         manager: ResourceManager,
         signer: Signer,
-        terms: BidTerms,
+        current: CurrentTerms,
         clock: Callable[[], float],
         counts: ServiceCounts,
         version: BidVersion,
@@ -132,12 +140,16 @@ class _Bidding:
     ) -> None:
         self._manager = manager
         self._signer = signer
-        self._terms = terms
+        self._current = current
         self._clock = clock
         self._counts = counts
         self._version = version
         self._outstanding = outstanding
         self._may_see_free = may_see_free
+
+    @property
+    def _terms(self) -> BidTerms:
+        return self._current.terms
 
     def answer(self, request: BidRequest, caller: Caller) -> Answer | Coroutine[Any, Any, Answer]:
         asking = self._asking(request, caller)

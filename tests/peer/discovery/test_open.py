@@ -17,6 +17,7 @@ from libp2p.identity.identify_push.identify_push import ID_PUSH
 from dms_host import HardenedHost, dial, host_addresses, open_host, open_stream
 from dms_host.errors import AddressError
 from dms_host.keys.identity import load_or_create_identity, new_identity
+from dms_peer.config.access import read_access_file
 from dms_peer.discovery.adverts import open as advert_opening
 from dms_peer.discovery.open import Discovery, open_discovery, open_requester
 from dms_peer.discovery.settings import DiscoverySettings
@@ -131,7 +132,7 @@ async def test_who_asks_by_broadcast_has_the_owners_share_and_no_more(
     access.write_text("shares:\n  peer:\n    capacity: 250\n")
     await trio.to_thread.run_sync(owner.onboard_resources, home, OFFER, str(machine))
     settings = replace(QUIET, gossip=True)
-    async with Node(home=home, listen=LOOPBACK, discovery=settings, access=access).open():
+    async with Node(home=home, listen=LOOPBACK, discovery=settings, access=read_access_file(access)).open():
         (bids,) = answering
         caller = Caller(new_identity().peer_id)
         within, beyond = (
@@ -147,7 +148,7 @@ async def test_streams_of_all_protocols_count_against_one_share(
     access = tmp_path / "access.yaml"
     access.write_text("shares:\n  peer:\n    streams: 2\n")
     settings = replace(QUIET, gossip=True, broadcast=True)
-    async with Node(home=home, listen=LOOPBACK, discovery=settings, access=access).open() as ready:
+    async with Node(home=home, listen=LOOPBACK, discovery=settings, access=read_access_file(access)).open() as ready:
         peer_id = await dial(client, ready.addrs[0])
 
         @asynccontextmanager

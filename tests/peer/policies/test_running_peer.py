@@ -13,6 +13,7 @@ import trio
 
 from dms_host import HardenedHost, dial
 from dms_peer.clients import open_allocations, open_bids
+from dms_peer.config.terms import read_terms_file
 from dms_peer.errors import DocumentError, PolicyError
 from dms_peer.home.home import Home
 from dms_peer.node import Node
@@ -46,7 +47,7 @@ async def bids_of(tmp_path: Path, client: HardenedHost) -> Any:
     @asynccontextmanager
     async def open_bidder(text: str) -> AsyncIterator[BidClient]:
         file.write_text(text)
-        async with Node(home=home, listen=LOOPBACK, terms=file).open() as ready:
+        async with Node(home=home, listen=LOOPBACK, terms=read_terms_file(file)).open() as ready:
             peer_id = await dial(client, ready.addrs[0])
             async with open_bids(client, peer_id) as bids:
                 yield bids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -12,21 +13,20 @@ import typer
 from ..options.common import DebugOption, HomeOption, JSONOption, MachineOption, home_at
 from ..options.discovery import (
     BootstrapOption,
-    DHTOption,
-    ExchangeOption,
-    GossipOption,
-    KnownOption,
-    MDNSOption,
-    discovery_settings,
+    DHTSetting,
+    ExchangeSetting,
+    GossipSetting,
+    KnownSetting,
+    MDNSSetting,
 )
 from ..options.operator import (
     AllowAddressOption,
     AllowPeerOption,
+    ConfigOption,
     DenyAddressOption,
     DenyPeerOption,
     LimitsOption,
     LogJSONOption,
-    LogLevel,
     LogLevelOption,
     MetricsOption,
     RelayOption,
@@ -50,76 +50,102 @@ def run(
         typer.Option(
             "--listen",
             metavar="MULTIADDR",
-            help="Where to listen, such as /ip4/0.0.0.0/tcp/4001; may be repeated.",
-            show_default="all IPv4 addresses, a port of the system's choice that is kept when it can be",
+            help="Listen here, such as /ip4/0.0.0.0/tcp/4001 (repeatable).",
+            show_default="all IPv4 addresses, on a free port that is kept for the next start",
         ),
     ] = None,
     guard: Annotated[
-        GuardChoice,
+        GuardChoice | None,
         typer.Option(
             "--guard",
-            help="What to do with a promise that the ledger has room for and the machine itself has not now; "
-            "`warn` still refuses where the disk is full.",
+            help="What to do when the ledger has free capacity but the machine is actually busy: nothing, warn, or "
+            "refuse (enforce). With warn, requests are still refused if the disk is full.",
+            show_default="warn",
         ),
-    ] = GuardChoice.WARN,
+    ] = None,
     sample_interval: Annotated[
-        float,
-        typer.Option("--sample-interval", min=0.5, max=3600, help="Seconds between samples of the machine's use."),
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            "--sample-interval",
+            min=0.5,
+            max=3600,
+            help="Seconds between samples of the machine's use.",
+            show_default="5",
+        ),
+    ] = None,
     terms: Annotated[
         Path | None,
-        typer.Option("--terms", metavar="FILE", help="Prices, place, executors and policies; see docs/policies.md."),
+        typer.Option("--terms", metavar="FILE", help="Prices, location, executors and policies; see docs/policies.md."),
     ] = None,
     bootstrap: BootstrapOption = None,
-    known: KnownOption = True,
-    exchange: ExchangeOption = True,
-    mdns: MDNSOption = True,
-    dht: DHTOption = True,
-    gossip: GossipOption = False,
+    known: KnownSetting = None,
+    exchange: ExchangeSetting = None,
+    mdns: MDNSSetting = None,
+    dht: DHTSetting = None,
+    gossip: GossipSetting = None,
     access: Annotated[
         Path | None,
-        typer.Option("--access", metavar="FILE", help="Who may do what, and how much of it; see docs/access.md."),
+        typer.Option(
+            "--access", metavar="FILE", help="Which peers may call what, and their shares; see docs/access.md."
+        ),
     ] = None,
     allow_peer: AllowPeerOption = None,
     deny_peer: DenyPeerOption = None,
     allow_address: AllowAddressOption = None,
     deny_address: DenyAddressOption = None,
-    relay: RelayOption = False,
+    relay: RelayOption = None,
     reserve_at: ReserveAtOption = None,
     metrics: MetricsOption = None,
     limits: LimitsOption = None,
-    log_level: LogLevelOption = LogLevel.WARNING,
-    log_json: LogJSONOption = False,
+    log_level: LogLevelOption = None,
+    log_json: LogJSONOption = None,
+    config: ConfigOption = None,
     home: HomeOption = None,
     machine: MachineOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run the peer until it is stopped by SIGTERM or SIGINT (Ctrl-C)."""
-    from ...home.host import NetworkSettings
+    """Run the peer until SIGTERM or SIGINT (Ctrl-C) stops it.
+
+    Each option can also stand in the configuration file (see `dms-peer config`) or in the environment, such as
+    DMS_PEER_LISTEN for --listen. SIGHUP reads terms, access and limits again.
+    """
+    from ...config.sources import ConfigSources
     from ...node import Node, announce, announce_json
     from ...telemetry.logs import write_logs
     from ..event_loop import run_async
 
-    write_logs("debug" if debug else log_level.value, as_json=log_json)
-    node = Node(
-        home=home_at(home),
-        listen=tuple(listen or ()),
-        machine=machine,
-        guard=guard.value,
-        sample_interval=sample_interval,
-        terms=terms,
-        access=access,
-        network=NetworkSettings(
-            allow_peers=tuple(allow_peer or ()),
-            deny_peers=tuple(deny_peer or ()),
-            allow_addresses=tuple(allow_address or ()),
-            deny_addresses=tuple(deny_address or ()),
-            relay=relay,
-            reserve_at=tuple(reserve_at or ()),
-        ),
-        metrics=metrics,
-        limits=limits,
-        discovery=discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip),
+    where = home_at(home)
+    sources = ConfigSources(
+        where.path,
+        os.environ,
+        config,
+        {
+            "listen": listen,
+            "machine": machine,
+            "guard": guard.value if guard else None,
+            "sample_interval": sample_interval,
+            "discovery.bootstrap": bootstrap,
+            "discovery.known": known,
+            "discovery.exchange": exchange,
+            "discovery.mdns": mdns,
+            "discovery.dht": dht,
+            "discovery.gossip": gossip,
+            "terms": str(terms) if terms else None,
+            "access": str(access) if access else None,
+            "limits": str(limits) if limits else None,
+            "metrics.address": metrics,
+            "logs.level": "debug" if debug else log_level.value if log_level else None,
+            "logs.json": log_json,
+            "network.allow_peers": allow_peer,
+            "network.deny_peers": deny_peer,
+            "network.allow_addresses": allow_address,
+            "network.deny_addresses": deny_address,
+            "network.relay": relay,
+            "network.reserve_at": reserve_at,
+        },
     )
+    loaded = sources.load().config
+    write_logs(loaded.logs.level, as_json=loaded.logs.json)
+    node = Node.of(where, loaded, lambda: sources.load().config)
     run_async(partial(node.run, announce_json if as_json else announce))

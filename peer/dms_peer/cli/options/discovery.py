@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
@@ -11,10 +11,15 @@ from ...discovery.settings import DiscoverySettings
 __all__ = [
     "BootstrapOption",
     "DHTOption",
+    "DHTSetting",
     "ExchangeOption",
+    "ExchangeSetting",
     "GossipOption",
+    "GossipSetting",
     "KnownOption",
+    "KnownSetting",
     "MDNSOption",
+    "MDNSSetting",
     "discovery_settings",
 ]
 
@@ -27,17 +32,23 @@ BootstrapOption: TypeAlias = Annotated[
         show_default="the peers that answered before, and the local network",
     ),
 ]
-KnownOption: TypeAlias = Annotated[
-    bool, typer.Option("--known/--no-known", help="Use and remember the peers that answered before.")
-]
-ExchangeOption: TypeAlias = Annotated[
-    bool, typer.Option("--exchange/--no-exchange", help="Exchange signed adverts with connected peers.")
-]
-MDNSOption: TypeAlias = Annotated[bool, typer.Option("--mdns/--no-mdns", help="Look on the local network, by mDNS.")]
-DHTOption: TypeAlias = Annotated[bool, typer.Option("--dht/--no-dht", help="Look in the Kademlia DHT.")]
-GossipOption: TypeAlias = Annotated[
-    bool, typer.Option("--gossip/--no-gossip", help="Pass adverts and broadcast requests on, over gossipsub.")
-]
+_KNOWN: Final[Any] = typer.Option("--known/--no-known", help="Use and remember the peers that answered before.")
+_EXCHANGE: Final[Any] = typer.Option("--exchange/--no-exchange", help="Exchange signed adverts with connected peers.")
+_MDNS: Final[Any] = typer.Option("--mdns/--no-mdns", help="Look on the local network, by mDNS.")
+_DHT: Final[Any] = typer.Option("--dht/--no-dht", help="Look in the Kademlia DHT.")
+_GOSSIP: Final[Any] = typer.Option("--gossip/--no-gossip", help="Pass adverts and broadcast requests on, by gossipsub.")
+
+KnownOption: TypeAlias = Annotated[bool, _KNOWN]
+ExchangeOption: TypeAlias = Annotated[bool, _EXCHANGE]
+MDNSOption: TypeAlias = Annotated[bool, _MDNS]
+DHTOption: TypeAlias = Annotated[bool, _DHT]
+GossipOption: TypeAlias = Annotated[bool, _GOSSIP]
+# The same for `run`, whose configuration file decides where the option is not given.
+KnownSetting: TypeAlias = Annotated[bool | None, _KNOWN]
+ExchangeSetting: TypeAlias = Annotated[bool | None, _EXCHANGE]
+MDNSSetting: TypeAlias = Annotated[bool | None, _MDNS]
+DHTSetting: TypeAlias = Annotated[bool | None, _DHT]
+GossipSetting: TypeAlias = Annotated[bool | None, _GOSSIP]
 
 
 def discovery_settings(

@@ -1,4 +1,4 @@
-"""Options for whoever operates a peer: who may connect, through whom, and what is told of its work."""
+"""Options of `run`: configuration, access to the host, relays, metrics and logs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 __all__ = [
     "AllowAddressOption",
     "AllowPeerOption",
+    "ConfigOption",
     "DenyAddressOption",
     "DenyPeerOption",
     "LimitsOption",
@@ -25,7 +26,7 @@ __all__ = [
 
 
 class LogLevel(Enum):
-    """From which importance on something is logged."""
+    """The least level that is logged."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -34,11 +35,13 @@ class LogLevel(Enum):
 
 
 def metrics_address(text: Any) -> str:
-    """Where metrics are served, from text such as "9464" or "127.0.0.1:9464"."""
-    host, _, port = str(text).rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise typer.BadParameter(f"{text!r} is no port (write 9464, or 127.0.0.1:9464)")
-    return f"{host.strip('[]')}:{port}"
+    """Reads HOST:PORT from text such as "9464" or "127.0.0.1:9464"."""
+    from ...config.settings import parse_metrics_address
+
+    try:
+        return parse_metrics_address(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(f"{error} (write 9464, or 127.0.0.1:9464)") from None
 
 
 AllowPeerOption: TypeAlias = Annotated[
@@ -46,7 +49,7 @@ AllowPeerOption: TypeAlias = Annotated[
     typer.Option(
         "--allow-peer",
         metavar="PEER_ID",
-        help="Only such peers may connect; may be repeated.",
+        help="Allow only this peer to connect (repeatable).",
         show_default="everybody",
         rich_help_panel="Who may connect",
     ),
@@ -56,7 +59,7 @@ DenyPeerOption: TypeAlias = Annotated[
     typer.Option(
         "--deny-peer",
         metavar="PEER_ID",
-        help="Such peers may not connect; may be repeated.",
+        help="Refuse connections of this peer (repeatable).",
         rich_help_panel="Who may connect",
     ),
 ]
@@ -65,7 +68,7 @@ AllowAddressOption: TypeAlias = Annotated[
     typer.Option(
         "--allow-address",
         metavar="RANGE",
-        help="Only from there, such as 192.0.2.0/24; may be repeated.",
+        help="Allow only connections from this range, such as 192.0.2.0/24 (repeatable).",
         show_default="everywhere",
         rich_help_panel="Who may connect",
     ),
@@ -75,16 +78,16 @@ DenyAddressOption: TypeAlias = Annotated[
     typer.Option(
         "--deny-address",
         metavar="RANGE",
-        help="Not from there; may be repeated.",
+        help="Refuse connections from this range (repeatable).",
         rich_help_panel="Who may connect",
     ),
 ]
 RelayOption: TypeAlias = Annotated[
-    bool, typer.Option("--relay", help="Carry connections of peers that cannot be reached in person.")
+    bool | None, typer.Option("--relay/--no-relay", help="Carry connections of peers that cannot be dialled.")
 ]
 ReserveAtOption: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--reserve-at", metavar="MULTIADDR", help="A relay through which to be reached; may be repeated."),
+    typer.Option("--reserve-at", metavar="MULTIADDR", help="Be reachable through this relay (repeatable)."),
 ]
 MetricsOption: TypeAlias = Annotated[
     str | None,
@@ -92,15 +95,28 @@ MetricsOption: TypeAlias = Annotated[
         "--metrics",
         parser=metrics_address,
         metavar="[HOST:]PORT",
-        help="Where Prometheus fetches metrics; on loopback unless a host is named.",
+        help="Serve metrics for Prometheus here; on loopback by default.",
         show_default="nowhere",
+    ),
+]
+ConfigOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="The configuration file; see docs/configuration.md.",
+        show_default="DMS_CONFIG, else peer.yaml in the home directory",
     ),
 ]
 LimitsOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--limits", metavar="FILE", help="Bounds other than the usual ones; see docs/limits.md."),
+    typer.Option("--limits", metavar="FILE", help="Limits that differ from the defaults; see docs/limits.md."),
 ]
-LogLevelOption: TypeAlias = Annotated[LogLevel, typer.Option("--log-level", help="What is logged on stderr.")]
+LogLevelOption: TypeAlias = Annotated[
+    LogLevel | None,
+    typer.Option("--log-level", help="The least level that is logged on stderr.", show_default="warning"),
+]
 LogJSONOption: TypeAlias = Annotated[
-    bool, typer.Option("--log-json", help="Log JSON objects instead of key=value, one line each.")
+    bool | None,
+    typer.Option("--log-json/--no-log-json", help="Log JSON objects instead of key=value.", show_default="no"),
 ]

@@ -17,7 +17,7 @@ from dms_protocols.adverts.adverts import AdvertTable
 from dms_protocols.adverts.bid_delivery import Deliveries
 from dms_protocols.adverts.broadcasts import OpenedBroadcast
 from dms_protocols.adverts.exchange import advert_exchange_operations
-from dms_protocols.bidding.service import BidTerms
+from dms_protocols.bidding.service import BidTerms, CurrentTerms
 from dms_protocols.errors import BusyError
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, BID_PROTOCOL_1_1, PEERS_PROTOCOL
 from dms_protocols.rpc.limits import ServiceLimits, Shares
@@ -52,7 +52,7 @@ class Provider:
     """Who offers something: its ledger, its terms, whom it answers, and how much each may have."""
 
     manager: ResourceManager
-    terms: BidTerms | None
+    terms: BidTerms | CurrentTerms | None
     may_ask: Callable[[str], bool]
     shares: Shares | None = None
 

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from dms_protocols.adverts.adverts import seal_advert
-from dms_protocols.bidding.service import BidTerms
+from dms_protocols.bidding.service import BidTerms, CurrentTerms
 from dms_protocols.bidding.signing import Signer
 from dms_protocols.errors import AdvertError
 from dms_protocols.messages.adverts import MAX_ADDRS, CapacityAdvert
@@ -32,13 +32,13 @@ class OwnAdvert:
         self,
         signer: Signer,
         addrs: Callable[[], Sequence[str]],
-        terms: BidTerms | None = None,
+        terms: BidTerms | CurrentTerms | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._signer = signer
         self._addrs = addrs
-        self._terms = terms or BidTerms()
+        self._current = terms if isinstance(terms, CurrentTerms) else CurrentTerms(terms)
         self._clock = clock
         self._sequence = 0
         self._raw: bytes | None = None
@@ -63,6 +63,7 @@ class OwnAdvert:
         """Say what is free now, for `ttl` seconds."""
         now = self._clock()
         self._sequence = max(self._sequence + 1, int(now * 1000))
+        terms = self._current.terms
         advert = CapacityAdvert(
             peer_id=self.peer_id,
             addrs=tuple(self._addrs())[:MAX_ADDRS],
@@ -70,8 +71,8 @@ class OwnAdvert:
             issued_at=now,
             ttl=ttl,
             free=abridged(free),
-            location=self._terms.location,
-            executors=tuple(sorted(self._terms.executors))[:_MOST_EXECUTORS],
+            location=terms.location,
+            executors=tuple(sorted(terms.executors))[:_MOST_EXECUTORS],
         )
         self._raw, self._ends = self._sealed(advert), advert.expires_at
         return self._raw

@@ -15,6 +15,7 @@ from libp2p.peer.envelope import unmarshal_envelope
 from dms_host.keys.identity import load_identity
 from dms_peer.__main__ import run_command
 from dms_peer.cli.bid_files import read_bids
+from dms_peer.config.terms import read_terms_file
 from dms_peer.home.home import Home
 from dms_peer.node import Node, Ready
 from dms_peer.owner import client as owner
@@ -64,7 +65,7 @@ async def ready(tmp_path: Path) -> AsyncIterator[Ready]:
     terms.write_text(TERMS)
     home = Home(tmp_path / "provider")
     await trio.to_thread.run_sync(partial(owner.onboard_resources, home, OFFER, str(machine)))
-    async with Node(home=home, listen=("/ip4/127.0.0.1/tcp/0",), terms=terms).open() as peer:
+    async with Node(home=home, listen=("/ip4/127.0.0.1/tcp/0",), terms=read_terms_file(terms)).open() as peer:
         yield peer
 
 
@@ -221,8 +222,13 @@ async def test_nodes_for_different_peers_are_not_written_to_be_committed_at_one(
         ([*ONE, "--ports", "1025"], 2, "usage", "1024"),
         ([*ONE, "--ports", "65000", "--dry-run"], 2, "usage", "1024"),
         ([*ONE, "--port", "20000", "--ports", "1024"], 2, "usage", "at most 1024 ports"),
-        (["-f", "ports.yaml"], 1, "bad_ensemble", "ports.yaml, line 3, column 3: request[1]: with it 1025 ports"),
-        (["-f", "absent.yaml"], 1, "bad_ensemble", "absent.yaml cannot be read"),
+        (
+            ["-f", "ports.yaml"],
+            1,
+            "bad_ensemble",
+            "ports.yaml, line 3, column 3: request[1]: the nodes up to this one",
+        ),
+        (["-f", "absent.yaml"], 1, "bad_ensemble", "cannot read absent.yaml"),
         (["-f", "bad.yaml"], 1, "bad_ensemble", "bad.yaml, line 1, column 1: reqest: unknown field"),
     ],
 )

@@ -22,6 +22,7 @@ import trio
 
 from dms_host.keys.identity import load_identity, public_key_of
 from dms_peer.__main__ import run_command
+from dms_peer.config.access import read_access_file
 from dms_peer.errors import DocumentError, PeerError
 from dms_peer.home.home import Home
 from dms_peer.node import Node, Ready
@@ -246,7 +247,7 @@ def running(home: str, tmp_path: Path) -> Callable[..., AbstractAsyncContextMana
     def open_peer(rules: str) -> AbstractAsyncContextManager[Ready]:
         access = tmp_path / "access.yaml"
         access.write_text(rules)
-        return Node(home=Home(Path(home)), listen=("/ip4/127.0.0.1/tcp/0",), access=access).open()
+        return Node(home=Home(Path(home)), listen=("/ip4/127.0.0.1/tcp/0",), access=read_access_file(access)).open()
 
     return open_peer
 
