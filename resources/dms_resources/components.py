@@ -100,7 +100,8 @@ class GPU(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One GPU device. `uuid` names it for ever; `index` is where the driver lists it now.
 
     `vram` is in bytes: all of it for a machine's device, the part concerned for what is onboarded, free or granted.
-    `exclusive` says that a lease has the whole device to itself.
+    `exclusive` says that a lease has the whole device to itself; of a machine's device it says that it must, because
+    the driver lets one process at a time use it.
     """
 
     uuid: str

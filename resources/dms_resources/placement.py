@@ -2,7 +2,7 @@
 
 Rules:
 1. Two GPUs asked for are two devices; several leases may share a device as long as the bytes suffice.
-2. A device that is asked for exclusively must be unused, and is then taken whole.
+2. A device that is requested exclusively, or whose driver allows one process only, must be unused. It is taken whole.
 3. If a placement exists, it is found.
 4. Among the possible placements the one is taken that uses the devices with the least free VRAM, so that large cards
    stay whole.
@@ -46,7 +46,11 @@ class DeviceState(Struct, frozen=True, kw_only=True):
         """Whether this demand could be placed on this device alone."""
         if self.exclusive or self.missing or not demand.accepts(self.device):
             return False
-        return self.users == 0 and self.total >= demand.vram if demand.exclusive else self.free >= demand.vram
+        return self.users == 0 and self.total >= demand.vram if self.is_whole(demand) else self.free >= demand.vram
+
+    def is_whole(self, demand: GPUDemand) -> bool:
+        """Whether this demand would have the device to itself, by its own wish or because of the device's mode."""
+        return demand.exclusive or self.device.exclusive
 
     def take(self, demand: GPUDemand) -> DeviceState:
         """The device with this demand on it; the caller has asked `fits`."""
@@ -55,12 +59,12 @@ class DeviceState(Struct, frozen=True, kw_only=True):
             total=self.total,
             used=self.used + self.bytes_for(demand),
             users=self.users + 1,
-            exclusive=demand.exclusive,
+            exclusive=self.is_whole(demand),
         )
 
     def bytes_for(self, demand: GPUDemand) -> int:
         """Bytes that this demand takes here: the whole device when exclusive."""
-        return self.total if demand.exclusive else demand.vram
+        return self.total if self.is_whole(demand) else demand.vram
 
 
 class Placement(Struct, frozen=True, kw_only=True):
@@ -98,7 +102,7 @@ def place(demands: Sequence[GPUDemand], devices: Iterable[DeviceState]) -> tuple
     # Again over the chosen devices alone: the largest demand first, each on the smallest device that leaves a matching.
     assigned = [states[device] for device in _pair_up(fits, chosen)]
     placements = [
-        (index, Placement(uuid=state.device.uuid, vram=state.bytes_for(demand), exclusive=demand.exclusive))
+        (index, Placement(uuid=state.device.uuid, vram=state.bytes_for(demand), exclusive=state.is_whole(demand)))
         for index, demand, state in zip(order, ranked, assigned, strict=True)
     ]
     return tuple(placement for _, placement in sorted(placements, key=lambda pair: pair[0]))
@@ -141,7 +145,7 @@ def _place_one(demand: GPUDemand, devices: Iterable[DeviceState]) -> tuple[Place
     state = min((state for state in devices if state.fits(demand)), key=_device_key, default=None)
     if state is None:
         return None
-    return (Placement(uuid=state.device.uuid, vram=state.bytes_for(demand), exclusive=demand.exclusive),)
+    return (Placement(uuid=state.device.uuid, vram=state.bytes_for(demand), exclusive=state.is_whole(demand)),)
 
 
 class _Budget:
@@ -197,7 +201,7 @@ def _search(
             if not budget.spend():
                 return False
             uuid = state.device.uuid
-            taken[index, number] = Placement(uuid=uuid, vram=state.bytes_for(demand), exclusive=demand.exclusive)
+            taken[index, number] = Placement(uuid=uuid, vram=state.bytes_for(demand), exclusive=state.is_whole(demand))
             states[uuid] = state.take(demand)
             own.add(uuid)
             if descend(depth + 1):

@@ -193,7 +193,7 @@ class UsageMonitor:
         known = self._known.get(device.gpu.uuid)
         if known is None or known.vram != device.gpu.vram:
             return device
-        return replace(device, gpu=replace(known, index=device.gpu.index))
+        return replace(device, gpu=replace(known, index=device.gpu.index, exclusive=device.gpu.exclusive))
 
 
 def _assumed_report(machine: MachineResources) -> GPUReport:

@@ -1,7 +1,7 @@
-"""Where the machine is read from, and how one file of it is read.
+"""The folders that a machine is read from, and how one file of it is read.
 
-The roots are arguments of every reader, so that a recorded machine is a folder. What cannot be read is None: telling
-"nothing here" from "it failed" is the caller's part.
+The roots are arguments of every reader, so that a recorded machine is a folder. A file that cannot be read is None. The
+caller decides whether that means "nothing here" or "it failed".
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ __all__ = [
     "Reading",
     "Roots",
     "bounded",
+    "can_open",
     "largest",
+    "link_name",
     "list_names",
     "parse_amount",
     "parse_cpu_list",
@@ -38,10 +40,11 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Roots:
-    """The folders that stand for `/proc` and `/sys`."""
+    """The folders that stand for `/proc`, `/sys` and `/dev`; `dev` is None where device nodes were not recorded."""
 
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
+    dev: Path | None = None
 
     @property
     def is_host(self) -> bool:
@@ -56,7 +59,7 @@ class Roots:
         return Path(path) if self.is_host else None
 
 
-HOST = Roots()
+HOST = Roots(dev=Path("/dev"))
 
 
 class Reading(NamedTuple, Generic[Value]):
@@ -81,6 +84,26 @@ def read_text(path: Path | None) -> str | None:
 def _open_without_waiting(path: str, flags: int) -> int:
     # A pipe in the place of a file would make open() wait for a writer.
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def can_open(path: Path) -> bool:
+    """Whether this process may open a device node for reading and writing.
+
+    Permissions are not enough: a container's device group may refuse what they allow. So the node is opened.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def link_name(path: Path) -> str:
+    """The last part of the target of a link, such as the name of a device's driver; "" where it is no link."""
+    try:
+        return os.path.basename(os.readlink(path))
+    except (OSError, ValueError):
+        return ""
 
 
 def list_names(path: Path | None) -> list[str]:

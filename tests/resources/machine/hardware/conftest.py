@@ -1,8 +1,8 @@
 """Recorded machines, and a library in the place of NVIDIA's.
 
-One text file describes the `/proc` and `/sys` of a machine: `== PATH` begins a file, `== PATH -> TARGET` makes a link,
-`[A-B]` in a path makes one file for each number `n`, and `@repeat A-B` … `@end` repeats lines. `{n}`, `{n+8}`, `{n-8}`,
-`{n%8}` and `{n//8}` in the content are computed.
+One text file describes the `/proc`, `/sys` and `/dev` of a machine: `== PATH` begins a file, `== PATH -> TARGET` makes
+a link, `[A-B]` in a path makes one file for each number `n`, and `@repeat A-B` … `@end` repeats lines. `{n}`, `{n+8}`,
+`{n-8}`, `{n%8}` and `{n//8}` in the content are computed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def _build(description: str, folder: Path) -> Roots:
             place.symlink_to(target)
         else:
             place.write_text(content, encoding="utf-8")
-    return Roots(proc=folder / "proc", sys=folder / "sys")
+    dev = folder / "dev"
+    return Roots(proc=folder / "proc", sys=folder / "sys", dev=dev if dev.is_dir() else None)
 
 
 @pytest.fixture

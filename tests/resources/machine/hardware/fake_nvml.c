@@ -8,6 +8,16 @@
  *   FAKE_NVML_CRASH     function that dies of a segmentation fault
  *   FAKE_NVML_PRINT     function that prints on standard output
  *   FAKE_NVML_USED      bytes used on device 0
+ *   FAKE_NVML_TOTAL     bytes of memory of each device
+ *   FAKE_NVML_RESERVED  bytes that the driver keeps of them, which only the second form of the query reports
+ *   FAKE_NVML_V1        if not 0, there is no second form
+ *   FAKE_NVML_NAME      name of each device
+ *   FAKE_NVML_BADNAME   index of the device whose name is not UTF-8
+ *   FAKE_NVML_SAMEUUID  if not 0, all devices have one uuid
+ *   FAKE_NVML_MODE      compute mode of each device
+ *   FAKE_NVML_BROKENROW if not 0, a row of memory could not be remapped
+ *   FAKE_NVML_PARENTNOPERM  if not 0, the memory of a GPU may not be read, only that of its MIG devices
+ *   FAKE_NVML_MIGFAILSLOT   slot of the MIG device whose memory cannot be read, with error FAKE_NVML_MIGFAILCODE
  *
  * Written from the documented interface of NVML; structures are laid out as there.
  */
@@ -84,21 +94,35 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, long *handle) {
 }
 int nvmlDeviceGetUUID(long handle, char *uuid, unsigned length) {
     ENTER(index_of(handle));
+    if (number("FAKE_NVML_SAMEUUID", 0)) { snprintf(uuid, length, "GPU-00000000-0000-4000-8000-00000000dead"); return SUCCESS; }
     if (is_mig(handle)) snprintf(uuid, length, "MIG-%08d-0000-4000-8000-00000000000%d", index_of(handle), slot_of(handle));
     else snprintf(uuid, length, "GPU-%08d-0000-4000-8000-000000000000", index_of(handle));
     return SUCCESS;
 }
 int nvmlDeviceGetName(long handle, char *name, unsigned length) {
     ENTER(index_of(handle));
+    if (number("FAKE_NVML_BADNAME", NO_INDEX) == index_of(handle)) { snprintf(name, length, "\xf8\x95\xa0\x81"); return SUCCESS; }
+    if (setting("FAKE_NVML_NAME")) { snprintf(name, length, "%s", setting("FAKE_NVML_NAME")); return SUCCESS; }
     snprintf(name, length, is_mig(handle) ? "NVIDIA A100-SXM4-40GB MIG 3g.20gb" : "NVIDIA A100-SXM4-40GB");
     return SUCCESS;
 }
 int nvmlDeviceGetMemoryInfo(long handle, memory_info *memory) {
     ENTER(index_of(handle));
     const char *used = setting("FAKE_NVML_USED");
+    if (!is_mig(handle) && number("FAKE_NVML_PARENTNOPERM", 0)) return 4;
+    if (is_mig(handle) && number("FAKE_NVML_MIGFAILSLOT", NO_INDEX) == slot_of(handle)) return number("FAKE_NVML_MIGFAILCODE", 999);
     memory->total = is_mig(handle) ? 20ULL << 30 : 40ULL << 30;
+    if (setting("FAKE_NVML_TOTAL")) memory->total = strtoull(setting("FAKE_NVML_TOTAL"), NULL, 10);
     memory->used = used && index_of(handle) == 0 ? strtoull(used, NULL, 10) : 0;
     memory->free = memory->total - memory->used;
+    return SUCCESS;
+}
+typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory_info_v2;
+int nvmlDeviceGetMemoryInfo_v2(long handle, memory_info_v2 *m) {
+    if (number("FAKE_NVML_V1", 0)) return 13;
+    memory_info one; int code = nvmlDeviceGetMemoryInfo(handle, &one); if (code) return code;
+    const char *reserved = setting("FAKE_NVML_RESERVED");
+    m->total = one.total; m->reserved = reserved ? strtoull(reserved, NULL, 10) : 0; m->used = one.used; m->free = m->total - m->reserved - m->used;
     return SUCCESS;
 }
 int nvmlDeviceGetPciInfo_v3(long handle, pci_info *info) {
@@ -123,5 +147,14 @@ int nvmlDeviceGetMigDeviceHandleByIndex(long handle, unsigned slot, long *mig) {
     ENTER(index_of(handle));
     if (slot != 1 && slot != 4) return NOT_FOUND;
     *mig = 1000 + 10 * index_of(handle) + slot;
+    return SUCCESS;
+}
+int nvmlDeviceGetComputeMode(long handle, int *mode) {
+    ENTER(index_of(handle)); *mode = number("FAKE_NVML_MODE", 0); return SUCCESS;
+}
+int nvmlDeviceGetRemappedRows(long handle, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
+    ENTER(index_of(handle));
+    *corrected = *uncorrected = *pending = 0;
+    *failed = number("FAKE_NVML_BROKENROW", 0);
     return SUCCESS;
 }

@@ -106,8 +106,8 @@ def test_amd_and_intel_are_told_by_their_files(build_machine: Build) -> None:
     assert [(d.gpu.uuid, d.gpu.index, d.gpu.vendor, d.gpu.vram, d.used) for d in report.devices] == [
         ("GPU-9d6fa4d2a1c0b3e7", 0, GPUVendor.AMD, 68702699520, 2**30),
         # Without a number of its own a card is named by its slot.
-        ("AMD-0000:83:00.0", 1, GPUVendor.AMD, 17163091968, 20971520),
-        ("Intel-0000:c3:00.0", 2, GPUVendor.INTEL, 14 * 2**30, 0),
+        ("AMD-0000:83:00.0-73bf", 1, GPUVendor.AMD, 17163091968, 20971520),
+        ("Intel-0000:c3:00.0-56c0", 2, GPUVendor.INTEL, 14 * 2**30, 0),
     ]
     assert report.devices[0].gpu.model == "AMD Instinct MI210"
     assert report.problems == ()

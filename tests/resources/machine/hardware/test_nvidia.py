@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import psutil
 import pytest
 
 from dms_resources.components import GPU, GPUVendor
+from dms_resources.demands import GPUDemand
 from dms_resources.machine.hardware import HOST
 from dms_resources.machine.hardware.gpu import GPUReport, read_gpus
 from dms_resources.machine.hardware.gpu.process import ask_process, command_line, environment
+from dms_resources.placement import DeviceState, place_together
 from dms_resources.units import GIB
 
 Behave = Callable[..., None]
@@ -100,7 +103,7 @@ def test_mig_mode_without_a_mig_device_offers_nothing(fake_nvml: Behave) -> None
     assert report.problems == ("NVIDIA GPU 0 is in MIG mode, but has no MIG device",)
 
 
-@pytest.mark.parametrize("function", ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetName", "nvmlDeviceGetMemoryInfo"])
+@pytest.mark.parametrize("function", ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID", "nvmlDeviceGetMemoryInfo"])
 def test_a_lost_device_leaves_the_others(fake_nvml: Behave, function: str) -> None:
     fake_nvml(devices=4, fail=f"{function}:15:2")
     report = ask_process("nvidia")
@@ -122,7 +125,8 @@ def test_every_error_of_every_function_is_reported_and_none_raises(nvml_folder: 
             for code in [*range(1, 40), 999]:
                 os.environ["FAKE_NVML_FAIL"] = f"{function}:{code}"
                 report = report_nvidia()
-                print(json.dumps([function, code, len(report.devices), len(report.problems), len(report.notes)]))
+                said = len(report.problems + report.limits)
+                print(json.dumps([function, code, len(report.devices), said, len(report.notes)]))
     """)
     answer = subprocess.run(
         [sys.executable, "-P", "-c", script, *_FUNCTIONS],
@@ -179,7 +183,7 @@ def test_the_current_folder_is_not_searched_for_modules(tmp_path: Path, monkeypa
 
 def test_an_interpreter_that_is_not_there_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert ask_process("nvidia") == GPUReport.failure("nvidia GPUs cannot be asked: No such file or directory")
+    assert ask_process("nvidia") == GPUReport.failure("nvidia GPUs cannot be queried: No such file or directory")
     monkeypatch.setattr(sys, "executable", "")
     assert ask_process("nvidia").failed
 
@@ -189,6 +193,120 @@ def test_cuda_visible_devices_is_obeyed_on_the_machine(fake_nvml: Behave) -> Non
     report = read_gpus(HOST, {"CUDA_VISIBLE_DEVICES": "5,2"})
     assert [device.gpu.index for device in report.devices] == [2, 5]
     assert report.limits == ("2 of 8 GPUs: CUDA_VISIBLE_DEVICES",)
+
+
+_DECORATIONS = (
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetPciInfo_v3",
+    "nvmlDeviceGetCudaComputeCapability",
+    "nvmlDeviceGetComputeMode",
+    "nvmlDeviceGetRemappedRows",
+    "nvmlSystemGetDriverVersion",
+    "nvmlSystemGetCudaDriverVersion_v2",
+)
+
+
+@pytest.mark.parametrize("function", _DECORATIONS)
+@pytest.mark.parametrize("code", [4, 15, 999])
+def test_an_answer_that_only_describes_costs_no_device(fake_nvml: Behave, function: str, code: int) -> None:
+    fake_nvml(devices=2, fail=f"{function}:{code}")
+    report = ask_process("nvidia")
+    assert (len(report.devices), report.problems, report.failed) == (2, (), False)
+
+
+def test_a_name_that_is_not_text_costs_the_name(fake_nvml: Behave) -> None:
+    fake_nvml(devices=2, badname=1)
+    assert [device.gpu.model for device in ask_process("nvidia").devices] == ["NVIDIA A100-SXM4-40GB", ""]
+
+
+def test_a_mig_device_that_fails_leaves_the_others(fake_nvml: Behave) -> None:
+    fake_nvml(devices=1, mig=0, migfailslot=4)
+    report = ask_process("nvidia")
+    assert [device.position for device in report.devices] == ["0:0"]
+    assert report.problems == ("NVIDIA GPU 0, MIG device in slot 4: Unknown Error",)
+
+
+@pytest.mark.parametrize("fail", ["nvmlDeviceGetName:4", "nvmlDeviceGetPciInfo_v3:4", "nvmlDeviceGetComputeMode:4"])
+def test_of_a_gpu_in_mig_mode_only_its_parts_are_needed(fake_nvml: Behave, fail: str) -> None:
+    fake_nvml(devices=1, mig=0, parentnoperm=1, fail=fail)
+    report = ask_process("nvidia")
+    assert [device.gpu.vram for device in report.devices] == [20 * GIB, 20 * GIB]
+    assert report.problems == ()
+
+
+def test_memory_that_the_driver_keeps_is_not_offered(fake_nvml: Behave) -> None:
+    fake_nvml(devices=1, total=16106127360, reserved=471859200, used=GIB)
+    (device,) = ask_process("nvidia").devices
+    assert (device.gpu.vram, device.used) == (16106127360 - 471859200, GIB)
+    fake_nvml(devices=1, total=16106127360, reserved=471859200, v1=1)
+    assert [device.gpu.vram for device in ask_process("nvidia").devices] == [16106127360]
+
+
+def test_more_reserved_than_there_is_offers_nothing(fake_nvml: Behave) -> None:
+    fake_nvml(devices=1, total=1000, reserved=2000)
+    assert [device.gpu.vram for device in ask_process("nvidia").devices] == [0]
+
+
+def test_a_gpu_that_its_owner_closed_is_not_offered(fake_nvml: Behave) -> None:
+    fake_nvml(devices=1, mode=2)
+    report = ask_process("nvidia")
+    assert (report.devices, report.problems) == ((), ())
+    assert report.limits == ("NVIDIA GPU 0: its compute mode is PROHIBITED: it is not offered",)
+
+
+@pytest.mark.parametrize("mode", [1, 3])
+def test_a_gpu_for_one_process_is_for_one_lease(fake_nvml: Behave, mode: int) -> None:
+    fake_nvml(devices=2, mode=mode)
+    report = ask_process("nvidia")
+    assert [device.gpu.exclusive for device in report.devices] == [True, True]
+    states = [DeviceState(device=device.gpu, total=device.gpu.vram) for device in report.devices]
+    twenty = GPUDemand(vram=20 * GIB)
+    placed = place_together([[twenty], [twenty]], states)
+    assert placed is not None
+    assert {one.uuid for (one,) in placed} == {device.gpu.uuid for device in report.devices}
+    assert {(one.vram, one.exclusive) for (one,) in placed} == {(40 * GIB, True)}
+    assert place_together([[twenty], [twenty], [twenty]], states) is None
+
+
+def test_a_row_that_could_not_be_remapped_is_said(fake_nvml: Behave) -> None:
+    fake_nvml(devices=1, brokenrow=1)
+    report = ask_process("nvidia")
+    assert len(report.devices) == 1
+    assert report.problems == (
+        "NVIDIA GPU 0: a row of its memory is broken and could not be remapped: have it replaced",
+    )
+
+
+def test_devices_that_claim_one_uuid_are_not_offered(fake_nvml: Behave) -> None:
+    fake_nvml(devices=3, sameuuid=1)
+    report = read_gpus(HOST, {})
+    assert report.devices == ()
+    assert report.problems == (
+        "3 GPUs have the uuid GPU-00000000-0000-4000-8000-00000000dead: none of them is offered",
+    )
+
+
+@pytest.mark.parametrize("name", ["NVIDIA GB10", "NVIDIA_GB10", "Orin (nvgpu)", "NVIDIA Jetson Thor"])
+def test_a_gpu_on_a_chip_shares_main_memory(fake_nvml: Behave, name: str) -> None:
+    fake_nvml(devices=1, name=name)
+    report = read_gpus(HOST, {})
+    assert report.devices == ()
+    assert report.limits == (f"NVIDIA GPU 0: {name} shares main memory: it is not offered",)
+
+
+def test_memory_as_large_as_the_machines_is_the_machines(fake_nvml: Behave) -> None:
+    total = int(re.search(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
+    fake_nvml(devices=1, total=total, reserved=1000)
+    assert read_gpus(HOST, {}).devices == ()
+    fake_nvml(devices=1, total=total + 2**21)
+    assert len(read_gpus(HOST, {}).devices) == 1
+
+
+def test_a_driver_that_reports_no_memory_shares_the_machines(fake_nvml: Behave) -> None:
+    fake_nvml(devices=2, fail="nvmlDeviceGetMemoryInfo:3:1")
+    report = ask_process("nvidia")
+    assert (len(report.devices), report.problems) == (1, ())
+    assert report.limits == ("NVIDIA GPU 1: NVIDIA A100-SXM4-40GB has no memory of its own: it is not offered",)
 
 
 def _has_nvidia_gpu() -> bool:

@@ -1,4 +1,4 @@
-"""What a probe of one vendor's GPUs tells."""
+"""What a probe of one vendor's GPUs reports."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ __all__ = ["GPUDevice", "GPUReport"]
 class GPUDevice(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device with the bytes of VRAM `used` on it now.
 
-    `position` is how the driver numbers it ("0"; "0:1" for the second MIG device of the first GPU), `parent_uuid` the
-    GPU that a MIG device is a part of.
+    `position` is the driver's number of it ("0"; "0:1" for the second MIG device of the first GPU), `parent_uuid` the
+    GPU that a MIG device is a part of. `physical` is the size that the driver reports for all of its memory, in bytes,
+    `parts` the number of equal parts (tiles) that a runtime can show alone.
     """
 
     gpu: GPU
     used: Amount = 0
     position: str = ""
     parent_uuid: str = ""
+    physical: Amount = 0
+    parts: int = 1
 
 
 class GPUReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Devices found, and sentences: `notes` on what is not there, `limits`, and `problems` on what failed.
 
-    `failed` says that the library as a whole did: that no device is listed then means nothing.
+    `failed` says that the library as a whole failed. An empty list of devices then means nothing.
     """
 
     devices: tuple[GPUDevice, ...] = ()

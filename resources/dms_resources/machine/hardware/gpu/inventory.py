@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-import msgspec
+from msgspec.structs import replace
 
 from ....components import GPUVendor
-from ..roots import Roots
+from ..ram import parse_meminfo
+from ..roots import Roots, read_text
 from .amd import name_amd, read_amd
 from .devices import GPUDevice, GPUReport
 from .intel import read_intel
@@ -18,6 +21,10 @@ from .process import ask_process
 from .visibility import visible_devices
 
 __all__ = ["Ask", "merge_reports", "number_devices", "read_gpus"]
+
+# Systems on a chip whose GPU has no memory of its own.
+_SHARING_MEMORY: Final = re.compile(r"\b(GB10|Tegra|Xavier|Orin|Thor)\b|_GB10\b", re.IGNORECASE)
+_ROUNDING: Final = 1 << 20
 
 Ask: TypeAlias = Callable[[str], GPUReport]
 """Asks the library of a vendor ("nvidia", "amd")."""
@@ -34,31 +41,86 @@ def read_gpus(roots: Roots, environment: Mapping[str, str], ask: Ask | None = No
 
 
 def merge_reports(nvidia: GPUReport, roots: Roots, environment: Mapping[str, str], ask: Ask | None) -> GPUReport:
-    """Adds to NVIDIA's report what the files, and AMD's library where it is installed, tell."""
-    found = read_display_devices(roots)
+    """Adds to NVIDIA's report what the files report, and AMD's library where it is installed."""
+    every = read_display_devices(roots)
+    # The parts of a divided card are not counted beside the card.
+    found = tuple(device for device in every if not device.virtual)
     amd = read_amd(found, roots)
     if amd.devices and ask is not None and importlib.util.find_spec("amdsmi") is not None:
         amd = name_amd(amd, ask("amd"))
-    report = number_devices(nvidia + _unseen(nvidia, found) + amd + read_intel(found, roots))
-    ours = [device for device in report.devices if device.gpu.vendor is GPUVendor.NVIDIA]
-    visible = visible_devices(ours, environment)
-    others = tuple(device for device in report.devices if device.gpu.vendor is not GPUVendor.NVIDIA)
-    return msgspec.structs.replace(report, devices=visible.devices + others, limits=report.limits + visible.limits)
+    ours = _without_shared_memory(nvidia, roots)
+    report = ours + _unseen(nvidia, found, environment) + amd + read_intel(found, roots)
+    report = number_devices(_with_identity(_undivided(report, found)))
+    visible = visible_devices(report.devices, environment)
+    return replace(report, devices=visible.devices, limits=report.limits + visible.limits)
+
+
+def _without_shared_memory(nvidia: GPUReport, roots: Roots) -> GPUReport:
+    """NVIDIA's devices without those whose memory is the machine's main memory, which is offered as RAM."""
+    total = parse_meminfo(read_text(roots.proc / "meminfo") or "").get("MemTotal", 0)
+    shared = [
+        device
+        for device in nvidia.devices
+        if _SHARING_MEMORY.search(device.gpu.model) or (total and abs(device.physical - total) < _ROUNDING)
+    ]
+    limits = tuple(
+        f"NVIDIA GPU {device.gpu.index}: {device.gpu.model or 'it'} shares main memory: it is not offered"
+        for device in shared
+    )
+    left = tuple(device for device in nvidia.devices if device not in shared)
+    return replace(nvidia, devices=left, limits=nvidia.limits + limits)
+
+
+def _undivided(report: GPUReport, found: tuple[PCIDevice, ...]) -> GPUReport:
+    """The report without the cards that are divided into virtual functions, which virtual machines may have."""
+    divided = {device.address: device.virtual_functions for device in found if device.virtual_functions}
+    hit = {device.gpu.pci_address for device in report.devices} & divided.keys()
+    limits = tuple(
+        f"GPU at {address} is divided into {divided[address]} virtual functions: it is not offered"
+        for address in sorted(hit)
+    )
+    left = tuple(device for device in report.devices if device.gpu.pci_address not in hit)
+    return replace(report, devices=left, limits=report.limits + limits)
+
+
+def _with_identity(report: GPUReport) -> GPUReport:
+    """The report without devices that have no uuid, or one that another device has too: no lease could name them."""
+    counts = Counter(device.gpu.uuid for device in report.devices)
+    unnamed = [device for device in report.devices if not device.gpu.uuid.strip()]
+    twice = sorted(uuid for uuid, count in counts.items() if count > 1 and uuid.strip())
+    problems = tuple(
+        f"GPU {device.position or device.gpu.pci_address} has no uuid: it is not offered" for device in unnamed
+    )
+    problems += tuple(f"{counts[uuid]} GPUs have the uuid {uuid}: none of them is offered" for uuid in twice)
+    left = tuple(device for device in report.devices if device.gpu.uuid.strip() and counts[device.gpu.uuid] == 1)
+    return replace(report, devices=left, problems=report.problems + problems)
 
 
 def number_devices(report: GPUReport) -> GPUReport:
     """Numbers the devices through all vendors, so that a number means one device."""
     devices = tuple(_numbered(device, index) for index, device in enumerate(report.devices))
-    return msgspec.structs.replace(report, devices=devices)
+    return replace(report, devices=devices)
 
 
 def _numbered(device: GPUDevice, index: int) -> GPUDevice:
-    return msgspec.structs.replace(device, gpu=msgspec.structs.replace(device.gpu, index=index))
+    return replace(device, gpu=replace(device.gpu, index=index))
 
 
-def _unseen(nvidia: GPUReport, found: tuple[PCIDevice, ...]) -> GPUReport:
-    """NVIDIA's cards on the bus when its library shows none and does not say why."""
-    if nvidia.devices or nvidia.problems:
+def _unseen(nvidia: GPUReport, found: tuple[PCIDevice, ...], environment: Mapping[str, str]) -> GPUReport:
+    """NVIDIA's cards on the bus that its library does not list, and does not report a problem with."""
+    listed = {device.gpu.pci_address for device in nvidia.devices}
+    # A device without an address may be any of them.
+    if nvidia.problems or nvidia.limits or "" in listed:
         return GPUReport()
-    cards = [device.address for device in found if device.vendor is GPUVendor.NVIDIA]
-    return GPUReport(problems=tuple(f"NVIDIA GPU at {address}: no driver shows it" for address in cards))
+    cards = [device for device in found if device.vendor is GPUVendor.NVIDIA and device.address not in listed]
+    sentences = tuple(f"NVIDIA GPU at {card.address}: {_why_unseen(card)}" for card in cards)
+    # A container is shown fewer on purpose.
+    if listed and environment.get("NVIDIA_VISIBLE_DEVICES"):
+        return GPUReport(limits=sentences)
+    return GPUReport(problems=sentences)
+
+
+def _why_unseen(card: PCIDevice) -> str:
+    if card.driver in ("", "nvidia"):
+        return "no driver shows it"
+    return f"no driver shows it ({card.driver} has it)"

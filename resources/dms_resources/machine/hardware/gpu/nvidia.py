@@ -6,8 +6,10 @@ The library is foreign code in this process: call `report_nvidia` only in a proc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from msgspec.structs import replace
 
 from ....components import GPU, GPUVendor
 from .devices import GPUDevice, GPUReport
@@ -21,12 +23,24 @@ _MOST_DEVICES = 256
 Answer = TypeVar("Answer")
 
 
+# nvmlComputeMode_t
+_PROHIBITED = 2
+_ONE_AT_A_TIME = frozenset({1, 3})
+
+
+class _Versions(NamedTuple):
+    """The driver's version, and the CUDA version that it offers ("12.4"); "" where the driver does not report it."""
+
+    driver: str
+    cuda: str
+
+
 def report_nvidia() -> GPUReport:
-    """Asks NVML for every device; a device that fails is a problem, and the others are still told of."""
+    """Asks NVML for every device. A device that fails is a problem; the others are still reported."""
     try:
         import pynvml  # type: ignore[import-untyped]  # NVIDIA ships no types
     except ImportError as error:
-        return GPUReport.failure(f"NVIDIA GPUs cannot be asked: {error}")
+        return GPUReport.failure(f"NVIDIA GPUs cannot be queried: {error}")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
@@ -43,85 +57,130 @@ def report_nvidia() -> GPUReport:
 
 
 def _report_devices(nvml: Any) -> GPUReport:
-    versions = _versions(nvml)
     count = nvml.nvmlDeviceGetCount()
     if count == 0:
         return GPUReport(notes=("the NVIDIA driver sees no GPU",))
+    cuda = _optional(nvml.nvmlSystemGetCudaDriverVersion_v2, 0)
+    versions = _Versions(
+        driver=_as_text(_optional(nvml.nvmlSystemGetDriverVersion, "")),
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else "",
+    )
+    reports = [_report_board(nvml, index, versions) for index in range(min(count, _MOST_DEVICES))]
+    return sum(reports, GPUReport())
+
+
+def _report_board(nvml: Any, index: int, versions: _Versions) -> GPUReport:
+    """One GPU, or its MIG devices. It may be lost between two calls: only a whole answer is a device."""
+    name = f"NVIDIA GPU {index}"
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        split = _is_split(nvml, handle)
+        mode = _optional(lambda: nvml.nvmlDeviceGetComputeMode(handle), 0)
+        if mode == _PROHIBITED:
+            return GPUReport(limits=(f"{name}: its compute mode is PROHIBITED: it is not offered",))
+        if split:
+            return _report_parts(nvml, handle, index, versions)
+        memory = _read_memory(nvml, handle)
+        if memory is None:
+            model = _as_text(_optional(lambda: nvml.nvmlDeviceGetName(handle), "")) or "it"
+            return GPUReport(limits=(f"{name}: {model} has no memory of its own: it is not offered",))
+        device = _read_device(nvml, handle, handle, index, versions, memory)
+    except (nvml.NVMLError, UnicodeDecodeError) as error:
+        return GPUReport(problems=(f"{name}: {_reason(error)}",))
+    limits: tuple[str, ...] = ()
+    if mode in _ONE_AT_A_TIME:
+        device = replace(device, gpu=replace(device.gpu, exclusive=True))
+        limits = (f"{name}: its compute mode is EXCLUSIVE_PROCESS: one lease at a time has all of it",)
+    return GPUReport(devices=(device,), limits=limits, problems=_damage(nvml, handle, name))
+
+
+def _report_parts(nvml: Any, handle: Any, index: int, versions: _Versions) -> GPUReport:
+    """The MIG devices of a GPU. Of the GPU itself nothing but its name is needed, which a container may not read."""
+    parent = _as_text(_optional(lambda: nvml.nvmlDeviceGetUUID(handle), ""))
     devices: list[GPUDevice] = []
     problems: list[str] = []
-    for index in range(min(count, _MOST_DEVICES)):
-        # Part of a device's answers is no device: it may be lost between two calls.
-        try:
-            found = tuple(_read_devices(nvml, index, versions))
-        except nvml.NVMLError as error:
-            problems.append(f"NVIDIA GPU {index}: {error}")
-            continue
-        devices += found
-        if not found:
-            problems.append(f"NVIDIA GPU {index} is in MIG mode, but has no MIG device")
-    return GPUReport(devices=tuple(devices), problems=tuple(problems))
-
-
-def _versions(nvml: Any) -> tuple[str, str]:
-    """The driver's version and the CUDA version that it offers ("12.4"), "" where it does not tell."""
-    cuda = _where_offered(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2, 0)
-    return (
-        _as_text(_where_offered(nvml, nvml.nvmlSystemGetDriverVersion, "")),
-        f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else "",
-    )
-
-
-def _read_devices(nvml: Any, index: int, versions: tuple[str, str]) -> Iterator[GPUDevice]:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    parent = _read_device(nvml, handle, handle, index, versions)
-    if not _is_split(nvml, handle):
-        yield parent
-        return
-    slots = _where_offered(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle), 0)
-    position = 0
+    slots = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
     for slot in range(min(slots, _MOST_DEVICES)):
         try:
             part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
+            memory = _read_memory(nvml, part)
+            device = None if memory is None else _read_device(nvml, part, handle, index, versions, memory)
         except (nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
             continue
-        device = _read_device(nvml, part, handle, index, versions)
-        yield GPUDevice(gpu=device.gpu, used=device.used, position=f"{index}:{position}", parent_uuid=parent.gpu.uuid)
-        position += 1
+        except (nvml.NVMLError, UnicodeDecodeError) as error:
+            problems.append(f"NVIDIA GPU {index}, MIG device in slot {slot}: {_reason(error)}")
+            continue
+        if device is None:
+            problems.append(f"NVIDIA GPU {index}, MIG device in slot {slot}: the driver reports no memory size")
+            continue
+        devices.append(replace(device, position=f"{index}:{len(devices)}", parent_uuid=parent))
+    if not devices and not problems:
+        problems.append(f"NVIDIA GPU {index} is in MIG mode, but has no MIG device")
+    return GPUReport(devices=tuple(devices), problems=tuple(problems))
 
 
 def _is_split(nvml: Any, handle: Any) -> bool:
-    """Whether a GPU is in MIG mode; a driver that does not let us know is an error, for the GPU may not be whole."""
+    """Whether a GPU is in MIG mode. A driver that does not let us know is an error: the GPU may not be whole."""
     try:
         return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
     except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
         return False
 
 
-def _read_device(nvml: Any, handle: Any, board: Any, index: int, versions: tuple[str, str]) -> GPUDevice:
-    """One device; what belongs to the whole `board` is asked of it. Raises `NVMLError`."""
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    capability = _where_offered(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(board), None)
-    pci = _where_offered(nvml, lambda: nvml.nvmlDeviceGetPciInfo(board).busId, "")
+def _read_device(nvml: Any, handle: Any, board: Any, index: int, versions: _Versions, memory: Any) -> GPUDevice:
+    """One device. What belongs to the whole `board` is read from it. Raises for a device without uuid."""
+    total, size = memory.total, max(0, memory.total - getattr(memory, "reserved", 0))
+    capability = _optional(lambda: nvml.nvmlDeviceGetCudaComputeCapability(board), None)
+    pci = _optional(lambda: nvml.nvmlDeviceGetPciInfo(board).busId, "")
     gpu = GPU(
         uuid=_as_text(nvml.nvmlDeviceGetUUID(handle)),
         index=index,
         vendor=GPUVendor.NVIDIA,
-        model=_as_text(_where_offered(nvml, lambda: nvml.nvmlDeviceGetName(handle), "")),
-        vram=memory.total,
+        model=_as_text(_optional(lambda: nvml.nvmlDeviceGetName(handle), "")),
+        vram=size,
         pci_address=short_address(_as_text(pci)),
-        driver_version=versions[0],
-        cuda_version=versions[1],
+        driver_version=versions.driver,
+        cuda_version=versions.cuda,
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else "",
     )
-    return GPUDevice(gpu=gpu, used=min(memory.used, memory.total), position=str(index))
+    return GPUDevice(gpu=gpu, used=min(memory.used, size), position=str(index), physical=total)
 
 
-def _where_offered(nvml: Any, ask: Callable[[], Answer], otherwise: Answer) -> Answer:
-    """The answer, or `otherwise` where this driver or this device does not offer the question."""
+def _read_memory(nvml: Any, handle: Any) -> Any:
+    """The memory of a device, with what the driver reserves for itself where it reports that; None for none at all."""
+    version = getattr(nvml, "nvmlMemory_v2", None)
+    if version is not None:
+        unoffered = (
+            nvml.NVMLError_FunctionNotFound,
+            nvml.NVMLError_NotSupported,
+            nvml.NVMLError_InvalidArgument,
+            getattr(nvml, "NVMLError_ArgumentVersionMismatch", nvml.NVMLError_FunctionNotFound),
+        )
+        with contextlib.suppress(*unoffered):
+            return nvml.nvmlDeviceGetMemoryInfo(handle, version=version)
+    with contextlib.suppress(nvml.NVMLError_NotSupported):
+        return nvml.nvmlDeviceGetMemoryInfo(handle)
+    return None
+
+
+def _damage(nvml: Any, handle: Any, name: str) -> tuple[str, ...]:
+    """A sentence on memory that failed and could not be replaced. The driver's total already leaves it out."""
+    remapped = _optional(lambda: nvml.nvmlDeviceGetRemappedRows(handle), None)
+    if remapped is None or not remapped[3]:
+        return ()
+    return (f"{name}: a row of its memory is broken and could not be remapped: have it replaced",)
+
+
+def _optional(ask: Callable[[], Answer], otherwise: Answer) -> Answer:
+    """An answer that only describes a device, or `otherwise`, whatever went wrong: the device is there without it."""
     try:
         return ask()
-    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+    except Exception:  # pynvml also raises UnicodeDecodeError, AttributeError and TypeError
         return otherwise
+
+
+def _reason(error: Exception) -> str:
+    return "its uuid is not text" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _as_text(value: str | bytes) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ....components import GPUVendor
-from ..roots import HOST, Roots, list_names, parse_hex, read_text
+from ..roots import HOST, Roots, link_name, list_names, parse_amount, parse_hex, read_text
 
 __all__ = ["VENDORS", "PCIDevice", "model_name", "parse_models", "read_display_devices", "short_address"]
 
@@ -20,16 +20,23 @@ _NAMES: Final = (Path("/usr/share/misc/pci.ids"), Path("/usr/share/hwdata/pci.id
 
 
 class PCIDevice(NamedTuple):
-    """One display device: its address ("0000:17:00.0"), its vendor's and its own id, and its folder."""
+    """One display device: its address ("0000:17:00.0"), its vendor's and its own id, and its folder.
+
+    `driver` is the kernel driver that has it ("" for none). `virtual_functions` is the number of devices into which it
+    is divided now; `virtual` says that it is itself such a part of another device of this machine.
+    """
 
     address: str
     vendor_id: int
     device_id: int
     folder: Path
+    driver: str = ""
+    virtual_functions: int = 0
+    virtual: bool = False
 
     @property
     def vendor(self) -> GPUVendor:
-        """Who made it, by the PCI vendor id."""
+        """The manufacturer, by the PCI vendor id."""
         return VENDORS.get(self.vendor_id, GPUVendor.UNKNOWN)
 
 
@@ -53,7 +60,15 @@ def _read_device(folder: Path) -> PCIDevice | None:
         return None
     if kind >> 16 not in (_DISPLAY_CLASS, _ACCELERATOR_CLASS):
         return None
-    return PCIDevice(short_address(folder.name), vendor, device, folder)
+    return PCIDevice(
+        short_address(folder.name),
+        vendor,
+        device,
+        folder,
+        driver=link_name(folder / "driver"),
+        virtual_functions=parse_amount(read_text(folder / "sriov_numvfs")) or 0,
+        virtual=(folder / "physfn").exists(),
+    )
 
 
 def model_name(device: PCIDevice, roots: Roots) -> str:

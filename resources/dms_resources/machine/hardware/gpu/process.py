@@ -35,7 +35,7 @@ def ask_process(vendor: str, seconds: float = DEADLINE) -> GPUReport:
     A process that even a kill does not end (it waits inside the driver) is reported and left to the kernel.
     """
     if not sys.executable:
-        return GPUReport.failure(f"{vendor} GPUs cannot be asked: the Python interpreter is unknown")
+        return GPUReport.failure(f"{vendor} GPUs cannot be queried: the Python interpreter is unknown")
     try:
         process = subprocess.Popen(
             command_line(vendor, seconds),
@@ -45,7 +45,7 @@ def ask_process(vendor: str, seconds: float = DEADLINE) -> GPUReport:
             stderr=subprocess.DEVNULL,
         )
     except OSError as error:
-        return GPUReport.failure(f"{vendor} GPUs cannot be asked: {error.strerror}")
+        return GPUReport.failure(f"{vendor} GPUs cannot be queried: {error.strerror}")
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -1,8 +1,13 @@
-"""Which NVIDIA devices the environment lets this process use.
+"""Which devices the environment lets this process use, as each vendor's runtime reads it.
 
-`CUDA_VISIBLE_DEVICES` is obeyed as CUDA does: the list ends at the first entry that names no device, and an empty one
-shows nothing. `NVIDIA_VISIBLE_DEVICES` is what a container's runtime was asked to show. Sources: NVIDIA's CUDA C++
-programming guide (environment variables) and the container toolkit's documentation.
+- NVIDIA: `NVIDIA_VISIBLE_DEVICES` says what a container's runtime was asked to show. `CUDA_VISIBLE_DEVICES` ends at the
+  first entry that names no device, and an empty one shows nothing.
+- AMD: `ROCR_VISIBLE_DEVICES` (numbers or uuids), then `HIP_VISIBLE_DEVICES` (else `CUDA_VISIBLE_DEVICES`) and
+  `GPU_DEVICE_ORDINAL`, whose numbers count what the one before has left.
+- Intel: `ZE_AFFINITY_MASK`, with numbers of devices ("0") or of tiles ("0.1"). An empty one shows everything.
+
+Sources: NVIDIA's CUDA C++ programming guide (environment variables) and container toolkit documentation; AMD's "GPU
+isolation techniques"; the oneAPI Level Zero core programming guide.
 """
 
 from __future__ import annotations
@@ -10,6 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
+from ....components import GPUVendor
 from .devices import GPUDevice
 
 __all__ = ["Visible", "visible_devices"]
@@ -23,11 +31,81 @@ class Visible(NamedTuple):
 
 
 def visible_devices(devices: Sequence[GPUDevice], environment: Mapping[str, str]) -> Visible:
-    """The NVIDIA devices that both variables allow, in the driver's order."""
+    """The devices that the variables of every vendor's runtime allow, in the order of `devices`."""
+    nvidia, amd, intel = (
+        [device for device in devices if device.gpu.vendor is vendor]
+        for vendor in (GPUVendor.NVIDIA, GPUVendor.AMD, GPUVendor.INTEL)
+    )
+    shown = [_nvidia(nvidia, environment), _amd(amd, environment), _intel(intel, environment)]
+    left = {device.gpu.uuid: device for part in shown for device in part.devices}
+    return Visible(
+        tuple(left.get(device.gpu.uuid, device) for device in devices if device.gpu.uuid in left or not _known(device)),
+        tuple(limit for part in shown for limit in part.limits),
+    )
+
+
+def _known(device: GPUDevice) -> bool:
+    return device.gpu.vendor in (GPUVendor.NVIDIA, GPUVendor.AMD, GPUVendor.INTEL)
+
+
+def _nvidia(devices: Sequence[GPUDevice], environment: Mapping[str, str]) -> Visible:
     shown = _shown_by_runtime(devices, environment.get("NVIDIA_VISIBLE_DEVICES"))
     limits = _sentences(shown, devices, "NVIDIA_VISIBLE_DEVICES")
     left = _shown_by_cuda(shown, environment.get("CUDA_VISIBLE_DEVICES"))
     return Visible(left, limits + _sentences(left, shown, "CUDA_VISIBLE_DEVICES"))
+
+
+def _amd(devices: Sequence[GPUDevice], environment: Mapping[str, str]) -> Visible:
+    shown, limits = tuple(devices), tuple[str, ...]()
+    hip = "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in environment else "CUDA_VISIBLE_DEVICES"
+    for name in ("ROCR_VISIBLE_DEVICES", hip, "GPU_DEVICE_ORDINAL"):
+        value = environment.get(name)
+        if value is None:
+            continue
+        left = _shown_by_number(shown, value)
+        limits += _sentences(left, shown, name)
+        shown = left
+    return Visible(shown, limits)
+
+
+def _shown_by_number(devices: Sequence[GPUDevice], value: str) -> tuple[GPUDevice, ...]:
+    chosen: list[GPUDevice] = []
+    for name in _split(value):
+        if _is_number(name):
+            found = list(devices[int(name) : int(name) + 1])
+        else:
+            found = [d for d in devices if name and d.gpu.uuid.casefold() == name.casefold()]
+        if not found:
+            break
+        chosen += found
+    return _in_order(devices, chosen)
+
+
+def _intel(devices: Sequence[GPUDevice], environment: Mapping[str, str]) -> Visible:
+    name = "ZE_AFFINITY_MASK"
+    value = environment.get(name, "")
+    if not value or value == "default":
+        return Visible(tuple(devices))
+    tiles: dict[int, set[int]] = {}
+    for entry in _split(value):
+        number, dot, tile = entry.partition(".")
+        if not _is_number(number) or int(number) >= len(devices):
+            continue
+        parts = devices[int(number)].parts
+        named = {int(tile.partition(".")[0])} if dot and _is_number(tile.partition(".")[0]) else set(range(parts))
+        tiles.setdefault(int(number), set()).update(named & set(range(parts)))
+    left = [
+        replace(device, gpu=replace(device.gpu, vram=device.gpu.vram * len(tiles[number]) // device.parts))
+        for number, device in enumerate(devices)
+        if tiles.get(number)
+    ]
+    cut = sum(device.gpu.vram for device in left) < sum(device.gpu.vram for device in devices)
+    partly = (f"{len(left)} of {len(devices)} GPUs, not all of their tiles: {name}",)
+    return Visible(tuple(left), _sentences(left, devices, name) or (partly if cut else ()))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 9
 
 
 def _sentences(left: Sequence[GPUDevice], devices: Sequence[GPUDevice], name: str) -> tuple[str, ...]:
