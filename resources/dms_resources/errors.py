@@ -10,6 +10,7 @@
     │   ├── NotCommittedError  "not_committed"   no commitment of that id
     │   ├── NotAllocatedError  "not_allocated"   no allocation of that id
     │   ├── ExpiredError       "expired"         the deadline passed; the capacity may be somebody else's
+    │   ├── EvictedError       "evicted"         the owner ended the lease; the message has the owner's reason
     │   ├── EndedError         "ended"           the id was released; it is not given out again
     │   ├── StaleFenceError    "stale_fence"     a fencing number that is not the lease's
     │   └── NotHolderError     "not_holder"      the lease is somebody else's
@@ -31,6 +32,7 @@ __all__ = [
     "AmountError",
     "ConflictError",
     "EndedError",
+    "EvictedError",
     "ExpiredError",
     "LeaseError",
     "LedgerDamagedError",
@@ -120,6 +122,12 @@ class EndedError(LeaseError):
     """The lease of this id was released; the id is not given out again."""
 
     code = "ended"
+
+
+class EvictedError(LeaseError):
+    """The owner of the machine ended this lease; the message has the owner's reason."""
+
+    code = "evicted"
 
 
 class StaleFenceError(LeaseError):

@@ -36,17 +36,19 @@ from .demands import (
     describe_shortage,
 )
 from .errors import LeaseError, StorageError
-from .ledger import decisions
+from .ledger import decisions, endings
 from .ledger.audit import AuditSnapshot, audit_snapshot, started_after_boot
 from .ledger.book import Change, free_resources, promised_resources
 from .ledger.capacity import Granted
 from .ledger.clock import Clock, SystemClock
-from .ledger.decisions import Moment
+from .ledger.deadlines import AllocationTerms
+from .ledger.endings import Eviction
 from .ledger.history import Finding, HistoryEntry
 from .ledger.leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .ledger.ledger import Ledger
 from .ledger.metrics import LedgerMetrics
 from .ledger.missing import Missing, describe_missing, missing_resources
+from .ledger.moment import Moment
 from .ledger.storage import Contents, SQLiteStorage, StoredLease
 from .machine.guard import physical_shortages
 from .machine.hardware.cgroups import own_group
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from .machine.sampling import UsageSample
     from .machine.usage import UsageMonitor
 
-__all__ = ["Guard", "ResourceManager", "open_manager"]
+__all__ = ["AllocationTerms", "Eviction", "Guard", "ResourceManager", "open_manager"]
 
 Guard: TypeAlias = Literal["off", "warn", "enforce"]
 """What to do when the ledger has free capacity but the machine itself is busy: off, warn, or enforce (refuse)."""
@@ -84,18 +86,19 @@ async def open_manager(
     clock: Clock | None = None,
     usage_monitor: UsageMonitor | None = None,
     guard: Guard = "off",
+    allocation_terms: AllocationTerms | None = None,
     worker: Worker | None = None,
     read_ports: ReadPorts | None = None,
 ) -> AsyncIterator[ResourceManager]:
     """Opens the ledger at `path` and keeps it: writes what changes, ends what passes its deadline, audits it.
 
-    A `usage_monitor` is run meanwhile, and its surveys of the machine are followed; by `guard` a commitment that the
-    machine itself is short of now is taken, taken with a warning in the log (refused where the disk is full), or
-    refused. `read_ports` says which ports programs use, so that none of them is granted; it is called every 5 seconds
-    and before each change that grants ports. `worker` runs blocking calls of the disk, by default in threads that
-    nobody else of this process can use up. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError`
-    or `StorageError` when it cannot be opened. On exit all that waits for the disk is written, for 10 seconds at
-    most.
+    A `usage_monitor` runs meanwhile, and the manager follows its surveys of the machine. `guard` says what happens to a
+    commitment that the machine itself is short of now: it is taken, taken with a warning in the log (refused where the
+    disk is full), or refused. `allocation_terms` say how long an allocation lasts without a renewal, and at most.
+    `read_ports` says which ports programs use, so that none of them is granted; it is called every 5 seconds and before
+    each change that grants ports. `worker` runs blocking calls of the disk, by default in threads that nothing else in
+    this process can use up. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError`
+    when the ledger cannot be opened. On exit all changes that wait for the disk are written, for 10 seconds at most.
     """
     clock, worker = clock or SystemClock(), worker or new_worker()
     opened: list[SQLiteStorage] = []
@@ -104,7 +107,7 @@ async def open_manager(
         stored: list[Contents] = []
         await worker(lambda: stored.append(storage.load()))
         ledger = Ledger(storage, stored[0], machine, clock, worker)
-        manager = ResourceManager(ledger, usage_monitor, guard, read_ports)
+        manager = ResourceManager(ledger, usage_monitor, guard, allocation_terms or AllocationTerms(), read_ports)
         await manager._update_ports()
         work = (ledger.keep_journal, ledger.sweep, ledger.prune, manager._audit_at_intervals)
         try:
@@ -131,6 +134,7 @@ class ResourceManager:
         ledger: Ledger,
         usage_monitor: UsageMonitor | None,
         guard: Guard,
+        allocation_terms: AllocationTerms,
         read_ports: ReadPorts | None = None,
     ) -> None:
         self._ledger = ledger
@@ -139,6 +143,8 @@ class ResourceManager:
         self._ports_unread = False
         self._usage_monitor = usage_monitor
         self._guard = guard
+        self._allocation_terms = allocation_terms
+        ledger.on_end = self._unfollow_use
         self._warned = float("-inf")
         self._audited: tuple[float, tuple[Finding, ...]] | None = None
         if guard != "off" and usage_monitor is not None:
@@ -157,6 +163,11 @@ class ResourceManager:
         """A number that grows with every change of what is free, onboarded or promised."""
         self._ledger.expire()
         return self._ledger.book.version
+
+    @property
+    def allocation_terms(self) -> AllocationTerms:
+        """How long an allocation lasts that takes the place of a commitment."""
+        return self._allocation_terms
 
     @property
     def draining(self) -> bool:
@@ -309,16 +320,17 @@ class ResourceManager:
         await self._update_ports(request.ports for request in requests)
         return await self._ledger.change(lambda now: decisions.hold(self._ledger.book, requests, now))
 
-    async def renew_commitment(
-        self, lease_id: str, *, ttl: float, holder: str | None = None, fence: int | None = None
-    ) -> Lease:
-        """Moves the deadline to `ttl` seconds from now.
+    async def renew(self, lease_id: str, *, ttl: float, holder: str | None = None, fence: int | None = None) -> Lease:
+        """Moves the deadline of a commitment to `ttl` seconds from now; starts the keep-alive of an allocation anew.
 
-        Raises `ExpiredError` when it has passed, `NotCommittedError`, `NotHolderError`, `StaleFenceError`,
-        `WindowError` or `StorageError`. May be cancelled.
+        How long a keep-alive is, the owner's `allocation_terms` say and not `ttl`. No deadline goes beyond the owner's
+        notice or longest time: the answer has the deadline. Raises `ExpiredError` when it has passed, `EvictedError`,
+        `NotCommittedError`, `NotHolderError`, `StaleFenceError`, `WindowError` or `StorageError`. May be cancelled.
         """
         return await self._ledger.change(
-            lambda now: decisions.renew(self._ledger.book, lease_id, now, ttl=ttl, holder=holder, fence=fence)
+            lambda now: decisions.renew(
+                self._ledger.book, lease_id, now, ttl=ttl, holder=holder, fence=fence, terms=self._allocation_terms
+            )
         )
 
     async def uncommit_resources(
@@ -328,16 +340,24 @@ class ResourceManager:
         `NotHolderError`, `StaleFenceError` or `StorageError`. May be cancelled."""
         return await self._end(lease_id, _NOT_ALLOCATED, holder, fence)
 
-    async def allocate_resources(self, request: ResourceAllocation) -> Lease:
+    async def allocate_resources(self, request: ResourceAllocation, *, terms: AllocationTerms | None = None) -> Lease:
         """Gives capacity to a running job: a commitment of this id becomes the allocation in one step; without one, the
         demand is allocated directly.
 
-        Raises `RequestError`, `NotCommittedError`, `ConflictError`, `ExpiredError`, `NotHolderError`,
-        `StaleFenceError` or `StorageError`. May be cancelled.
+        An allocation that takes the place of a commitment lasts by `terms`, by default the manager's
+        `allocation_terms`. A direct one lasts until it is deallocated, unless `terms` are given. Raises `RequestError`,
+        `NotCommittedError`, `ConflictError`, `ExpiredError`, `EvictedError`, `NotHolderError`, `StaleFenceError` or
+        `StorageError`. May be cancelled.
         """
         await self._update_ports([request.ports])
         processes = tuple(_started(request.processes))
-        lease = await self._ledger.change(lambda now: decisions.allocate(self._ledger.book, request, now, processes))
+
+        def decide(now: Moment) -> tuple[Change, Lease]:
+            book = self._ledger.book
+            by_default = self._allocation_terms if request.lease_id in book.leases else None
+            return decisions.allocate(book, request, now, processes, terms or by_default)
+
+        lease = await self._ledger.change(decide)
         await self._follow_use([lease])
         return lease
 
@@ -351,6 +371,43 @@ class ResourceManager:
     async def release(self, lease_id: str, *, holder: str | None = None, fence: int | None = None) -> EndedLease:
         """Ends a lease in whatever state it is. Raises as `deallocate_resources`. May be cancelled."""
         return await self._end(lease_id, _ANY_STATE, holder, fence)
+
+    async def evict(
+        self,
+        lease_ids: Iterable[str] = (),
+        *,
+        holder: str | None = None,
+        everything: bool = False,
+        reason: str = "",
+        notice: float = 0.0,
+    ) -> Eviction:
+        """Ends leases of any state by the owner's will: those of `lease_ids`, all of `holder`, or `everything`.
+
+        With a `notice` in seconds each lease ends that long from now at the latest, whatever its holder renews; a
+        repeat gives no more time. The holders are told `evicted` with the reason (at most 200 characters). Raises
+        `NotAllocatedError` for an id that is not known here, `AmountError` or `StorageError`; then nothing changed.
+        May be cancelled.
+        """
+        named = tuple(lease_ids)
+
+        def decide(now: Moment) -> tuple[Change, Eviction]:
+            book = self._ledger.book
+            chosen = [*named, *(book.ids_by_holder.get(holder, ()) if holder is not None else ())]
+            chosen += book.leases if everything else ()
+            return endings.evict(book, chosen, now, reason=reason, notice=notice)
+
+        eviction = await self._ledger.change(decide)
+        for ended in eviction.ended:
+            self._unfollow_use(ended.lease_id)
+        return eviction
+
+    async def withdraw_notices(self) -> tuple[Lease, ...]:
+        """Takes back the notice of every lease that was evicted with one, and returns these leases.
+
+        Each lasts from now as if it had just been renewed. Raises `StorageError`. May be cancelled.
+        """
+        leases = await self._ledger.change(lambda now: endings.withdraw_notices(self._ledger.book, now, drain=False))
+        return tuple(leases)
 
     def check_onboarding(self, onboarded: OnboardedResources) -> None:
         """Raises what `update_onboarded_resources` would raise of this, and changes nothing."""
@@ -435,7 +492,7 @@ class ResourceManager:
         # Its holder may have given it back since it was found.
         with contextlib.suppress(LeaseError):
             await self._ledger.change(
-                lambda now: decisions.end(
+                lambda now: endings.end(
                     self._ledger.book,
                     finding.lease_id,
                     now,
@@ -461,7 +518,7 @@ class ResourceManager:
         self, lease_id: str, states: tuple[LeaseState, ...], holder: str | None, fence: int | None
     ) -> EndedLease:
         ended = await self._ledger.change(
-            lambda now: decisions.end(self._ledger.book, lease_id, now, states=states, holder=holder, fence=fence)
+            lambda now: endings.end(self._ledger.book, lease_id, now, states=states, holder=holder, fence=fence)
         )
         self._unfollow_use(lease_id)
         return ended

@@ -153,7 +153,7 @@ async def test_history_says_who_what_when_and_why(
         start = clock.wall()
         await manager.commit_resources("kept", new_demand(1, 2), holder="peer", ttl=600)
         await manager.commit_resources("short", new_demand(1), holder="other", ttl=10)
-        await manager.renew_commitment("kept", ttl=600)
+        await manager.renew("kept", ttl=600)
         await manager.allocate_resources(ResourceAllocation(lease_id="kept", holder="peer"))
         await trio.sleep(11)
         await manager.deallocate_resources("kept")
@@ -202,8 +202,8 @@ async def test_nothing_outlives_the_owners_night(
         await trio.sleep(7 * 3600)
         assert manager.is_committed("night")
         with pytest.raises(WindowError):
-            await manager.renew_commitment("night", ttl=2 * 3600)
-        await manager.renew_commitment("night", ttl=1800)
+            await manager.renew("night", ttl=2 * 3600)
+        await manager.renew("night", ttl=1800)
         await trio.sleep(1801)
         assert not manager.is_committed("night")
         # A wall clock that is set moves the owner's window with it.

@@ -3,7 +3,7 @@
 Rule: within one boot of the machine a deadline follows the *steady* clock (seconds since boot, suspend included), which
 nobody can set, so a wall clock that jumps neither releases early nor holds for ever, also across a restart of this
 process. Across a reboot only the wall clock is left: what remains of a commitment is its wall deadline less the time
-now, but never more than its whole time to live and never less than nothing.
+now, but never more than its whole time to live.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "due_after_restart"]
+__all__ = ["Clock", "SystemClock", "remaining_after_restart"]
 
 
 class Clock(Protocol):
@@ -53,8 +53,6 @@ class SystemClock:
         return time.time()
 
 
-def due_after_restart(clock: Clock, *, due: float, boot_id: str, deadline: float, ttl: float) -> float:
-    """When a stored commitment ends on the steady clock of now, by the rule of this module."""
-    now = clock.steady()
-    remaining = due - now if boot_id == clock.boot_id else deadline - clock.wall()
-    return now + min(ttl, max(0.0, remaining))
+def remaining_after_restart(clock: Clock, *, due: float, boot_id: str, deadline: float, ttl: float) -> float:
+    """How many seconds a stored lease has left, by the rule of this module; less than 0 where it ended meanwhile."""
+    return min(ttl, due - clock.steady() if boot_id == clock.boot_id else deadline - clock.wall())

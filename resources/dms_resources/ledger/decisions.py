@@ -1,12 +1,12 @@
 """Whether a request is granted, and the change that grants it: pure functions of the book and the time.
 
-Rules, in the order in which they are asked:
+Rules, in the order in which they are checked:
 1. The same id with the same contents (holder, demand, ports) answers what it answered; with other contents it is a
    `conflict`. The time to live is no part of the contents: a commitment may have been renewed since. Nor is the price:
    what was agreed first stands, until a commitment takes the place of a hold at the price of the bid that it takes.
 2. An id that ended is not given out again while it is remembered.
 3. Draining, not onboarded, outside the owner's windows: refused with that reason.
-4. The room: refused with every dimension that falls short.
+4. The free capacity: refused with every dimension that falls short.
 5. What would be outstanding then: within the owner's share for one holder and for all, and within every grant that the
    request is charged to. Otherwise granted.
 """
@@ -14,24 +14,17 @@ Rules, in the order in which they are asked:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from ..demands import Demand, PortDemand, Shortage, describe_shortage
+from ..demands import Demand, PortDemand, describe_shortage
 from ..errors import (
     AmountError,
     ConflictError,
-    EndedError,
-    ExpiredError,
-    LeaseError,
-    NotAllocatedError,
     NotCommittedError,
-    NotHolderError,
     OnboardingError,
-    StaleFenceError,
     StillPromisedError,
 )
 from ..placement import Placement, place_together
@@ -48,19 +41,18 @@ from .accounts import MOST_ACCOUNTS
 from .book import NOTHING_OFFERED, Book, Change, OfferState, Record
 from .capacity import FreeCapacity, Granted
 from .charging import Charges, outlasting
+from .deadlines import AllocationTerms, renewed, shifted
+from .endings import LONGEST_ID, check_text, held_lease, raise_if_ended
 from .history import HistoryEntry
-from .leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
+from .leases import Lease, LeaseRequest, LeaseState, Limit, ResourceAllocation
+from .moment import Moment
 from .onboarding import onboarding_problems
-from .windows import ALWAYS_OPEN, Opening
 
 __all__ = [
     "LONGEST_TTL",
-    "Moment",
     "allocate",
     "change_offer",
     "commit",
-    "end",
-    "expire",
     "fit",
     "hold",
     "objections",
@@ -70,21 +62,10 @@ __all__ = [
 
 LONGEST_TTL = 30 * 86400.0
 """The longest time to live of a commitment, in seconds: it is a promise for minutes or hours."""
-_LONGEST_ID = 256
+_DEFAULT_TERMS = AllocationTerms()
+_UNTIL_RELEASED = AllocationTerms(keep_alive=None)
 # The history is bounded in entries: what a peer may ask for must not make one of them any size.
 _LONGEST_DETAIL = 400
-
-
-class Moment(Struct, frozen=True, kw_only=True):
-    """The instant of a decision: both clocks in seconds, and what the owner's windows say.
-
-    `physical` tells where a demand is more than the machine itself has free now; None when nobody looks.
-    """
-
-    wall: float
-    steady: float
-    opening: Opening = ALWAYS_OPEN
-    physical: Callable[[Demand], tuple[Shortage, ...]] | None = None
 
 
 def commit(book: Book, requests: Sequence[LeaseRequest], now: Moment, *, group: str = "") -> tuple[Change, list[Lease]]:
@@ -101,33 +82,57 @@ def hold(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> tuple[Cha
 
 
 def renew(
-    book: Book, lease_id: str, now: Moment, *, ttl: float, holder: str | None, fence: int | None
+    book: Book,
+    lease_id: str,
+    now: Moment,
+    *,
+    ttl: float,
+    holder: str | None,
+    fence: int | None,
+    terms: AllocationTerms = _DEFAULT_TERMS,
 ) -> tuple[Change, Lease]:
-    """Moves the deadline of a commitment to `ttl` seconds from now; it keeps its fencing number."""
+    """Moves the deadline of a commitment to `ttl` seconds from now, that of an allocation by the keep-alive of `terms`.
+
+    Neither goes beyond the lease's limits; the lease keeps its fencing number. An allocation without a keep-alive stays
+    as it is.
+    """
     _check_ttl(ttl)
-    record = _held_lease(book, lease_id, holder, fence, NotCommittedError)
-    if record.lease.state is not LeaseState.COMMITTED:
-        raise NotCommittedError(f"{lease_id} is {record.lease.state.value}, not committed", lease_id=lease_id)
-    _check_window(now, ttl)
-    until = record.lease.until
-    if until is not None and now.wall + ttl > until:
-        raise outlasting(ttl, until - now.wall)
-    lease = replace(record.lease, ttl=ttl, deadline=now.wall + ttl)
-    return _change(book, record, Record(lease, now.steady + ttl), now, "renew"), lease
+    record = held_lease(book, lease_id, holder, fence, NotCommittedError)
+    lease = record.lease
+    if lease.state is LeaseState.ALLOCATED:
+        if not lease.ttl:
+            return Change(), lease
+        ttl = terms.keep_alive or 0.0
+    elif lease.state is LeaseState.COMMITTED:
+        _check_window(now, ttl)
+        if lease.until is not None and now.wall + ttl > lease.until:
+            raise outlasting(ttl, lease.until - now.wall)
+    else:
+        raise NotCommittedError(f"{lease_id} is {lease.state.value}, not committed", lease_id=lease_id)
+    after = renewed(Record(replace(lease, grace=False), record.due), now, ttl)
+    return _change(book, record, after, now, "renew"), after.lease
 
 
 def allocate(
-    book: Book, request: ResourceAllocation, now: Moment, processes: tuple[tuple[int, float], ...] = ()
+    book: Book,
+    request: ResourceAllocation,
+    now: Moment,
+    processes: tuple[tuple[int, float], ...] = (),
+    terms: AllocationTerms | None = None,
 ) -> tuple[Change, Lease]:
-    """Turns a commitment into an allocation in one step; without one, allocates directly."""
-    # Who shows a fencing number had a commitment; that it is forgotten here does not make it a new request.
+    """Turns a commitment into an allocation in one step; without one, allocates directly.
+
+    The allocation lasts by `terms`; without them, until it is released.
+    """
+    terms = terms or _UNTIL_RELEASED
+    # A holder with a fencing number had a commitment; that it is forgotten here does not make it a new request.
     if request.lease_id not in book.leases and request.resources is not None and request.fence is None:
         direct = LeaseRequest(
             lease_id=request.lease_id, holder=request.holder, demand=request.resources, ports=request.ports, ttl=0.0
         )
-        change, leases = _promise(book, [direct], now, LeaseState.ALLOCATED, "", processes)
+        change, leases = _promise(book, [direct], now, LeaseState.ALLOCATED, "", processes, terms)
         return change, leases[0]
-    record = _held_lease(book, request.lease_id, request.holder, request.fence, NotCommittedError)
+    record = held_lease(book, request.lease_id, request.holder, request.fence, NotCommittedError)
     lease = record.lease
     asked = (request.resources, request.ports)
     if request.resources is not None and asked != (lease.demand, lease.asked_ports):
@@ -136,51 +141,8 @@ def allocate(
         return Change(), lease
     if lease.state is LeaseState.HELD:
         raise NotCommittedError(f"{lease.lease_id} is held for a bid: commit it first", lease_id=lease.lease_id)
-    allocated = replace(lease, state=LeaseState.ALLOCATED, deadline=None, ttl=0.0, processes=processes)
-    return _change(book, record, Record(allocated), now, "allocate"), allocated
-
-
-def end(
-    book: Book,
-    lease_id: str,
-    now: Moment,
-    *,
-    states: Sequence[LeaseState],
-    holder: str | None,
-    fence: int | None,
-    actor: str = "",
-    reason: EndReason = EndReason.RELEASED,
-    why: str = "",
-) -> tuple[Change, EndedLease]:
-    """Gives a lease back. Released twice it answers the same; what was never known is an error that is seen."""
-    missing = NotAllocatedError if LeaseState.ALLOCATED in states else NotCommittedError
-    ended = book.ended.get(lease_id)
-    if lease_id not in book.leases and ended is not None and ended.reason is EndReason.RELEASED:
-        if holder is not None and ended.holder != holder:
-            raise NotHolderError(f"{lease_id} is another holder's", lease_id=lease_id)
-        if fence is not None and ended.fence != fence:
-            raise StaleFenceError(f"{lease_id} had another fencing number", lease_id=lease_id)
-        if ended.state not in states:
-            raise missing(f"{lease_id} was {ended.state.value} when it ended", lease_id=lease_id)
-        return Change(), ended
-    record = _held_lease(book, lease_id, holder, fence, missing)
-    if record.lease.state not in states:
-        raise missing(f"{lease_id} is {record.lease.state.value}", lease_id=lease_id)
-    change, gone = _ending(record, now, reason, actor or record.lease.holder, why)
-    return change, gone
-
-
-def expire(book: Book, now: Moment) -> Change:
-    """Ends every commitment and hold whose deadline has passed."""
-    pairs: list[tuple[Record | None, Record | None]] = []
-    ended: list[EndedLease] = []
-    entries: list[HistoryEntry] = []
-    for record in book.due_until(now.steady):
-        change, _ = _ending(record, now, EndReason.EXPIRED, "deadline", "")
-        pairs += change.leases
-        ended += change.ended
-        entries += change.entries
-    return Change(leases=tuple(pairs), ended=tuple(ended), entries=tuple(entries))
+    after = _allocated(Record(replace(lease, processes=processes), record.due), now, terms)
+    return _change(book, record, after, now, "allocate"), after.lease
 
 
 def fit(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> list[Granted | RequestError]:
@@ -258,12 +220,13 @@ def _promise(
     state: LeaseState,
     group: str,
     processes: tuple[tuple[int, float], ...] = (),
+    terms: AllocationTerms = _UNTIL_RELEASED,
 ) -> tuple[Change, list[Lease]]:
     for request in requests:
         _check_request(request)
         if state is not LeaseState.ALLOCATED:
             _check_ttl(request.ttl)
-    _check_text(group)
+    check_text(group)
     ids = [request.lease_id for request in requests]
     if len(set(ids)) != len(ids):
         raise ConflictError("one id stands twice in the request", lease_id=max(ids, key=ids.count))
@@ -308,13 +271,11 @@ def _promise(
         else:
             leases.append(record.lease)
             continue
-        due = None
-        if state is not LeaseState.ALLOCATED:
-            lease = replace(lease, ttl=request.ttl, deadline=now.wall + request.ttl)
-            due = now.steady + request.ttl
-        leases.append(lease)
-        pairs.append((record, Record(lease, due)))
-        entries.append(_entry(now, lease, _ACTIONS[state]))
+        taken = Record(lease, record.due if record else None)
+        after = _allocated(taken, now, terms) if state is LeaseState.ALLOCATED else renewed(taken, now, request.ttl)
+        leases.append(after.lease)
+        pairs.append((record, after))
+        entries.append(_entry(now, after.lease, _ACTIONS[state]))
     return Change(leases=tuple(pairs), entries=tuple(entries), fence=fence), leases
 
 
@@ -325,7 +286,7 @@ def _same_lease(book: Book, request: LeaseRequest) -> Record | None:
     lease_id = request.lease_id
     record = book.leases.get(lease_id)
     if record is None:
-        _raise_if_ended(book, lease_id, request.holder)
+        raise_if_ended(book, lease_id, request.holder)
         return None
     lease = record.lease
     if (lease.holder, lease.demand, lease.asked_ports) != (request.holder, request.demand, request.ports):
@@ -447,26 +408,20 @@ def _check_held_share(book: Book, leases: Sequence[Lease]) -> None:
 
 def _check_request(request: LeaseRequest) -> None:
     # What comes from the wire was checked there; a caller in this process may pass anything.
-    if not 0 < len(request.lease_id) <= _LONGEST_ID:
-        raise AmountError(f"a lease id has 1 to {_LONGEST_ID} characters", value=request.lease_id[:_LONGEST_ID])
-    _check_text(request.lease_id)
-    _check_text(request.holder)
+    if not 0 < len(request.lease_id) <= LONGEST_ID:
+        raise AmountError(f"a lease id has 1 to {LONGEST_ID} characters", value=request.lease_id[:LONGEST_ID])
+    check_text(request.lease_id)
+    check_text(request.holder)
     ids = {account.id for account in request.accounts}
     if len(ids) > MOST_ACCOUNTS or len(ids) != len(request.accounts):
         raise AmountError(f"a lease is charged to at most {MOST_ACCOUNTS} accounts, to each once")
     for account in ids:
-        _check_text(account)
+        check_text(account)
     demand = request.demand
     amounts = (demand.ram.size, demand.disk.size, request.ports.dynamic, *(gpu.vram for gpu in demand.gpus))
     for amount in amounts:
         if not 0 <= amount < 2**63:
             raise AmountError(f"{amount} is no amount that can be promised", value=str(amount))
-
-
-def _check_text(text: str) -> None:
-    # The ledger is UTF-8, which half a surrogate pair is not.
-    if not text.isprintable():
-        raise AmountError(f"{text[:_LONGEST_ID]!r} is no printable text", value=ascii(text[:_LONGEST_ID]))
 
 
 def _check_ttl(ttl: float) -> None:
@@ -476,43 +431,11 @@ def _check_ttl(ttl: float) -> None:
         )
 
 
-def _held_lease(book: Book, lease_id: str, holder: str | None, fence: int | None, missing: type[LeaseError]) -> Record:
-    record = book.leases.get(lease_id)
-    if record is None:
-        _raise_if_ended(book, lease_id, holder)
-        raise missing(f"no lease {lease_id[:_LONGEST_ID]!r} is known here", lease_id=lease_id)
-    if holder is not None and record.lease.holder != holder:
-        raise NotHolderError(f"{lease_id} is another holder's", lease_id=lease_id)
-    if fence is not None and record.lease.fence != fence:
-        raise StaleFenceError(f"{lease_id} has another fencing number: it was taken anew", lease_id=lease_id)
-    return record
-
-
-def _raise_if_ended(book: Book, lease_id: str, holder: str | None) -> None:
-    ended = book.ended.get(lease_id)
-    if ended is None:
-        return
-    if holder is not None and ended.holder != holder:
-        raise NotHolderError(f"{lease_id} is another holder's", lease_id=lease_id)
-    if ended.reason is EndReason.EXPIRED:
-        raise ExpiredError(f"{lease_id} passed its deadline and ended", lease_id=lease_id)
-    raise EndedError(f"{lease_id} has ended; take a new id", lease_id=lease_id)
-
-
-def _ending(record: Record, now: Moment, reason: EndReason, actor: str, why: str) -> tuple[Change, EndedLease]:
-    lease = record.lease
-    ended = EndedLease(
-        lease_id=lease.lease_id,
-        holder=lease.holder,
-        state=lease.state,
-        fence=lease.fence,
-        reason=reason,
-        ended=now.wall,
-    )
-    entry = HistoryEntry(
-        at=now.wall, actor=actor, action="end", lease_id=lease.lease_id, reason=reason.value, detail=why
-    )
-    return Change(leases=((record, None),), ended=(ended,), entries=(entry,)), ended
+def _allocated(record: Record, now: Moment, terms: AllocationTerms) -> Record:
+    longest = None if terms.longest is None else Limit(deadline=now.wall + terms.longest, seconds=terms.longest)
+    lease = replace(shifted(record, now), state=LeaseState.ALLOCATED, longest=longest)
+    due = record.due if lease.deadline is None else now.steady + lease.deadline - now.wall
+    return renewed(Record(lease, due), now, terms.keep_alive or 0.0)
 
 
 def _change(book: Book, before: Record, after: Record, now: Moment, action: str) -> Change:

@@ -12,7 +12,17 @@ from ..components import Amount, Port, Resources
 from ..demands import Demand, PortDemand
 from .accounts import Account, HolderShare
 
-__all__ = ["EndReason", "EndedLease", "Lease", "LeaseRequest", "LeaseState", "Price", "ResourceAllocation"]
+__all__ = [
+    "EndReason",
+    "EndedLease",
+    "Lease",
+    "LeaseRequest",
+    "LeaseState",
+    "Limit",
+    "Notice",
+    "Price",
+    "ResourceAllocation",
+]
 
 
 class LeaseState(Enum):
@@ -55,14 +65,31 @@ class LeaseRequest(Struct, frozen=True, kw_only=True):
     share: HolderShare | None = None
 
 
+class Limit(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A deadline that no renewal moves: Unix time in seconds, and how many seconds it was away when it was set."""
+
+    deadline: float
+    seconds: float
+
+
+class Notice(Limit, frozen=True, kw_only=True, omit_defaults=True):
+    """The owner ends the lease at this deadline, for this reason; `drain` when the whole machine is drained."""
+
+    reason: str = ""
+    drain: bool = False
+
+
 class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Capacity promised to one holder.
 
-    `demand` and `asked_ports` are what was asked, `resources` and `ports` what was granted: GPUs are named devices with
-    the bytes taken on each. `deadline` is Unix time in seconds, None for an allocation. `fence` is greater than that of
-    every earlier lease of this ledger. `group` is shared by leases that were committed together. `price` is what was
-    agreed when the lease was made, and stands whatever the owner asks of others since. `accounts` are those that it is
-    charged to, and `until` (Unix seconds) is the end of these grants, beyond which it is not renewed.
+    `demand` and `asked_ports` are what was requested, `resources` and `ports` what was granted: GPUs are named devices
+    with the bytes taken on each. `deadline` is Unix time in seconds, None for an allocation that lasts until it is
+    released; `ttl` is for how many seconds each renewal moves it. `fence` is greater than that of every earlier lease
+    of this ledger. Leases that were committed together share `group`. `price` is what was agreed when the lease was
+    made; later prices do not change it. The lease is charged to `accounts`; a commitment is not renewed beyond `until`
+    (Unix seconds), the end of these grants. `longest` ends an allocation however often it is renewed. `notice` is set
+    when the owner evicts with notice. `grace` is set when an allocation was given another keep-alive because its
+    provider was away, until it is renewed.
     """
 
     lease_id: str
@@ -81,20 +108,27 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
     price: Price | None = None
     accounts: tuple[str, ...] = ()
     until: float | None = None
+    longest: Limit | None = None
+    notice: Notice | None = None
+    grace: bool = False
 
 
 class EndReason(Enum):
-    """Why a lease ended: given back by its holder, past its deadline, or mended by an audit."""
+    """Why a lease ended: `RELEASED` by its holder, `EXPIRED` at its deadline, `LOST` because the holder of an
+    allocation did not renew it, `EVICTED` by the owner, `REPAIRED` by an audit."""
 
     RELEASED = "released"
     EXPIRED = "expired"
+    LOST = "lost"
+    EVICTED = "evicted"
     REPAIRED = "repaired"
 
 
-class EndedLease(Struct, frozen=True, kw_only=True):
+class EndedLease(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is remembered of a lease that ended, so that a repeated release answers the same.
 
-    `ended` is Unix time in seconds; `state` is what the lease was in when it ended.
+    `ended` is Unix time in seconds; `state` is what the lease was in when it ended; `detail` says more for people, for
+    example why the owner evicted it.
     """
 
     lease_id: str
@@ -103,6 +137,7 @@ class EndedLease(Struct, frozen=True, kw_only=True):
     fence: Amount
     reason: EndReason
     ended: float
+    detail: str = ""
 
 
 class ResourceAllocation(Struct, frozen=True, kw_only=True):

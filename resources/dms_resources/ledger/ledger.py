@@ -17,13 +17,15 @@ from ..components import MachineResources
 from ..demands import Demand, Shortage
 from ..errors import ResourcesError, StorageError
 from ..tasks import Worker
-from . import decisions
-from .book import Book, Change, Record
-from .clock import Clock, due_after_restart
-from .decisions import Moment
+from .book import Book, Change
+from .clock import Clock
+from .deadlines import restored
+from .endings import expire
 from .history import HistoryEntry
 from .journal import Journal
+from .leases import Lease
 from .ledger_file import damaged_error
+from .moment import Moment
 from .storage import Contents, SQLiteStorage, StoredLease
 from .windows import ALWAYS_OPEN, Opening, Window, opening_at
 
@@ -44,8 +46,9 @@ _HISTORY_SECONDS = 90 * 86400.0
 class Ledger:
     """One open ledger. `book` is what is promised now, `changed` is set and replaced with every change.
 
-    `physical`, when set, tells where a demand is more than the machine itself has free now. `work` runs a blocking call
-    beside the event loop, to which everything else here belongs.
+    `physical`, when set, tells where a demand is more than the machine itself has free now. `on_end`, when set, is
+    called with the id of each lease that ends at its deadline. `work` runs a blocking call beside the event loop, to
+    which everything else here belongs.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Ledger:
         self.clock = clock
         self.work = worker
         self.physical: Callable[[Demand], tuple[Shortage, ...]] | None = None
+        self.on_end: Callable[[str], None] | None = None
         self.changed = trio.Event()
         self.book = self._build(contents, machine)
         self.journal = Journal(storage, self.run_on_disk)
@@ -139,8 +143,12 @@ class Ledger:
         due = self.book.next_due()
         if due is None or due[0] > self.clock.steady() or self.journal.failed is not None:
             return
-        self.journal.submit(self.book, decisions.expire(self.book, self.now()))
+        change = expire(self.book, self.now())
+        self.journal.submit(self.book, change)
         self.tell()
+        if self.on_end is not None:
+            for ended in change.ended:
+                self.on_end(ended.lease_id)
 
     def now(self) -> Moment:
         """The instant for a decision."""
@@ -210,21 +218,7 @@ class Ledger:
     # Inside.
 
     def _build(self, contents: Contents, machine: MachineResources) -> Book:
-        records = (
-            Record(
-                stored.lease,
-                None
-                if stored.due is None
-                else due_after_restart(
-                    self.clock,
-                    due=stored.due,
-                    boot_id=stored.boot_id,
-                    deadline=stored.lease.deadline or 0.0,
-                    ttl=stored.lease.ttl,
-                ),
-            )
-            for stored in contents.leases
-        )
+        records = (restored(stored.lease, stored.due, stored.boot_id, self.clock) for stored in contents.leases)
         try:
             return Book.load(machine, contents.offer, contents.fence, records, contents.ended)
         except ValueError as error:
@@ -233,13 +227,22 @@ class Ledger:
     def _rebase(self, contents: Contents) -> None:
         # Deadlines of an earlier boot count on this boot's steady clock from now on, whatever the wall clock does, also
         # when this process starts anew.
-        moved = [
-            self.book.leases[stored.lease.lease_id]
-            for stored in contents.leases
-            if stored.due is not None and stored.boot_id != self.clock.boot_id
-        ]
-        if moved:
-            self.journal.submit(self.book, Change(leases=tuple((record, record) for record in moved)))
+        pairs, entries = [], []
+        for stored in contents.leases:
+            record = self.book.leases[stored.lease.lease_id]
+            graced = record.lease.grace and not stored.lease.grace
+            if graced:
+                entries.append(self._grace_entry(record.lease))
+            if graced or (stored.due is not None and stored.boot_id != self.clock.boot_id):
+                pairs.append((record, record))
+        if pairs:
+            self.journal.submit(self.book, Change(leases=tuple(pairs), entries=tuple(entries)))
+
+    def _grace_entry(self, lease: Lease) -> HistoryEntry:
+        detail = f"could not be renewed while this provider was away: lasts {lease.ttl:.0f} s more"
+        return HistoryEntry(
+            at=self.clock.wall(), actor="deadline", action="grace", lease_id=lease.lease_id, detail=detail
+        )
 
     def _opening_at(self, wall: float) -> Opening:
         onboarded = self.book.offer.onboarded

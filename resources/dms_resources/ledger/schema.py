@@ -18,8 +18,9 @@ __all__ = ["APPLICATION_ID", "Schema", "ledger_schema"]
 APPLICATION_ID: Final = 0x444D5352  # "DMSR"
 
 # Version 2 keeps with a lease its price and the accounts that it is charged to, within its body: nothing to change in
-# a file, but a program of version 1 would forget them with the next renewal, so it must not open it.
-_MIGRATIONS: Final = ("",)
+# a file, but a program of version 1 would forget them with the next renewal, so it must not open it. Version 3 does the
+# same with the limits of a lease: its notice, its longest time and its grace.
+_MIGRATIONS: Final = ("", "")
 
 
 class Schema(Struct, frozen=True, kw_only=True):

@@ -98,7 +98,7 @@ class Client:
         else:
             while chance.random() < 0.4:
                 ttl = float(chance.randrange(3600, 7200))
-                await attempt("renew", [key], lambda: manager.renew_commitment(key, ttl=ttl, holder=holder))  # noqa: B023
+                await attempt("renew", [key], lambda: manager.renew(key, ttl=ttl, holder=holder))  # noqa: B023
             if chance.random() < 0.6:
                 taken = ResourceAllocation(lease_id=key, holder=holder)
                 await attempt("allocate", [key], lambda: manager.allocate_resources(taken))

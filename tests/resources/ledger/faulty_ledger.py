@@ -65,10 +65,11 @@ STEPS: tuple[Step, ...] = (
     ("commit a", lambda manager: manager.commit_group([request("a", LARGE)])),
     ("commit b c", lambda manager: manager.commit_group([request("b", SMALL), request("c", SMALL)], group="g")),
     ("allocate a", lambda manager: manager.allocate_resources(allocation("a"))),
-    ("renew b", lambda manager: manager.renew_commitment("b", ttl=7200.0, holder="peer")),
+    ("renew b", lambda manager: manager.renew("b", ttl=7200.0, holder="peer")),
     ("release c", lambda manager: manager.uncommit_resources("c", holder="peer")),
     ("allocate d", lambda manager: manager.allocate_resources(allocation("d", SMALL))),
     ("release a", lambda manager: manager.deallocate_resources("a", holder="peer")),
+    ("evict b", lambda manager: manager.evict(["b"], reason="maintenance")),
 )
 
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources, Resources
 from dms_resources.demands import Demand
 from dms_resources.errors import AmountError, ExpiredError
-from dms_resources.ledger import decisions
+from dms_resources.ledger import decisions, endings
 from dms_resources.ledger.accounts import MOST_ACCOUNTS, NOTHING, Account, Allowance, HolderShare, Outstanding, Sums
 from dms_resources.ledger.book import Book, OfferState
 from dms_resources.ledger.capacity import Granted
 from dms_resources.ledger.charging import outlasting
-from dms_resources.ledger.decisions import Moment
 from dms_resources.ledger.leases import LeaseRequest, LeaseState, ResourceAllocation
+from dms_resources.ledger.moment import Moment
 from dms_resources.manager import ResourceManager
 from dms_resources.refusals import AccountError, ShareError
 from dms_resources.units import GIB, Cores
@@ -48,7 +48,7 @@ def take(book: Book, *requests: LeaseRequest, now: Moment = NOW) -> None:
 
 
 def give_back(book: Book, lease_id: str) -> None:
-    change, _ = decisions.end(book, lease_id, NOW, states=tuple(LeaseState), holder=None, fence=None)
+    change, _ = endings.end(book, lease_id, NOW, states=tuple(LeaseState), holder=None, fence=None)
     book.apply(change)
 
 
@@ -268,10 +268,10 @@ async def test_grants_are_charged_across_a_restart_and_given_back_at_the_deadlin
         with pytest.raises(AccountError):
             await manager.commit_group([request("two", new_demand(1), ORGANISATION)])
         with pytest.raises(AccountError):
-            await manager.renew_commitment("one", ttl=7200.0)
+            await manager.renew("one", ttl=7200.0)
         await trio.sleep(61)
         with pytest.raises(ExpiredError):
-            await manager.renew_commitment("one", ttl=60.0)
+            await manager.renew("one", ttl=60.0)
         await manager.commit_group([request("two", new_demand(4), ORGANISATION)])
 
 

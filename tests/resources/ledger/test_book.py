@@ -8,10 +8,10 @@ from msgspec.structs import replace
 
 from dms_resources.components import CPU, GPU, RAM, Disk, Headroom, MachineResources, OnboardedResources, PortRange
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand, RAMDemand
-from dms_resources.ledger import decisions
+from dms_resources.ledger import decisions, endings
 from dms_resources.ledger.book import Book, Change, OfferState
-from dms_resources.ledger.decisions import Moment
 from dms_resources.ledger.leases import LeaseRequest, LeaseState, ResourceAllocation
+from dms_resources.ledger.moment import Moment
 from dms_resources.refusals import RequestError
 from dms_resources.units import Cores
 
@@ -61,7 +61,7 @@ def test_the_room_is_the_one_that_is_measured_now_whatever_happened(data: st.Dat
             change, _ = decisions.allocate(book, chosen, NOW)
         elif action == "end" and ids:
             lease_id = data.draw(st.sampled_from(ids))
-            change, _ = decisions.end(book, lease_id, NOW, states=tuple(LeaseState), holder=None, fence=None)
+            change, _ = endings.end(book, lease_id, NOW, states=tuple(LeaseState), holder=None, fence=None)
         elif action == "offer":
             change = Change(offer=(book.offer, data.draw(st.sampled_from(OFFERS))))
         elif action == "machine":

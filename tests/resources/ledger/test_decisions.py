@@ -20,10 +20,10 @@ from dms_resources.errors import (
     NotHolderError,
     StaleFenceError,
 )
-from dms_resources.ledger import decisions
+from dms_resources.ledger import decisions, endings
 from dms_resources.ledger.book import Book, Change, OfferState
-from dms_resources.ledger.decisions import Moment
 from dms_resources.ledger.leases import EndReason, Lease, LeaseRequest, LeaseState, Price, ResourceAllocation
+from dms_resources.ledger.moment import Moment
 from dms_resources.ledger.windows import Opening
 from dms_resources.refusals import DrainingError, InsufficientError, NotOnboardedError, WindowError
 from dms_resources.units import GIB, Cores
@@ -57,7 +57,7 @@ def allocate(book: Book, lease_id: str, **options: Any) -> Lease:
 
 def finish(book: Book, lease_id: str, *states: LeaseState, **options: Any) -> Change:
     options = {"holder": None, "fence": None, **options}
-    change, _ = decisions.end(book, lease_id, NOW, states=states or tuple(LeaseState), **options)
+    change, _ = endings.end(book, lease_id, NOW, states=states or tuple(LeaseState), **options)
     book.apply(change)
     return change
 
@@ -201,7 +201,7 @@ def test_an_id_that_ended_is_not_given_out_again(book: Book, new_demand: NewDema
 def test_a_holder_that_slept_is_told_so(book: Book, new_demand: NewDemand) -> None:
     (old,) = take(book, request("lease", new_demand(8)))
     late = Moment(wall=1060.0, steady=70.0)
-    change = decisions.expire(book, late)
+    change = endings.expire(book, late)
     book.apply(change)
     assert [(end.lease_id, end.reason) for end in change.ended] == [("lease", EndReason.EXPIRED)]
     for call in (
@@ -218,7 +218,7 @@ def test_a_holder_that_slept_is_told_so(book: Book, new_demand: NewDemand) -> No
 
 def test_nothing_ends_before_its_deadline(book: Book, new_demand: NewDemand) -> None:
     take(book, request("lease", new_demand(1)))
-    assert decisions.expire(book, Moment(wall=9e9, steady=69.999)).empty
+    assert endings.expire(book, Moment(wall=9e9, steady=69.999)).empty
 
 
 def test_a_renewal_needs_its_holder_its_fence_and_a_commitment(book: Book, new_demand: NewDemand) -> None:
@@ -237,8 +237,9 @@ def test_a_renewal_needs_its_holder_its_fence_and_a_commitment(book: Book, new_d
         renew("lease", holder="other")
     with pytest.raises(StaleFenceError):
         renew("lease", fence=2)
-    with pytest.raises(NotCommittedError):
-        renew("job", fence=None)
+    # An allocation without a keep-alive needs no renewal.
+    assert renew("job", fence=None) == book.leases["job"].lease
+    assert book.leases["job"].due is None
     with pytest.raises(NotCommittedError):
         renew("unknown")
     for ttl in (0.0, -1.0, float("nan"), float("inf"), 31 * 86400.0):
@@ -373,8 +374,8 @@ def test_what_does_not_become_durable_is_taken_back_exactly(book: Book, new_dema
     for make in (
         lambda: decisions.commit(book, [request("new", whole_gpu, static=(20_009,))], NOW),
         lambda: decisions.allocate(book, ResourceAllocation(lease_id="kept", holder="peer"), NOW),
-        lambda: decisions.end(book, "kept", NOW, states=tuple(LeaseState), holder=None, fence=None),
-        lambda: decisions.end(book, "new", NOW, states=tuple(LeaseState), holder=None, fence=None),
+        lambda: endings.end(book, "kept", NOW, states=tuple(LeaseState), holder=None, fence=None),
+        lambda: endings.end(book, "new", NOW, states=tuple(LeaseState), holder=None, fence=None),
         lambda: (decisions.offboard(book, NOW), None),
     ):
         change, _ = make()

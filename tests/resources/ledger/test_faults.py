@@ -49,11 +49,12 @@ STANDING: tuple[Standing, ...] = tuple(
         [],
         [("a", COMMITTED, 3600.0)],
         [("a", COMMITTED, 3600.0), ("b", COMMITTED, 3600.0), ("c", COMMITTED, 3600.0)],
-        [("a", ALLOCATED, 0.0), ("b", COMMITTED, 3600.0), ("c", COMMITTED, 3600.0)],
-        [("a", ALLOCATED, 0.0), ("b", COMMITTED, 7200.0), ("c", COMMITTED, 3600.0)],
-        [("a", ALLOCATED, 0.0), ("b", COMMITTED, 7200.0)],
-        [("a", ALLOCATED, 0.0), ("b", COMMITTED, 7200.0), ("d", ALLOCATED, 0.0)],
+        [("a", ALLOCATED, 900.0), ("b", COMMITTED, 3600.0), ("c", COMMITTED, 3600.0)],
+        [("a", ALLOCATED, 900.0), ("b", COMMITTED, 7200.0), ("c", COMMITTED, 3600.0)],
+        [("a", ALLOCATED, 900.0), ("b", COMMITTED, 7200.0)],
+        [("a", ALLOCATED, 900.0), ("b", COMMITTED, 7200.0), ("d", ALLOCATED, 0.0)],
         [("b", COMMITTED, 7200.0), ("d", ALLOCATED, 0.0)],
+        [("d", ALLOCATED, 0.0)],
     )
 )
 

@@ -78,7 +78,7 @@ async def test_a_hold_is_the_holders_and_for_what_was_held(open_ledger: Any, new
         with pytest.raises(ConflictError):
             await manager.commit_resources("lease", new_demand(2), holder="peer", ttl=60)
         with pytest.raises(NotCommittedError):
-            await manager.renew_commitment("lease", ttl=60)
+            await manager.renew("lease", ttl=60)
         await manager.uncommit_resources("lease", holder="peer")
         assert not manager.leases()
 

@@ -62,6 +62,7 @@ from dms_resources.demands import (
 from dms_resources.errors import (
     ConflictError,
     EndedError,
+    EvictedError,
     ExpiredError,
     NotAllocatedError,
     NotCommittedError,
@@ -75,7 +76,7 @@ from dms_resources.ledger.book import Change
 from dms_resources.ledger.capacity import Granted
 from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from dms_resources.ledger.storage import Contents, SQLiteStorage
-from dms_resources.manager import ResourceManager, open_manager
+from dms_resources.manager import AllocationTerms, Eviction, ResourceManager, open_manager
 from dms_resources.refusals import DrainingError, HoldLimitError, InsufficientError, NotOnboardedError
 from dms_resources.units import Cores
 
@@ -169,6 +170,10 @@ WANTED = (
     Wanted(_demand(100), PortDemand(dynamic=5)),
     Wanted(_demand(), PortDemand(static=(29_999,))),
 )
+KEEP_ALIVE, LONGEST, NOTICE = 40.0, 400.0, 50.0
+TERMS = AllocationTerms(keep_alive=KEEP_ALIVE, longest=LONGEST)
+WITHOUT_RENEWAL = TERMS.without_renewal()
+FOR_EVER = AllocationTerms(keep_alive=None)
 IDS = tuple("abcdefghijkl")
 HOLDERS = ("alice", "bob")
 
@@ -189,6 +194,10 @@ class Promise:
     due: float | None
     deadline: float | None
     ttl: float
+    # The owner's notice and the owner's longest time on the steady clock; None without one.
+    notice: float | None = None
+    longest: float | None = None
+    grace: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,7 +207,7 @@ class Past:
     holder: str
     state: LeaseState
     fence: int | None
-    expired: bool
+    why: EndReason
 
 
 @dataclass
@@ -270,14 +279,34 @@ class Model:
         for lease_id, one in list(self.live.items()):
             if one.due is not None and one.due <= self.steady:
                 del self.live[lease_id]
-                self.past[lease_id] = Past(one.holder, one.state, one.fence, expired=True)
+                self.past[lease_id] = Past(one.holder, one.state, one.fence, _why_ended(one))
 
     def reboot(self, steady: float) -> None:
         self.steady = steady
         for lease_id, one in self.live.items():
-            if one.deadline is not None:
-                remaining = min(one.ttl, max(0.0, one.deadline - self.wall))
-                self.live[lease_id] = replace(one, due=steady + remaining)
+            if one.due is not None and one.deadline is not None:
+                # Nothing lasts longer than it did when its deadline was set.
+                bounds = [one.ttl or 1e12, *([NOTICE] if one.notice else []), *([LONGEST] if one.longest else [])]
+                shift = steady + min(*bounds, 1e12, one.deadline - self.wall) - one.due
+                self.live[lease_id] = replace(
+                    one,
+                    due=one.due + shift,
+                    notice=None if one.notice is None else one.notice + shift,
+                    longest=None if one.longest is None else one.longest + shift,
+                )
+
+    def start(self) -> None:
+        """What could not be renewed while the ledger was closed gets a keep-alive more, once."""
+        for lease_id, one in self.live.items():
+            if one.due is not None and one.due <= self.steady and _why_ended(one) is EndReason.LOST and not one.grace:
+                self.live[lease_id] = self.lasting(replace(one, grace=True), one.ttl)
+
+    def lasting(self, one: Promise, ttl: float) -> Promise:
+        """The promise for `ttl` seconds from now, or to its limits."""
+        ends = [self.steady + ttl] if ttl else []
+        ends += [limit for limit in (one.notice, one.longest) if limit is not None]
+        due = min(ends, default=None)
+        return replace(one, due=due, deadline=None if due is None else self.wall + due - self.steady, ttl=ttl)
 
     def next_end(self) -> float | None:
         ends = [one.due - self.steady for one in self.live.values() if one.due is not None]
@@ -349,7 +378,7 @@ class Model:
         past = self.past[lease_id]
         if holder is not None and past.holder != holder:
             return {NotHolderError}
-        return {ExpiredError if past.expired else EndedError}
+        return {_TOLD[past.why]}
 
     def refusals(self, requests: Sequence[LeaseRequest], state: LeaseState) -> set[type[Exception]]:
         if len({request.lease_id for request in requests}) < len(requests):
@@ -416,7 +445,6 @@ class Model:
         self._check_ports(request.ports, given.ports)
         assert given.fence > self.fence
         self.fence = given.fence
-        lasts = state is not ALLOCATED
         self.live[lease_id] = Promise(
             holder=request.holder,
             wanted=wanted,
@@ -424,9 +452,9 @@ class Model:
             gpus=tuple((gpu.uuid, gpu.vram, gpu.exclusive) for gpu in whole.gpus),
             ports=given.ports,
             fence=given.fence,
-            due=self.steady + request.ttl if lasts else None,
-            deadline=self.wall + request.ttl if lasts else None,
-            ttl=request.ttl if lasts else 0.0,
+            due=None if state is ALLOCATED else self.steady + request.ttl,
+            deadline=None if state is ALLOCATED else self.wall + request.ttl,
+            ttl=0.0 if state is ALLOCATED else request.ttl,
         )
 
     def _check_gpus(self, asked: Sequence[GPUDemand], given: Sequence[GPU]) -> None:
@@ -446,9 +474,25 @@ class Model:
         assert len(set(given)) == len(given) == len(asked.static) + asked.dynamic
         assert set(asked.static) <= set(given) <= self.free_ports()
 
-    def end(self, lease_id: str) -> None:
+    def end(self, lease_id: str, why: EndReason = EndReason.RELEASED) -> None:
         one = self.live.pop(lease_id)
-        self.past[lease_id] = Past(one.holder, one.state, one.fence, expired=False)
+        self.past[lease_id] = Past(one.holder, one.state, one.fence, why)
+
+
+_TOLD = {
+    EndReason.RELEASED: EndedError,
+    EndReason.EXPIRED: ExpiredError,
+    EndReason.LOST: ExpiredError,
+    EndReason.EVICTED: EvictedError,
+}
+
+
+def _why_ended(one: Promise) -> EndReason:
+    if one.notice is not None and one.due == one.notice:
+        return EndReason.EVICTED
+    if one.state is ALLOCATED and one.due != one.longest:
+        return EndReason.LOST
+    return EndReason.EXPIRED
 
 
 def _less_headroom(amount: int, keep: Headroom, extra: int) -> int:
@@ -544,13 +588,7 @@ class Take(Operation):
             if known is None:
                 model.promise(request, self.state, answer[number] if answer else after.get(request.lease_id))
             elif known.state is HELD and self.state is COMMITTED:
-                model.live[request.lease_id] = replace(
-                    known,
-                    state=COMMITTED,
-                    due=model.steady + request.ttl,
-                    deadline=model.wall + request.ttl,
-                    ttl=request.ttl,
-                )
+                model.live[request.lease_id] = model.lasting(replace(known, state=COMMITTED), request.ttl)
             if answer is not None:
                 _check_same(model.live[request.lease_id], answer[number])
         # The owner may have lowered the share since the others were held.
@@ -573,6 +611,7 @@ def _check_same(known: Promise, answer: Lease) -> None:
     assert known.ports == answer.ports
     assert known.gpus == tuple((gpu.uuid, gpu.vram, gpu.exclusive) for gpu in answer.resources.gpus)
     assert known.deadline == answer.deadline
+    assert (known.notice is None, known.longest is None) == (answer.notice is None, answer.longest is None)
 
 
 def _free_of(shortage: Any) -> Any:
@@ -627,22 +666,24 @@ class OnOne(Operation):
 
 @dataclass(frozen=True)
 class Renew(OnOne):
-    """Renews a commitment."""
+    """Renews a commitment or the keep-alive of an allocation."""
 
     ttl: float = 30.0
 
     async def run(self, manager: ResourceManager) -> Lease:
-        return await manager.renew_commitment(self.lease_id, ttl=self.ttl, holder=self.holder, fence=self.fence)
+        return await manager.renew(self.lease_id, ttl=self.ttl, holder=self.holder, fence=self.fence)
 
     def allowed(self, model: Model) -> set[type[Exception]]:
         errors = self.allowed_at(model, NotCommittedError)
         known = model.live.get(self.lease_id)
-        return errors | ({NotCommittedError} if known and known.state is not COMMITTED else set())
+        return errors | ({NotCommittedError} if known and known.state is HELD else set())
 
     def happen(self, model: Model, answer: Lease | None, after: dict[str, Lease]) -> None:
-        model.live[self.lease_id] = replace(
-            model.live[self.lease_id], due=model.steady + self.ttl, deadline=model.wall + self.ttl, ttl=self.ttl
-        )
+        known = model.live[self.lease_id]
+        if known.state is COMMITTED:
+            model.live[self.lease_id] = model.lasting(known, self.ttl)
+        elif known.ttl:
+            model.live[self.lease_id] = model.lasting(replace(known, grace=False), KEEP_ALIVE)
         if answer is not None:
             _check_same(model.live[self.lease_id], answer)
 
@@ -652,6 +693,7 @@ class Allocate(OnOne):
     """Allocates: what was committed, or directly."""
 
     wanted: Wanted | None = None
+    terms: AllocationTerms | None = None
 
     async def run(self, manager: ResourceManager) -> Lease:
         wanted = self.wanted
@@ -662,7 +704,8 @@ class Allocate(OnOne):
                 resources=wanted.demand if wanted else None,
                 ports=wanted.ports if wanted else PortDemand(),
                 fence=self.fence,
-            )
+            ),
+            terms=self.terms,
         )
 
     def request(self) -> LeaseRequest | None:
@@ -691,10 +734,16 @@ class Allocate(OnOne):
         if known is None:
             assert request is not None
             model.promise(request, ALLOCATED, answer if answer is not None else after.get(self.lease_id))
-        else:
-            model.live[self.lease_id] = replace(known, state=ALLOCATED, due=None, deadline=None, ttl=0.0)
+            self.last(model, self.terms or FOR_EVER)
+        elif known.state is COMMITTED:
+            self.last(model, self.terms or TERMS)
         if answer is not None:
             _check_same(model.live[self.lease_id], answer)
+
+    def last(self, model: Model, terms: AllocationTerms) -> None:
+        longest = None if terms.longest is None else model.steady + terms.longest
+        one = replace(model.live[self.lease_id], state=ALLOCATED, longest=longest)
+        model.live[self.lease_id] = model.lasting(one, terms.keep_alive or 0.0)
 
 
 @dataclass(frozen=True)
@@ -713,7 +762,7 @@ class End(OnOne):
     def allowed(self, model: Model) -> set[type[Exception]]:
         missing = NotAllocatedError if ALLOCATED in self.states else NotCommittedError
         past = model.past.get(self.lease_id)
-        if past is not None and not past.expired:
+        if past is not None and past.why is EndReason.RELEASED:
             errors: set[type[Exception]] = {NotHolderError} if self.holder not in (None, past.holder) else set()
             errors |= {StaleFenceError} if past.fence and self.fence not in (None, past.fence) else set()
             return errors | ({missing} if past.state not in self.states else set())
@@ -729,6 +778,70 @@ class End(OnOne):
             assert answer.reason is EndReason.RELEASED
             assert (answer.holder, answer.state) == (past.holder, past.state)
             assert past.fence in (None, answer.fence)
+
+
+@dataclass(frozen=True)
+class Evict(Operation):
+    """The owner ends leases, at once or with notice."""
+
+    lease_ids: tuple[str, ...] = ()
+    holder: str | None = None
+    everything: bool = False
+    notice: float = 0.0
+
+    async def run(self, manager: ResourceManager) -> Eviction:
+        return await manager.evict(
+            self.lease_ids, holder=self.holder, everything=self.everything, notice=self.notice, reason="mine"
+        )
+
+    def allowed(self, model: Model) -> set[type[Exception]]:
+        known = model.live.keys() | model.past.keys()
+        return set() if known.issuperset(self.lease_ids) else {NotAllocatedError}
+
+    def chosen(self, model: Model) -> set[str]:
+        return {
+            lease_id
+            for lease_id, one in model.live.items()
+            if self.everything or lease_id in self.lease_ids or one.holder == self.holder
+        }
+
+    def happen(self, model: Model, answer: Eviction | None, after: dict[str, Lease]) -> None:
+        chosen = self.chosen(model)
+        for lease_id in chosen:
+            one = model.live[lease_id]
+            if not self.notice:
+                model.end(lease_id, EndReason.EVICTED)
+            elif one.notice is None or one.notice > model.steady + self.notice:
+                one = replace(one, notice=model.steady + self.notice)
+                # Its own deadline stays if it is earlier.
+                left = self.notice if one.due is None else min(self.notice, one.due - model.steady)
+                model.live[lease_id] = replace(one, due=model.steady + left, deadline=model.wall + left)
+        if answer is None:
+            return
+        ended = {lease.lease_id for lease in answer.ended}
+        assert {lease.lease_id for lease in answer.noticed} == (chosen if self.notice else set())
+        assert ended == (set(self.lease_ids) - chosen) | (set() if self.notice else chosen)
+        assert all(lease.reason is model.past[lease.lease_id].why for lease in answer.ended)
+        for lease in answer.noticed:
+            _check_same(model.live[lease.lease_id], lease)
+
+
+@dataclass(frozen=True)
+class Withdraw(Operation):
+    """The owner takes all notices back."""
+
+    async def run(self, manager: ResourceManager) -> tuple[Lease, ...]:
+        return await manager.withdraw_notices()
+
+    def allowed(self, model: Model) -> set[type[Exception]]:
+        return set()
+
+    def happen(self, model: Model, answer: tuple[Lease, ...] | None, after: dict[str, Lease]) -> None:
+        noticed = {lease_id for lease_id, one in model.live.items() if one.notice is not None}
+        for lease_id in noticed:
+            one = model.live[lease_id]
+            model.live[lease_id] = model.lasting(replace(one, notice=None), one.ttl)
+        assert answer is None or {lease.lease_id for lease in answer} == noticed
 
 
 @dataclass(frozen=True)
@@ -942,6 +1055,10 @@ _KINDS = (
     *("uncommit",) * 2,
     *("deallocate",) * 2,
     *("release",) * 2,
+    *("evict",) * 2,
+    "evict_holder",
+    "evict_all",
+    "withdraw",
     "drain",
     "undrain",
     "offboard",
@@ -1000,7 +1117,16 @@ def _make(draft: Draft, lease_id: str, wanted: Wanted, holder: str, fence: int |
         case "allocate":
             return Allocate(lease_id, holder, fence)
         case "allocate_directly":
-            return Allocate(lease_id, holder, fence, wanted)
+            return Allocate(lease_id, holder, fence, wanted, {30.0: TERMS, 60.0: WITHOUT_RENEWAL}.get(draft.ttl))
+        case "evict":
+            more = tuple(IDS[number] for number, _ in draft.more)
+            return Evict((lease_id, *more), notice=_notice(draft))
+        case "evict_holder":
+            return Evict(holder=holder, notice=_notice(draft))
+        case "evict_all":
+            return Evict(everything=True, notice=_notice(draft))
+        case "withdraw":
+            return Withdraw()
         case "uncommit":
             return End(lease_id, anyone, fence, (HELD, COMMITTED))
         case "deallocate":
@@ -1012,6 +1138,10 @@ def _make(draft: Draft, lease_id: str, wanted: Wanted, holder: str, fence: int |
         case "offboard":
             return Offboard()
     return Onboard(OFFERS[draft.wanted % len(OFFERS)])
+
+
+def _notice(draft: Draft) -> float:
+    return {"none": 0.0, "right": NOTICE, "stale": 10.0}[draft.fence]
 
 
 def _first_that_matches(worlds: Iterator[Callable[[], Model]], matches: Callable[[Model], None]) -> Model:
@@ -1140,13 +1270,17 @@ class LedgerMachine(RuleBasedStateMachine):
         """Nothing may come of it until a reboot."""
         self.model.wall += seconds
 
-    @rule(copied=st.booleans())
-    def restart(self, copied: bool) -> None:
+    @rule(copied=st.booleans(), away=st.sampled_from((0.0, 3.0, 45.0)))
+    def restart(self, copied: bool, away: float = 0.0) -> None:
         """After an orderly end, or of the files as they were at one instant."""
         self._settle()
         if copied:
             self._copy_files()
         self._close()
+        self.model.sweep()
+        self.model.steady += away
+        self.model.wall += away
+        self.model.start()
         self._open()
 
     @rule(away=st.sampled_from((0.0, 3.0, 45.0)), steady=st.sampled_from((0.0, 20.0, 5000.0)))
@@ -1156,6 +1290,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model.sweep()
         self.model.wall += away
         self.model.reboot(steady)
+        self.model.start()
         self.clock.boot_id += "+"
         self._open()
 
@@ -1331,7 +1466,9 @@ class LedgerMachine(RuleBasedStateMachine):
         async def keep(task_status: Any) -> None:
             with trio.CancelScope() as self.scope:
                 async with (
-                    open_manager(self.path, MACHINE, clock=self.clock, worker=step_by_step) as manager,
+                    open_manager(
+                        self.path, MACHINE, clock=self.clock, worker=step_by_step, allocation_terms=TERMS
+                    ) as manager,
                     manager.watch() as changes,
                 ):
                     task_status.started(manager)

@@ -33,7 +33,7 @@ async def test_gpus_that_are_gone_stay_promised_and_come_back_in_any_order(
     async with open_ledger(machine=new_machine(gpus=())) as manager:
         assert isinstance(manager.would_fit(new_demand(gpus=[1])), InsufficientError)
         assert not any(gpu.vram for gpu in manager.get_free_resources().gpus)
-        await manager.renew_commitment("alone", ttl=1000.0)
+        await manager.renew("alone", ttl=1000.0)
         await manager.release("shared")
     back = new_machine(gpus=(new_gpu("gpu-b", 10, index=0), new_gpu("gpu-a", 24, index=1)))
     async with open_ledger(machine=back) as manager:
@@ -70,7 +70,7 @@ async def test_a_machine_that_shrank_keeps_what_it_promised_and_promises_nothing
         assert (free.cpu.cores, free.ram.size, free.disk.size) == (Cores(0), 0, 0)
         with pytest.raises(InsufficientError):
             await manager.commit_resources("more", new_demand(1), holder="peer", ttl=10.0)
-        await manager.renew_commitment("large", ttl=100.0)
+        await manager.renew("large", ttl=100.0)
         await manager.allocate_resources(ResourceAllocation(lease_id="large", holder="peer"))
         assert "oversold" in {finding.code for finding in await manager.audit()}
         await manager.release("large")
@@ -151,7 +151,7 @@ async def test_a_ledger_from_a_copy_knows_what_the_copy_knew_and_no_more(
         assert [lease.lease_id for lease in manager.leases()] == ["before"]
         # Its holder learns that it has nothing, though its capacity may be another's by now.
         with pytest.raises(LeaseError, match="no lease"):
-            await manager.renew_commitment("after", ttl=60.0, holder="other")
+            await manager.renew("after", ttl=60.0, holder="other")
         await manager.commit_resources("third", new_demand(4), holder="peer", ttl=1000.0)
 
 

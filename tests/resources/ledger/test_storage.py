@@ -159,7 +159,7 @@ def _change_file(path: Path, statement: str) -> None:
         db.commit()
 
 
-@pytest.mark.parametrize("statement", ["PRAGMA user_version = 3", "PRAGMA user_version = 0"])
+@pytest.mark.parametrize("statement", ["PRAGMA user_version = 999", "PRAGMA user_version = 0"])
 def test_another_version_is_refused_and_left_alone(ledger_path: Path, statement: str) -> None:
     opened(ledger_path).close()
     _change_file(ledger_path, statement)

@@ -1,0 +1,24 @@
+"""The instant at which something is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from ..demands import Demand, Shortage
+from .windows import ALWAYS_OPEN, Opening
+
+__all__ = ["Moment"]
+
+
+class Moment(Struct, frozen=True, kw_only=True):
+    """The instant of a decision: both clocks in seconds, and what the owner's windows say.
+
+    `physical` lists where a demand exceeds what the machine itself has free now; None when nothing watches the machine.
+    """
+
+    wall: float
+    steady: float
+    opening: Opening = ALWAYS_OPEN
+    physical: Callable[[Demand], tuple[Shortage, ...]] | None = None
