@@ -102,9 +102,7 @@ class _Allocations:
     async def renew(self, request: RenewRequest, caller: Caller) -> LeaseAnswer:
         self._outstanding.check_ttl(request.ttl, caller)
         self._check_grants(request.lease_id, caller)
-        lease = await self._manager.renew(
-            request.lease_id, ttl=request.ttl, holder=caller.peer_id, fence=request.fence
-        )
+        lease = await self._manager.renew(request.lease_id, ttl=request.ttl, holder=caller.peer_id, fence=request.fence)
         return LeaseAnswer(lease=lease)
 
     async def allocate(self, request: AllocateRequest, caller: Caller) -> LeaseAnswer:
