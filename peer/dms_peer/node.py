@@ -41,7 +41,6 @@ from dms_resources.manager import Guard, ResourceManager, open_manager
 from .config.access import OwnerAccess
 from .config.effective import needs_restart
 from .config.limits import PeerLimits
-from .config.network import NetworkSettings
 from .config.settings import PeerConfig
 from .config.terms import OwnerTerms
 from .discovery.open import open_discovery
@@ -50,6 +49,7 @@ from .discovery.settings import DiscoverySettings
 from .errors import DocumentError
 from .home.home import RETRY_INTERVAL, Home
 from .home.host import open_home_host
+from .home.network import NetworkSettings
 from .owner.administration import LocalAdministration, administration_operations, terms_summary
 from .owner.peer_list import peer_notes, peers_operations
 from .owner.revocations import Revocations, revocation_operations

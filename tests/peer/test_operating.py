@@ -18,9 +18,9 @@ from dms_host.errors import DialError
 from dms_host.keys.identity import load_or_create_identity
 from dms_host.keys.swarm_key import create_swarm_key
 from dms_peer.cli.remote import ask_free
-from dms_peer.config.network import NetworkSettings
 from dms_peer.errors import PeerError
 from dms_peer.home.home import Home
+from dms_peer.home.network import NetworkSettings
 from dms_peer.node import Node, Ready
 from dms_peer.owner import client as owner
 from dms_peer.owner.offers import Offer

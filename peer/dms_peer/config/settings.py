@@ -10,9 +10,9 @@ from msgspec import Struct
 from dms_resources.manager import Guard
 
 from ..discovery.settings import DiscoverySettings
+from ..home.network import NetworkSettings
 from .access import OwnerAccess
 from .limits import PeerLimits
-from .network import NetworkSettings
 from .terms import OwnerTerms
 from .yaml_fields import Field
 

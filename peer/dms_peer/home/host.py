@@ -1,4 +1,4 @@
-"""The host of a home: with its key, and inside the private network whose key lies there."""
+"""Opens the libp2p host of a home: with its key, and in the private network of its `swarm.key`, if there is one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,30 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from dms_host import HardenedHost, HostLimits, RelayLimits, open_host
+from dms_host import ConnectionGater, HardenedHost, HostLimits, RelayLimits, open_host
 from dms_host.keys.identity import Identity
 from dms_host.keys.swarm_key import load_swarm_key
 
-from ..config.network import NetworkSettings
+from ..errors import PeerError
 from .home import Home
+from .network import NetworkSettings
 
-__all__ = ["NetworkSettings", "open_home_host"]
+__all__ = ["connection_gate", "open_home_host"]
+
+
+def connection_gate(settings: NetworkSettings) -> ConnectionGater:
+    """Returns the lists as the host takes them. Raises PeerError `bad_list` for an invalid id or range."""
+    try:
+        return ConnectionGater(
+            allow_peers=frozenset(settings.allow_peers),
+            deny_peers=frozenset(settings.deny_peers),
+            allow_addresses=settings.allow_addresses,
+            deny_addresses=settings.deny_addresses,
+        )
+    except ValueError as error:
+        raise PeerError(
+            str(error), code="bad_list", hint="write peer ids, and addresses such as 192.0.2.0/24"
+        ) from None
 
 
 @asynccontextmanager
@@ -27,7 +43,7 @@ async def open_home_host(
     limits: HostLimits | None = None,
     relay_limits: RelayLimits | None = None,
 ) -> AsyncIterator[HardenedHost]:
-    """A host as `open_host` makes it; where the home has a `swarm.key`, in that private network only.
+    """Opens a host; if the home has a `swarm.key`, it connects to peers of that private network only.
 
     Raises IdentityError for a swarm key that cannot be used, PeerError `bad_list`, and what `open_host` raises.
     """
@@ -37,7 +53,7 @@ async def open_home_host(
         identity,
         listen,
         limits,
-        gate=settings.gate(),
+        gate=connection_gate(settings),
         psk=key,
         relay=relay_limits or RelayLimits() if settings.relay else None,
         reserve_at=settings.reserve_at,

@@ -142,12 +142,13 @@ def _deeper_problems(loaded: LoadedConfig) -> list[DocumentError]:
     from dms_host.errors import AddressError
 
     from ...discovery.peering import bootstrap_peers
+    from ...home.host import connection_gate
 
     settings = loaded.config
     checks = (
         ("listen", lambda: [parse_listen_address(one) for one in settings.listen]),
         ("discovery.bootstrap", lambda: bootstrap_peers(settings.discovery.bootstrap)),
-        ("network", settings.network.gate),
+        ("network", lambda: connection_gate(settings.network)),
     )
     found = []
     for path, run in checks:
