@@ -1,14 +1,15 @@
-"""Errors of the peer room.
+"""Errors of the peer.
 
 Every error says what is wrong (`message`), what to do about it (`hint`) and carries a stable lower_snake_case `code`
-that scripts may rely on. Whose fault it is decides the class; whether a retry helps is said by the class too.
+that scripts may rely on.
 
     PeerError           the base of the host's errors too (dms_host.errors)
-    ├── UsageError      a command line that makes no sense: the caller's to correct
-    ├── AbortedError    the user does not want it after all
-    ├── StoppedError    a signal ended it
-    ├── DocumentError   a file that somebody wrote: theirs to correct at the line that is named
-    ├── PolicyError     the owner's plug-in cannot be started, or did not decide
+    ├── UsageError      a command line that cannot be understood
+    ├── AbortedError    the user answered no
+    ├── StoppedError    a signal ended the command
+    ├── OutputError     standard output or standard error cannot be written
+    ├── DocumentError   a file that a person wrote is wrong at the line that it names
+    ├── PolicyError     the owner's policy plug-in cannot be started, or did not decide
     └── RefusedError    a peer does not bid, and says why
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AbortedError",
     "DocumentError",
+    "OutputError",
     "PeerError",
     "PolicyError",
     "RefusedError",
@@ -37,22 +39,26 @@ PeerError = HostError
 
 
 class UsageError(PeerError):
-    """A command line that makes no sense. Code: `usage`."""
+    """A command line that cannot be understood. Code: `usage`."""
 
 
 class AbortedError(PeerError):
-    """The user was asked and said no. Code: `aborted`."""
+    """The user was asked and answered no. Code: `aborted`."""
 
 
 class StoppedError(PeerError):
-    """A signal has ended what ran; `number` is the signal's. Code: `stopped`."""
+    """A signal ended the command; `number` is the signal's. Code: `stopped`."""
 
     def __init__(self, number: int) -> None:
-        # Every command loads this module, and next to none is ended by a signal.
+        # Every command loads this module, and few are ended by a signal.
         import signal
 
         super().__init__(f"stopped by {signal.Signals(number).name}", code="stopped")
         self.number = number
+
+
+class OutputError(PeerError):
+    """Standard output or standard error cannot be written: the disk is full, or it is closed. Code: `output_failed`."""
 
 
 class DocumentError(PeerError):
@@ -73,7 +79,7 @@ class PolicyError(PeerError):
 
 
 class RefusedError(PeerError):
-    """A peer would not take the job; `refusal` names every dimension that falls short. The code is the refusal's."""
+    """A peer does not bid; `refusal` names every dimension that falls short. The code is the refusal's."""
 
     def __init__(self, peer_id: str, refusal: Refusal) -> None:
         super().__init__(f"{peer_id} refuses: {refusal.message}", code=refusal.code)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from .components import GPU, Amount, GPUVendor, Port
-from .units import Cores, format_size
+from .units import Cores, format_cores, format_size
 
 __all__ = [
     "NO_PORTS",
@@ -99,7 +99,7 @@ class Demand(Struct, frozen=True, kw_only=True, omit_defaults=True):
 def _describe(demand: Demand) -> str:
     # A job's demand is described at each step of its life.
     parts = [
-        f"{demand.cpu.cores} cores",
+        format_cores(demand.cpu.cores),
         f"{format_size(demand.ram.size)} RAM",
         f"{format_size(demand.disk.size)} disk",
     ]
@@ -180,7 +180,7 @@ def describe_shortage(shortage: Shortage) -> str:
 
 
 def _cpu(cpu: CPUDemand) -> str:
-    words = [f"{cpu.cores} cores"]
+    words = [format_cores(cpu.cores)]
     if cpu.architecture:
         words.append(cpu.architecture)
     if cpu.clock_speed:

@@ -20,6 +20,7 @@ __all__ = [
     "Cores",
     "decode_value",
     "encode_value",
+    "format_cores",
     "format_duration",
     "format_size",
     "parse_duration",
@@ -189,6 +190,11 @@ def format_size(size: int) -> str:
         if size >= unit:
             return f"{Decimal(size * 100 // unit) / 100:f} {name}"
     return f"{size} B"
+
+
+def format_cores(cores: Cores) -> str:
+    """Shows a number of cores with its unit: "1 core", "0.5 cores", "2 cores"."""
+    return "1 core" if cores.millicores == 1000 else f"{cores} cores"
 
 
 def parse_duration(text: str) -> float:

@@ -261,7 +261,7 @@ async def test_the_commands_all_the_way(home: Home, tmp_path: Path, dms_peer: An
         assert code == 0
         assert (free["cpu"]["cores"], free["ram"]["size"], free["simulated"]) == (4, 16 * GIB, True)
         code, refused = await dms_peer("bid", at, "--home", mine, *demand, "--gpu", "1GiB", "--dry-run")
-        assert (code, refused["error"]["code"]) == (1, "resources")
+        assert (code, refused["error"]["code"]) == (3, "resources")
         assert [shortage["dimension"] for shortage in refused["error"]["shortages"]] == ["gpus"]
         code, bid = await dms_peer("bid", at, "--home", mine, *demand, "-o", str(bid_file))
         assert code == 0

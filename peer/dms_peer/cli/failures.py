@@ -1,4 +1,4 @@
-"""The one place where errors become what a user of the command line sees: one line, or one JSON object."""
+"""Turns errors into what a user of the command line sees: one line or one JSON object, and an exit code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,35 @@ __all__ = [
     "describe_failure",
 ]
 
-_USAGE: Final = 2
 _OTHER: Final = 1
-# So many lines are shown below an error; who wants all of them asks for JSON.
+_USAGE: Final = 2
+# A peer answered, and its answer is no: nothing has failed.
+_REFUSED: Final = 3
+# More lines than this below an error are left to --json.
 _MOST_LINES: Final = 8
+
+# The codes of a peer's errors that are a no to what was asked, as a refusal of a bid is.
+_REFUSALS: Final = frozenset(
+    {
+        "draining",
+        "excluded",
+        "executor",
+        "forbidden",
+        "hold_limit",
+        "insufficient",
+        "location",
+        "not_onboarded",
+        "physical",
+        "policy",
+        "ports",
+        "resources",
+        "share_exceeded",
+        "token_exceeded",
+        "window",
+    }
+)
+# A reservation that failed for no other reason than that peers did not want it, or that there were none.
+_NOT_RESERVED: Final = frozenset({"no_peers", "no_bids", "no_assignment", "not_taken"})
 
 # What to do about errors that say it nowhere else.
 _HINTS: Final = {
@@ -35,6 +60,7 @@ _HINTS: Final = {
     "deadline_exceeded": "try again; it is unknown whether the operation took place",
     "draining": "ask another peer",
     "ended": "ask for a new bid",
+    "evicted": "the owner of the peer ended it; ask for a new bid, there or at another peer",
     "expired": "ask for a new bid",
     "bid_expired": "ask for a new bid",
     "insufficient": "ask for less, or ask another peer",
@@ -45,21 +71,23 @@ _HINTS: Final = {
     "not_holder": "use the --home whose key took the lease",
     "bad_envelope": "ask the peer for a new bid",
     "bad_signature": "ask the peer for a new bid",
-    "forbidden": "ask the peer's owner for leave, or ask another peer",
-    "token_required": "show a grant of the peer's owner with --token",
-    "token_invalid": "ask whoever gave it to you for a new one",
-    "token_expired": "ask whoever gave it to you for a new one",
-    "token_revoked": "ask whoever gave it to you for a new one",
+    "forbidden": "ask the peer's owner for permission, or ask another peer",
+    "token_required": "ask the peer's owner for a token, and pass it with --token",
+    "token_invalid": "ask the peer that gave it to you for a new one",
+    "token_expired": "ask the peer that gave it to you for a new one",
+    "token_revoked": "ask the peer that gave it to you for a new one",
     "token_not_for_this": "see `dms-peer token inspect`",
-    "token_not_yours": "use the --home whose key it is for",
-    "token_not_here": "ask the peers that it is for",
+    "token_not_yours": "use the --home whose key the token is for",
+    "token_not_here": "ask the peers that the token is for",
     "unknown_operation": "the peer may be an older version",
 }
 
 
 class Failure(Struct, frozen=True):
-    """What went wrong, as a map with `code` and `message` at least, and the exit code that says so; `said` is what a
-    person is shown below, one line each."""
+    """What went wrong: a map with at least `code` and `message`, and the exit code.
+
+    `said` has further lines for people.
+    """
 
     error: dict[str, Any]
     exit_code: int
@@ -74,7 +102,7 @@ class Failure(Struct, frozen=True):
 
 
 def describe_failure(error: BaseException) -> Failure:
-    """What a user is told about an error; what nobody expected has the code `internal`."""
+    """What a user is told about an error; an error that nobody expected has the code `internal`."""
     for cause in _leaves(error):
         known = _known(cause)
         if known is not None:
@@ -101,7 +129,7 @@ def _known(error: BaseException) -> Failure | None:
             return _failure(error.code, error.message, error.hint, exit_code=_USAGE)
         case RefusedError():
             refusal = to_map(error.refusal)
-            return Failure({**refusal, "message": error.message, "peer_id": error.peer_id}, _OTHER)
+            return Failure({**refusal, "message": error.message, "peer_id": error.peer_id}, _REFUSED)
         case DocumentError():
             place = {"line": error.line, "column": error.column, "field": error.field}
             return Failure({**_failure(error.code, error.message, error.hint).error, **place}, _OTHER)
@@ -112,7 +140,8 @@ def _known(error: BaseException) -> Failure | None:
         case PeerError():
             return _failure(error.code, error.message, error.hint)
         case RemoteError():
-            return Failure({"code": error.code, "message": error.message, **error.details}, _OTHER)
+            exit_code = _REFUSED if error.code in _REFUSALS else _OTHER
+            return Failure({"code": error.code, "message": error.message, **error.details}, exit_code)
         case WireError() | ResourcesError():
             return Failure(to_map(error_body(error)), _OTHER)
         case KeyboardInterrupt():
@@ -130,7 +159,7 @@ def _unreserved(error: ReservationError) -> Failure:
     reasons = [to_map(reason) for reason in error.reasons]
     return Failure(
         {**_failure(error.code, error.message, error.hint).error, "reasons": reasons},
-        _OTHER,
+        _REFUSED if error.code in _NOT_RESERVED else _OTHER,
         tuple(map(printable, said)),
     )
 

@@ -1,19 +1,95 @@
-"""What a command prints: one JSON object, or something for people."""
+"""What a command prints: one JSON object, or lines for people. No other module of the commands writes to a stream."""
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import msgspec
 
 from dms_resources.units import encode_value
 
-__all__ = ["json_line", "print_json", "run_and_show", "show_answer"]
+from ..errors import OutputError
+from ..text import printable
+
+__all__ = [
+    "comment",
+    "json_line",
+    "print_json",
+    "prints_color",
+    "run_and_show",
+    "say",
+    "set_color",
+    "set_quiet",
+    "show_answer",
+    "unwritable",
+]
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
+
+# Whether -q was given: one command is all that a process runs.
+_quiet = False
+
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
+
+
+def set_color(color: bool) -> None:
+    """Switches colors on or off, whatever the stream is; rich reads the same variables."""
+    os.environ.pop("NO_COLOR" if color else "FORCE_COLOR", None)
+    os.environ["FORCE_COLOR" if color else "NO_COLOR"] = "1"
+
+
+def prints_color(out: TextIO) -> bool:
+    """Whether text to this stream may have colors: by NO_COLOR, then FORCE_COLOR, then by what the stream is."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (out.isatty() and os.environ.get("TERM") != "dumb")
+
+
+def say(line: str = "", out: TextIO | None = None, *, bold: bool = False) -> None:
+    """Writes one line that cannot steer the terminal, to standard output unless `out` is given.
+
+    Raises OutputError when the line cannot be written, and BrokenPipeError when nobody reads it.
+    """
+    out = out or sys.stdout
+    text = printable(line)
+    _write(f"{_BOLD}{text}{_PLAIN}\n" if bold and prints_color(out) else f"{text}\n", out)
+
+
+def comment(line: str) -> None:
+    """Writes one line on what goes on, to standard error; `-q` leaves it out. Raises as `say` does."""
+    if not _quiet:
+        say(line, sys.stderr)
+
+
+def set_quiet() -> None:
+    """Leaves comments out from now on."""
+    global _quiet
+    _quiet = True
+
+
+def _write(text: str, out: TextIO) -> None:
+    try:
+        out.write(text)
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise unwritable(error) from error
+
+
+def unwritable(error: OSError) -> OutputError:
+    """What a user is told when standard output or standard error cannot be written."""
+    reason = "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
+    return OutputError(
+        f"the output cannot be written: {reason}",
+        code="output_failed",
+        hint="the command itself was carried out; send its output elsewhere",
+    )
 
 
 def json_line(document: msgspec.Struct | Mapping[str, Any]) -> str:
@@ -24,8 +100,15 @@ def json_line(document: msgspec.Struct | Mapping[str, Any]) -> str:
 
 def print_json(document: msgspec.Struct | Mapping[str, Any]) -> None:
     """Prints one JSON object in one line, at once."""
-    sys.stdout.write(json_line(document) + "\n")
-    sys.stdout.flush()
+    line = json_line(document)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        import json
+
+        # In a locale without these characters they are written as escapes: a program must read what was meant.
+        line = json.dumps(json.loads(line), separators=(",", ":"))
+    _write(line + "\n", sys.stdout)
 
 
 def show_answer(as_json: bool, show: Callable[[Answer], None], answer: Answer) -> None:
@@ -40,7 +123,7 @@ def run_and_show(
     as_json: bool, show: Callable[[Answer], None], ask: Callable[..., Any], *arguments: Any, **options: Any
 ) -> Answer:
     """Runs the async function `ask`, shows its answer and returns it."""
-    # Who asks the own peer alone does without an event loop, and is done before it would be loaded.
+    # A command that asks its own peer needs no event loop, and has finished before one would be loaded.
     from .event_loop import run_async
 
     answer: Answer = run_async(partial(ask, *arguments, **options))

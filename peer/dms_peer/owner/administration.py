@@ -24,6 +24,7 @@ from .messages import (
     HistoryAnswer,
     HistoryRequest,
     HistoryRow,
+    LeaseUse,
     OffboardRequest,
     OnboardAnswer,
     OnboardRequest,
@@ -116,6 +117,9 @@ class LocalAdministration:
             refusals=dict(self._counts.refusals),
             failures=self._counts.failures(),
             limits_hit=dict(self._limits_hit),
+            lease_use=tuple(
+                LeaseUse(lease_id=job.lease_id, cores=job.cpu, ram=job.ram) for job in (sample.jobs if sample else ())
+            ),
         )
 
     async def onboard(self, request: OnboardRequest) -> OnboardAnswer:

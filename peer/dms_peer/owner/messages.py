@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from dms_resources.components import Amount, FreeResources, MachineResources, OnboardedResources, Resources
 from dms_resources.ledger.history import Finding, HistoryEntry
 from dms_resources.ledger.leases import Lease
+from dms_resources.units import Cores
 
 from .offers import Offer
 
@@ -20,6 +21,7 @@ __all__ = [
     "HistoryAnswer",
     "HistoryRequest",
     "HistoryRow",
+    "LeaseUse",
     "OffboardRequest",
     "OnboardAnswer",
     "OnboardRequest",
@@ -61,6 +63,14 @@ class TermsSummary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     policies: tuple[str, ...] = ()
 
 
+class LeaseUse(Struct, frozen=True, kw_only=True):
+    """What the job of one lease uses now: CPU cores, and bytes of RAM."""
+
+    lease_id: str
+    cores: Cores
+    ram: Amount
+
+
 class StatusAnswer(Struct, frozen=True, kw_only=True):
     """The state of one peer. `running` is false when the ledger was read without a peer.
 
@@ -70,7 +80,8 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     audit, `audited` (Unix seconds) is when that was. `usage` is what the whole machine used `usage_age` seconds ago,
     None where nothing watches it. `terms` are those of the running peer, None where it was given none. Since the peer
     started: `refusals` counts the nodes that it did not bid on and `failures` the requests that it did not answer as
-    asked, by code, and `limits_hit` what its host turned away, by limit.
+    asked, by code, and `limits_hit` what its host turned away, by limit. `lease_use` has the leases whose processes are
+    known and have a cgroup of their own.
     """
 
     peer_id: str
@@ -97,6 +108,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     refusals: dict[str, int] = {}
     failures: dict[str, int] = {}
     limits_hit: dict[str, int] = {}
+    lease_use: tuple[LeaseUse, ...] = ()
 
 
 class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):

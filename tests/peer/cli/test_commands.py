@@ -272,19 +272,67 @@ def test_text_from_elsewhere_cannot_steer_the_terminal(failing: Any, tmp_path: P
     assert "\x1b" not in line
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def in_shell(redirection: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command as a shell does, with its streams as `redirection` says."""
+    line = f'exec "$0" -m dms_peer "$@" {redirection}'
+    return subprocess.run(
+        ["sh", "-c", line, sys.executable, *arguments], env={**ENVIRONMENT, **environment}, capture_output=True,
+        timeout=60, check=False, encoding="utf-8",
+    )  # fmt: skip
+
+
 def test_a_reader_that_goes_away_is_no_failure(home: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "dms_peer", "status", "--home", home]
     try:
         done = subprocess.run(
-            command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, timeout=60, check=False
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=60, check=False
         )
     finally:
         os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
+@pytest.mark.parametrize(("redirection", "reason"), [("> /dev/full", "No space left on device"), (">&-", "is closed")])
+def test_output_that_fails_is_one_sentence(home: str, redirection: str, reason: str, options: list[str]) -> None:
+    done = in_shell(redirection, "status", "--home", home, *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith("dms-peer: the output cannot be written: ")
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+    failed = in_shell(redirection, "hardware", "--machine", "none", *options)
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    assert "machine file" in failed.stderr
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_an_error_that_cannot_be_told_is_an_exit_code(redirection: str, home: str) -> None:
+    done = in_shell(redirection, "hardware", "--machine", "none", "--home", home)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(home: str) -> None:
+    done = in_shell(">&- 2>&-", "onboard", *OFFER, "--home", home)
+    assert done.returncode == 1
+    for name in ("ledger.db", "key"):
+        assert b"dms-peer" not in (Path(home) / name).read_bytes()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "ascii:strict"])
+def test_characters_that_a_locale_lacks_are_replaced(tmp_path: Path, encoding: str) -> None:
+    machine = MACHINE | {"cpu": {"cores": 8, "model": "Xeon\u2122"}}
+    (tmp_path / "machine.json").write_text(json.dumps(machine))
+    shown = in_shell("", "hardware", "--machine", str(tmp_path / "machine.json"), PYTHONIOENCODING=encoding)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "Xeon?" in shown.stdout
+    read = in_shell("", "hardware", "--machine", str(tmp_path / "machine.json"), "--json", PYTHONIOENCODING=encoding)
+    assert json.loads(read.stdout)["cpu"]["model"] == "Xeon\u2122"
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

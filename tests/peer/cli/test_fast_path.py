@@ -113,7 +113,7 @@ def imported(*arguments: str) -> set[str]:
         "import sys\n"
         "from dms_peer.__main__ import run_command\n"
         "assert run_command(sys.argv[1:]) == 0\n"
-        "slow = 'typer trio rich psutil sqlite3 libp2p platformdirs dataclasses dms_peer.cli.tables.common'.split()\n"
+        "slow = 'typer trio rich psutil sqlite3 libp2p platformdirs dataclasses dms_peer.cli.tables.status'.split()\n"
         "print(*(name for name in slow if name in sys.modules), file=sys.stderr)\n"
     )
     done = subprocess.run(
@@ -128,12 +128,12 @@ def imported(*arguments: str) -> set[str]:
 
 
 def test_status_of_a_running_peer_loads_nothing_slow(home: str) -> None:
-    assert imported("status", "--home", home) == {"dms_peer.cli.tables.common"}
+    assert imported("status", "--home", home) == {"dms_peer.cli.tables.status"}
     assert imported("status", "--home", home, "--json") == set()
 
 
 def test_what_asks_a_running_peer_needs_no_event_loop(home: str) -> None:
-    assert imported("history", "--home", home, "--json") - {"dataclasses", "dms_peer.cli.tables.common"} == {"typer"}
+    assert imported("history", "--home", home, "--json") - {"dataclasses", "dms_peer.cli.tables.status"} == {"typer"}
 
 
 def test_only_the_command_that_is_named_is_loaded() -> None:

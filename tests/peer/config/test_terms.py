@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dms_peer.cli.tables.common import show_status
+from dms_peer.cli.tables.status import show_status
 from dms_peer.config.terms import OwnerTerms, parse_terms, read_terms_file
 from dms_peer.errors import DocumentError
 from dms_peer.owner.administration import terms_summary

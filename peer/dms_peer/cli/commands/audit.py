@@ -22,6 +22,6 @@ def audit(
 ) -> None:
     """Compare the ledger with its file and with what the operating system shows."""
     from ...owner.client import run_audit
-    from ..tables.common import show_audit
+    from ..tables.owner import show_audit
 
     show_answer(as_json, show_audit, run_audit(home_at(home), repair=repair))

@@ -29,7 +29,7 @@ from ..options.common import (
     home_at,
 )
 from ..options.demand import FileOption, asked_node, ensemble_file
-from ..output import run_and_show
+from ..output import run_and_show, say
 
 __all__ = ["bid"]
 
@@ -63,7 +63,7 @@ def bid(
 ) -> int:
     """Ask another peer for a bid on a job, or for bids on the nodes of an ensemble file.
 
-    Ends with 1 when a node is refused.
+    Ends with exit code 3 when a node is refused.
     """
     if dry_run and output is not None:
         raise typer.BadParameter("a dry run makes no bid that could be written with -o")
@@ -93,5 +93,5 @@ def bid(
 def _tell(peer_id: str, refused: int, bids: int) -> int:
     if not refused:
         return 0
-    print(f"dms-peer: {peer_id} refuses {refused} of {refused + bids} nodes", file=sys.stderr)
-    return 1
+    say(f"dms-peer: {peer_id} refuses {refused} of {refused + bids} nodes", sys.stderr)
+    return 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from msgspec import Struct
 from ...errors import DocumentError, PeerError
 from ..options.common import DebugOption, HomeOption, JSONOption, home_at
 from ..options.operator import ConfigOption
-from ..output import print_json
+from ..output import print_json, say
 
 if TYPE_CHECKING:
     from ...config.effective import ConfigValue
@@ -84,13 +85,13 @@ def check(
     if errors:
         first, *others = errors
         for error in others:
-            typer.echo(f"dms-peer: {error.message}" + (f"; {error.hint}" if error.hint else ""), err=True)
+            say(f"dms-peer: {error.message}" + (f"; {error.hint}" if error.hint else ""), sys.stderr)
         raise first
     path = str(sources.path) if sources.path else None
     if as_json:
         print_json(ConfigCheck(file=path))
     else:
-        typer.echo(f"{path or 'the configuration'} is valid")
+        say(f"{path or 'the configuration'} is valid")
 
 
 @config.command()
@@ -126,8 +127,8 @@ def init(
     if as_json:
         print_json({"file": str(path)})
     else:
-        typer.echo(f"wrote {path}")
-        typer.echo("next: edit it, then dms-peer config check")
+        say(f"wrote {path}")
+        say("next: edit it, then dms-peer config check")
 
 
 def _sources(home: Path | None, file: Path | None) -> ConfigSources:
@@ -186,7 +187,7 @@ def _settings(loaded: LoadedConfig) -> list[EffectiveSetting]:
 def _show(loaded: LoadedConfig, settings: tuple[EffectiveSetting, ...], everything: bool) -> None:
     from ...text import printable
 
-    typer.echo(f"configuration file: {printable(str(loaded.file)) if loaded.file else 'none'}")
+    say(f"configuration file: {printable(str(loaded.file)) if loaded.file else 'none'}")
     quiet = ("access.shares.", "limits.")
     rows = [
         (one.path, _text(one.value), printable(one.source))
@@ -197,9 +198,9 @@ def _show(loaded: LoadedConfig, settings: tuple[EffectiveSetting, ...], everythi
     # A long list must not push the sources out of sight.
     value_width = min(widths[1], 40)
     for path, value, source in rows:
-        typer.echo(f"{path:<{widths[0]}}  {value:<{value_width}}  {source}".rstrip())
+        say(f"{path:<{widths[0]}}  {value:<{value_width}}  {source}".rstrip())
     if not everything:
-        typer.echo("shares and limits with their default are not shown: dms-peer config show --all")
+        say("shares and limits with their default are not shown: dms-peer config show --all")
 
 
 def _text(value: ConfigValue) -> str:

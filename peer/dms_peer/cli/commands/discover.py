@@ -70,8 +70,8 @@ def discover(
 ) -> int:
     """Find peers that would take a job now, and what they have free.
 
-    Ends with 1 when fewer than --count, or none at all, would take it. With --json there is a line for each peer that
-    answered, and a last one.
+    Ends with exit code 3 when fewer than --count peers, or none at all, would take it. With --json there is a line for
+    each peer that answered, and a last one.
     """
     from ...requesting import SearchProgress
     from ...telemetry.logs import show_warnings
@@ -97,4 +97,4 @@ def discover(
         with search_view() as view:
             found = run_async(partial(look, tell=view.found, on_progress=view.progress))
     show_answer(as_json, show_found, found)
-    return 0 if found.able >= (count or 1) else 1
+    return 0 if found.able >= (count or 1) else 3

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from ..options.common import DebugOption, HomeOption, JSONOption, home_at
-from ..output import show_answer
+from ..output import comment, show_answer
 
 __all__ = ["offboard"]
 
@@ -23,11 +22,11 @@ def offboard(
 ) -> None:
     """Offer nothing to the network any more."""
     from ...owner.client import withdraw_offer
-    from ..tables.common import show_offer
+    from ..tables.owner import show_offer
 
     show_answer(as_json, show_offer, withdraw_offer(home_at(home), drain=drain, tell=_tell))
 
 
 def _tell(leases: int) -> None:
     if leases:
-        print(f"draining: {leases} leases have not ended yet", file=sys.stderr)
+        comment(f"draining: {leases} {'lease has' if leases == 1 else 'leases have'} not ended yet")

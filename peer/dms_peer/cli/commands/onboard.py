@@ -26,7 +26,7 @@ from ..options.common import (
     home_at,
     port_range,
 )
-from ..output import show_answer
+from ..output import say, show_answer
 
 __all__ = ["onboard"]
 
@@ -89,7 +89,7 @@ def onboard(
     Without --cpu, --ram and --disk it proposes amounts and asks.
     """
     from ...owner.client import onboard_resources
-    from ..tables.common import show_offer, show_proposed_offer
+    from ..tables.owner import show_offer, show_proposed_offer
 
     place = home_at(home)
     if cpu is None and ram is None and disk is None and not gpu and sys.stdin.isatty() and not as_json:
@@ -122,7 +122,7 @@ def _ask(home: Home, machine: str | None) -> Offer:
             try:
                 answers[question.name] = question.read(typer.prompt(question.text, default=question.proposed))
             except AmountError as error:
-                typer.echo(error.message, err=True)
+                say(error.message, sys.stderr)
     typer.confirm("Offer this to the network?", default=True, abort=True)
     return settle(answers)
 

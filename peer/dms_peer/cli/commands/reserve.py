@@ -59,7 +59,8 @@ def reserve(
 
     The command finds the ids in its environment: DMS_ENSEMBLE_ID, DMS_NODE_IDS, DMS_LEASE_IDS and DMS_PEER_IDS, in the
     order of the nodes, and everything as JSON in DMS_RESERVATION. Without a command they are held until Ctrl-C. Ends
-    with the command's exit code; with 1 when the nodes were not had or were lost, which ends the command.
+    with the command's exit code, with 3 when the peers did not take the nodes, or with 1 when the nodes were lost,
+    which ends the command.
     """
     from ...config.ensemble import read_ensemble_file
     from ...telemetry.logs import show_warnings

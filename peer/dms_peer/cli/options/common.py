@@ -21,6 +21,7 @@ __all__ = [
     "DebugOption",
     "ExecutorOption",
     "FenceOption",
+    "FullOption",
     "GPUDemandOption",
     "HomeOption",
     "JSONOption",
@@ -131,6 +132,7 @@ MachineOption: TypeAlias = Annotated[
 ]
 JSONOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 DebugOption: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+FullOption: TypeAlias = Annotated[bool, typer.Option("--full", help="Show lease ids and peer ids in full.")]
 AddressArgument: TypeAlias = Annotated[
     str, typer.Argument(metavar="MULTIADDR", help="Where the peer is; ends in /p2p/PEER_ID.")
 ]

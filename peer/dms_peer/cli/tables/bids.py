@@ -11,6 +11,7 @@ from dms_resources.demands import describe_shortage
 from dms_resources.units import format_duration
 
 from ...text import printable
+from ..output import say
 from .common import show_resources, show_table
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def show_bid(report: BidReport) -> None:
     bid = report.bid
     show_resources(f"{report.peer_id} {_what(report.dry_run, bid)}", {"bid": bid.resources})
     if bid.price is not None:
-        print(f"price: {printable(bid.price.describe())}")
+        say(f"price: {printable(bid.price.describe())}")
     _show_how_kept((bid,), report.dry_run, report.file)
 
 
@@ -37,11 +38,11 @@ def show_bids(report: EnsembleBidReport) -> None:
         show_resources(title, {bid.node_id: bid.resources for bid in bids})
     for bid in bids:
         if bid.price is not None:
-            print(f"price of {printable(bid.node_id)}: {printable(bid.price.describe())}")
+            say(f"price of {printable(bid.node_id)}: {printable(bid.price.describe())}")
     if report.refusals:
         show_refusals(f"{report.peer_id} refuses", report.refusals)
     for node_id in report.not_asked:
-        print(f"not asked about {printable(node_id)}: it is for another peer")
+        say(f"not asked about {printable(node_id)}: it is for another peer")
     if bids:
         _show_how_kept(bids, report.dry_run, report.file)
 
@@ -71,8 +72,8 @@ def _show_how_kept(bids: Sequence[Bid], dry_run: bool, file: str | None) -> None
         return
     ends = min(bid.valid_until for bid in bids)
     held = ", held until then" if all(bid.held for bid in bids) else ""
-    print(f"valid for {format_duration(ends - time.time())}{held}")
+    say(f"valid for {format_duration(ends - time.time())}{held}")
     if file is None:
-        print("not kept: write it to a file with -o bid.cbor to commit it")
+        say("not kept: write it to a file with -o bid.cbor to commit it")
     else:
-        print(f"written to {printable(file)}: take it with `dms-peer commit`")
+        say(f"written to {printable(file)}: take it with `dms-peer commit`")

@@ -7,24 +7,24 @@ from collections.abc import Iterator, Sequence
 from dms_resources.components import MachineResources, NetworkInterface
 from dms_resources.units import format_size
 
-from ...text import printable
-from .common import show_table
+from ..output import say
+from .layout import show_table
 
 __all__ = ["show_hardware"]
 
 
 def show_hardware(machine: MachineResources) -> None:
     """Prints what a machine has, and why it is less than its hardware."""
-    print("hardware, as this process may use it" + (" (simulated)" if machine.simulated else ""))
+    say("hardware, as this process may use it" + (" (simulated)" if machine.simulated else ""))
     for title, columns, rows in _tables(machine):
         if rows:
             show_table(title, columns, rows)
     if not machine.gpus:
-        print("GPUs: none")
+        say("GPUs: none")
     for sentence in machine.limits:
-        print(f"  limit: {printable(sentence)}")
+        say(f"  limit: {sentence}")
     for sentence in machine.problems:
-        print(f"  problem: {printable(sentence)}")
+        say(f"  problem: {sentence}")
 
 
 def _tables(machine: MachineResources) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:

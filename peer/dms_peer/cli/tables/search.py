@@ -14,7 +14,9 @@ from dms_resources.components import Resources
 from dms_resources.units import format_duration, format_size
 
 from ...text import printable
-from .common import show_table
+from ..output import say
+from .common import short_peer_id, show_table
+from .layout import Column
 
 if TYPE_CHECKING:
     from ...owner.messages import PeersAnswer
@@ -80,7 +82,7 @@ class _PlainView:
 
     def found(self, row: FoundRow, progress: SearchProgress) -> None:
         cells = [printable(cell) for cell in _row(row)]
-        print("  ".join(cells), file=self._out, flush=True)
+        say("  ".join(cells), self._out)
 
     def progress(self, progress: SearchProgress) -> None:
         """Not in a pipe."""
@@ -139,7 +141,7 @@ def show_found(found: Found) -> None:
     peers = "one peer" if found.able == 1 else f"{found.able or 'no'} peers"
     line = f"{peers} would take it: {progress_line(replace(found.progress, source=''))}"
     nobody = not (found.able or found.progress.asked or found.progress.skipped)
-    print(line + "; name a peer to begin with (--bootstrap), or switch more sources on" * nobody)
+    say(line + "; name a peer to begin with (--bootstrap), or switch more sources on" * nobody)
 
 
 @contextmanager
@@ -151,6 +153,7 @@ def watched_progress(out: TextIO | None = None) -> Iterator[Callable[[SearchProg
         return
     from rich.console import Console
     from rich.status import Status
+    from rich.text import Text
 
     with Status("looking for peers", console=Console(file=out)) as status:
 
@@ -158,7 +161,8 @@ def watched_progress(out: TextIO | None = None) -> Iterator[Callable[[SearchProg
             if progress.stage == "reserved":
                 status.stop()
             else:
-                status.update(f"{progress.stage}: {progress_line(progress)}")
+                # A plain string would be read as markup, and peers choose the codes in it.
+                status.update(Text(printable(f"{progress.stage}: {progress_line(progress)}")))
 
         yield show
 
@@ -185,7 +189,7 @@ def show_peers(answer: PeersAnswer) -> None:
     """Prints the peers that are known, with the age of every figure."""
     rows = [
         [
-            peer.peer_id,
+            short_peer_id(peer.peer_id),
             ", ".join(peer.sources) or "-",
             "yes" if peer.connected else "no",
             *_amounts(peer.free),
@@ -196,9 +200,20 @@ def show_peers(answer: PeersAnswer) -> None:
         for peer in answer.peers
     ]
     if not rows:
-        print("no peer is known yet: begin with `dms-peer run --bootstrap MULTIADDR`, or on a network with mDNS")
+        say("no peer is known yet: begin with `dms-peer run --bootstrap MULTIADDR`, or on a network with mDNS")
         return
-    columns = ("peer", "source", "connected", "CPU", "RAM", "disk", "GPUs", "as of", "seen", "failures")
+    columns = (
+        Column("peer"),
+        Column("source", 3),
+        Column("connected", 6),
+        Column("CPU", 9),
+        Column("RAM", 8),
+        Column("disk", 4),
+        Column("GPUs", 7),
+        Column("as of", 2),
+        Column("seen", 5),
+        Column("failures", 1),
+    )
     show_table(
         f"{answer.peer_count} peers known" + ("" if answer.running else ", the peer does not run"), columns, rows
     )

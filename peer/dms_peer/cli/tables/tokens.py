@@ -8,6 +8,7 @@ from dms_protocols.tokens.grants import GrantTerms
 
 from ...owner.messages import RevocationsAnswer, RevokeAnswer
 from ...text import printable
+from ..output import say
 from ..token_files import MadeToken, TokenReport
 from .common import show_table
 
@@ -17,16 +18,16 @@ __all__ = ["show_made_token", "show_revocations", "show_revoked", "show_token"]
 def show_made_token(made: MadeToken) -> None:
     """The token, or where it was put and what it grants."""
     if made.file is None:
-        print(made.token)
+        say(made.token)
         return
     last = made.grants.blocks[-1]
-    print(f"{made.file}: {describe_terms(last.terms)}; to revoke it: dms-peer token revoke {last.id}")
+    say(f"{made.file}: {describe_terms(last.terms)}; to revoke it: dms-peer token revoke {last.id}")
 
 
 def show_token(report: TokenReport) -> None:
     """Who granted it, and its blocks, the first one first."""
     whose = "this home's own key" if report.own else "another key than this home's"
-    print(f"granted by {report.grants.granted_by} ({whose}); the signatures hold")
+    say(f"granted by {report.grants.granted_by} ({whose}); the signatures hold")
     rows = [
         (str(number), block.id, describe_terms(block.terms), "revoked" if block.id in report.revoked else "")
         for number, block in enumerate(report.grants.blocks)
@@ -37,13 +38,13 @@ def show_token(report: TokenReport) -> None:
 def show_revoked(answer: RevokeAnswer) -> None:
     """That it was done."""
     again = len(answer.grants) - answer.added
-    print(f"{answer.added} revoked" + (f", {again} were so already" if again else ""))
+    say(f"{answer.added} revoked" + (f", {again} were so already" if again else ""))
 
 
 def show_revocations(answer: RevocationsAnswer) -> None:
     """The list, newest first."""
     if not answer.revocations:
-        print("nothing was revoked")
+        say("nothing was revoked")
         return
     rows = [(one.id, _local(one.at), printable(one.reason)) for one in answer.revocations]
     show_table(f"{answer.count} revoked", ("id", "since", "reason"), rows)

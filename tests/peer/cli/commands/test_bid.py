@@ -121,7 +121,7 @@ async def test_an_ensemble_is_bid_for_written_and_taken_together(
 
 async def test_people_see_bids_prices_and_every_shortage_of_each_node(ready: Ready, command: Any, file: Any) -> None:
     code, out, err = await command("bid", ready.addrs[0], "-f", file(cores=9, ram="99GiB"))
-    assert code == 1
+    assert code == 3
     assert err == f"dms-peer: {ready.peer_id} refuses 1 of 2 nodes\n"
     for words in ("trainer", "price of trainer: 0.2 EUR per hour", "not asked about elsewhere", "not kept"):
         assert words in out
@@ -136,7 +136,7 @@ async def test_what_is_refused_is_told_and_what_is_bid_is_still_written(
     bids = tmp_path / "bids.cbor"
     code, out, _ = await command("bid", ready.addrs[0], "-f", file(cores=9), "-o", str(bids), "--json")
     report = json.loads(out)
-    assert code == 1
+    assert code == 3
     assert [(one["node_id"], one["code"]) for one in report["refusals"]] == [("store", "resources")]
     assert read_bids(bids.read_bytes()) == (bids.read_bytes(),), "one bid is its envelope"
     code, _, _ = await command("commit", ready.addrs[0], str(bids))
@@ -161,7 +161,7 @@ async def test_all_of_several_bids_are_taken_or_none(ready: Ready, command: Any,
     assert (await command("commit", at, str(other)))[0] == 0
     # Two cores are left; the trainer alone would fit.
     code, out, _ = await command("commit", at, str(bids), "--json")
-    assert (code, json.loads(out)["error"]["code"]) == (1, "insufficient")
+    assert (code, json.loads(out)["error"]["code"]) == (3, "insufficient")
     code, out, _ = await command("free", at, "--json")
     assert json.loads(out)["cpu"]["cores"] == 2
 
@@ -172,7 +172,7 @@ async def test_the_options_for_one_node(ready: Ready, command: Any) -> None:
     async def code(*options: str) -> str:
         exit_code, out, _ = await command(*node, *options)
         answer = json.loads(out)
-        assert exit_code == (1 if "error" in answer else 0)
+        assert exit_code == (3 if "error" in answer else 0)
         return answer["error"]["code"] if "error" in answer else "bid"
 
     assert await code("--location", "Europe", "--not-location", "Europe/FR", "--executor", "docker") == "bid"

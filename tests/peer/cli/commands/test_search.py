@@ -115,22 +115,22 @@ async def test_discover_finds_who_would_take_it_and_says_why_others_would_not(
     assert {peer["peer_id"] for peer in known["peers"]} == {ready.peer_id for ready in providers}
     assert all(peer["free_age"] >= 0 for peer in known["peers"])
     code, out, _ = await command("peers")
-    assert all(ready.peer_id in out for ready in providers)
+    assert all(ready.peer_id[:16] in out for ready in providers)
     assert " ago" in out
 
 
-async def test_discover_ends_with_1_when_there_are_too_few(providers: list[Ready], command: Command) -> None:
+async def test_discover_ends_with_3_when_there_are_too_few(providers: list[Ready], command: Command) -> None:
     few = await command("discover", "--gpu", "16GiB", "--count", "3", *ALONE, *bootstrap(providers))
-    assert few[0] == 1
+    assert few[0] == 3
     assert "2 peers would take it: 3 asked, 3 answered, refused: 1 resources" in few[1]
     none = await command("discover", "--cpu", "64", *ALONE, *bootstrap(providers), "--json")
-    assert (none[0], lines(none[1])[-1]["able"]) == (1, 0)
+    assert (none[0], lines(none[1])[-1]["able"]) == (3, 0)
 
 
 async def test_an_address_where_nobody_is_is_named_and_what_to_do(command: Command) -> None:
     absent = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
     code, out, err = await command("discover", "--cpu", "1", *ALONE, "--bootstrap", absent)
-    assert code == 1
+    assert code == 3
     assert out.startswith("no peers would take it: 0 asked, 0 answered (")
     assert out.endswith("; name a peer to begin with (--bootstrap), or switch more sources on\n")
     assert err.startswith("dms-peer: a bootstrap peer is not there: ")
@@ -199,7 +199,7 @@ async def test_reserve_takes_nothing_when_it_cannot_have_all(
     told = await command(
         "reserve", "-f", str(file), *ALONE, *bootstrap(providers), "--json", "--", sys.executable, "-c", "1/0"
     )
-    assert told[0] == 1
+    assert told[0] == 3
     error = lines(told[1])[0]["error"]
     assert (error["code"], error["message"]) == ("no_bids", "the ensemble cannot be had: b: no peer bids on it")
     (reason,) = error["reasons"]

@@ -1,0 +1,73 @@
+"""What a peer answers its owner beside its status: offers, history, audits."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from ...owner.messages import AuditAnswer, HistoryAnswer, OnboardAnswer
+from ..output import say
+from .common import short_ids, short_peer_id, show_resources
+from .layout import Column, show_table
+
+__all__ = ["local_time", "show_audit", "show_history", "show_offer", "show_proposed_offer"]
+
+
+def local_time(moment: float) -> str:
+    """Unix seconds as the time of this machine's zone, which it names."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(moment))
+
+
+def show_offer(answer: OnboardAnswer) -> None:
+    """Prints what is offered now."""
+    if answer.onboarded is None:
+        say("nothing is offered to the network any more")
+        return
+    note = " (simulated machine)" if answer.simulated else ""
+    show_resources(f"offered to the network{note}", {"offered": answer.onboarded, "free": answer.free})
+
+
+def show_proposed_offer(answer: OnboardAnswer) -> None:
+    """Prints what would be offered."""
+    show_resources("would be offered to the network (dry run)", {"offered": answer.onboarded})
+
+
+def show_history(answer: HistoryAnswer, *, full: bool = False) -> None:
+    """Prints what happened, newest first; `full` shows ids as a whole."""
+    leases = [entry.lease_id for entry in answer.entries]
+    rows = [
+        [
+            str(entry.number),
+            local_time(entry.at),
+            " ".join(filter(None, (entry.action, entry.reason))),
+            lease or "-",
+            entry.actor if full else short_peer_id(entry.actor),
+            entry.detail,
+        ]
+        for entry, lease in zip(answer.entries, leases if full else short_ids(leases), strict=True)
+    ]
+    columns = (
+        Column("number", 1),
+        Column("at"),
+        Column("what"),
+        Column("lease"),
+        Column("who", 3),
+        Column("detail", 2, sentences=True),
+    )
+    show_table("history", columns, rows)
+
+
+# What `--repair` mends; everything else is the owner's to decide.
+_REPAIRABLE: Final = frozenset({"process_gone", "stored", "totals"})
+
+
+def show_audit(answer: AuditAnswer) -> None:
+    """Prints what an audit found, and how to repair what can be repaired."""
+    if not answer.findings:
+        say("the ledger matches its file and the operating system")
+        return
+    leases = short_ids([finding.lease_id for finding in answer.findings])
+    rows = [[one.code, lease or "-", one.message] for one, lease in zip(answer.findings, leases, strict=True)]
+    show_table(f"findings ({len(rows)})", ["code", Column("lease", 1), Column("what", sentences=True)], rows)
+    if repairable := sum(finding.code in _REPAIRABLE for finding in answer.findings):
+        say(f"{repairable} repaired" if answer.repaired else f"`dms-peer audit --repair` repairs {repairable} of these")

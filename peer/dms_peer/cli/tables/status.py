@@ -1,0 +1,149 @@
+"""The state of one's own peer, on one screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Final
+
+from dms_resources.components import Resources
+from dms_resources.ledger.leases import Lease, Price
+from dms_resources.units import format_cores, format_duration, format_size
+
+from ...owner.messages import LeaseUse, StatusAnswer, TermsSummary
+from ..output import say
+from .common import short_ids, short_peer_id, show_resources
+from .layout import Column, show_table
+
+__all__ = ["show_status"]
+
+
+def show_status(status: StatusAnswer, *, full: bool = False) -> None:
+    """Prints the state of one's own peer; `full` shows ids as a whole."""
+    state = "running" if status.running else "not running (start it with `dms-peer run`)"
+    notes = [state, *(["draining"] if status.draining else []), *(["simulated machine"] if status.simulated else [])]
+    say(f"peer {status.peer_id}: {', '.join(notes)}")
+    for address in status.addrs:
+        say(f"  {address}")
+    if status.onboarded is None:
+        say("nothing is offered; offer something with `dms-peer onboard`")
+    amounts: dict[str, Resources | None] = {
+        "offered": status.onboarded,
+        "committed": status.committed,
+        "allocated": status.allocated,
+        "free": status.free,
+    }
+    if status.usage is not None:
+        amounts["in use now"] = status.usage
+    show_resources("resources", amounts)
+    if status.terms is not None:
+        _show_terms(status.terms)
+    if status.usage_age is not None:
+        say(f"  use of the machine sampled {format_duration(status.usage_age)} ago")
+    if status.leases:
+        _show_leases(status, full=full)
+    if status.storage_error:
+        say(f"  nothing can be promised now: {status.storage_error}")
+    for sentence in status.missing:
+        say(f"  no longer there: {sentence}")
+    for sentence in status.short_now:
+        say(f"  used by others now: {sentence}")
+    for finding in status.findings:
+        say(f"  audit: {finding.code}: {finding.message}")
+    for what, counted in (
+        ("did not bid", status.refusals),
+        ("answered with an error", status.failures),
+        ("turned away", status.limits_hit),
+    ):
+        if counted:
+            say(f"  {what} since the start: {_counts(counted)}")
+    for sentence in (*status.limits, *status.problems):
+        say(f"  note: {sentence}")
+
+
+def _show_leases(status: StatusAnswer, *, full: bool) -> None:
+    ids = [lease.lease_id for lease in status.leases]
+    used = {one.lease_id: one for one in status.lease_use}
+    now = time.time()
+    rows = [
+        [
+            lease.lease_id if full else short,
+            lease.holder if full else short_peer_id(lease.holder),
+            lease.state.value,
+            _until(lease, now),
+            _amounts(lease.resources),
+            _use(used.get(lease.lease_id)),
+            f"{format_duration(now - lease.created)} ago",
+            _price_so_far(lease.price, now - lease.created),
+            str(lease.fence),
+        ]
+        for lease, short in zip(status.leases, short_ids(ids), strict=True)
+    ]
+    columns = (
+        Column("lease"),
+        Column("holder"),
+        Column("state", 5),
+        Column("ends"),
+        Column("has", 7, sentences=True),
+        Column("uses now", 6, sentences=True),
+        Column("since", 3),
+        Column("price so far", 4),
+        Column("fence", 1),
+    )
+    count = len(rows)
+    shown = f"{count}" if count == status.lease_count else f"the newest {count} of {status.lease_count}"
+    show_table(f"leases ({shown})", columns, rows)
+
+
+def _until(lease: Lease, now: float) -> str:
+    return "never" if lease.deadline is None else f"in {format_duration(lease.deadline - now)}"
+
+
+def _amounts(resources: Resources) -> str:
+    gpus = [f"GPU {gpu.index} {format_size(gpu.vram)}" for gpu in resources.gpus]
+    amounts = [format_cores(resources.cpu.cores), f"{format_size(resources.ram.size)} RAM"]
+    disk = [f"{format_size(resources.disk.size)} disk"] if resources.disk.size else []
+    return ", ".join((*amounts, *disk, *gpus))
+
+
+def _use(use: LeaseUse | None) -> str:
+    # Known only of jobs whose processes have a cgroup of their own.
+    return "-" if use is None else f"{format_cores(use.cores)}, {format_size(use.ram)} RAM"
+
+
+def _price_so_far(price: Price | None, seconds: float) -> str:
+    if price is None or not price.micros_per_hour:
+        return "-"
+    owed = Decimal(price.micros_per_hour) * Decimal(max(0, round(seconds))) / 3600 / 1_000_000
+    return f"{owed.quantize(Decimal('0.0001')).normalize():f} {price.currency}"
+
+
+def _counts(counted: Mapping[str, int]) -> str:
+    most_first = sorted(counted.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{count} {code}" for code, count in most_first)
+
+
+_PRICED: Final = {
+    "core": "a core",
+    "ram_gib": "a GiB of RAM",
+    "disk_gib": "a GiB of disk",
+    "gpu": "a GPU",
+    "vram_gib": "a GiB of VRAM",
+    "bid": "each bid",
+}
+
+
+def _show_terms(terms: TermsSummary) -> None:
+    rows = [
+        [_PRICED.get(name, name), Price(micros_per_hour=micros, currency=terms.currency).describe()]
+        for name, micros in terms.micros_per_hour.items()
+    ]
+    rows += [["location", ", ".join(terms.location)]] if terms.location else []
+    rows += [["executors", ", ".join(terms.executors) or "none"]] if terms.executors is not None else []
+    rows += [["privileged containers", "allowed" if terms.privileged_docker else "refused"]]
+    rows += [["bids are valid for", format_duration(terms.valid_seconds)]]
+    rows += [["bids only for", peer] for peer in terms.allowed_peers]
+    rows += [["no bids for", peer] for peer in terms.denied_peers]
+    rows += [["decides", policy] for policy in terms.policies]
+    show_table("terms", ["", ""], rows)
