@@ -15,6 +15,7 @@ import trio
 from dms_peer.policies.settings import ExecutableSettings
 from dms_protocols.bidding import policy_gate
 from dms_protocols.bidding.policies import NodeOffer, PolicyRequest
+from dms_protocols.logs import LimitedLog
 from dms_protocols.messages.bid import NodeRequest
 from dms_resources.components import CPU, RAM, Disk, Resources
 from dms_resources.demands import CPUDemand, Demand
@@ -25,7 +26,7 @@ from dms_resources.units import GIB, Cores
 @pytest.fixture(autouse=True)
 def unlimited_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every line into the log: the limit is for a minute of a whole process."""
-    monkeypatch.setattr(policy_gate._log, "_lines", 10_000)
+    monkeypatch.setattr(policy_gate, "_log", LimitedLog(policy_gate._log._logger, lines=10_000))
 
 
 @pytest.fixture
