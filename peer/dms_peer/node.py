@@ -193,11 +193,10 @@ class Node:
             operations = reduce(or_, newest_of_each(peer_operations(manager, identity, terms)).values(), local)
             if self.discovery is not None:
                 settings = replace(self.discovery, connection_limits=limits.connections, gossip_limits=limits.gossip)
-                may_ask = partial(serving.admits, "bid_request")
                 discovery = await stack.enter_async_context(
                     open_discovery(
                         host, identity, settings,
-                        home=home, manager=manager, terms=terms, may_ask=may_ask, shares=in_use,
+                        home=home, manager=manager, terms=terms, access=serving.current_rules, shares=in_use,
                     )
                 )  # fmt: skip
                 operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.peering.connected)

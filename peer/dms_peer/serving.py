@@ -17,7 +17,7 @@ from dms_protocols.bidding.versions import BID_VERSIONS
 from dms_protocols.errors import BusyError
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, RESOURCES_PROTOCOL
 from dms_protocols.queries import resource_operations
-from dms_protocols.rpc.access import Access, AccessRules
+from dms_protocols.rpc.access import Access, AccessRules, CurrentRules
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_protocols.rpc.limits import ServiceLimits, Shares
 from dms_protocols.rpc.operations import Caller, Operations
@@ -42,6 +42,11 @@ class Serving:
     def rules(self) -> AccessRules:
         """The access rules that hold now."""
         return self._access.rules
+
+    @property
+    def current_rules(self) -> CurrentRules:
+        """The rules that hold at any time, for what publishes the facts that they are about."""
+        return self._access.current
 
     def admits(self, operation: str, peer_id: str) -> bool:
         """Whether the peer may call the operation without a token."""
@@ -97,7 +102,9 @@ async def serve(
     serving = Serving(Access(rules, tokens), limits or ServiceLimits())
     handlers = {
         protocol: functools.partial(serving._answer, operations, counts, in_use)
-        for protocol, operations in peer_operations(manager, identity, terms, counts, in_use.limits, tokens).items()
+        for protocol, operations in peer_operations(
+            manager, identity, terms, counts, in_use.limits, tokens, serving.current_rules
+        ).items()
     }
     async with attach_protocols(host, handlers):
         yield serving
@@ -110,11 +117,23 @@ def peer_operations(
     counts: ServiceCounts | None = None,
     shares: Shares | None = None,
     tokens: TokenChecker | None = None,
+    access: AccessRules | CurrentRules | None = None,
 ) -> dict[str, Operations]:
-    """Returns the operations of every version of every protocol, by protocol id."""
+    """Returns the operations of every version of every protocol, by protocol id.
+
+    `access` says what refusals of bids may tell; the rules themselves are applied where the operations are served.
+    """
     signer = IdentitySigner(identity)
+    current = access if isinstance(access, CurrentRules) else CurrentRules(access)
+
+    def may_see_free(caller: Caller) -> bool:
+        # A shortage says what is free and what there is in total.
+        return current.rules.may_learn("free", caller) and current.rules.may_learn("onboarded", caller)
+
     bids = {
-        version.protocol: bid_operations(manager, signer, terms, counts=counts, version=version, shares=shares)
+        version.protocol: bid_operations(
+            manager, signer, terms, counts=counts, version=version, shares=shares, may_see_free=may_see_free
+        )
         for version in BID_VERSIONS
     }
     return {

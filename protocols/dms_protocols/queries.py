@@ -1,12 +1,12 @@
 """Answers `/dms/resources/1.0.0` from a resource manager.
 
-An answer is encoded once for each version of the ledger, and sent as it is until something changes.
+Each answer is encoded once for each version of the ledger, and sent again until something changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
 import msgspec
 
@@ -15,6 +15,7 @@ from dms_resources.errors import UsageUnknownError
 from dms_resources.manager import ResourceManager
 from dms_resources.refusals import NotOnboardedError
 
+from .disclosure import for_strangers
 from .messages.resources import (
     AllocatedRequest,
     FreeRequest,
@@ -31,15 +32,15 @@ __all__ = ["resource_operations"]
 
 
 def resource_operations(manager: ResourceManager) -> Operations:
-    """The operations that query this manager."""
+    """The operations that query a manager."""
     queries = _Queries(manager)
     operations = Operations()
-    operations.quick(FreeRequest, lambda request, caller: queries.free())
-    operations.quick(OnboardedRequest, lambda request, caller: queries.onboarded())
-    operations.quick(AllocatedRequest, lambda request, caller: queries.allocated())
+    operations.quick(FreeRequest, lambda request, caller: queries.free(caller))
+    operations.quick(OnboardedRequest, lambda request, caller: queries.onboarded(caller))
+    operations.quick(AllocatedRequest, lambda request, caller: queries.allocated(caller))
     operations.quick(MachineRequest, lambda request, caller: queries.machine(caller))
-    operations.quick(UsageRequest, lambda request, caller: queries.usage())
-    operations.watch(WatchRequest, lambda request, caller: queries.watch())
+    operations.quick(UsageRequest, lambda request, caller: queries.usage(caller))
+    operations.watch(WatchRequest, lambda request, caller: queries.watch(caller))
     return operations
 
 
@@ -49,28 +50,40 @@ class _Queries:
         self._version = -1
         self._encoded: dict[str, Encoded] = {}
 
-    def free(self) -> Encoded:
-        return self._once("free", self._manager.get_free_resources)
+    def free(self, caller: Caller) -> Encoded:
+        if caller.local:
+            return self._once("free", self._manager.get_free_resources)
+        return self._once("public free", lambda: for_strangers(self._manager.get_free_resources()))
 
-    def onboarded(self) -> Encoded:
-        return self._once("onboarded", self._onboarded)
+    def onboarded(self, caller: Caller) -> Encoded:
+        if caller.local:
+            return self._once("onboarded", self._onboarded)
+        return self._once("public onboarded", lambda: for_strangers(self._onboarded()))
 
-    def allocated(self) -> Encoded:
-        return self._once("allocated", self._manager.get_total_allocation)
+    def allocated(self, caller: Caller) -> Encoded:
+        if caller.local:
+            return self._once("allocated", self._manager.get_total_allocation)
+        return self._once("public allocated", lambda: for_strangers(self._manager.get_total_allocation()))
 
     def machine(self, caller: Caller) -> Encoded:
         if caller.local:
             return self._once("machine", lambda: self._manager.machine)
         return self._once("public machine", self._public_machine)
 
-    def usage(self) -> Answer:
+    def usage(self, caller: Caller) -> Answer:
         try:
-            return self._manager.usage_monitor.get_usage()
+            usage = self._manager.usage_monitor.get_usage()
         except LookupError:
             raise UsageUnknownError("this peer does not watch what its machine uses") from None
+        return usage if caller.local else for_strangers(usage)
 
-    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[FreeResources]]:
-        return self._manager.watch()
+    def watch(self, caller: Caller) -> AbstractAsyncContextManager[AsyncIterator[FreeResources]]:
+        return self._manager.watch() if caller.local else self._watch_for_strangers()
+
+    @asynccontextmanager
+    async def _watch_for_strangers(self) -> AsyncIterator[AsyncIterator[FreeResources]]:
+        async with self._manager.watch() as changes, aclosing(_for_strangers(changes)) as hidden:
+            yield hidden
 
     def _once(self, name: str, read: Callable[[], msgspec.Struct]) -> Encoded:
         version = self._manager.version
@@ -89,5 +102,10 @@ class _Queries:
         return onboarded
 
     def _public_machine(self) -> MachineResources:
-        # The addresses of the owner's networks are nobody else's business.
+        # Other peers do not need the addresses of the owner's networks.
         return msgspec.structs.replace(self._manager.machine, network=NetworkInfo())
+
+
+async def _for_strangers(changes: AsyncIterator[FreeResources]) -> AsyncGenerator[FreeResources, None]:
+    async for free in changes:
+        yield for_strangers(free)

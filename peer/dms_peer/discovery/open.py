@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from dms_host.addresses import announced_addresses, is_loopback
 from dms_host.keys.identity import Identity
 from dms_protocols.adverts.adverts import AdvertTable
 from dms_protocols.bidding.service import BidTerms, CurrentTerms
+from dms_protocols.rpc.access import AccessRules, CurrentRules
 from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.manager import ResourceManager
 from dms_resources.tasks import open_background
@@ -81,12 +82,13 @@ async def open_discovery(
     manager: ResourceManager | None = None,
     terms: BidTerms | CurrentTerms | None = None,
     connections: ConnectionPool | None = None,
-    may_ask: Callable[[str], bool] = lambda requester: True,
+    access: AccessRules | CurrentRules | None = None,
     shares: SharesInUse | None = None,
 ) -> AsyncIterator[Discovery]:
     """Finds peers, and lets others find this one where there is a `manager`, while the block runs.
 
-    Known peers are kept in the `home`, without one in memory. `may_ask` says whose broadcast requests are answered,
+    Known peers are kept in the `home`, without one in memory. `access` says which facts are
+    published, and whose broadcast requests are answered,
     `shares` what peers may use of this one and have with the holds that they ask for: those of `serve`, so that all
     their streams count together.
     Nothing is waited for: sources fill while they are used. Raises AddressError for a bootstrap address that cannot be
@@ -94,6 +96,7 @@ async def open_discovery(
     log.
     """
     settings = settings or DiscoverySettings()
+    current = access if isinstance(access, CurrentRules) else CurrentRules(access)
     bootstrap = bootstrap_peers(settings.bootstrap)
 
     def addrs() -> tuple[str, ...]:
@@ -113,10 +116,10 @@ async def open_discovery(
         if settings.dht:
             dht = await stack.enter_async_context(open_kademlia(host, connections, addrs, server=manager is not None))
             if manager is not None:
-                await stack.enter_async_context(open_background(partial(keep_providing, dht, manager)))
+                await stack.enter_async_context(open_background(partial(keep_providing, dht, manager, access=current)))
         peering = Peering(host, connections, bootstrap, known)
         in_use = shares or SharesInUse()
-        provider = Provider(manager, terms, may_ask, in_use.limits) if manager else None
+        provider = Provider(manager, terms, current, in_use.limits) if manager else None
         adverts = await stack.enter_async_context(
             open_adverts(
                 host, identity, addrs, settings, connections, peering.partners, peering.wait_changed, provider, in_use

@@ -28,6 +28,7 @@ from dms_resources.ledger.leases import LeaseRequest, LeaseState
 from dms_resources.manager import ResourceManager
 from dms_resources.refusals import RequestError
 
+from ..disclosure import for_strangers
 from ..errors import MessageError
 from ..messages.bid import (
     Bid,
@@ -325,7 +326,7 @@ class _Bidding:
             provider=self._signer.peer_id,
             demand=node.resources,
             public_ports=node.public_ports,
-            resources=offer.resources,
+            resources=for_strangers(offer.resources),
             valid_until=valid_until if held_until is None else min(valid_until, held_until),
             price=offer.price,
             location=self._terms.location,

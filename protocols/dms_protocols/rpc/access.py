@@ -1,7 +1,7 @@
-"""Who may do what: for each operation anyone, the peers on a list, or who holds a token.
+"""Who may do what: each operation is for anyone, for the peers on a list, or for the holders of a token.
 
-The rules are asked once, before an operation's handler runs. They come on top of what holds in any case: a bid is taken
-by the peer that it was made for, a lease is changed by its holder, and administration is only on this machine's socket.
+The rules are checked once, before the handler of an operation runs. Some rules hold in any case: only the peer that a
+bid was made for may commit it, only its holder may change a lease, and administration is only on the local socket.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from msgspec import Struct
 
 from ..errors import AccessError, MessageError
 from ..tokens.checks import TokenChecker
+from .facts import CLOSED_TO_STRANGERS, FACT_OF
 from .operations import Caller
 
-__all__ = ["ANYONE", "Access", "AccessRule", "AccessRules"]
+__all__ = ["ANYONE", "NOBODY", "Access", "AccessRule", "AccessRules", "CurrentRules"]
 
 
 class AccessRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may ask for an operation: `anyone`, or one of `peers`, or who shows a `token`; else nobody."""
+    """Who may request an operation: `anyone`, or one of `peers`, or the holder of a `token`; otherwise nobody."""
 
     anyone: bool = False
     peers: frozenset[str] = frozenset()
@@ -28,11 +29,15 @@ class AccessRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 ANYONE = AccessRule(anyone=True)
+NOBODY = AccessRule()
 
 
 class AccessRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The owner's rules: `operations` by name, `others` for those that are not named, and the peers whose grants count
-    besides this peer's own (`trusted`)."""
+    besides this peer's own (`trusted`).
+
+    An operation that is not named takes the rule of the fact that it tells (dms_protocols.rpc.facts).
+    """
 
     operations: Mapping[str, AccessRule] = {}
     others: AccessRule = ANYONE
@@ -40,42 +45,72 @@ class AccessRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     def rule(self, operation: str) -> AccessRule:
         """The rule of an operation."""
-        return self.operations.get(operation, self.others)
+        named = self.operations.get(operation) or self.operations.get(FACT_OF.get(operation, operation))
+        if named is not None:
+            return named
+        return NOBODY if operation in CLOSED_TO_STRANGERS and self.others.anyone else self.others
 
     def admits(self, operation: str, peer_id: str) -> bool:
-        """Whether this peer may ask for an operation without a token."""
+        """Whether this peer may request an operation without a token."""
         rule = self.rule(operation)
         return rule.anyone or peer_id in rule.peers
 
-    @property
-    def open(self) -> bool:
-        """Whether anyone may ask for everything."""
-        return all(rule.anyone for rule in (self.others, *self.operations.values()))
+    def is_public(self, operation: str) -> bool:
+        """Whether anyone may request an operation, so that what it tells may be published."""
+        return self.rule(operation).anyone
+
+    def may_learn(self, operation: str, caller: Caller) -> bool:
+        """Whether a caller that was admitted to another operation may also learn what this one tells."""
+        if caller.local or self.admits(operation, caller.peer_id):
+            return True
+        if caller.grants is None or not self.rule(operation).token:
+            return False
+        allowed = (block.terms.operations for block in caller.grants.blocks)
+        return all(operations is None or operation in operations for operations in allowed)
+
+
+class CurrentRules:
+    """Rules that the owner may replace while the peer runs: assign `rules`."""
+
+    __slots__ = ("rules",)
+
+    def __init__(self, rules: AccessRules | None = None) -> None:
+        self.rules = rules or AccessRules()
 
 
 class Access:
-    """Applies the rules to requests; a token is looked at only where nothing else lets its bearer in."""
+    """Applies the rules to requests. A token is checked only where no other rule admits the caller."""
 
     def __init__(self, rules: AccessRules, tokens: TokenChecker) -> None:
-        self._rules = rules
-        self._open = rules.open
+        self.current = CurrentRules(rules)
+        """The rules that are applied now, for those who publish what the rules are about."""
         self._tokens = tokens
+        # Filled with the operations of this peer, of which there are a few.
+        self._public: dict[str, bool] = {}
 
     @property
     def rules(self) -> AccessRules:
         """The rules that are applied now."""
-        return self._rules
+        return self.current.rules
 
     def replace_rules(self, rules: AccessRules) -> None:
         """Applies other rules to every request from now on. The peers whose grants count stay the same."""
-        self._rules, self._open = rules, rules.open
+        self.current.rules = rules
+        self._public.clear()
 
     def admit(self, operation: str, caller: Caller, message: Mapping[str, Any]) -> Caller:
-        """The caller, with what its token grants where it needs one. Raises AccessError, or MessageError for a token
-        that is no bytes."""
-        if self._open or caller.local or self._rules.admits(operation, caller.peer_id):
+        """The caller, with the grants of its token where it needs one.
+
+        Raises AccessError, or MessageError for a token that is not a byte string.
+        """
+        public = self._public.get(operation)
+        if public is None:
+            public = self._public[operation] = self.rules.is_public(operation)
+        if public:
             return caller
-        rule = self._rules.rule(operation)
+        if caller.local or self.rules.admits(operation, caller.peer_id):
+            return caller
+        rule = self.rules.rule(operation)
         if not rule.token:
             who = "some peers, not for you" if rule.peers else "nobody"
             raise AccessError(f"{operation} is for {who}")

@@ -105,7 +105,7 @@ class AdvertKeeper:
 
     async def _tell(self, raw: bytes) -> None:
         self._silent = False
-        self._heard = self._publish is None or await self._publish(raw)
+        self._heard = self._publish is None or not self._own.is_public or await self._publish(raw)
 
     async def _wait_until_due(self) -> None:
         last, draw = trio.current_time(), self._draw()

@@ -20,6 +20,7 @@ from dms_protocols.adverts.exchange import advert_exchange_operations
 from dms_protocols.bidding.service import BidTerms, CurrentTerms
 from dms_protocols.errors import BusyError
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, BID_PROTOCOL_1_1, PEERS_PROTOCOL
+from dms_protocols.rpc.access import CurrentRules
 from dms_protocols.rpc.limits import ServiceLimits, Shares
 from dms_protocols.rpc.operations import Caller, Operations
 from dms_protocols.rpc.service import refuse_stream, serve_stream
@@ -49,11 +50,11 @@ Partners = Callable[[], Mapping[str, Sequence[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Who offers something: its ledger, its terms, whom it answers, and how much each may have."""
+    """A peer that offers something: its ledger, its terms, its access rules, and how much each requester may have."""
 
     manager: ResourceManager
     terms: BidTerms | CurrentTerms | None
-    may_ask: Callable[[str], bool]
+    access: CurrentRules
     shares: Shares | None = None
 
 
@@ -138,9 +139,12 @@ class _Opening:
         return await self.stack.enter_async_context(open_gossip(self.host, self.settings.gossip_limits))
 
     async def _tell(self, provider: Provider, gossip: Gossip | None) -> None:
-        """Makes the own advert known: to everybody by gossip, to partners by exchange, and to whoever asks."""
+        """Publishes the own advert: by gossip, to partners by exchange, and to peers that request it.
+
+        An advert passes through other peers, so that there is none where not everybody may know what is free.
+        """
         schedule = AdvertSchedule(interval=self.settings.advert_interval, ttl=self.settings.advert_ttl)
-        own = OwnAdvert(IdentitySigner(self.identity), self.addrs, provider.terms)
+        own = OwnAdvert(IdentitySigner(self.identity), self.addrs, provider.terms, access=provider.access)
         publish = partial(gossip.publish, ADVERTS_TOPIC) if gossip is not None else None
         keeper = AdvertKeeper(own, provider.manager, schedule, self.count, publish)
         if self.settings.exchange:
@@ -155,9 +159,15 @@ class _Opening:
 
     async def _answer(self, provider: Provider) -> Callable[[OpenedBroadcast], None]:
         """Answers broadcast requests; what is returned takes them."""
-        operations = peer_operations(provider.manager, self.identity, provider.terms, shares=provider.shares)
+        operations = peer_operations(
+            provider.manager, self.identity, provider.terms, shares=provider.shares, access=provider.access
+        )
         answers = BroadcastAnswers(
-            operations[BID_PROTOCOL_1_1], self.network, self.table, self.count, may_ask=provider.may_ask
+            operations[BID_PROTOCOL_1_1],
+            self.network,
+            self.table,
+            self.count,
+            may_ask=lambda requester: provider.access.rules.admits("bid_request", requester),
         )
         await self.stack.enter_async_context(open_background(answers.run))
         return answers.put

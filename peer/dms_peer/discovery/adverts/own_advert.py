@@ -13,6 +13,7 @@ from dms_protocols.bidding.service import BidTerms, CurrentTerms
 from dms_protocols.bidding.signing import Signer
 from dms_protocols.errors import AdvertError
 from dms_protocols.messages.adverts import MAX_ADDRS, CapacityAdvert
+from dms_protocols.rpc.access import CurrentRules
 from dms_resources.components import FreeResources
 from dms_resources.estimates import abridged
 
@@ -35,7 +36,9 @@ class OwnAdvert:
         terms: BidTerms | CurrentTerms | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        access: CurrentRules | None = None,
     ) -> None:
+        self._access = access or CurrentRules()
         self._signer = signer
         self._addrs = addrs
         self._current = terms if isinstance(terms, CurrentTerms) else CurrentTerms(terms)
@@ -56,14 +59,20 @@ class OwnAdvert:
 
     @property
     def raw(self) -> bytes | None:
-        """The newest signed advert; None before the first and when it has expired."""
-        return self._raw if self._clock() <= self._ends else None
+        """The newest signed advert; None before the first, when it has expired, and while it may not be published."""
+        return self._raw if self.is_public and self._clock() <= self._ends else None
+
+    @property
+    def is_public(self) -> bool:
+        """Whether anyone may know what is free. An advert passes through other peers."""
+        return self._access.rules.is_public("free")
 
     def renew(self, free: FreeResources, ttl: float) -> bytes:
         """Say what is free now, for `ttl` seconds."""
         now = self._clock()
         self._sequence = max(self._sequence + 1, int(now * 1000))
-        terms = self._current.terms
+        # A peer that may not request bids does not learn the terms.
+        terms = self._current.terms if self._access.rules.is_public("bid_request") else BidTerms()
         advert = CapacityAdvert(
             peer_id=self.peer_id,
             addrs=tuple(self._addrs())[:MAX_ADDRS],

@@ -17,6 +17,8 @@ import trio
 
 from dms_protocols.adverts.classes import CapabilityClass, classes_reached
 from dms_protocols.logs import LimitedLog
+from dms_protocols.rpc.access import CurrentRules
+from dms_resources.components import FreeResources
 from dms_resources.manager import ResourceManager
 
 from .kademlia import Kademlia
@@ -39,17 +41,19 @@ async def keep_providing(
     interval: float = 1500.0,
     settling: float = _SETTLING,
     rng: Callable[[], float] = random.random,
+    access: CurrentRules | None = None,
 ) -> None:
-    """Announces what is reached, every `interval` seconds (give or take a tenth) and when a class is newly reached.
+    """Announces the classes that are reached, every `interval` seconds (give or take a tenth) and when one is new.
 
-    Runs until it is cancelled. Before there is anybody to tell it waits. Two announcements are `settling` seconds apart
-    at least.
+    Runs until it is cancelled. It waits until there is a peer to announce to. Two announcements are at least `settling`
+    seconds apart. Nothing is announced while `access` does not let everybody know what is free.
     """
+    access = access or CurrentRules()
     announced: frozenset[CapabilityClass] = frozenset()
     all_due, told = trio.current_time(), 0
     while True:
         await dht.wait_joined()
-        reached = frozenset(classes_reached(manager.get_free_resources()))
+        reached = _reached(manager.get_free_resources(), access)
         everything = trio.current_time() >= all_due or dht.peers >= 2 * told
         due = reached if everything else reached - announced
         if due and not await _announce(dht, due):
@@ -60,11 +64,11 @@ async def keep_providing(
             all_due, told = trio.current_time() + interval * (0.9 + 0.2 * rng()), max(dht.peers, 1)
         await trio.sleep(settling)
         with trio.move_on_at(all_due):
-            announced = await _wait_until_due(dht, manager, announced, 2 * told)
+            announced = await _wait_until_due(dht, manager, access, announced, 2 * told)
 
 
 async def _wait_until_due(
-    dht: Kademlia, manager: ResourceManager, announced: frozenset[CapabilityClass], peers: int
+    dht: Kademlia, manager: ResourceManager, access: CurrentRules, announced: frozenset[CapabilityClass], peers: int
 ) -> frozenset[CapabilityClass]:
     """Returns when a class is reached that is not announced, or when there are so many peers."""
     async with trio.open_nursery() as nursery:
@@ -74,7 +78,7 @@ async def _wait_until_due(
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(wait_for_peers)
-        announced = await _wait_for_more(manager, announced)
+        announced = await _wait_for_more(manager, access, announced)
         nursery.cancel_scope.cancel()
     return announced
 
@@ -89,12 +93,18 @@ async def _announce(dht: Kademlia, classes: frozenset[CapabilityClass]) -> bool:
     return False
 
 
-async def _wait_for_more(manager: ResourceManager, announced: frozenset[CapabilityClass]) -> frozenset[CapabilityClass]:
+def _reached(free: FreeResources, access: CurrentRules) -> frozenset[CapabilityClass]:
+    return frozenset(classes_reached(free)) if access.rules.is_public("free") else frozenset()
+
+
+async def _wait_for_more(
+    manager: ResourceManager, access: CurrentRules, announced: frozenset[CapabilityClass]
+) -> frozenset[CapabilityClass]:
     """Returns when a class is reached that is not announced; with those that were reached all the time."""
     kept = announced
     async with manager.watch() as changes:
         async for free in changes:
-            reached = frozenset(classes_reached(free))
+            reached = _reached(free, access)
             kept &= reached
             if reached - kept:
                 return kept
