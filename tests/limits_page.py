@@ -70,7 +70,7 @@ RATES = (
     "controls",
     "subscriptions",
     "empty_frames_per_second",
-    "new_streams_per_second",
+    "small_frames_per_second",
 )
 SECTIONS = (
     ("host", "The host", HostLimits),

@@ -46,10 +46,10 @@ class HostLimits:
     max_empty_frames: int = 2048
     # How many more of them each second allows; a connection that sends more is dropped.
     empty_frames_per_second: float = 100.0
-    # Streams that the peers at one address may open at once.
-    new_streams_burst: int = 1024
+    # Frames of less than 64 bytes from one address, at once; a new stream counts as 20.
+    small_frames_burst: int = 20_000
     # How many more each second allows; above that, the connections from that address are read more slowly.
-    new_streams_per_second: float = 400.0
+    small_frames_per_second: float = 8000.0
 
     # A frame that is not through within this time, out or in, ends its connection.
     frame_timeout: float = 20.0

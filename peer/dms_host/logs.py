@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 
 __all__ = ["RateLimiter", "log_limited", "route_library_logs"]
 
@@ -26,13 +27,16 @@ PER_SECOND = 1.0
 class RateLimiter:
     """A token bucket. Counts what it refuses, so that the next line in a log can say how many were left out."""
 
-    __slots__ = ("_burst", "_per_second", "_tokens", "_updated", "swallowed")
+    __slots__ = ("_burst", "_clock", "_per_second", "_tokens", "_updated", "swallowed")
 
-    def __init__(self, burst: float = BURST, per_second: float = PER_SECOND) -> None:
+    def __init__(
+        self, burst: float = BURST, per_second: float = PER_SECOND, clock: Callable[[], float] | None = None
+    ) -> None:
         self._burst = float(burst)
         self._per_second = per_second
+        self._clock = clock or time.monotonic
         self._tokens = float(burst)
-        self._updated = time.monotonic()
+        self._updated = self._clock()
         self.swallowed = 0
 
     def admit(self, cost: float = 1.0) -> bool:
@@ -51,14 +55,14 @@ class RateLimiter:
         return max(0.0, -self._tokens / self._per_second)
 
     def _refill(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._per_second)
         self._updated = now
 
     @property
     def rested(self) -> bool:
         """Whether as much is admitted now as at the beginning."""
-        return self._tokens + (time.monotonic() - self._updated) * self._per_second >= self._burst
+        return self._tokens + (self._clock() - self._updated) * self._per_second >= self._burst
 
 
 def log_limited(logger: logging.Logger, limiter: RateLimiter, level: int, message: str, *args: object) -> None:

@@ -5,7 +5,7 @@ ends a connection, and handling them leaves an honest peer one answer in 16 s.
 Measure: every frame that carries nothing is charged: first to an allowance of its connection, which data earns back,
 then to the account of its address, which all connections from there share. A connection that cannot pay is dropped, so
 opening another one buys an attacker a few dozen frames; new connections from such an address are taken slowly for a
-minute. Streams are not charged but paced: above a rate, the connections of an address are read more slowly.
+minute. Frames that do carry something are paced: above a rate, the connections of an address are read more slowly.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -23,8 +23,12 @@ __all__ = ["Accounts", "AddressAccount", "ConnectionAccount"]
 
 # Frames that one connection may send that carry nothing, before its address is charged.
 OWN_ALLOWANCE: Final = 64
-# Bytes of data that earn one such frame back. A header of multistream-select is longer, a message of ours much longer.
-BYTES_PER_FRAME: Final = 16
+# Bytes of data that earn one such frame back. The shortest request is longer; a frame that is shorter is charged.
+BYTES_PER_FRAME: Final = 8
+# Frames with less data than this are paced.
+SMALL_FRAME: Final = 64
+# A new stream costs a task and a negotiation: as much as so many small frames.
+STREAM_PACE: Final = 20
 # A new stream costs as much as so many frames; its negotiation and first request earn that back.
 STREAM_COST: Final = 4
 # Seconds for which an address is watched after one of its connections was dropped.
@@ -39,11 +43,13 @@ MAX_ADDRESSES: Final = 1024
 class AddressAccount:
     """What all connections of one address share."""
 
-    __slots__ = ("_probation", "_probation_ends", "frames", "streams")
+    __slots__ = ("_probation", "_probation_ends", "frames", "pace")
 
     def __init__(self, limits: HostLimits) -> None:
-        self.frames = RateLimiter(limits.max_empty_frames, limits.empty_frames_per_second)
-        self.streams = RateLimiter(limits.new_streams_burst, limits.new_streams_per_second)
+        # By the clock that waiting goes by.
+        now = trio.current_time
+        self.frames = RateLimiter(limits.max_empty_frames, limits.empty_frames_per_second, now)
+        self.pace = RateLimiter(limits.small_frames_burst, limits.small_frames_per_second, now)
         self._probation: RateLimiter | None = None
         self._probation_ends = 0.0
 
@@ -52,7 +58,7 @@ class AddressAccount:
         now = trio.current_time()
         news, self._probation_ends = now >= self._probation_ends, now + PROBATION
         if news:
-            self._probation = RateLimiter(PROBATION_BURST, PROBATION_RATE)
+            self._probation = RateLimiter(PROBATION_BURST, PROBATION_RATE, trio.current_time)
         return news
 
     def admits_connection(self) -> bool:

@@ -32,7 +32,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 from ..limits import STREAM_WINDOW, HostLimits
 from ..logs import RateLimiter, log_limited
 from ..tasks import shielded
-from .accounts import BYTES_PER_FRAME, STREAM_COST, AddressAccount, ConnectionAccount
+from .accounts import BYTES_PER_FRAME, SMALL_FRAME, STREAM_COST, STREAM_PACE, AddressAccount, ConnectionAccount
 from .frames import ACK, DATA, FIN, GO_AWAY, HEADER_SIZE, PING, RST, SYN, WINDOW_UPDATE, FrameReader, pack_frame
 from .stream import BoundedYamuxStream
 from .writer import MANY_REPLIES, MAX_REPLIES, FrameWriter
@@ -237,6 +237,12 @@ class BoundedYamux(IMuxedConn):
             self._work = 0
             await trio.lowlevel.checkpoint()
 
+    async def _pace(self, frames: int = 1) -> None:
+        """Wait where the connections of this address have sent small frames faster than they may."""
+        delay = self.account.address.pace.delay(frames)
+        if delay:
+            await trio.sleep(delay)
+
     def _charge(self, frames: int = 1) -> None:
         if self.account.charge(frames):
             return
@@ -296,6 +302,8 @@ class BoundedYamux(IMuxedConn):
         # Before a byte of it is read: a frame larger than any window is never valid.
         if size > STREAM_WINDOW:
             raise _ViolationError(f"a frame of {size} bytes")
+        if size < SMALL_FRAME:
+            await self._pace()
         data = await self._take_body(size)
         stream = await self._find_stream(flags, stream_id)
         if stream is None or stream.closed or stream.fin_received:
@@ -349,9 +357,7 @@ class BoundedYamux(IMuxedConn):
             # We have ended this stream and only the peer's end is missing: a new stream is worth more.
             self._reset_abandoned(min(abandoned, key=lambda stream: stream.abandoned_at or 0.0))
         self._charge(STREAM_COST)
-        delay = self.account.address.streams.delay()
-        if delay:
-            await trio.sleep(delay)
+        await self._pace(STREAM_PACE)
         stream = self._add_stream(stream_id, is_initiator=False)
         self._reply(pack_frame(WINDOW_UPDATE, ACK, stream_id, 0))
         await self._accepted.send(stream)
