@@ -153,7 +153,10 @@ def started_after_boot(process: int) -> float:
     if ticks is not None:
         return ticks / os.sysconf("SC_CLK_TCK")
     # Not Linux, or a process that is not ours to look at.
-    return float(psutil.Process(process).create_time() - psutil.boot_time())
+    try:
+        return float(psutil.Process(process).create_time() - psutil.boot_time())
+    except OSError as error:
+        raise ValueError(f"the start of process {process} cannot be read: {error.strerror}") from None
 
 
 def parse_start_ticks(text: str) -> int | None:
@@ -168,7 +171,18 @@ def _runs(process: tuple[int, float]) -> bool:
     try:
         return abs(started_after_boot(number) - started) < _START_TOLERANCE
     except (psutil.NoSuchProcess, ValueError, OverflowError):
-        return False
+        return _is_hidden(number)
     except psutil.Error:
         # Not allowed to look is not the same as gone.
         return True
+
+
+def _is_hidden(process: int) -> bool:
+    """Whether a process exists that /proc does not show to us (the mount option hidepid)."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return not (HOST.proc / str(process)).exists()

@@ -1,17 +1,21 @@
 """A machine described in a JSON file instead of measured, for demonstrations and tests.
 
-The fields are the DMS's; `cpu.cores`, `ram.size` and `disk.size` are needed, everything else may be left out. Sizes
-are bytes or text such as "4GiB". What `machine_document` makes of a measured machine can be read again.
+The fields are the DMS's. `cpu.cores`, `ram.size` and `disk.size` are required. Sizes are bytes or text such as "4GiB",
+clocks are any number of hertz, architectures have any of their names. `parse_machine` reads what `machine_document`
+writes, and the machine is the same.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import msgspec
 
+from ..architectures import architecture_name
 from ..components import CPU, GPU, RAM, Disk, GPUVendor, MachineResources, NetworkInfo
 from ..errors import AmountError, MachineFileError
 from ..private_files import write_private
@@ -23,6 +27,9 @@ _LARGEST_FILE: Final = 4 * 2**20
 _MOST_GPUS: Final = 4096
 _PARTS: Final[dict[str, type[msgspec.Struct]]] = {"cpu": CPU, "ram": RAM, "disk": Disk, "network": NetworkInfo}
 _NEEDED: Final = ("cpu", "ram", "disk")
+_CLOCKS: Final = frozenset({"clock_speed", "base_clock_speed"})
+# Below 2^63, the next floating-point number.
+_LARGEST_AMOUNT: Final = float(2**63 - 1024)
 # The fields that are bytes, and may therefore be written as "4GiB".
 _SIZES: Final = {
     "cpu": ("cache_size",),
@@ -33,10 +40,12 @@ _SIZES: Final = {
 
 
 def read_machine_file(path: Path) -> MachineResources:
-    """Reads a machine's description; the answer says that it is simulated.
+    """Reads a machine's description; the result says that it is simulated. The path `-` is standard input.
 
     Raises `MachineFileError`, which names the file, the field and what to do.
     """
+    if str(path) == "-":
+        return parse_machine(_read_standard_input(), "standard input")
     try:
         with open(path, "rb") as file:
             content = file.read(_LARGEST_FILE + 1)
@@ -48,6 +57,12 @@ def read_machine_file(path: Path) -> MachineResources:
     return parse_machine(content, str(path))
 
 
+@cache
+def _read_standard_input() -> bytes:
+    # It can be read once, and a command may need the machine twice.
+    return sys.stdin.buffer.read(_LARGEST_FILE + 1)
+
+
 def parse_machine(content: bytes, name: str) -> MachineResources:
     """Reads a machine's description from JSON; `name` is what errors call it. Raises `MachineFileError`."""
     return _Description(name).parse(content)
@@ -56,6 +71,9 @@ def parse_machine(content: bytes, name: str) -> MachineResources:
 def machine_document(machine: MachineResources) -> dict[str, Any]:
     """The JSON form of a machine, with the DMS's field names; sizes are integers."""
     document: dict[str, Any] = msgspec.to_builtins(machine, enc_hook=encode_value)
+    for written, gpu in zip(document["gpus"], machine.gpus, strict=True):
+        # Left out it would be the position in the list when it is read again.
+        written["index"] = gpu.index
     return document
 
 
@@ -66,7 +84,7 @@ def write_machine_file(path: Path, machine: MachineResources) -> None:
 
 
 class _Description:
-    """One description on its way to a machine; it remembers the file's name for the errors."""
+    """Parses one description; `name` stands for the file in errors."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -92,7 +110,7 @@ class _Description:
         try:
             document = msgspec.json.decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._fail(f"it is no JSON: {error}", "check it with a JSON editor")
+            self._fail(f"invalid JSON: {error}", "check it with a JSON editor")
         if not isinstance(document, dict):
             self._fail("it is not one JSON object", _EXAMPLE)
         return document
@@ -101,19 +119,29 @@ class _Description:
         known = [field.encode_name for field in msgspec.structs.fields(kind)]
         for name in value:
             if name not in known:
-                self._fail(f"{where}{name} is no field of a machine", f"use one of {', '.join(known)}")
+                self._fail(f"unknown field {where}{name}", f"use one of {', '.join(known)}")
 
     def _convert(self, value: Any, where: str, kind: type[msgspec.Struct]) -> Any:
         """One part of the machine as its type; sizes may be text."""
         if not isinstance(value, dict):
             self._fail(f"{where} is not an object", f"write {{...}} with the fields of {where.partition('[')[0]}")
         self._check_names(value, f"{where}.", kind)
-        value = {name: self._size(field, name, where) for name, field in value.items()}
+        value = {name: self._readable(field, name, where) for name, field in value.items()}
         try:
             return msgspec.convert(value, kind, dec_hook=decode_value)
         except msgspec.ValidationError as error:
             problem, _, inside = str(error).partition(" - at `$")
             self._fail(f"{where}{inside.rstrip('`')}: {problem}", _advice(problem))
+
+    def _readable(self, value: Any, name: str, where: str) -> Any:
+        """The value of a field with text for a size, a fraction for a clock, or another name of an architecture."""
+        if name in _CLOCKS and isinstance(value, float):
+            if not 0 <= value <= _LARGEST_AMOUNT:
+                self._fail(f"{where}.{name}: {value} is out of range", "write a number of hertz, such as 2400000000")
+            return round(value)
+        if name == "architecture" and isinstance(value, str):
+            return architecture_name(value)
+        return self._size(value, name, where)
 
     def _size(self, value: Any, name: str, where: str) -> Any:
         if not isinstance(value, str) or name not in _SIZES.get(where.partition("s[")[0], ()):

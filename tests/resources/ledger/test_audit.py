@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -208,3 +209,28 @@ async def test_it_audits_by_itself_and_logs_what_it_finds(
         assert "audit: oversold: millicores: 8000 promised, 4000 offered" in caplog.text
         assert manager.last_audit is not None
         assert "oversold" in codes(manager.last_audit[1])
+
+
+def test_a_process_that_proc_hides_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the mount option hidepid the processes of other users are not in /proc."""
+
+    def not_there(number: int) -> float:
+        raise psutil.NoSuchProcess(number)
+
+    def not_ours(number: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(audit_module, "started_after_boot", not_there)
+    assert not audit_module._runs((2**22 + 7, 1.0))
+    monkeypatch.setattr(os, "kill", not_ours)
+    assert audit_module._runs((2**22 + 7, 1.0))
+
+
+def test_a_start_that_cannot_be_read_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable() -> float:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(audit_module, "parse_start_ticks", lambda text: None)
+    monkeypatch.setattr(psutil, "boot_time", unreadable)
+    with pytest.raises(ValueError, match="cannot be read"):
+        audit_module.started_after_boot(psutil.Process().pid)

@@ -25,8 +25,11 @@ __all__ = [
     "read_cgroups",
 ]
 
-_CONTROLLERS = frozenset({"cpu", "cpuacct", "cpuset", "memory"})
+_CONTROLLERS = frozenset({"cpu", "cpuacct", "cpuset", "memory", "pids"})
 _HIERARCHICAL_LIMIT = re.compile(r"^hierarchical_memory_limit (\d+)$", re.MULTILINE | re.ASCII)
+# The limits that hold now: what is set and what every enclosing group leaves of it.
+_CPUS = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
+_NODES = ("cpuset.mems.effective", "cpuset.effective_mems", "cpuset.mems")
 # Version 1 writes "no limit" as the largest page-aligned number.
 _UNLIMITED = 2**62
 
@@ -39,7 +42,10 @@ class Membership(NamedTuple):
 
 
 class Cgroup(NamedTuple):
-    """One group and its own limits: CPU in millicores, allowed CPUs, memory in bytes; None where it sets none."""
+    """One group and its own limits: CPU in millicores, allowed CPUs, memory in bytes; None where it sets none.
+
+    `nodes` are the NUMA nodes from which it may have memory, `processes` is how many processes and threads it may have.
+    """
 
     name: str
     directory: Path
@@ -47,6 +53,8 @@ class Cgroup(NamedTuple):
     cpus: frozenset[int] | None = None
     memory: int | None = None
     memory_limit: str = ""
+    nodes: frozenset[int] | None = None
+    processes: int | None = None
 
 
 def describe_group(name: str) -> str:
@@ -134,9 +142,11 @@ def _read_group(name: str, directory: Path) -> Cgroup:
         name=name,
         directory=directory,
         cpu_quota=_read_cpu_quota(directory),
-        cpus=_read_cpus(directory),
+        cpus=_read_list(directory, _CPUS),
         memory=memory,
         memory_limit=memory_limit,
+        nodes=_read_list(directory, _NODES),
+        processes=parse_amount(read_text(directory / "pids.max")),
     )
 
 
@@ -157,18 +167,15 @@ def parse_cpu_quota(text: str) -> int | None:
     return max(1, quota * 1000 // period)
 
 
-def _read_cpus(directory: Path) -> frozenset[int] | None:
-    for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
-        cpus = parse_cpu_list(read_text(directory / name))
-        if cpus is not None:
-            return cpus
-    return None
+def _read_list(directory: Path, names: tuple[str, ...]) -> frozenset[int] | None:
+    found = (parse_cpu_list(read_text(directory / name)) for name in names)
+    return next((numbers for numbers in found if numbers is not None), None)
 
 
 def _read_memory_limit(directory: Path) -> tuple[int | None, str]:
-    """The lowest of a group's memory limits, and what it is called."""
+    """The lowest of a group's memory limits, and its name."""
     limits = {name: parse_amount(read_text(directory / name)) for name in _MEMORY_LIMITS}
-    # Version 1 tells the limits of groups that a container does not see.
+    # Version 1 also has the limits of groups that a container does not see.
     enclosing = _HIERARCHICAL_LIMIT.search(read_text(directory / "memory.stat") or "")
     limits["hierarchical_memory_limit"] = parse_amount(enclosing[1]) if enclosing else None
     known = [(size, name) for name, size in limits.items() if size is not None and size < _UNLIMITED]

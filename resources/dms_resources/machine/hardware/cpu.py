@@ -6,10 +6,11 @@ quota of every enclosing cgroup.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +22,20 @@ from ...units import Cores
 from .cgroups import Cgroup, describe_group
 from .mounts import Mount, read_mounts
 from .processors import describe_processor
-from .roots import Reading, Roots, bounded, largest, list_names, parse_amount, parse_cpu_list, read_text
+from .roots import Reading, Roots, bounded, list_names, parse_amount, parse_cpu_list, read_text
 
 __all__ = ["CPUFiles", "allowed_cpus", "are_renumbered", "parse_affinity", "parse_cpu", "read_cpu", "read_cpu_files"]
 
 _RENUMBERED = ("/proc/cpuinfo", "/proc/stat", "/sys/devices/system/cpu", "/sys/devices/system/cpu/online")
 _ALLOWED = re.compile(r"^Cpus_allowed_list:\s*(\S+)\s*$", re.MULTILINE)
+
+
+class PolicyFiles(NamedTuple):
+    """The texts of one clock domain: its CPUs, its highest and its guaranteed clock in kilohertz."""
+
+    cpus: str | None = None
+    highest: str | None = None
+    guaranteed: str | None = None
 
 
 class CPUFiles(NamedTuple):
@@ -43,8 +52,7 @@ class CPUFiles(NamedTuple):
     online: str | None = None
     status: str = ""
     siblings: tuple[str, ...] = ()
-    max_clocks: tuple[str | None, ...] = ()
-    base_clocks: tuple[str | None, ...] = ()
+    clocks: tuple[PolicyFiles, ...] = ()
     caches: tuple[tuple[str | None, str | None], ...] = ()
     renumbered: bool = False
     counted: int | None = None
@@ -70,15 +78,28 @@ def read_cpu_files(roots: Roots) -> CPUFiles:
         online=read_text(system / "online"),
         status=read_text(roots.proc / "self" / "status") or "",
         siblings=tuple(text for cpu in cpus if (text := _read_siblings(cpu)) is not None),
-        max_clocks=tuple(read_text(policy / "cpuinfo_max_freq") for policy in policies),
-        base_clocks=tuple(read_text(policy / "base_frequency") for policy in policies),
+        clocks=tuple(
+            PolicyFiles(
+                read_text(policy / "related_cpus") or read_text(policy / "affected_cpus"),
+                read_text(policy / "cpuinfo_max_freq"),
+                read_text(policy / "base_frequency"),
+            )
+            for policy in policies
+        ),
         caches=tuple(
             (read_text(caches / name / "level"), read_text(caches / name / "size")) for name in list_names(caches)
         ),
         renumbered=are_renumbered(read_mounts(roots)),
         counted=os.cpu_count() if roots.is_host else None,
-        counted_physical=psutil.cpu_count(logical=False) if roots.is_host else None,
+        counted_physical=_count_physical() if roots.is_host else None,
     )
+
+
+def _count_physical() -> int | None:
+    # psutil reads /proc/cpuinfo, which a service may not see (systemd's ProcSubset=pid).
+    with contextlib.suppress(OSError, psutil.Error, ValueError):
+        return psutil.cpu_count(logical=False)
+    return None
 
 
 def _read_siblings(cpu: Path) -> str | None:
@@ -92,8 +113,10 @@ def parse_cpu(files: CPUFiles, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
     present, online = _count_cpus(files, processors)
     cores, limits = _usable_cores(files, present, online, cgroups)
     processor = describe_processor(processors, files.architecture)
-    base_clock = bounded(largest(map(parse_amount, files.base_clocks)) * 1000) or processor.base_clock_speed
-    max_clock = bounded(largest(map(parse_amount, files.max_clocks)) * 1000) or processor.clock_speed
+    allowed, _ = allowed_cpus(online, parse_affinity(files.status), cgroups, files.renumbered)
+    domains = _usable_domains(files, allowed)
+    base_clock = _common_clock(domain.guaranteed for domain in domains) or processor.base_clock_speed
+    max_clock = _common_clock(domain.highest for domain in domains) or processor.clock_speed
     cpu = CPU(
         cores=cores,
         clock_speed=max(max_clock, base_clock),
@@ -105,7 +128,23 @@ def parse_cpu(files: CPUFiles, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
         cache_size=_last_level_cache(files.caches),
         physical_cores=_count_cores(files, processors),
     )
+    if cores.millicores and not files.online and not files.cpuinfo:
+        return Reading(cpu, limits, ("no file has the CPUs: their number is the operating system's own count",))
     return Reading(cpu, limits, () if present else ("the number of CPUs cannot be read: none is offered",))
+
+
+def _usable_domains(files: CPUFiles, allowed: frozenset[int]) -> tuple[PolicyFiles, ...]:
+    """The clock domains with a CPU that may be used; all of them where that cannot be known."""
+    cpus = [parse_cpu_list((domain.cpus or "").replace(" ", ",")) for domain in files.clocks]
+    if files.renumbered or None in cpus:
+        return files.clocks
+    return tuple(domain for domain, own in zip(files.clocks, cpus, strict=True) if own and own & allowed)
+
+
+def _common_clock(kilohertz: Iterable[str | None]) -> int:
+    """The clock in hertz that every CPU reaches: of performance and efficiency cores that of the slower ones."""
+    known = [clock for text in kilohertz if (clock := parse_amount(text))]
+    return bounded(min(known, default=0) * 1000)
 
 
 def _parse_cpuinfo(text: str) -> tuple[Mapping[str, str], ...]:

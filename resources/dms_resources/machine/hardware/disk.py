@@ -1,7 +1,7 @@
 """The disk space of the work directory's file system, and the device under it.
 
-What may be offered is the whole file system less the blocks reserved for its administrator, or the user's quota where
-that is less; nothing on a file system that is mounted read-only.
+The disk is the whole file system less the blocks reserved for its administrator, or a quota where that is less. On a
+file system that is mounted read-only it is nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import Final, NamedTuple
 from ...components import Disk
 from ...units import format_size
 from .mounts import Mount, find_mount, read_mounts
-from .quotas import user_quota
-from .roots import Reading, Roots, list_names, read_text
+from .quotas import Quota, read_quota
+from .roots import Reading, Roots, bounded, list_names, read_text
 
-__all__ = ["BlockDevice", "Space", "existing_directory", "parse_disk", "read_disk", "read_space"]
+__all__ = ["BlockDevice", "Space", "existing_directory", "is_in_memory", "parse_disk", "read_disk", "read_space"]
 
 _NETWORK: Final = re.compile(
     r"nfs[34]?|cifs|smb3?|smbfs|afs|ceph|lustre|glusterfs|beegfs|gpfs|ocfs2|gfs2|9p|virtiofs|vboxsf|drvfs"
     r"|fuse\.(sshfs|s3fs|gcsfuse|glusterfs|ceph|ceph-fuse|rclone|juicefs|davfs2?|vmhgfs-fuse)"
 )
-_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "rootfs"})
+_MEMORY_DEVICE: Final = re.compile(r"/dev/(zram|ram)[0-9]+")
 # By the part of the device's path that names its bus; the first that fits.
 _INTERFACES: Final = (
     ("/nvme", "NVMe"),
@@ -64,18 +65,43 @@ def read_disk(
     roots: Roots,
     *,
     space: Callable[[Path], Space] | None = None,
-    quota: Callable[[str], int | None] = user_quota,
+    quota: Callable[[Mount, Path, Roots], Quota | None] = read_quota,
 ) -> Reading[Disk]:
     """Reads the file system that `work_dir` is, or would be, on; never raises."""
     directory = existing_directory(work_dir)
-    mount = find_mount(read_mounts(roots), str(directory))
+    mounts = read_mounts(roots)
+    mount = find_mount(mounts, str(directory))
     try:
         found = (space or read_space)(directory)
     except OSError as error:
         return Reading(Disk(size=0), problems=(f"the disk of {directory} cannot be read: {error.strerror}",))
     device = read_block_device(roots, mount) if mount else BlockDevice()
-    quota_size = quota(mount.source) if mount and _has_quota(mount) else None
-    return parse_disk(found, mount, device, quota_size)
+    return parse_disk(found, mount, device, quota(mount, directory, roots) if mount else None)
+
+
+def is_in_memory(work_dir: Path, roots: Roots) -> bool:
+    """Whether the files of `work_dir` lie in main memory: a tmpfs, or a device or an overlay that lies on one."""
+    mounts = read_mounts(roots)
+    mount = find_mount(mounts, str(existing_directory(work_dir)))
+    # An overlay on a loop device on a tmpfs is as deep as live systems go.
+    for _ in range(4):
+        if mount is None:
+            return False
+        if mount.kind in _IN_MEMORY or _MEMORY_DEVICE.match(mount.source):
+            return True
+        below = _backing_path(mount, roots)
+        mount = find_mount(mounts, below) if below else None
+    return False
+
+
+def _backing_path(mount: Mount, roots: Roots) -> str | None:
+    """The path on which what is written to this mount is kept, where that is another file system's."""
+    if mount.kind == "overlay":
+        options = (option.partition("=") for option in mount.super_options)
+        return next((value for name, _, value in options if name == "upperdir"), None)
+    if mount.source.startswith("/dev/loop"):
+        return read_text(roots.sys / "block" / Path(mount.source).name / "loop" / "backing_file")
+    return None
 
 
 def existing_directory(work_dir: Path) -> Path:
@@ -92,10 +118,13 @@ def existing_directory(work_dir: Path) -> Path:
 def read_space(directory: Path) -> Space:
     """Asks the file system how large and how full it is. Raises `OSError`."""
     found = os.statvfs(directory)
+    # Some file systems in user space leave one of the two sizes, or all counts of files, at 0.
+    block = found.f_frsize or found.f_bsize
+    full = found.f_files > 0 and found.f_favail == 0
     return Space(
-        total=found.f_blocks * found.f_frsize,
-        free=found.f_bavail * found.f_frsize,
-        reserved=max(0, found.f_bfree - found.f_bavail) * found.f_frsize,
+        total=bounded(found.f_blocks * block),
+        free=0 if full else bounded(found.f_bavail * block),
+        reserved=bounded(max(0, found.f_bfree - found.f_bavail) * block),
         read_only=bool(found.f_flag & os.ST_RDONLY),
     )
 
@@ -134,21 +163,19 @@ def _whole_device(device: Path) -> Path:
     return device
 
 
-def parse_disk(space: Space, mount: Mount | None, device: BlockDevice, quota: int | None) -> Reading[Disk]:
+def parse_disk(space: Space, mount: Mount | None, device: BlockDevice, quota: Quota | None) -> Reading[Disk]:
     """Makes the disk of what was read."""
     limits = []
     size = max(0, space.total - space.reserved)
     total = format_size(space.total)
     if space.reserved:
         limits.append(f"{format_size(size)} of {total} disk: {format_size(space.reserved)} are reserved blocks")
-    if quota is not None and quota < size:
-        size = quota
-        limits.append(f"{format_size(size)} of {total} disk: quota of this user")
+    if quota is not None and quota.size < size:
+        size = quota.size
+        limits.append(f"{format_size(size)} of {total} disk: quota of {quota.owner}")
     if space.read_only or (mount is not None and mount.read_only):
         size = 0
         limits.append(f"0 B of {total} disk: the file system is read-only")
-    if mount is not None and mount.kind in _IN_MEMORY:
-        limits.append(f"{format_size(size)} of disk: the file system ({mount.kind}) takes its space from RAM")
     return Reading(_describe_device(size, mount, device), tuple(limits))
 
 
@@ -173,7 +200,3 @@ def _device_type(interface: str, rotational: str | None) -> str:
     if interface in _UNTOLD:
         return ""
     return {"0": "SSD", "1": "HDD"}.get(rotational or "", "")
-
-
-def _has_quota(mount: Mount) -> bool:
-    return any(re.fullmatch(r"(usr|u)?(j?quota)(=.*)?|uqnoenforce", option) for option in mount.super_options)

@@ -1,4 +1,4 @@
-"""How busy the machine is now: CPU time, memory and disk that somebody has, within what this process may use."""
+"""How busy the machine is now: CPU time, memory and disk in use, within what this process may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .cgroups import Cgroup, group_directories, read_cgroups
 from .cpu import allowed_cpus, are_renumbered, parse_affinity
 from .disk import existing_directory, read_space
-from .mounts import read_mounts
+from .mounts import is_lxcfs, read_mounts
 from .ram import parse_meminfo
 from .roots import Roots, parse_amount, read_text
 
@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 _STAT_LINE = re.compile(r"^cpu([0-9]{1,5}) ([0-9 ]+)$", re.MULTILINE)
+
+
+_ARC = {name: re.compile(rf"^{name} +[0-9]+ +([0-9]{{1,18}})$", re.MULTILINE) for name in ("size", "c_min")}
 
 
 class CgroupUsage(NamedTuple):
@@ -144,16 +147,28 @@ def quota_left(before: CPUTimes, after: CPUTimes, domain: Domain) -> int | None:
 
 
 def free_ram(roots: Roots, domain: Domain) -> int | None:
-    """The bytes of RAM that could be had now, on the machine and in every group; None where nothing tells."""
+    """The bytes of RAM that could be had now, on the machine and in every group; None where nothing shows it."""
     meminfo = parse_meminfo(read_text(roots.proc / "meminfo") or "")
     # Kernels before 3.14 have no estimate of their own.
     rough = sum(meminfo.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
-    left = [meminfo.get("MemAvailable", rough)] if meminfo else []
+    left = [meminfo.get("MemAvailable", rough) + _free_in_arc(roots)] if meminfo else []
+    if "CommitLimit" in meminfo and read_text(roots.proc / "sys" / "vm" / "overcommit_memory") == "2":
+        left.append(max(0, meminfo["CommitLimit"] - meminfo.get("Committed_AS", 0)))
     for group in domain.groups:
         used = _read_usage(domain.folders[group.name]).ram if group.memory is not None else None
         if group.memory is not None and used is not None:
             left.append(max(0, group.memory - used))
     return min(left, default=None)
+
+
+def _free_in_arc(roots: Roots) -> int:
+    """The bytes of ZFS's cache that it gives up when programs need memory. The kernel counts them as used."""
+    text = read_text(roots.proc / "spl" / "kstat" / "zfs" / "arcstats")
+    if text is None or is_lxcfs(read_mounts(roots), "/proc/meminfo"):
+        # The cache is the host's, and no part of the container's memory.
+        return 0
+    size, least = (_ARC[name].search(text) for name in ("size", "c_min"))
+    return max(0, int(size[1]) - int(least[1])) if size and least else 0
 
 
 def free_disk(work_dir: Path) -> int | None:

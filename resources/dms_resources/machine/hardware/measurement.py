@@ -7,15 +7,19 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...components import MachineResources
+from msgspec.structs import replace
+
+from ...components import RAM, Disk, MachineResources
+from ...units import format_size
 from .cgroups import read_cgroups
 from .cpu import read_cpu
-from .disk import read_disk
+from .disk import is_in_memory, read_disk
 from .gpu.devices import GPUReport
 from .gpu.inventory import Ask, read_gpus
 from .network import read_network
+from .process_limits import process_sentences, read_limits
 from .ram import read_ram
-from .roots import HOST, Roots
+from .roots import HOST, Reading, Roots
 
 __all__ = ["measure_machine", "read_machine"]
 
@@ -44,11 +48,12 @@ def measure_machine(
 
 
 def read_machine(work_dir: Path, roots: Roots, gpus: GPUReport) -> MachineResources:
-    """Reads everything but the GPUs, which are given; a matter of milliseconds. Never raises for what it finds."""
+    """Reads everything but the GPUs, which are given; takes milliseconds. Never raises for what it finds."""
     cgroups = read_cgroups(roots)
     cpu = read_cpu(roots, cgroups.value)
-    ram = read_ram(roots, cgroups.value)
-    disk = read_disk(work_dir, roots)
+    ram, disk = read_ram(roots, cgroups.value), read_disk(work_dir, roots)
+    if is_in_memory(work_dir, roots):
+        ram, disk = _divide(ram, disk)
     network = read_network(roots)
     parts = (cgroups, cpu, ram, disk, network, gpus)
     return MachineResources(
@@ -57,6 +62,19 @@ def read_machine(work_dir: Path, roots: Roots, gpus: GPUReport) -> MachineResour
         disk=disk.value,
         gpus=tuple(device.gpu for device in gpus.devices),
         network=network.value,
-        limits=tuple(limit for part in parts for limit in part.limits),
+        limits=tuple(limit for part in parts for limit in part.limits)
+        + process_sentences(cgroups.value, read_limits(roots)),
         problems=tuple(problem for part in parts for problem in part.problems),
+    )
+
+
+def _divide(ram: Reading[RAM], disk: Reading[Disk]) -> tuple[Reading[RAM], Reading[Disk]]:
+    """The two readings where the disk lies in main memory: each byte is offered as one of them, never as both."""
+    total = format_size(ram.value.size)
+    disk_size = min(disk.value.size, ram.value.size // 2)
+    ram_size = ram.value.size - disk_size
+    sentence = f"{format_size(ram_size)} of {total} RAM and {format_size(disk_size)} of disk: the disk is in memory"
+    return (
+        ram._replace(value=replace(ram.value, size=ram_size), limits=(*ram.limits, sentence)),
+        disk._replace(value=replace(disk.value, size=disk_size)),
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .roots import Roots, read_text
 
-__all__ = ["Mount", "find_mount", "parse_mounts", "read_mounts"]
+__all__ = ["Mount", "find_mount", "is_lxcfs", "parse_mounts", "read_mounts"]
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -68,3 +68,9 @@ def find_mount(mounts: tuple[Mount, ...], path: str) -> Mount | None:
         if inside and (found is None or len(mount.point) >= len(found.point)):
             found = mount
     return found
+
+
+def is_lxcfs(mounts: tuple[Mount, ...], path: str) -> bool:
+    """Whether lxcfs shows a container's own numbers in this file of `/proc` or `/sys`."""
+    found = find_mount(mounts, path)
+    return found is not None and found.kind == "fuse.lxcfs"

@@ -77,7 +77,8 @@ def _parse_interface(files: InterfaceFiles, addresses: tuple[str, ...]) -> Netwo
     speed = parse_amount(files.speed) or 0
     flags = parse_hex(files.flags) or 0
     return NetworkInterface(
-        name=files.name,
+        # A name of an interface may be any bytes, and JSON and CBOR take text only.
+        name=files.name.encode("utf-8", "replace").decode(),
         type=_interface_type(files),
         link_speed=speed * 10**6 if speed < _MOST_MEGABITS else 0,
         # Loopback and tunnels have no state, only flags.

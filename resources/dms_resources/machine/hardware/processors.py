@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 __all__ = ["Processor", "describe_processor"]
@@ -37,6 +37,15 @@ _ARM_MODELS: Final = {
     (0x41, 0xD0A): "Cortex-A75",
     (0x41, 0xD0B): "Cortex-A76",
     (0x41, 0xD0C): "Neoverse-N1",
+    (0x41, 0xD41): "Cortex-A78",
+    (0x41, 0xD44): "Cortex-X1",
+    (0x41, 0xD46): "Cortex-A510",
+    (0x41, 0xD47): "Cortex-A710",
+    (0x41, 0xD4D): "Cortex-A715",
+    (0x41, 0xD80): "Cortex-A520",
+    (0x41, 0xD81): "Cortex-A720",
+    (0x41, 0xD85): "Cortex-X925",
+    (0x41, 0xD87): "Cortex-A725",
     (0x41, 0xD40): "Neoverse-V1",
     (0x41, 0xD42): "Cortex-A78AE",
     (0x41, 0xD49): "Neoverse-N2",
@@ -63,7 +72,8 @@ def describe_processor(processors: tuple[Mapping[str, str], ...], architecture: 
     for block in processors:
         for key, value in block.items():
             fields.setdefault(key, value)
-    vendor, model = _vendor_and_model(fields)
+    parts = [part for block in processors if (part := _parse_number(block.get("CPU part"))) is not None]
+    vendor, model = _vendor_and_model(fields, list(dict.fromkeys(parts)))
     named = _IN_MODEL.search(model)
     return Processor(
         vendor=vendor,
@@ -74,11 +84,13 @@ def describe_processor(processors: tuple[Mapping[str, str], ...], architecture: 
     )
 
 
-def _vendor_and_model(fields: Mapping[str, str]) -> tuple[str, str]:
-    implementer, part = _parse_number(fields.get("CPU implementer")), _parse_number(fields.get("CPU part"))
+def _vendor_and_model(fields: Mapping[str, str], parts: Sequence[int]) -> tuple[str, str]:
+    implementer = _parse_number(fields.get("CPU implementer"))
     if implementer is not None:
         vendor = _ARM_VENDORS.get(implementer, "")
-        return vendor, _ARM_MODELS.get((implementer, part or 0), fields.get("model name", ""))
+        # A machine with cores of several kinds is not a machine of the first or the best of them.
+        models = [_ARM_MODELS.get((implementer, one), "") for one in parts] or [""]
+        return vendor, " + ".join(models) if all(models) else fields.get("model name", "")
     # x86, then RISC-V, POWER, s390 and LoongArch.
     vendor = next((fields[key] for key in ("vendor_id", "mvendorid") if key in fields), "")
     model = next((fields[key] for key in ("model name", "Model Name", "uarch", "cpu", "isa") if key in fields), "")

@@ -1,29 +1,49 @@
-"""Main memory: the least of the machine's and of every enclosing cgroup's limit. Swap is never counted."""
+"""Main memory: the least of what the machine has and of every limit on it. Swap is never counted.
+
+The limits are huge pages, broken pages, memory of GPUs that the kernel counts as main memory, the NUMA nodes that this
+process may use, every enclosing cgroup, strict overcommit, and the resource limits of this process.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
-
-import psutil
 
 from ...components import RAM
 from ...units import format_size
 from .cgroups import Cgroup, describe_group
-from .roots import Reading, Roots, bounded, list_names, read_text
+from .mounts import is_lxcfs, read_mounts
+from .process_limits import read_limits
+from .roots import Reading, Roots, bounded, list_names, parse_cpu_list, read_text
 
 __all__ = ["RAMFiles", "parse_meminfo", "parse_ram", "read_ram", "read_ram_files"]
 
 _LINE = re.compile(r"([A-Za-z_0-9()]+):\s+([0-9]{1,17})(?: (kB))?\s*")
+_NODE_TOTAL = re.compile(r"^Node [0-9]+ MemTotal:\s+([0-9]{1,17}) kB", re.MULTILINE)
+_GPU_NODE = re.compile(r"^Node:\s*([0-9]{1,5})\s*$", re.MULTILINE)
+_ALLOWED_NODES = re.compile(r"^Mems_allowed_list:\s*(\S+)\s*$", re.MULTILINE)
 _MEMORY_TYPE = re.compile(r"(?:LP)?DDR[2-9]X?")
 
 
 class RAMFiles(NamedTuple):
-    """The texts that describe main memory; `counted` is the operating system's own total, where no file tells."""
+    """The texts that describe main memory.
+
+    `counted` is the operating system's own total, for where no file has it. `nodes` are the `meminfo` of each NUMA
+    node, `gpu_nodes` the status files of GPUs whose memory is such a node, `limits` the resource limits of this
+    process. `of_container` says that lxcfs shows the container's total, with the host's numbers beside it.
+    """
 
     meminfo: str = ""
     module_type: str | None = None
     counted: int | None = None
+    overcommit: str | None = None
+    nodes: Mapping[int, str] = {}
+    gpu_nodes: tuple[str, ...] = ()
+    status: str = ""
+    limits: Mapping[str, int] = {}
+    of_container: bool = False
 
 
 def read_ram(roots: Roots, cgroups: tuple[Cgroup, ...]) -> Reading[RAM]:
@@ -34,15 +54,41 @@ def read_ram(roots: Roots, cgroups: tuple[Cgroup, ...]) -> Reading[RAM]:
 def read_ram_files(roots: Roots) -> RAMFiles:
     """Collects the texts that describe main memory."""
     meminfo = read_text(roots.proc / "meminfo") or ""
-    controllers = roots.sys / "devices" / "system" / "edac" / "mc"
+    system = roots.sys / "devices" / "system"
+    controllers = system / "edac" / "mc"
     modules = [
         controllers / controller / module / "dimm_mem_type"
         for controller in list_names(controllers)
         for module in list_names(controllers / controller)
         if module.startswith(("dimm", "rank"))
     ]
-    counted = psutil.virtual_memory().total if roots.is_host and not meminfo else None
-    return RAMFiles(meminfo, next(filter(None, map(read_text, modules)), None), counted)
+    gpus = roots.proc / "driver" / "nvidia" / "gpus"
+    return RAMFiles(
+        meminfo=meminfo,
+        module_type=next(filter(None, map(read_text, modules)), None),
+        counted=_count_bytes() if roots.is_host and not meminfo else None,
+        overcommit=read_text(roots.proc / "sys" / "vm" / "overcommit_memory"),
+        nodes=dict(_read_nodes(roots)),
+        gpu_nodes=tuple(filter(None, (read_text(gpus / name / "numa_status") for name in list_names(gpus)))),
+        status=read_text(roots.proc / "self" / "status") or "",
+        limits=read_limits(roots),
+        of_container=is_lxcfs(read_mounts(roots), "/proc/meminfo"),
+    )
+
+
+def _read_nodes(roots: Roots) -> Iterator[tuple[int, str]]:
+    folder = roots.sys / "devices" / "system" / "node"
+    for name in list_names(folder):
+        if re.fullmatch(r"node[0-9]{1,5}", name):
+            yield int(name[4:]), read_text(folder / name / "meminfo") or ""
+
+
+def _count_bytes() -> int | None:
+    # A system call that needs no /proc, which a service may not see (systemd's ProcSubset=pid).
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
@@ -52,23 +98,71 @@ def parse_meminfo(text: str) -> dict[str, int]:
 
 
 def parse_ram(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Reading[RAM]:
-    """Makes the main memory of what was read: without huge pages, and no more than any cgroup allows."""
+    """Makes the main memory of what was read: no more than every limit allows."""
     meminfo = parse_meminfo(files.meminfo)
     total = meminfo.get("MemTotal") or files.counted
     if not total:
         return Reading(RAM(size=0), problems=("the size of main memory cannot be read: none is offered",))
-    limits = []
-    # Huge pages are set aside: a job that does not ask for them cannot have them.
-    huge = min(total, meminfo.get("Hugetlb") or meminfo.get("HugePages_Total", 0) * meminfo.get("Hugepagesize", 0))
-    size = total - huge
-    if huge:
-        limits.append(
-            f"{format_size(size)} of {format_size(total)} RAM: {format_size(huge)} are set aside as huge pages"
-        )
-    group = min((g for g in cgroups if g.memory is not None), key=lambda g: g.memory or 0, default=None)
-    if group is not None and group.memory is not None and group.memory < size:
-        size = group.memory
-        name = f"cgroup limit ({group.memory_limit}) of {describe_group(group.name)}"
-        limits.append(f"{format_size(size)} of {format_size(total)} RAM: {name}")
+    problems = () if meminfo.get("MemTotal") else ("/proc/meminfo cannot be read: huge pages and free RAM are unknown",)
+    size, limits = _without_reserved(files, meminfo, total)
+    bound, reason = min(_bounds(files, meminfo, cgroups), key=lambda limit: limit[0], default=(size, ""))
+    if bound < size:
+        size = bound
+        limits.append(f"{format_size(size)} of {format_size(total)} RAM: {reason}")
     kind = _MEMORY_TYPE.search(files.module_type or "")
-    return Reading(RAM(size=size, type=kind[0] if kind else ""), tuple(limits))
+    return Reading(RAM(size=size, type=kind[0] if kind else ""), tuple(limits), problems)
+
+
+def _without_reserved(files: RAMFiles, meminfo: Mapping[str, int], total: int) -> tuple[int, list[str]]:
+    """The bytes that are left of `total`, and sentences on what is not main memory for a job."""
+    if files.of_container:
+        # The total is the container's. The host's huge pages and nodes are no part of it.
+        return total, []
+    huge = meminfo.get("Hugetlb") or meminfo.get("HugePages_Total", 0) * meminfo.get("Hugepagesize", 0)
+    size, limits = total, list[str]()
+    for amount, reason in (
+        (huge, "are set aside as huge pages"),
+        (sum(_node_size(files, node) or 0 for node in _gpu_nodes(files)), "are the memory of GPUs"),
+        (meminfo.get("HardwareCorrupted", 0), "are broken"),
+    ):
+        taken = min(size, amount)
+        size -= taken
+        if taken:
+            limits.append(f"{format_size(size)} of {format_size(total)} RAM: {format_size(taken)} {reason}")
+    return size, limits
+
+
+def _gpu_nodes(files: RAMFiles) -> frozenset[int]:
+    return frozenset(int(match[1]) for text in files.gpu_nodes for match in _GPU_NODE.finditer(text))
+
+
+def _node_size(files: RAMFiles, node: int) -> int | None:
+    found = _NODE_TOTAL.search(files.nodes.get(node, ""))
+    return bounded(int(found[1]) * 1024) if found else None
+
+
+def _bounds(files: RAMFiles, meminfo: Mapping[str, int], cgroups: tuple[Cgroup, ...]) -> Iterator[tuple[int, str]]:
+    """Every limit on the memory of this process and its jobs, in bytes, with its name."""
+    for group in cgroups:
+        if group.memory is not None:
+            yield group.memory, f"cgroup limit ({group.memory_limit}) of {describe_group(group.name)}"
+    yield from _node_bounds(files, cgroups)
+    if files.overcommit == "2" and "CommitLimit" in meminfo:
+        # Strict accounting refuses memory beyond this, whatever is free. It counts swap as well.
+        yield max(0, meminfo["CommitLimit"] - meminfo.get("SwapTotal", 0)), "CommitLimit (vm.overcommit_memory is 2)"
+    for name, short in (("Max address space", "RLIMIT_AS"), ("Max data size", "RLIMIT_DATA")):
+        if name in files.limits:
+            yield files.limits[name], f"limit of this process ({short})"
+
+
+def _node_bounds(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Iterator[tuple[int, str]]:
+    found = _ALLOWED_NODES.search(files.status)
+    allowed = [(group.nodes, f"cpuset of {describe_group(group.name)}") for group in cgroups]
+    allowed.append((parse_cpu_list(found[1]) if found else None, "memory policy of this process"))
+    sizes = {node: _node_size(files, node) for node in files.nodes.keys() - _gpu_nodes(files)}
+    known = {node: size for node, size in sizes.items() if size is not None}
+    for nodes, name in allowed:
+        # Only where every node has a size is a part of them a bound.
+        if nodes is not None and known and len(known) == len(sizes) and not nodes >= known.keys():
+            shown = nodes & known.keys()
+            yield sum(known[node] for node in shown), f"{name}: {len(shown)} of {len(known)} NUMA nodes"

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dms_resources.machine.hardware import HOST, Roots
+from dms_resources.machine.hardware import HOST, Roots, measure_machine
 from dms_resources.machine.hardware.disk import (
     BlockDevice,
     Space,
     existing_directory,
+    is_in_memory,
     parse_disk,
     read_disk,
     read_space,
 )
 from dms_resources.machine.hardware.mounts import Mount, parse_mounts
-from dms_resources.machine.hardware.quotas import user_quota
+from dms_resources.machine.hardware.quotas import Quota, read_quota, subvolume_quota
 from dms_resources.units import GIB
 
 Build = Callable[[str], Roots]
@@ -39,11 +43,10 @@ def test_reserved_blocks_are_not_offered() -> None:
 
 
 def test_a_quota_below_the_file_system_counts() -> None:
-    assert parse_disk(_SPACE, _mount(), BlockDevice(), 10 * GIB).value.size == 10 * GIB
-    assert (
-        parse_disk(_SPACE, _mount(), BlockDevice(), 10 * GIB).limits[-1] == "10 GiB of 100 GiB disk: quota of this user"
-    )
-    assert parse_disk(_SPACE, _mount(), BlockDevice(), 200 * GIB).value.size == 95 * GIB
+    reading = parse_disk(_SPACE, _mount(), BlockDevice(), Quota(10 * GIB, "this user"))
+    assert reading.value.size == 10 * GIB
+    assert reading.limits[-1] == "10 GiB of 100 GiB disk: quota of this user"
+    assert parse_disk(_SPACE, _mount(), BlockDevice(), Quota(200 * GIB, "this user")).value.size == 95 * GIB
 
 
 @pytest.mark.parametrize(
@@ -71,11 +74,6 @@ def test_local_file_systems_are_not_taken_for_network_ones(kind: str) -> None:
     assert parse_disk(_SPACE, _mount(kind), BlockDevice(), None).value.type != "network"
 
 
-def test_a_file_system_in_memory_is_said_to_be_one() -> None:
-    limits = parse_disk(_SPACE, _mount("tmpfs"), BlockDevice(), None).limits
-    assert "95 GiB of disk: the file system (tmpfs) takes its space from RAM" in limits
-
-
 @pytest.mark.parametrize(
     ("path", "rotational", "kind", "interface"),
     [
@@ -99,21 +97,17 @@ def test_libatas_name_is_no_vendor() -> None:
     assert parse_disk(_SPACE, _mount(), BlockDevice(vendor="SAMSUNG"), None).value.vendor == "SAMSUNG"
 
 
-def test_a_quota_is_only_asked_for_where_the_file_system_has_one(build_machine: Build) -> None:
-    asked: list[str] = []
+def test_the_quota_is_that_of_the_folders_mount(build_machine: Build) -> None:
+    asked: list[tuple[str, Path]] = []
 
-    def quota(source: str) -> int | None:
-        asked.append(source)
-        return GIB
+    def quota(mount: Mount, directory: Path, roots: Roots) -> Quota | None:
+        asked.append((mount.source, directory))
+        return Quota(GIB, "project 7")
 
-    def space(_: Path) -> Space:
-        return _SPACE
-
-    roots = build_machine("systemd_slice")
-    assert read_disk(Path("/"), roots, space=space, quota=quota).value.size == GIB
-    assert asked == ["/dev/sda2"]
-    (roots.proc / "self" / "mountinfo").write_text("27 1 8:2 / / rw - ext4 /dev/sda2 rw,noquota\n")
-    assert read_disk(Path("/"), roots, space=space, quota=quota).value.size == 95 * GIB
+    reading = read_disk(Path("/"), build_machine("systemd_slice"), space=lambda _: _SPACE, quota=quota)
+    assert reading.value.size == GIB
+    assert reading.limits[-1] == "1 GiB of 100 GiB disk: quota of project 7"
+    assert asked == [("/dev/sda2", Path("/"))]
 
 
 def test_a_file_system_that_does_not_answer_is_a_problem(tmp_path: Path) -> None:
@@ -135,25 +129,29 @@ def test_space_of_a_real_file_system_adds_up(tmp_path: Path) -> None:
     assert 0 < space.free + space.reserved <= space.total
 
 
-def test_the_quota_of_a_device_without_one_is_unknown() -> None:
-    assert user_quota("tmpfs") is None
-    assert user_quota("/dev/null") is None
-    assert user_quota("/dev/\0") is None
-    assert user_quota(os.devnull + "-not-there") is None
+def _on(source: str, kind: str = "ext4", options: str = "rw") -> Mount:
+    return Mount("8:2", "/", "/", frozenset(), kind, source, frozenset(options.split(",")))
+
+
+@pytest.mark.parametrize("source", ["tmpfs", "/dev/null", "/dev/\0", "/dev/null-not-there"])
+def test_the_quota_of_a_device_without_one_is_unknown(source: str, tmp_path: Path) -> None:
+    assert read_quota(_on(source), tmp_path, HOST) is None
+    assert read_quota(_on(source), tmp_path / "not-there", HOST) is None
 
 
 class _Library:
-    """A C library whose quotactl(2) answers as it is told."""
+    """A C library whose quotactl(2) answers as it is told, for quotas of one kind."""
 
-    def __init__(self, hard: int, soft: int, valid: int = 1, result: int = 0) -> None:
+    def __init__(self, hard: int, soft: int, valid: int = 1, result: int = 0, kind: int = 0) -> None:
         self.answer = (hard, soft, valid, result)
-        self.asked: list[tuple[int, bytes]] = []
+        self.kind = kind
+        self.asked: list[tuple[int, bytes, int]] = []
 
-    def quotactl(self, command: ctypes.c_int, device: bytes, user: int, found: Any) -> int:
-        self.asked.append((command.value & 0xFFFFFFFF, device))
+    def quotactl(self, command: ctypes.c_int, device: bytes, number: int, found: Any) -> int:
+        self.asked.append((command.value & 0xFFFFFFFF, device, number))
         hard, soft, valid, result = self.answer
         found._obj.hard_limit, found._obj.soft_limit, found._obj.valid = hard, soft, valid
-        return result
+        return result if command.value & 0xFF == self.kind else -1
 
 
 @pytest.mark.parametrize(
@@ -167,9 +165,104 @@ class _Library:
     ],
 )
 def test_the_lower_of_a_users_limits_counts(
-    monkeypatch: pytest.MonkeyPatch, library: _Library, size: int | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: _Library, size: int | None
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
-    assert user_quota("/dev/sda2") == size
-    # QCMD(Q_GETQUOTA, USRQUOTA)
-    assert library.asked == [(0x80000700, b"/dev/sda2")]
+    assert read_quota(_on("/dev/sda2"), tmp_path, HOST) == (None if size is None else Quota(size, "this user"))
+    # QCMD(Q_GETQUOTA, USRQUOTA), then GRPQUOTA
+    assert library.asked[:2] == [
+        (0x80000700, b"/dev/sda2", os.getuid()),
+        (0x80000701, b"/dev/sda2", os.stat(tmp_path).st_gid if os.stat(tmp_path).st_mode & 0o2000 else os.getegid()),
+    ]
+
+
+def test_the_quota_of_the_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: _Library(hard=4, soft=0, kind=1))
+    assert read_quota(_on("/dev/sda2"), tmp_path, HOST) == Quota(4096, "this group")
+
+
+def test_the_quota_of_the_project_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = _Library(hard=4, soft=0, kind=2)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+    monkeypatch.setattr(fcntl, "ioctl", lambda file, request, argument: struct.pack("=IIIII8x", 0, 0, 0, 17, 0))
+    assert read_quota(_on("/dev/sda2"), tmp_path, HOST) == Quota(4096, "project 17")
+    assert library.asked[-1] == (0x80000702, b"/dev/sda2", 17)
+
+
+_BTRFS = "/sys/fs/btrfs/6f0b3c2e-1111-2222-3333-444455556666"
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"qgroups/0_257/max_referenced": 209715200}, Quota(209715200, "the btrfs subvolume")),
+        ({"qgroups/0_257/max_referenced": 0, "qgroups/0_257/max_exclusive": 4096}, Quota(4096, "the btrfs subvolume")),
+        ({"qgroups/0_257/max_referenced": 0, "qgroups/0_257/max_exclusive": 0}, None),
+        ({"qgroups/0_5/max_referenced": 1}, None),
+        ({"qgroups/0_257/max_referenced": "x"}, None),
+        ({"label": ""}, None),
+    ],
+)
+def test_a_quota_group_of_btrfs_limits_its_subvolume(
+    build_machine: Build, files: dict[str, object], quota: Quota | None
+) -> None:
+    text = "".join(f"== {_BTRFS}/{name}\n{value}\n" for name, value in files.items())
+    roots = build_machine(text + f"== {_BTRFS}/devices/sdb1/size\n1\n")
+    mount = _on("/dev/sdb1", "btrfs", "rw,subvolid=257,subvol=/c1")
+    assert subvolume_quota(mount, Path("/"), roots) == quota
+    assert subvolume_quota(_on("/dev/sdc1", "btrfs", "rw,subvolid=257"), Path("/"), roots) is None
+    assert read_quota(mount, Path("/"), roots) == quota
+
+
+@pytest.mark.parametrize(
+    ("mounts", "files", "in_memory"),
+    [
+        ("24 1 8:1 / / rw - ext4 /dev/sda1 rw", "", False),
+        ("24 1 0:5 / / rw - tmpfs tmpfs rw", "", True),
+        ("24 1 0:5 / / rw - rootfs rootfs rw", "", True),
+        ("24 1 252:0 / / rw - ext4 /dev/zram0 rw", "", True),
+        ("24 1 1:0 / / rw - ext2 /dev/ram0 rw", "", True),
+        ("24 1 0:5 / / rw - overlay overlay rw,lowerdir=/l,upperdir=/run/u,workdir=/run/w\n"
+         "25 24 0:6 / /run rw - tmpfs tmpfs rw", "", True),
+        ("24 1 0:5 / / rw - overlay overlay rw,lowerdir=/l,upperdir=/var/u\n25 24 8:1 / /var rw - ext4 /dev/sda1 rw",
+         "", False),
+        ("24 1 7:0 / / rw - ext4 /dev/loop0 rw\n25 24 0:6 / /run rw - tmpfs tmpfs rw",
+         "== /sys/block/loop0/loop/backing_file\n/run/disk.img\n", True),
+        ("24 1 7:0 / / rw - ext4 /dev/loop0 rw\n25 24 8:1 / /data rw - ext4 /dev/sda1 rw",
+         "== /sys/block/loop0/loop/backing_file\n/data/disk.img\n", False),
+        # A loop that is never resolved.
+        ("24 1 7:0 / / rw - ext4 /dev/loop0 rw", "== /sys/block/loop0/loop/backing_file\n/disk.img\n", False),
+        ("", "", False),
+    ],
+)  # fmt: skip
+def test_a_disk_in_memory_and_the_memory_are_one_pool(
+    build_machine: Build, mounts: str, files: str, in_memory: bool
+) -> None:
+    roots = build_machine(f"== /proc/meminfo\nMemTotal: 8388608 kB\n== /proc/self/mountinfo\n{mounts}\n{files}")
+    assert is_in_memory(Path("/"), roots) is in_memory
+    machine = measure_machine(Path("/"), roots, environment={})
+    if in_memory:
+        assert machine.ram.size + machine.disk.size <= 8 * GIB
+        assert machine.disk.size > 0
+        assert machine.limits[0].endswith("of disk: the disk is in memory")
+    else:
+        assert machine.ram.size == 8 * GIB
+
+
+@pytest.mark.parametrize(
+    ("answer", "total", "free"),
+    [
+        ({"f_frsize": 0, "f_bsize": 4096}, 4096000, 4096000),
+        ({"f_frsize": 2**24, "f_blocks": 2**44, "f_bavail": 2**44, "f_bfree": 2**44}, 2**63 - 1, 2**63 - 1),
+        # A file system without free files takes no new one.
+        ({"f_files": 10, "f_favail": 0}, 4096000, 0),
+        ({"f_files": 0, "f_favail": 0}, 4096000, 4096000),
+    ],
+)
+def test_odd_answers_of_a_file_system(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, int], total: int, free: int
+) -> None:
+    plain = {"f_bsize": 4096, "f_frsize": 4096, "f_blocks": 1000, "f_bfree": 1000, "f_bavail": 1000}
+    found = SimpleNamespace(**{**plain, "f_files": 9, "f_favail": 9, "f_flag": 0, **answer})
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    assert read_space(Path("/"))[:2] == (total, free)
