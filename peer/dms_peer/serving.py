@@ -15,7 +15,7 @@ from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding.service import BidTerms, CurrentTerms, bid_operations
 from dms_protocols.bidding.versions import BID_VERSIONS
 from dms_protocols.errors import BusyError
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, RESOURCES_PROTOCOL, versions_of
 from dms_protocols.queries import resource_operations
 from dms_protocols.rpc.access import Access, AccessRules, CurrentRules
 from dms_protocols.rpc.counts import ServiceCounts
@@ -139,7 +139,10 @@ def peer_operations(
     return {
         RESOURCES_PROTOCOL: resource_operations(manager),
         **bids,
-        ALLOCATION_PROTOCOL: allocation_operations(
-            manager, identity.peer_id, EnvelopeChecker(), shares=shares, tokens=tokens
-        ),
+        **{
+            protocol: allocation_operations(
+                manager, identity.peer_id, EnvelopeChecker(), shares=shares, tokens=tokens, protocol=protocol
+            )
+            for protocol in versions_of(ALLOCATION_PROTOCOL)
+        },
     }

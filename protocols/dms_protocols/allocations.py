@@ -1,27 +1,32 @@
-"""Answers `/dms/allocation/1.0.0`: takes bids and keeps the leases that come of them.
+"""Answers `/dms/allocation/1.1.0` and 1.0.0: commits bids, and keeps the leases that come of them.
 
 Rules:
 
-1. A bid is taken by the peer it was made for, at the peer that made it, while it is valid. Each of these that is not so
-   has its own code. One that is valid for longer than any bid was made when the clock was ahead: it has expired.
-2. Several bids are taken together or not at all.
+1. A bid is committed by the peer it was made for, at the peer that made it, while it is valid. Each of these has its
+   own code. A bid that is valid for longer than any bid was made when the clock was ahead: it has expired.
+2. Several bids are committed together or not at all.
 3. The devices that a bid names are tried first, then others of the same vendor and model.
-4. A bid that was taken is answered with its lease, however late it comes again.
+4. A bid that was committed is answered with its lease, however late it comes again.
 5. A lease is seen and changed by its holder alone.
 6. A lease is charged to every grant of the token that its commitment needed, and keeps within its holder's share. When
    one of these grants is revoked, the lease is neither renewed nor allocated any more; it can be released.
+7. The two versions differ in allocations. In 1.1.0 an allocation has the owner's keep-alive, which `renew` starts
+   anew, and the owner's evictions have a code of their own. A client of 1.0.0 cannot renew an allocation: it lasts for
+   the owner's longest time, or for a day where the owner sets a keep-alive alone, and an eviction is told as `ended`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from msgspec.structs import replace
 
 from dms_resources.demands import Demand, GPUDemand
-from dms_resources.ledger.leases import Lease, LeaseRequest, ResourceAllocation
-from dms_resources.manager import ResourceManager
+from dms_resources.errors import EndedError, EvictedError, NotCommittedError
+from dms_resources.ledger.leases import Lease, LeaseRequest, LeaseState, ResourceAllocation
+from dms_resources.manager import AllocationTerms, ResourceManager
 from dms_resources.refusals import InsufficientError
 
 from .bidding.signing import EnvelopeOpener, open_bid
@@ -39,6 +44,7 @@ from .messages.allocation import (
 )
 from .messages.bid import MAX_PORTS, Bid, count_ports
 from .outstanding import OutstandingShares
+from .protocol_ids import ALLOCATION_PROTOCOL, ALLOCATION_PROTOCOL_1_1
 from .rpc.limits import Shares
 from .rpc.operations import Caller, Operations
 from .tokens.checks import TokenChecker
@@ -57,13 +63,16 @@ def allocation_operations(
     clock: Callable[[], float] = time.time,
     shares: Shares | None = None,
     tokens: TokenChecker | None = None,
+    protocol: str = ALLOCATION_PROTOCOL_1_1,
 ) -> Operations:
-    """The operations that take from this manager what `peer_id` bid; `clock` tells the Unix time in seconds.
+    """The operations on leases of this manager, for bids of `peer_id`, in one version of the protocol.
 
-    `shares` bound what callers may have outstanding, `tokens` knows which grants were revoked.
+    `clock` returns the Unix time in seconds, `shares` bound what callers may have outstanding, `tokens` knows which
+    grants were revoked.
     """
     outstanding = OutstandingShares(manager, shares or Shares())
-    allocations = _Allocations(manager, peer_id, opener, clock, outstanding, tokens)
+    kind = _FirstAllocations if protocol == ALLOCATION_PROTOCOL else _Allocations
+    allocations = kind(manager, peer_id, opener, clock, outstanding, tokens)
     operations = Operations()
     operations.slow(CommitRequest, allocations.commit)
     operations.slow(RenewRequest, allocations.renew)
@@ -100,7 +109,8 @@ class _Allocations:
         return CommitAnswer(leases=tuple(leases))
 
     async def renew(self, request: RenewRequest, caller: Caller) -> LeaseAnswer:
-        self._outstanding.check_ttl(request.ttl, caller)
+        if not self._manager.is_allocated(request.lease_id):
+            self._outstanding.check_ttl(request.ttl, caller)
         self._check_grants(request.lease_id, caller)
         lease = await self._manager.renew(request.lease_id, ttl=request.ttl, holder=caller.peer_id, fence=request.fence)
         return LeaseAnswer(lease=lease)
@@ -108,7 +118,8 @@ class _Allocations:
     async def allocate(self, request: AllocateRequest, caller: Caller) -> LeaseAnswer:
         self._check_grants(request.lease_id, caller)
         allocation = ResourceAllocation(lease_id=request.lease_id, holder=caller.peer_id, fence=request.fence)
-        return LeaseAnswer(lease=await self._manager.allocate_resources(allocation))
+        lease = await self._manager.allocate_resources(allocation, terms=self._terms())
+        return LeaseAnswer(lease=lease)
 
     async def release(self, request: ReleaseRequest, caller: Caller) -> ReleaseAnswer:
         ended = await self._manager.release(request.lease_id, holder=caller.peer_id, fence=request.fence)
@@ -117,7 +128,11 @@ class _Allocations:
     def own_leases(self, request: ListRequest, caller: Caller) -> ListAnswer:
         leases = [lease for lease in self._manager.leases(caller.peer_id) if lease.lease_id > request.after]
         leases.sort(key=lambda lease: lease.lease_id)
-        return ListAnswer(leases=tuple(leases[: request.limit]), more=len(leases) > request.limit)
+        evicted = () if request.after else self._manager.evicted(caller.peer_id)
+        return ListAnswer(leases=tuple(leases[: request.limit]), more=len(leases) > request.limit, evicted=evicted)
+
+    def _terms(self) -> AllocationTerms:
+        return self._manager.allocation_terms
 
     def _check_grants(self, lease_id: str, caller: Caller) -> None:
         lease = self._manager.lease(lease_id)
@@ -167,6 +182,43 @@ class _Allocations:
             until=caller.grants.expires if caller.grants else None,
             share=self._outstanding.of(caller),
         )
+
+
+class _FirstAllocations(_Allocations):
+    """What 1.0.0 says: an allocation cannot be renewed, and `evicted` is not known."""
+
+    async def commit(self, request: CommitRequest, caller: Caller) -> CommitAnswer:
+        with _evicted_as_ended():
+            return await super().commit(request, caller)
+
+    async def renew(self, request: RenewRequest, caller: Caller) -> LeaseAnswer:
+        lease = self._manager.lease(request.lease_id)
+        if lease is not None and lease.holder == caller.peer_id and lease.state is LeaseState.ALLOCATED:
+            raise NotCommittedError(f"{lease.lease_id} is allocated, not committed", lease_id=lease.lease_id)
+        with _evicted_as_ended():
+            return await super().renew(request, caller)
+
+    async def allocate(self, request: AllocateRequest, caller: Caller) -> LeaseAnswer:
+        with _evicted_as_ended():
+            return await super().allocate(request, caller)
+
+    async def release(self, request: ReleaseRequest, caller: Caller) -> ReleaseAnswer:
+        with _evicted_as_ended():
+            return await super().release(request, caller)
+
+    def own_leases(self, request: ListRequest, caller: Caller) -> ListAnswer:
+        return replace(super().own_leases(request, caller), evicted=())
+
+    def _terms(self) -> AllocationTerms:
+        return self._manager.allocation_terms.without_renewal()
+
+
+@contextmanager
+def _evicted_as_ended() -> Iterator[None]:
+    try:
+        yield
+    except EvictedError as error:
+        raise EndedError(error.message, lease_id=error.lease_id) from error
 
 
 def _named_devices(bid: Bid) -> Demand:

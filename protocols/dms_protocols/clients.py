@@ -123,7 +123,7 @@ class BidClient:
 
 
 class AllocationClient:
-    """Asks `/dms/allocation/1.0.0`."""
+    """Asks `/dms/allocation`, in the version that both sides know."""
 
     def __init__(self, client: Client, *, timeout: float = _TIMEOUT, token: bytes | None = None) -> None:
         self._client = client
@@ -136,22 +136,25 @@ class AllocationClient:
         return (await self._client.call(request, CommitAnswer, timeout=self._timeout, token=self._token)).leases
 
     async def renew(self, lease_id: str, *, ttl: float, fence: int | None = None) -> Lease:
-        """Move the deadline of a commitment to `ttl` seconds from now."""
+        """Moves the deadline of a commitment to `ttl` seconds from now; starts the keep-alive of an allocation anew.
+
+        A provider of `/dms/allocation/1.0.0` alone refuses to renew an allocation with `not_committed`.
+        """
         request = RenewRequest(lease_id=lease_id, ttl=ttl, fence=fence)
         return (await self._client.call(request, LeaseAnswer, timeout=self._timeout, token=self._token)).lease
 
     async def allocate(self, lease_id: str, *, fence: int | None = None) -> Lease:
-        """Turn a commitment into an allocation."""
+        """Turns a commitment into an allocation. Renew it within the `ttl` of the answered lease, if that is not 0."""
         request = AllocateRequest(lease_id=lease_id, fence=fence)
         return (await self._client.call(request, LeaseAnswer, timeout=self._timeout, token=self._token)).lease
 
     async def release(self, lease_id: str, *, fence: int | None = None) -> EndedLease:
-        """Give a lease back, whatever its state."""
+        """Releases a lease of any state."""
         request = ReleaseRequest(lease_id=lease_id, fence=fence)
         return (await self._client.call(request, ReleaseAnswer, timeout=self._timeout, token=self._token)).lease
 
     async def list(self, *, after: str = "", limit: int = 100) -> ListAnswer:
-        """This requester's leases, ordered by id."""
+        """This requester's leases, ordered by id; with the first page those that the owner evicted."""
         return await self._client.call(
             ListRequest(after=after, limit=limit), ListAnswer, timeout=self._timeout, token=self._token
         )

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 __all__ = [
     "ALLOCATION_PROTOCOL",
+    "ALLOCATION_PROTOCOL_1_1",
     "BID_DELIVERY_PROTOCOL",
     "BID_PROTOCOL",
     "BID_PROTOCOL_1_1",
@@ -33,6 +34,7 @@ BID_PROTOCOL: Final = "/dms/bid/1.0.0"
 BID_PROTOCOL_1_1: Final = "/dms/bid/1.1.0"
 """Bids, with request digests that do not depend on how a number is encoded."""
 ALLOCATION_PROTOCOL: Final = "/dms/allocation/1.0.0"
+ALLOCATION_PROTOCOL_1_1: Final = "/dms/allocation/1.1.0"
 """Leases: commit, renew, allocate, release and list."""
 PEERS_PROTOCOL: Final = "/dms/peers/1.0.0"
 """The exchange of capacity adverts."""
@@ -46,6 +48,7 @@ _KNOWN: Final = (
     BID_PROTOCOL,
     BID_PROTOCOL_1_1,
     ALLOCATION_PROTOCOL,
+    ALLOCATION_PROTOCOL_1_1,
     PEERS_PROTOCOL,
     BID_DELIVERY_PROTOCOL,
 )

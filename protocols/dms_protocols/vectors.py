@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from dms_resources.components import CPU, GPU, RAM, Disk, FreeResources, GPUVendor, Resources
 from dms_resources.demands import CPUDemand, CPUShortage, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
-from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState
+from dms_resources.errors import EvictedError
+from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState, Limit, Notice
 from dms_resources.refusals import AccountError, InsufficientError
 from dms_resources.units import Cores
 
@@ -276,6 +277,17 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     charged = replace(_LEASE, accounts=("0" * 32, "1" * 32), until=1_800_000_000.0)
     answer = allocation.LeaseAnswer(lease=charged)
     yield "a lease that is charged to the grants of a token", encode_ok(2000, to_bytes(answer))
+    kept = replace(_LEASE, state=LeaseState.ALLOCATED, ttl=900.0, deadline=1_700_000_600.0)
+    notice = Notice(deadline=1_700_000_600.0, seconds=600.0, reason="maintenance")
+    answer = allocation.LeaseAnswer(
+        lease=replace(kept, notice=notice, longest=Limit(deadline=1_700_086_400.0, seconds=86400.0))
+    )
+    yield "an allocation with a keep-alive, a longest time and a notice", encode_ok(2002, to_bytes(answer))
+    evicted = replace(_ENDED, reason=EndReason.EVICTED, detail="maintenance")
+    listed = allocation.ListAnswer(leases=(), more=False, evicted=(evicted,))
+    yield "the answer to list, with an evicted lease", encode_ok(2003, to_bytes(listed))
+    gone = EvictedError(f"the owner of the machine evicted {_LEASE_ID}: maintenance", lease_id=_LEASE_ID)
+    yield "error: evicted", encode_error(2004, encode_error_body(gone))
     exceeded = AccountError("more than the grant allows", problems=("cores: 9 would be outstanding, 8 are allowed",))
     yield "error: token_exceeded", encode_error(2001, encode_error_body(exceeded))
 

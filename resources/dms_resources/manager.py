@@ -266,6 +266,11 @@ class ResourceManager:
         record = self._ledger.book.leases.get(lease_id)
         return record.lease if record else None
 
+    def evicted(self, holder: str) -> tuple[EndedLease, ...]:
+        """The last leases of this holder that the owner evicted, at most 100; the first one first."""
+        self._ledger.expire()
+        return self._ledger.book.evicted(holder)
+
     def is_committed(self, lease_id: str) -> bool:
         """Whether a commitment of this id stands."""
         lease = self.lease(lease_id)

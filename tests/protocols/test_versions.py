@@ -18,12 +18,14 @@ from dms_protocols.bidding.versions import BID_1_0, BID_1_1, BID_VERSIONS, BidVe
 from dms_protocols.clients import AllocationClient
 from dms_protocols.errors import BidError, RemoteError
 from dms_protocols.messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE, BidAnswer, BidRequest
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, ALLOCATION_PROTOCOL_1_1
 from dms_protocols.rpc.client import Client, open_client
 from dms_protocols.rpc.operations import Caller, Operations
 from dms_protocols.rpc.service import serve_stream
 from dms_protocols.wire.cbor import decode_map, encode_deterministic, encode_fast, whole_numbers_as_integers
 from dms_protocols.wire.conversion import to_map
 from dms_protocols.wire.frames import encode_frame
+from dms_resources.ledger.leases import Lease
 
 
 @asynccontextmanager
@@ -91,6 +93,86 @@ def test_in_the_newer_version_a_number_is_what_it_is_worth() -> None:
 def test_what_becomes_an_integer(value: float, expected: float) -> None:
     found = whole_numbers_as_integers((value,))
     assert (found, type(found[0])) == ([expected], type(expected))
+
+
+# Allocations in two versions
+
+
+def allocations_of(provider: Any, protocol: str) -> Operations:
+    return allocation_operations(
+        provider.manager, provider.signer.peer_id, provider.opener, clock=provider.clock.wall, protocol=protocol
+    )
+
+
+@asynccontextmanager
+async def allocating(provider: Any, requester: Any, protocol: str) -> AsyncIterator[AllocationClient]:
+    async with speaking(allocations_of(provider, protocol), protocol, requester.peer_id) as client:
+        yield AllocationClient(client)
+
+
+async def allocated(provider: Any, requester: Any, ask: Any, client: AllocationClient, nonce: int = 1) -> Lease:
+    async with provider.connect(requester.peer_id) as bidding:
+        (signed,) = (await provider.bidder(bidding, requester.peer_id).request_bids(ask(nonce=nonce))).bids
+    (lease,) = await client.commit([signed.envelope], ttl=60)
+    return await client.allocate(lease.lease_id, fence=lease.fence)
+
+
+async def test_an_allocation_is_renewed_in_1_1(provider: Any, requester: Any, ask: Any) -> None:
+    async with allocating(provider, requester, ALLOCATION_PROTOCOL_1_1) as client:
+        lease = await allocated(provider, requester, ask, client)
+        assert (lease.ttl, lease.deadline) == (900.0, provider.clock.wall() + 900)
+        provider.clock.now += 800
+        renewed = await client.renew(lease.lease_id, ttl=60, fence=lease.fence)
+        assert renewed.deadline == provider.clock.wall() + 900
+        provider.clock.now += 901
+        with pytest.raises(RemoteError, match="its holder did not renew it for 900 s") as caught:
+            await client.renew(lease.lease_id, ttl=60)
+        assert caught.value.code == "expired"
+
+
+async def test_an_allocation_of_1_0_lasts_a_bounded_time(provider: Any, requester: Any, ask: Any) -> None:
+    async with (
+        allocating(provider, requester, ALLOCATION_PROTOCOL) as old,
+        allocating(provider, requester, ALLOCATION_PROTOCOL_1_1) as new,
+    ):
+        lease = await allocated(provider, requester, ask, old)
+        assert (lease.ttl, lease.deadline) == (0.0, provider.clock.wall() + 86400)
+        with pytest.raises(RemoteError) as caught:
+            await old.renew(lease.lease_id, ttl=60)
+        assert caught.value.code == "not_committed", "as ever in 1.0.0"
+        # A newer client cannot make more of it.
+        assert (await new.renew(lease.lease_id, ttl=60)).deadline == lease.deadline
+        provider.clock.now += 86399
+        assert (await old.list()).leases == (lease,)
+        provider.clock.now += 2
+        assert (await old.list()).leases == ()
+
+
+@pytest.mark.parametrize(("protocol", "code"), [(ALLOCATION_PROTOCOL, "ended"), (ALLOCATION_PROTOCOL_1_1, "evicted")])
+async def test_what_a_holder_is_told_of_an_eviction(
+    provider: Any, requester: Any, stranger: Any, ask: Any, protocol: str, code: str
+) -> None:
+    async with allocating(provider, requester, protocol) as client:
+        lease = await allocated(provider, requester, ask, client)
+        await provider.manager.evict([lease.lease_id], reason="a game tonight")
+        for attempt in (
+            client.renew(lease.lease_id, ttl=60),
+            client.allocate(lease.lease_id),
+            client.release(lease.lease_id),
+        ):
+            with pytest.raises(RemoteError, match=r"evicted .*: a game tonight") as caught:
+                await attempt
+            assert caught.value.code == code
+        evicted = (await client.list()).evicted
+        assert [(one.lease_id, one.detail) for one in evicted] == (
+            [(lease.lease_id, "a game tonight")] if code == "evicted" else []
+        )
+        assert (await client.list(after="x")).evicted == ()
+    async with allocating(provider, stranger, protocol) as other:
+        assert (await other.list()).evicted == ()
+        with pytest.raises(RemoteError) as caught:
+            await other.renew(lease.lease_id, ttl=60)
+        assert caught.value.code == "not_holder"
 
 
 # An operation and a field that only the newer version has

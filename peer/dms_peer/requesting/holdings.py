@@ -6,8 +6,9 @@ Rules:
    of the answer.
 2. Whatever is not known to be gone is given back, again and again, until the peer says that it is gone or until its
    deadline must have freed it.
-3. It is lost when the peer says so, or when its deadline passed without an answer to its renewal: from that moment on
-   it may be somebody else's. Deadlines count from when they were asked for, so they are never later than the peer's.
+3. Commitments are renewed, and allocations that have a keep-alive. A lease is lost when the peer says so, or when its
+   deadline passed without an answer to its renewal: from then on another may have it. Deadlines count from when the
+   request was sent, so they are never later than the peer's.
 4. Between two attempts there is a pause of a random length that grows, or as long as the peer asks for, within bounds:
    many who lost the same peer at the same moment would else come back to it at the same moment, again and again.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, TypeVar
 
@@ -34,7 +35,7 @@ __all__ = ["Holding", "HoldingState", "Holdings"]
 _T = TypeVar("_T")
 
 # What a peer answers about a lease that has ended there, one that it does not know, and one that is somebody else's.
-_ENDED: Final = frozenset({"ended", "expired"})
+_ENDED: Final = frozenset({"ended", "evicted", "expired"})
 _UNKNOWN: Final = frozenset({"not_committed", "not_allocated"})
 _NOT_OURS: Final = frozenset({"not_holder", "stale_fence"})
 _LOST: Final = _ENDED | _UNKNOWN | _NOT_OURS
@@ -46,7 +47,7 @@ _UNKNOWN_ANSWERS: Final = 4
 
 
 class HoldingState(Enum):
-    """`ASKED`: it may stand or not. `COMMITTED`: it stands until its deadline. `ALLOCATED`: until it is released.
+    """`ASKED`: it may stand or not. `COMMITTED`, `ALLOCATED`: it stands until its deadline, if it has one.
     `RELEASING`: it is being given back. `GONE`: it does not stand, and will not."""
 
     ASKED = "asked"
@@ -66,6 +67,7 @@ class Holding:
     ends: float = math.inf
     renewed_at: float = 0.0
     lost: str = ""
+    allocated: trio.Event = field(default_factory=trio.Event)
 
     @property
     def node_id(self) -> str:
@@ -129,13 +131,26 @@ class Holdings:
         return holdings
 
     async def keep(self, holding: Holding, on_lost: Callable[[Holding], None]) -> None:
-        """Renew a commitment at a third of its time, until it is lost, allocated or gone. May be cancelled."""
+        """Renews a lease at a third of its time, until it is lost or gone. May be cancelled.
+
+        Returns when an allocation needs no renewal.
+        """
         while True:
-            await trio.sleep_until(holding.renewed_at + self._ttl / 3)
-            if holding.state is HoldingState.COMMITTED:
+            ttl = self._time_to_live(holding)
+            if not ttl:
+                return
+            renew_at = holding.renewed_at + ttl / 3
+            if holding.allocated.is_set():
+                await trio.sleep_until(renew_at)
+            else:
+                with trio.move_on_at(renew_at):
+                    # The keep-alive of an allocation is the provider's, and may be shorter.
+                    await holding.allocated.wait()
+                    continue
+            if holding.live:
                 await self._renew(holding)
             elif holding.state is HoldingState.ASKED:
-                # It is being allocated: whoever does that says what becomes of it.
+                # It is being allocated; that call says what becomes of it.
                 holding.renewed_at = trio.current_time()
             else:
                 return
@@ -144,18 +159,23 @@ class Holdings:
                 return
 
     async def allocate(self, holding: Holding) -> None:
-        """Turn a commitment into an allocation; asked again while that may help. Raises CallError; may be cancelled."""
+        """Turns a commitment into an allocation; tries again while that may help. Raises CallError; cancellable."""
         holding.state = HoldingState.ASKED
 
-        async def allocate(budget: float) -> Lease:
-            return await self._calls.allocate(holding.peer, holding.lease_id, fence=holding.fence, budget=budget)
+        async def allocate(budget: float) -> tuple[Lease, float]:
+            sent = trio.current_time()
+            lease = await self._calls.allocate(holding.peer, holding.lease_id, fence=holding.fence, budget=budget)
+            return lease, sent
 
+        # It may be allocated, whatever comes of the call, and an allocation may have no deadline.
+        ends = math.inf
         try:
-            holding.lease = await self._persist(holding, allocate)
-            holding.state = HoldingState.ALLOCATED
+            lease, sent = await self._persist(holding, allocate)
+            holding.lease, holding.renewed_at, holding.state = lease, sent, HoldingState.ALLOCATED
+            ends = sent + _longest_time(lease)
         finally:
-            # It may be allocated, whatever came of it here; and nothing frees an allocation but its release.
-            holding.ends = math.inf
+            holding.ends = ends
+        holding.allocated.set()
 
     async def release(self, holding: Holding) -> None:
         """Give a lease back, or what may be one: returns when it is gone, or must be by its deadline. Cancellable."""
@@ -225,6 +245,8 @@ class Holdings:
             holding.state, holding.renewed_at, holding.ends = HoldingState.COMMITTED, sent, sent + self._ttl
 
     async def _renew(self, holding: Holding) -> None:
+        state = holding.state
+
         async def renew(budget: float) -> tuple[Lease, float]:
             sent = trio.current_time()
             lease = await self._calls.renew(
@@ -235,11 +257,18 @@ class Holdings:
         try:
             lease, sent = await self._persist(holding, renew)
         except CallError as error:
-            if holding.state is HoldingState.COMMITTED:
+            if holding.state is state:
                 holding.lost = f"{error.code}: {error.message}"
         else:
-            if holding.state is HoldingState.COMMITTED:
-                holding.lease, holding.renewed_at, holding.ends = lease, sent, sent + self._ttl
+            if holding.state is state:
+                holding.lease, holding.renewed_at = lease, sent
+                holding.ends = sent + (self._ttl if state is HoldingState.COMMITTED else _longest_time(lease))
+
+    def _time_to_live(self, holding: Holding) -> float:
+        """For how many seconds each renewal is; 0 where none is needed."""
+        if holding.state is HoldingState.ALLOCATED and holding.lease is not None:
+            return holding.lease.ttl
+        return self._ttl
 
     async def _persist(self, holding: Holding, ask: Callable[[float], Awaitable[_T]]) -> _T:
         """Ask again after every failure until the lease's own end. Raises CallError."""
@@ -262,6 +291,13 @@ def _answers_that_it_is_gone(holding: Holding, code: str, unknown: int) -> bool:
         return True
     # A request that was lost on its way may yet arrive; one that was answered cannot.
     return code in _UNKNOWN and (holding.lease is not None or unknown >= _UNKNOWN_ANSWERS)
+
+
+def _longest_time(lease: Lease) -> float:
+    """For how many seconds an allocation stands at most without a renewal."""
+    if lease.ttl:
+        return lease.ttl
+    return math.inf if lease.deadline is None or lease.longest is None else lease.longest.seconds
 
 
 class _Pauses:

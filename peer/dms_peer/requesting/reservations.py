@@ -3,12 +3,12 @@
 Rules:
 
 1. The block runs when every node is committed, and not before.
-2. While it runs every commitment is renewed. When one is lost the block is cancelled and ReservationLostError raised:
-   an ensemble is used as a whole, and what is lost may be somebody else's.
-3. At its end everything is given back, allocations too, however the block ends; with `keep` nothing is, if it ended
-   without an error.
-4. Whatever may have been taken on the way is given back as well. What cannot be given back, because its peer is gone,
-   ends at its deadline; an allocation has none, and is named in the log.
+2. While it runs every lease is renewed, allocations too. When one is lost the block is cancelled and
+   ReservationLostError raised: an ensemble is used as a whole, and another may have what is lost.
+3. At its end every lease is released, allocations too, however the block ends. With `keep` nothing is released if the
+   block ended without an error: the leases then end at their deadlines unless somebody renews them.
+4. Leases from failed attempts are released too. A lease that cannot be released because its peer is gone ends at its
+   deadline; the log names it.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Reservation:
         """Turn all commitments into allocations, or none: returns the allocations by node.
 
         Raises ReservationError `not_allocated` when one cannot be had; then, and when it is cancelled, the reservation
-        is lost: the block is cancelled and everything is given back. Allocations have no deadline: unlike commitments,
-        they outlive a requester that dies.
+        is lost: the block is cancelled and everything is released. Where the provider sets a keep-alive, the
+        allocations end that long after this requester dies.
         """
         failures: dict[str, CallError] = {}
         done = False

@@ -1,7 +1,7 @@
-"""`/dms/allocation/1.0.0`: taking what was bid, keeping it, using it, giving it back.
+"""`/dms/allocation/1.1.0` and 1.0.0: committing bids, renewing, allocating and releasing leases.
 
-A commitment has a deadline and a fencing number (`fence`); who gives the number with a later request is told when the
-lease is no longer the one that it was.
+A lease has a fencing number (`fence`). A caller who sends it with a later request is told when the lease is no longer
+the one that it was. The messages of both versions are the same; `allocations` says what differs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class CommitRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="comm
 
 
 class RenewRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="renew"):
-    """Moves the deadline of a commitment to `ttl` seconds from now; answered with LeaseAnswer."""
+    """Moves the deadline of a commitment to `ttl` seconds from now; answered with LeaseAnswer.
+
+    In 1.1.0 it also starts the keep-alive of an allocation anew, which is as long as the owner says, not `ttl`.
+    """
 
     lease_id: LeaseID
     ttl: Seconds
@@ -47,14 +50,17 @@ class RenewRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
 
 
 class AllocateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="allocate"):
-    """Turns a commitment into an allocation, which lasts until it is released; answered with LeaseAnswer."""
+    """Turns a commitment into an allocation; answered with LeaseAnswer.
+
+    The lease has the `deadline` of the allocation, and its keep-alive as `ttl`: 0 where it needs no renewal.
+    """
 
     lease_id: LeaseID
     fence: Amount | None = None
 
 
 class ReleaseRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="release"):
-    """Gives a lease back, whatever its state; answered with ReleaseAnswer."""
+    """Releases a lease of any state; answered with ReleaseAnswer."""
 
     lease_id: LeaseID
     fence: Amount | None = None
@@ -85,8 +91,12 @@ class ReleaseAnswer(Struct, frozen=True, kw_only=True):
     lease: EndedLease
 
 
-class ListAnswer(Struct, frozen=True, kw_only=True):
-    """Leases, and whether there are more behind the last of them."""
+class ListAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Leases, and whether there are more behind the last of them.
+
+    In 1.1.0 the first page also has `evicted`: the leases of this holder that the owner ended, with the reasons.
+    """
 
     leases: tuple[Lease, ...]
     more: bool
+    evicted: tuple[EndedLease, ...] = ()

@@ -30,7 +30,7 @@ from ..units import Cores
 from .accounts import Sums
 from .capacity import FreeCapacity
 from .history import HistoryEntry
-from .leases import EndedLease, Lease, LeaseState
+from .leases import EndedLease, EndReason, Lease, LeaseState
 from .ports import PortPool
 
 __all__ = [
@@ -48,6 +48,9 @@ __all__ = [
 # So many ended leases are remembered, here and on the disk; who ended first is forgotten first. No clock decides
 # about it: one that is set forward and back would let a bid be taken again whose lease was released.
 MOST_ENDED = 65_536
+# For the lists of holders: so many evicted leases of each, of so many holders.
+_MOST_EVICTED = 100
+_MOST_HOLDERS = 1024
 
 
 class OfferState(Struct, frozen=True, kw_only=True):
@@ -113,6 +116,7 @@ class Book:
         self.version = 0
         self.leases: dict[str, Record] = {}
         self.ended: BoundedDict[str, EndedLease] = BoundedDict(MOST_ENDED)
+        self._evicted: BoundedDict[str, BoundedDict[str, EndedLease]] = BoundedDict(_MOST_HOLDERS)
         self.totals: dict[LeaseState, Totals] = dict.fromkeys(LeaseState, Totals())
         self.vram: dict[LeaseState, dict[str, int]] = {state: {} for state in LeaseState}
         self.sums = Sums()
@@ -142,7 +146,7 @@ class Book:
         for record in records:
             book._put(record)
         for end in ended:
-            book.ended[end.lease_id] = end
+            book._remember(end)
         return book
 
     def apply(self, change: Change) -> None:
@@ -150,7 +154,7 @@ class Book:
         for before, after in change.leases:
             self._swap(before, after)
         for end in change.ended:
-            self.ended[end.lease_id] = end
+            self._remember(end)
         if change.offer:
             self._set_offer(change.offer[1])
         self.fence = max(self.fence, change.fence)
@@ -161,7 +165,7 @@ class Book:
         if change.offer:
             self._set_offer(change.offer[0])
         for end in change.ended:
-            self.ended.pop(end.lease_id, None)
+            self._forget(end)
         for before, after in reversed(change.leases):
             self._swap(after, before)
         self.version += 1
@@ -242,6 +246,22 @@ class Book:
         changed = self.ports.set_in_use(ports)
         self.version += changed
         return changed
+
+    def evicted(self, holder: str) -> tuple[EndedLease, ...]:
+        """The last leases of this holder that the owner evicted, the first one first."""
+        return tuple(end for end in self._evicted.get(holder, {}).values() if end.lease_id in self.ended)
+
+    def _remember(self, end: EndedLease) -> None:
+        self.ended[end.lease_id] = end
+        if end.reason is EndReason.EVICTED:
+            if end.holder not in self._evicted:
+                self._evicted[end.holder] = BoundedDict(_MOST_EVICTED)
+            self._evicted[end.holder][end.lease_id] = end
+
+    def _forget(self, end: EndedLease) -> None:
+        self.ended.pop(end.lease_id, None)
+        if end.holder in self._evicted:
+            self._evicted[end.holder].pop(end.lease_id, None)
 
     def _swap(self, before: Record | None, after: Record | None) -> None:
         if before is not None:

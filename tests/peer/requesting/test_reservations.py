@@ -14,7 +14,7 @@ from dms_protocols.bidding.policies import Decision
 from dms_protocols.bidding.service import BidTerms
 from dms_protocols.errors import BidError, BusyError
 from dms_protocols.messages.bid import NodeRequest, Price
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL_1_1
 from dms_resources.ledger.leases import LeaseState
 from dms_simulation.market import ListSource
 from dms_simulation.network import LinkConditions
@@ -64,11 +64,11 @@ class Before:
     def __init__(self, market, peer_id, name, happens):
         manager = market.manager(peer_id)
         operations = provider_operations(manager, peer_id, clock=market.clock)
-        self.known = operations[ALLOCATION_PROTOCOL]
+        self.known = operations[ALLOCATION_PROTOCOL_1_1]
         self.name = name
         self.happens = happens
         self.requests = []
-        market.network.add_host(peer_id, {**operations, ALLOCATION_PROTOCOL: self})
+        market.network.add_host(peer_id, {**operations, ALLOCATION_PROTOCOL_1_1: self})
 
     @property
     def calls(self):
@@ -744,6 +744,54 @@ async def test_all_nodes_are_allocated_and_given_back_at_the_end(market, autojum
         await reservation.allocate()
         await trio.sleep(200)
         assert states(market, reservation) == dict.fromkeys("ab", LeaseState.ALLOCATED)
+        assert not reservation.lost.is_set()
+    assert promised(market) == {}
+
+
+async def test_allocations_are_renewed_while_the_block_runs_whatever_its_ttl(market, autojump_clock):
+    await start(market, 1, cores=2)
+    renew = Before(market, "p0", "renew", trio.lowlevel.checkpoint)
+    async with market.requester().reserve(market.ensemble("a", cores=2), ttl=36_000) as reservation:
+        await reservation.allocate()
+        await trio.sleep(5000)
+        assert states(market, reservation) == {"a": LeaseState.ALLOCATED}
+    # The provider's keep-alive is 900 s.
+    assert renew.calls == 16
+
+
+async def test_an_allocation_of_a_requester_that_vanished_ends(market, autojump_clock):
+    await start(market, 1, cores=2)
+    async with market.requester().reserve(market.ensemble("a", cores=2), ttl=30, keep=True) as reservation:
+        await reservation.allocate()
+    await trio.sleep(899)
+    assert promised(market) == {"p0": 1}
+    await trio.sleep(2)
+    assert promised(market) == {}
+
+
+async def test_an_evicted_reservation_is_lost_with_the_owners_reason(market, autojump_clock):
+    await start(market, 1, cores=2)
+
+    async def use():
+        async with market.requester().reserve(market.ensemble("a", cores=2), ttl=30) as reservation:
+            await reservation.allocate()
+            await market.manager("p0").evict(everything=True, reason="a game tonight", notice=60.0)
+            await trio.sleep_forever()
+
+    with pytest.raises(ReservationLostError, match=r"evicted .*: a game tonight") as caught:
+        await use()
+    assert caught.value.node_ids == ("a",)
+
+
+async def test_at_a_provider_of_the_first_version_an_allocation_needs_no_renewal(market, autojump_clock):
+    await start(market, 1, cores=2)
+    old = provider_operations(market.manager("p0"), "p0", clock=market.clock)
+    del old[ALLOCATION_PROTOCOL_1_1]
+    market.network.add_host("p0", old)
+    async with market.requester().reserve(market.ensemble("a", cores=2), ttl=30) as reservation:
+        await reservation.allocate()
+        await trio.sleep(80_000)
+        assert states(market, reservation) == {"a": LeaseState.ALLOCATED}
         assert not reservation.lost.is_set()
     assert promised(market) == {}
 

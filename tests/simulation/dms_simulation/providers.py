@@ -12,7 +12,13 @@ import trio
 from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding.service import BidTerms, bid_operations
 from dms_protocols.bidding.versions import BID_1_1
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, BID_PROTOCOL_1_1, RESOURCES_PROTOCOL
+from dms_protocols.protocol_ids import (
+    ALLOCATION_PROTOCOL,
+    BID_PROTOCOL,
+    BID_PROTOCOL_1_1,
+    RESOURCES_PROTOCOL,
+    versions_of,
+)
 from dms_protocols.queries import resource_operations
 from dms_protocols.rpc.limits import Shares
 from dms_protocols.rpc.operations import Operations
@@ -112,5 +118,10 @@ def provider_operations(
         RESOURCES_PROTOCOL: resource_operations(manager),
         BID_PROTOCOL: bid_operations(manager, signer, terms, clock=wall, shares=shares),
         BID_PROTOCOL_1_1: bid_operations(manager, signer, terms, clock=wall, version=BID_1_1, shares=shares),
-        ALLOCATION_PROTOCOL: allocation_operations(manager, peer_id, SimulatedOpener(), clock=wall, shares=shares),
+        **{
+            protocol: allocation_operations(
+                manager, peer_id, SimulatedOpener(), clock=wall, shares=shares, protocol=protocol
+            )
+            for protocol in versions_of(ALLOCATION_PROTOCOL)
+        },
     }
