@@ -87,6 +87,11 @@ def _run(arguments: Sequence[str]) -> int:
 
         if run_shortcut(arguments):
             return 0
+        if arguments[:1] in (["free"], ["bid"], ["discover"]):
+            from .cli.fast_requests import run_request
+
+            if (code := run_request(arguments)) is not None:
+                return code
         # Half of the time of most commands goes into this import.
         from .cli.app import run_typer
 

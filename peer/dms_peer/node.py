@@ -52,6 +52,7 @@ from .home.host import open_home_host
 from .home.network import NetworkSettings
 from .owner.administration import LocalAdministration, administration_operations, terms_summary
 from .owner.peer_list import peer_notes, peers_operations
+from .owner.requesting_peer import requesting_operations
 from .owner.revocations import Revocations, revocation_operations
 from .owner.socket_server import serve_socket
 from .policies.open import open_policies
@@ -190,7 +191,8 @@ class Node:
                 manager, identity.peer_id, addrs, summary, counts=counts, limits_hit=host.swarm.limits_hit
             )
             local = administration_operations(administration) | revocation_operations(revocations)
-            operations = reduce(or_, newest_of_each(peer_operations(manager, identity, terms)).values(), local)
+            served = peer_operations(manager, identity, terms)
+            operations = reduce(or_, newest_of_each(served).values(), local)
             if self.discovery is not None:
                 settings = replace(self.discovery, connection_limits=limits.connections, gossip_limits=limits.gossip)
                 discovery = await stack.enter_async_context(
@@ -199,6 +201,7 @@ class Node:
                         home=home, manager=manager, terms=terms, access=serving.current_rules, shares=in_use,
                     )
                 )  # fmt: skip
+                operations |= requesting_operations(host, discovery, manager, served)
                 operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.peering.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             offers = manager.get_onboarded_resources() is not None

@@ -12,10 +12,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
-import dms_peer
-from dms_peer.cli.failures import describe_failure
-from dms_peer.cli.output import comment, say
 from dms_peer.cli.reports import (
     BidReport,
     EnsembleBidReport,
@@ -29,6 +25,10 @@ from dms_peer.cli.reports import (
     Reserved,
     ReservedNode,
 )  # fmt: skip
+
+import dms_peer
+from dms_peer.cli.failures import describe_failure
+from dms_peer.cli.output import comment, say
 from dms_peer.cli.tables import bids, common, layout, machine, owner, search, status
 from dms_peer.errors import PeerError, RefusedError
 from dms_peer.owner.messages import (

@@ -17,17 +17,29 @@ import trio
 from dms_host.errors import DialError
 from dms_host.keys.identity import load_or_create_identity
 from dms_host.keys.swarm_key import create_swarm_key
-from dms_peer.cli.remote import ask_free
+from dms_peer.cli.own_host import perform
+from dms_peer.cli.peer_names import find_peer
 from dms_peer.errors import PeerError
 from dms_peer.home.home import Home
 from dms_peer.home.network import NetworkSettings
 from dms_peer.node import Node, Ready
 from dms_peer.owner import client as owner
 from dms_peer.owner.offers import Offer
+from dms_peer.owner.remote_messages import RemoteFreeRequest
+from dms_peer.requesting.reports import PeerFree
 from dms_resources.units import GIB, Cores
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 OFFER = Offer(cpu=Cores.of(2), ram=GIB, disk=GIB)
+
+
+async def ask_free(home: Home, address: str) -> PeerFree:
+    """What a requester is answered over a host of its own."""
+    named = find_peer(home, address)
+    answer = await perform(home, RemoteFreeRequest(peer_id=named.peer_id, addrs=named.addrs))
+    assert isinstance(answer, PeerFree)
+    return answer
+
 
 Opened = Callable[..., AbstractAsyncContextManager[Ready]]
 

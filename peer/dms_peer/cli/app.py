@@ -30,7 +30,11 @@ COMMANDS: Final = (
     "bid",
     "commit",
     "allocate",
+    "renew",
     "release",
+    "leases",
+    "ping",
+    "usage",
     "token",
 )
 

@@ -22,11 +22,12 @@ from ..discovery.settings import DiscoverySettings
 from ..errors import PeerError
 from ..home.home import Home
 from ..home.host import open_home_host
-from ..requesting import AssignmentRules, FoundPeer, Requester, Reservation, SearchProgress
+from ..owner.requesting import found_row
+from ..requesting import AssignmentRules, Requester, Reservation, SearchProgress
 from ..requesting.progress import OnProgress
+from ..requesting.reports import Found, FoundRow, Reserved, ReservedNode
 from .child_process import run_child, stopped_by_signals
 from .output import json_line
-from .reports import Found, FoundRow, Reserved, ReservedNode
 
 __all__ = ["hold_ensemble", "search_peers"]
 
@@ -48,14 +49,14 @@ async def search_peers(
     ensemble: EnsembleFile,
     *,
     count: int | None,
-    timeout: float,  # noqa: ASYNC109  # a part of the question, not of how it is asked
+    timeout: float,  # noqa: ASYNC109  # part of the request
     tell: Callable[[FoundRow, SearchProgress], None],
     on_progress: OnProgress | None = None,
     token: bytes | None = None,
 ) -> Found:
-    """Looks for `count` peers that would take a node (None: for all there are), for `timeout` seconds at most.
+    """Finds `count` peers that would take a node (None: all there are), for `timeout` seconds at most.
 
-    `tell` hears of each peer that answers. Raises AddressError and IdentityError. May be cancelled.
+    `tell` is called with each peer that answers. Raises AddressError and IdentityError. May be cancelled.
     """
     request, able = ensemble.asked(deadline=time.time() + timeout), 0
     async with (
@@ -64,22 +65,8 @@ async def search_peers(
     ):
         async for peer in peers:
             able += peer.able
-            tell(_row(peer), peers.progress)
+            tell(found_row(peer), peers.progress)
         return Found(able=able, progress=peers.progress)
-
-
-def _row(peer: FoundPeer) -> FoundRow:
-    return FoundRow(
-        peer_id=peer.peer_id,
-        addrs=peer.addrs,
-        source=peer.source,
-        able=peer.able,
-        offers=peer.offers,
-        refusals=peer.refusals,
-        free=peer.free,
-        age=peer.age,
-        round_trip=peer.round_trip,
-    )
 
 
 async def hold_ensemble(

@@ -24,7 +24,7 @@ from dms_resources.tasks import open_background
 from ..connections import ConnectionPool, open_connections
 from ..home.home import Home
 from ..requesting.limits import RequesterLimits
-from ..requesting.network import Broadcast, CandidateSource
+from ..requesting.network import Broadcast, CandidateSource, PeerNetwork
 from ..requesting.requester import Requester
 from ..signing import EnvelopeChecker, host_identity
 from .adverts.open import Adverts, Provider, open_adverts
@@ -56,19 +56,23 @@ class Discovery:
     mdns: MDNSPeers | None = None
     dht: Kademlia | None = None
 
-    def requester(self, limits: RequesterLimits | None = None, token: bytes | None = None) -> Requester:
-        """A requester that looks everywhere, and whose answers make the next search cheaper.
+    def requester(
+        self, limits: RequesterLimits | None = None, token: bytes | None = None, network: PeerNetwork | None = None
+    ) -> Requester:
+        """A requester that queries all sources, and whose answers make the next search cheaper.
 
-        It shows the `token` to those who ask for one.
+        It shows the `token` to providers that require one. `network` takes the place of the connections, where the peer
+        is to be its own requester.
         """
         return Requester(
-            self.network,
+            network or self.network,
             EnvelopeChecker(),
             self.sources,
             broadcast=self.broadcast,
             observer=self.known,
             limits=limits,
             token=token,
+            skip_self=network is None,
         )
 
 

@@ -78,7 +78,7 @@ class BidSearch:
         self._leads = dict.fromkeys(self._nodes, 0)
         self._done_with: set[str] = set()
         self._alone: list[Inquiry] = []
-        self._skip = {context.calls.requester, *ensemble.peer_exclusion, *skip}
+        self._skip = {*context.skipped, *ensemble.peer_exclusion, *skip}
         self._search = Search(
             context.limits, enough or self.missing, self._inquiry, at_source=progress.at_source, skip=self._skip
         )

@@ -17,7 +17,7 @@ __all__ = ["RequesterContext"]
 
 @dataclass(frozen=True, slots=True)
 class RequesterContext:
-    """The calls of peers, where peers are looked for, the limits, the clock (Unix seconds) and a source of chance."""
+    """The calls of peers, the sources of candidates, the limits, the clock (Unix seconds) and the random numbers."""
 
     calls: PeerCalls
     sources: Sequence[CandidateSource]
@@ -25,6 +25,12 @@ class RequesterContext:
     limits: RequesterLimits
     clock: Callable[[], float]
     rng: random.Random
+    skip_self: bool = True
+
+    @property
+    def skipped(self) -> frozenset[str]:
+        """The peers that are never queried: the requester itself, unless it is its own provider."""
+        return frozenset({self.calls.requester}) if self.skip_self else frozenset()
 
     def nonce(self) -> int:
         """A number that no other request has."""

@@ -104,7 +104,7 @@ class _Finding:
         self._progress = progress
         self._found = found
         self._able: set[str] = set()
-        self._skip = {context.calls.requester, *request.peer_exclusion}
+        self._skip = {*context.skipped, *request.peer_exclusion}
         self._search = Search(
             context.limits, self._missing, self._inquiry, at_source=progress.at_source, skip=self._skip
         )

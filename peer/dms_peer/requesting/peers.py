@@ -127,7 +127,7 @@ class PeerCalls:
             budget,
             lambda client: ResourcesClient(client, timeout=budget, token=self._token).free(),
         )
-        self._observer.seen(peer.peer_id, peer.addrs, free)
+        self._seen(peer, free)
         return free
 
     async def commit(
@@ -147,6 +147,11 @@ class PeerCalls:
     async def release(self, peer: PeerRef, lease_id: str, *, fence: int | None, budget: float) -> EndedLease:
         """Gives a lease back."""
         return await self._allocations(peer, budget, lambda client: client.release(lease_id, fence=fence))
+
+    def _seen(self, peer: PeerRef, free: FreeResources | None = None) -> None:
+        # A peer that is its own requester is none of the others.
+        if peer.peer_id != self.requester:
+            self._observer.seen(peer.peer_id, peer.addrs, free)
 
     def _bidder(self, client: Client, peer: PeerRef, budget: float) -> BidClient:
         return BidClient(
@@ -175,7 +180,7 @@ class PeerCalls:
                     reached = True
                     answer = await work(client)
         except RemoteError as error:
-            self._observer.seen(peer.peer_id, peer.addrs)
+            self._seen(peer)
             raise CallError(
                 error.code, error.message, reached=True, uncertain=error.code in _UNCERTAIN, remote=error
             ) from error
@@ -189,5 +194,5 @@ class PeerCalls:
             raise CallError(error.code, error.message, reached=reached, uncertain=reached) from error
         except ProtocolError as error:
             raise CallError(error.code, error.message, reached=reached, uncertain=reached) from error
-        self._observer.seen(peer.peer_id, peer.addrs)
+        self._seen(peer)
         return answer

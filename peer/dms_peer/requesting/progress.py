@@ -8,32 +8,12 @@ from contextlib import contextmanager
 from typing import Final, TypeAlias
 
 import trio
-from msgspec import Struct
 
 from dms_protocols.messages.bid import Refusal
 
+from .reports import SearchProgress
+
 __all__ = ["OnProgress", "ProgressLog", "SearchProgress"]
-
-
-class SearchProgress(Struct, frozen=True, kw_only=True):
-    """A search at one moment.
-
-    Peers `asked`, `answered` and `in_flight`, and those `skipped` because they are known to be full; `bids` that came;
-    nodes `refused` and peers `failed`, by code. `source` is where peers are looked for now, `stage` one of searching,
-    committing, reserved; `attempts` counts the tries to commit; `elapsed` is in seconds.
-    """
-
-    stage: str
-    source: str
-    asked: int
-    answered: int
-    in_flight: int
-    skipped: int
-    bids: int
-    attempts: int
-    refused: dict[str, int]
-    failed: dict[str, int]
-    elapsed: float
 
 
 # Codes come from other peers: so many are told apart.

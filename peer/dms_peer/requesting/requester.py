@@ -51,6 +51,7 @@ class Requester:
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         token: bytes | None = None,
+        skip_self: bool = True,
     ) -> None:
         self._context = RequesterContext(
             calls=PeerCalls(network, opener, observer=observer, clock=clock, token=token),
@@ -59,6 +60,7 @@ class Requester:
             limits=limits or RequesterLimits(),
             clock=clock,
             rng=rng or random.SystemRandom(),
+            skip_self=skip_self,
         )
 
     def discover(

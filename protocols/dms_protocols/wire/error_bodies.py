@@ -11,7 +11,7 @@ from dms_resources.errors import LeaseError, OnboardingError, ResourcesError, St
 from dms_resources.refusals import AccountError, InsufficientError, RequestError, ShareError
 
 from ..errors import BusyError, MessageError, ProtocolError, RemoteError
-from .conversion import to_bytes
+from .conversion import from_map, to_bytes
 from .envelope import Encoded
 
 __all__ = ["ErrorBody", "encode_error_body", "error_body"]
@@ -65,9 +65,20 @@ def _details(error: ProtocolError | ResourcesError) -> dict[str, Any]:
             return {"problems": error.lease_ids, "hint": error.hint}
         case ResourcesError():
             return {"hint": error.hint}
-        case BusyError() | RemoteError():
+        case BusyError():
             return {"retry_after": error.retry_after}
+        case RemoteError():
+            return _relayed(error)
         case MessageError():
             return {"path": error.path or ""}
         case _:
             return {}
+
+
+def _relayed(error: RemoteError) -> dict[str, Any]:
+    """What another peer said of its error, where it has the form of an error of ours."""
+    try:
+        body = from_map({**error.details, "code": error.code, "message": error.message}, ErrorBody)
+    except MessageError:
+        return {"retry_after": error.retry_after}
+    return {field: getattr(body, field) for field in body.__struct_fields__ if field not in ("code", "message")}

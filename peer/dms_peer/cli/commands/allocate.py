@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from ..options.common import (
-    AddressArgument,
     DebugOption,
     FenceOption,
     HomeOption,
     JSONOption,
-    LeaseArgument,
+    LeaseArguments,
     TokenOption,
     home_at,
+    lease_at,
 )
-from ..output import run_and_show
+from ..output import show_answer
 
 __all__ = ["allocate"]
 
 
 def allocate(
-    address: AddressArgument,
-    lease_id: LeaseArgument,
+    lease: LeaseArguments,
     fence: FenceOption = None,
     token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Turn a commitment into an allocation, which lasts until it is released."""
+    """Turn a commitment into an allocation.
+
+    Example: dms-peer allocate 3f2a9c1b
+    """
     from ..remote import allocate_lease
     from ..tables.common import show_lease
 
-    run_and_show(as_json, show_lease, allocate_lease, home_at(home), address, lease_id, fence, token)
+    peer, lease_id = lease_at(lease)
+    show_answer(as_json, show_lease, allocate_lease(home_at(home), peer, lease_id, fence, token))

@@ -29,7 +29,7 @@ from ..options.common import (
     home_at,
 )
 from ..options.demand import FileOption, asked_node, ensemble_file
-from ..output import run_and_show, say
+from ..output import say, show_answer
 
 __all__ = ["bid"]
 
@@ -72,10 +72,10 @@ def bid(
 
     ensemble = ensemble_file(file, cpu, ram, disk, gpu, port, ports or None, executor, location, not_location)
     if ensemble is not None:
-        report = run_and_show(
-            as_json, show_bids, ask_bids, home_at(home), address, ensemble, dry_run=dry_run, hold=hold or 0.0,
-            output=output, token=token,
-        )  # fmt: skip
+        report = ask_bids(
+            home_at(home), address, ensemble, dry_run=dry_run, hold=hold or 0.0, output=output, token=token
+        )
+        show_answer(as_json, show_bids, report)
         return _tell(report.peer_id, len(report.refusals), len(report.bids))
     if cpu is None or ram is None or disk is None:
         raise typer.BadParameter("--cpu, --ram and --disk are all needed, or -f with an ensemble file")
@@ -83,10 +83,8 @@ def bid(
         cpu=CPUDemand(cores=cpu), ram=RAMDemand(size=ram), disk=DiskDemand(size=disk), gpus=tuple(gpu or ())
     )
     node = asked_node(demand, PortDemand(static=tuple(port or ()), dynamic=ports), executor, location, not_location)
-    run_and_show(
-        as_json, show_bid, ask_bid, home_at(home), address, node, dry_run=dry_run, hold=hold or 0.0, output=output,
-        token=token,
-    )  # fmt: skip
+    one = ask_bid(home_at(home), address, node, dry_run=dry_run, hold=hold or 0.0, output=output, token=token)
+    show_answer(as_json, show_bid, one)
     return 0
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...discovery.settings import DiscoverySettings
 from ..options.common import (
     DebugOption,
     ExecutorOption,
@@ -36,6 +39,9 @@ from ..options.discovery import (
 )
 from ..output import print_json, show_answer
 
+if TYPE_CHECKING:
+    from ...requesting.progress import OnProgress
+
 __all__ = ["discover"]
 
 
@@ -52,10 +58,12 @@ def discover(
     not_location: NotLocationOption = None,
     count: Annotated[
         int | None,
-        typer.Option("--count", min=1, metavar="N", help="Stop when so many would take it.", show_default="all"),
+        typer.Option(
+            "--count", min=1, metavar="N", help="Stop after this many peers that would take it.", show_default="all"
+        ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option("--timeout", parser=time_to_live, metavar="TIME", help="How long to look at most.")
+        float, typer.Option("--timeout", parser=time_to_live, metavar="TIME", help="Longest time to search.")
     ] = 15.0,
     bootstrap: BootstrapOption = None,
     known: KnownOption = True,
@@ -68,16 +76,14 @@ def discover(
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Find peers that would take a job now, and what they have free.
+    """Find peers that would take a job now, and show what they have free.
 
-    Ends with exit code 3 when fewer than --count peers, or none at all, would take it. With --json there is a line for
-    each peer that answered, and a last one.
+    The running peer of this home searches, where there is one and no source is chosen here. Ends with exit code 3
+    when fewer than --count peers (without it: none) would take the job. With --json there is a line for each peer that
+    answered, and a last one. Example: dms-peer discover --cpu 2 --ram 4GiB --count 3
     """
-    from ...requesting import SearchProgress
+    from ...requesting.reports import Found, FoundRow, SearchProgress
     from ...telemetry.logs import show_warnings
-    from ..event_loop import run_async
-    from ..reports import FoundRow
-    from ..search import search_peers
     from ..tables.search import search_view, show_found
 
     show_warnings()
@@ -86,15 +92,37 @@ def discover(
         not_location=not_location,
     )  # fmt: skip
     settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
-    look = partial(search_peers, home_at(home), settings, ensemble, count=count, timeout=timeout, token=token)
+    place = home_at(home)
+
+    def look(tell: Callable[[FoundRow, SearchProgress], None], on_progress: OnProgress | None = None) -> Found:
+        # The running peer searches with its own settings: others are for a host of the command's own.
+        if settings == DiscoverySettings():
+            from ..peer_search import search_in_peer
+
+            found = search_in_peer(
+                place,
+                ensemble.asked(deadline=time.time() + timeout),
+                count=count,
+                timeout=timeout,
+                tell=tell,
+                token=token,
+            )
+            if found is not None:
+                return found
+        from ..event_loop import run_async
+        from ..search import search_peers
+
+        return run_async(
+            partial(
+                search_peers, place, settings, ensemble, count=count, timeout=timeout, tell=tell,
+                on_progress=on_progress, token=token,
+            )
+        )  # fmt: skip
+
     if as_json:
-
-        def print_row(row: FoundRow, progress: SearchProgress) -> None:
-            print_json(row)
-
-        found = run_async(partial(look, tell=print_row))
+        found = look(lambda row, progress: print_json(row))
     else:
         with search_view() as view:
-            found = run_async(partial(look, tell=view.found, on_progress=view.progress))
+            found = look(view.found, view.progress)
     show_answer(as_json, show_found, found)
     return 0 if found.able >= (count or 1) else 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..options.common import AddressArgument, DebugOption, HomeOption, JSONOption, TokenOption, home_at
-from ..output import run_and_show
+from ..output import show_answer
 
 __all__ = ["free"]
 
@@ -15,8 +15,11 @@ def free(
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show what another peer has free."""
+    """Show what a peer has free.
+
+    Example: dms-peer free /ip4/192.0.2.7/tcp/4001/p2p/12D3KooW...
+    """
     from ..remote import ask_free
     from ..tables.common import show_free
 
-    run_and_show(as_json, show_free, ask_free, home_at(home), address, token)
+    show_answer(as_json, show_free, ask_free(home_at(home), address, token))

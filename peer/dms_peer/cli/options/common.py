@@ -25,11 +25,12 @@ __all__ = [
     "GPUDemandOption",
     "HomeOption",
     "JSONOption",
-    "LeaseArgument",
+    "LeaseArguments",
     "MachineOption",
     "NotLocationOption",
     "OptionalCPU",
     "OptionalDisk",
+    "OptionalPeer",
     "OptionalRAM",
     "PlaceOption",
     "PortCountOption",
@@ -40,6 +41,7 @@ __all__ = [
     "gpu_choice",
     "gpu_demand",
     "home_at",
+    "lease_at",
     "parse_place",
     "port_range",
     "size",
@@ -134,9 +136,16 @@ JSONOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one J
 DebugOption: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 FullOption: TypeAlias = Annotated[bool, typer.Option("--full", help="Show lease ids and peer ids in full.")]
 AddressArgument: TypeAlias = Annotated[
-    str, typer.Argument(metavar="MULTIADDR", help="Where the peer is; ends in /p2p/PEER_ID.")
+    str,
+    typer.Argument(metavar="PEER", help="Its address (ends in /p2p/PEER_ID), or the start of a known peer's id."),
 ]
-LeaseArgument: TypeAlias = Annotated[str, typer.Argument(metavar="LEASE_ID", help="What `commit` answered.")]
+OptionalPeer: TypeAlias = Annotated[
+    str | None, typer.Argument(metavar="[PEER]", help="The peer, as an address or the start of a known id.")
+]
+LeaseArguments: TypeAlias = Annotated[
+    list[str],
+    typer.Argument(metavar="[PEER] LEASE", help="The lease, by its id or the start of one that `leases` shows."),
+]
 OptionalCPU: TypeAlias = Annotated[
     Cores | None, typer.Option("--cpu", parser=cores, metavar="CORES", help="Cores, such as 2 or 0.5.")
 ]
@@ -144,6 +153,13 @@ OptionalRAM: TypeAlias = Annotated[int | None, typer.Option("--ram", parser=size
 OptionalDisk: TypeAlias = Annotated[
     int | None, typer.Option("--disk", parser=size, metavar="SIZE", help="Such as 10GiB.")
 ]
+
+
+def lease_at(words: list[str]) -> tuple[str | None, str]:
+    """The peer, where one is named, and the lease of `[PEER] LEASE`."""
+    if not 1 <= len(words) <= 2:
+        raise typer.BadParameter("give one lease: [PEER] LEASE")
+    return (words[0], words[1]) if len(words) == 2 else (None, words[0])
 
 
 def token_in(path: Any) -> bytes:
@@ -159,35 +175,38 @@ TokenOption: TypeAlias = Annotated[
         "--token",
         parser=token_in,
         metavar="FILE",
-        help="A grant, where the peer's owner asks for one (docs/access.md).",
+        help="Token to show where the provider requires one (docs/access.md).",
     ),
 ]
 FenceOption: TypeAlias = Annotated[
     int | None,
-    typer.Option("--fence", min=0, metavar="NUMBER", help="The lease's fencing number, to be sure it is the same."),
+    typer.Option("--fence", min=0, metavar="NUMBER", help="The lease's fencing number: refuse if it is another."),
 ]
 GPUDemandOption: TypeAlias = Annotated[
     list[GPUDemand] | None,
-    typer.Option("--gpu", parser=gpu_demand, metavar="VRAM", help="A GPU with so much VRAM; may be repeated."),
+    typer.Option("--gpu", parser=gpu_demand, metavar="VRAM", help="A GPU with at least this VRAM (repeatable)."),
 ]
 PortOption: TypeAlias = Annotated[
     list[int] | None,
-    typer.Option("--port", min=1, max=65535, metavar="PORT", help="This public port; may be repeated."),
+    typer.Option("--port", min=1, max=65535, metavar="PORT", help="A certain public port (repeatable)."),
 ]
 PortCountOption: TypeAlias = Annotated[
-    int, typer.Option("--ports", min=0, max=MAX_PORTS, metavar="N", help="So many public ports, whichever.")
+    int, typer.Option("--ports", min=0, max=MAX_PORTS, metavar="N", help="Number of public ports (any).")
 ]
 ExecutorOption: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--executor", metavar="NAME", help="What the job needs to run, such as docker; may be repeated."),
+    typer.Option("--executor", metavar="NAME", help="Executor that the job needs, such as docker (repeatable)."),
 ]
 PlaceOption: TypeAlias = Annotated[
     list[Place] | None,
     typer.Option(
-        "--location", parser=parse_place, metavar="PLACE", help="Where it may run, such as Europe/DE; may be repeated."
+        "--location",
+        parser=parse_place,
+        metavar="PLACE",
+        help="Where it may run, such as Europe/DE (repeatable).",
     ),
 ]
 NotLocationOption: TypeAlias = Annotated[
     list[Place] | None,
-    typer.Option("--not-location", parser=parse_place, metavar="PLACE", help="Where it may not run; may be repeated."),
+    typer.Option("--not-location", parser=parse_place, metavar="PLACE", help="Where it may not run (repeatable)."),
 ]

@@ -15,7 +15,7 @@ from .layout import Column, show_table
 
 if TYPE_CHECKING:
     # They come with libp2p, which local commands do not load.
-    from ..reports import PeerEndedLease, PeerFree, PeerLease, PeerLeases
+    from ...requesting.reports import PeerEndedLease, PeerFree, PeerLease, PeerLeases
 
 __all__ = [
     "capacity_rows",

@@ -21,7 +21,7 @@ from .layout import Column
 if TYPE_CHECKING:
     from ...owner.messages import PeersAnswer
     from ...requesting.progress import SearchProgress
-    from ..reports import Found, FoundRow, Reserved
+    from ...requesting.reports import Found, FoundRow, Reserved
 
 __all__ = ["progress_line", "search_view", "show_found", "show_peers", "show_reserved", "watched_progress"]
 

@@ -20,7 +20,6 @@ from rich.live import Live
 from dms_peer.__main__ import run_command
 from dms_peer.cli.child_process import run_child, stopped_by_signals
 from dms_peer.cli.failures import describe_failure
-from dms_peer.cli.reports import FoundRow
 from dms_peer.cli.tables.search import _LiveView
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.errors import PeerError, StoppedError
@@ -29,6 +28,7 @@ from dms_peer.node import Node, Ready
 from dms_peer.owner import client as owner
 from dms_peer.owner.offers import GPUChoice, Offer
 from dms_peer.requesting.progress import ProgressLog
+from dms_peer.requesting.reports import FoundRow
 from dms_resources.units import GIB, Cores
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"

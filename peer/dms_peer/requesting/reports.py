@@ -1,27 +1,33 @@
-"""What the commands that go to the network report, to a person or as JSON."""
+"""What commands that query other peers report, to people or as JSON."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
 from dms_protocols.messages.bid import Bid, Refusal
-from dms_resources.components import FreeResources, Resources
+from dms_resources.components import FreeResources, MachineResources, Resources
 from dms_resources.ledger.leases import EndedLease, Lease, Price
-
-from ..requesting.progress import SearchProgress
 
 __all__ = [
     "BidReport",
     "EnsembleBidReport",
     "Found",
     "FoundRow",
+    "HomeLease",
+    "HomeLeases",
     "OfferedBid",
     "PeerEndedLease",
     "PeerFree",
     "PeerLease",
     "PeerLeases",
+    "PeerMachine",
+    "PeerUsage",
+    "Pong",
+    "ReleasedLeases",
     "Reserved",
     "ReservedNode",
+    "SearchProgress",
+    "UnansweredPeer",
 ]
 
 
@@ -29,6 +35,30 @@ class PeerFree(FreeResources, frozen=True, kw_only=True):
     """What a peer has free."""
 
     peer_id: str
+
+
+class PeerUsage(Resources, frozen=True, kw_only=True):
+    """What the machine of a peer uses now."""
+
+    peer_id: str
+
+
+class PeerMachine(Struct, frozen=True, kw_only=True):
+    """The hardware of a peer."""
+
+    peer_id: str
+    machine: MachineResources
+
+
+class Pong(Struct, frozen=True, kw_only=True):
+    """One answer to a ping: its round trip in seconds, and whether the connection goes through a relay.
+
+    `relayed` is None where the peer was not reached over a connection: the peer itself.
+    """
+
+    peer_id: str
+    round_trip: float
+    relayed: bool | None = None
 
 
 class BidReport(Struct, frozen=True, kw_only=True):
@@ -64,6 +94,10 @@ class PeerLease(Lease, frozen=True, kw_only=True):
 
     peer_id: str
 
+    def plain(self) -> Lease:
+        """The lease alone."""
+        return Lease(**{name: getattr(self, name) for name in Lease.__struct_fields__})
+
 
 class PeerLeases(Struct, frozen=True, kw_only=True):
     """Leases at a peer that were taken together."""
@@ -72,10 +106,62 @@ class PeerLeases(Struct, frozen=True, kw_only=True):
     leases: tuple[Lease, ...]
 
 
+class HomeLease(Struct, frozen=True, kw_only=True):
+    """A lease of this home at a peer, as that peer last reported it, `age` seconds ago."""
+
+    peer_id: str
+    lease: Lease
+    age: float
+
+
+class UnansweredPeer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A provider that could not be queried, or one of its leases that was not released, and why."""
+
+    peer_id: str
+    code: str
+    message: str
+    lease_id: str = ""
+
+
+class HomeLeases(Struct, frozen=True, kw_only=True):
+    """All leases that this home holds, and the providers that did not answer."""
+
+    leases: tuple[HomeLease, ...]
+    unanswered: tuple[UnansweredPeer, ...]
+
+
 class PeerEndedLease(EndedLease, frozen=True, kw_only=True):
     """A lease at a peer that has ended."""
 
     peer_id: str
+
+
+class ReleasedLeases(Struct, frozen=True, kw_only=True):
+    """What was released, and what was not."""
+
+    released: tuple[PeerEndedLease, ...]
+    failed: tuple[UnansweredPeer, ...]
+
+
+class SearchProgress(Struct, frozen=True, kw_only=True):
+    """A search at one moment.
+
+    Peers `asked`, `answered` and `in_flight`, and those `skipped` because they are known to be full; `bids` that came;
+    nodes `refused` and peers `failed`, by code. `source` is where peers are looked for now, `stage` one of searching,
+    committing, reserved; `attempts` counts the tries to commit; `elapsed` is in seconds.
+    """
+
+    stage: str
+    source: str
+    asked: int
+    answered: int
+    in_flight: int
+    skipped: int
+    bids: int
+    attempts: int
+    refused: dict[str, int]
+    failed: dict[str, int]
+    elapsed: float
 
 
 class FoundRow(Struct, frozen=True, kw_only=True):

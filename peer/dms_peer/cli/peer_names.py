@@ -1,0 +1,134 @@
+"""How people name peers and leases: by multiaddr, by id, or by the beginning of an id that this home knows.
+
+Ids of Ed25519 keys all begin with `12D3KooW`: the characters behind that name a peer too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec import Struct
+
+from dms_protocols.errors import RemoteError
+
+from ..errors import PeerError
+from ..home.home import Home
+from ..home.lease_journal import HeldLease, LeaseJournal
+
+__all__ = ["NamedPeer", "find_lease", "find_peer"]
+
+_COMMON: Final = "12D3KooW"
+_SHORTEST_ID: Final = 46
+_BASE58: Final = "[1-9A-HJ-NP-Za-km-z]"
+_ADDRESS: Final = re.compile(
+    rf"/(?:ip4|ip6|dns|dns4|dns6)/[^/]+/tcp/\d{{1,5}}/p2p/{_BASE58}+(?:/p2p-circuit/p2p/{_BASE58}+)?"
+)
+_ID: Final = re.compile(rf"{_BASE58}{{1,128}}")
+
+
+class NamedPeer(Struct, frozen=True, kw_only=True):
+    """A peer, and where it may be reached."""
+
+    peer_id: str
+    addrs: tuple[str, ...] = ()
+
+
+def find_peer(home: Home, text: str) -> NamedPeer:
+    """The peer that `text` names: a multiaddr, a peer id, or the beginning of the id of a known peer.
+
+    Known are the peers of the running peer, else those of the peers file; the providers of the journal of leases; and
+    this home's own running peer. Raises AddressError, and PeerError `unknown_peer` or `ambiguous_peer`. Blocks.
+    """
+    if text.startswith("/") or "/" in text:
+        return _at_address(text)
+    if not _ID.fullmatch(text):
+        # Says what is wrong with it, and how an address looks.
+        return _at_address(text)
+    known = _known(home)
+    matches = {peer_id: addrs for peer_id, addrs in known.items() if _named(peer_id, text)}
+    if text in matches:
+        matches = {text: matches[text]}
+    if len(matches) > 1:
+        ids = ", ".join(sorted(matches)[:4])
+        raise PeerError(f"{text} is the beginning of {len(matches)} peer ids: {ids}", code="ambiguous_peer",
+                        hint="write more of the id")  # fmt: skip
+    if matches:
+        ((peer_id, addrs),) = matches.items()
+        return NamedPeer(peer_id=peer_id, addrs=addrs)
+    own = _own(home)
+    if own is not None and _named(own, text):
+        return NamedPeer(peer_id=own)
+    if len(text) >= _SHORTEST_ID:
+        # The running peer may know where it is.
+        return NamedPeer(peer_id=text)
+    raise PeerError(
+        f"no known peer has an id that begins with {text}",
+        code="unknown_peer",
+        hint="see `dms-peer peers`, or give an address that ends in /p2p/PEER_ID",
+    )
+
+
+def find_lease(home: Home, text: str, peer_id: str | None = None) -> HeldLease | None:
+    """The lease of the journal whose id begins with `text`, at one peer where one is named; None where there is none.
+
+    Raises PeerError `ambiguous_lease`. Blocks.
+    """
+    found = [
+        held
+        for held in LeaseJournal(home.path).leases()
+        if held.lease.lease_id.startswith(text) and peer_id in (None, held.peer_id)
+    ]
+    exact = [held for held in found if held.lease.lease_id == text]
+    if len(exact or found) > 1:
+        ids = ", ".join(sorted(held.lease.lease_id for held in found)[:4])
+        raise PeerError(f"{text} is the beginning of {len(found)} lease ids: {ids}", code="ambiguous_lease",
+                        hint="write more of the id")  # fmt: skip
+    return next(iter(exact or found), None)
+
+
+def _named(peer_id: str, text: str) -> bool:
+    # Less than the common beginning names nobody.
+    whole = len(text) > len(_COMMON) and peer_id.startswith(text)
+    return peer_id == text or whole or peer_id.removeprefix(_COMMON).startswith(text)
+
+
+def _at_address(text: str) -> NamedPeer:
+    if not _ADDRESS.fullmatch(text):
+        # Loads libp2p, which a good address does not need.
+        from dms_host import parse_peer_address
+
+        parse_peer_address(text)
+    return NamedPeer(peer_id=text.rpartition("/p2p/")[2], addrs=(text,))
+
+
+def _known(home: Home) -> dict[str, tuple[str, ...]]:
+    from ..owner.client import read_peers
+
+    known: dict[str, tuple[str, ...]] = {}
+    journal = [(one.peer_id, one.addrs) for one in LeaseJournal(home.path).providers()]
+    try:
+        peers = [(row.peer_id, row.addrs) for row in read_peers(home, 1000).peers]
+    except RemoteError:
+        # A peer that runs without discovery knows no others.
+        peers = []
+    for peer_id, addrs in _in_order(peers, journal):
+        known[peer_id] = tuple(dict.fromkeys((*known.get(peer_id, ()), *addrs)))[:16]
+    return known
+
+
+def _in_order(*sources: Iterable[tuple[str, tuple[str, ...]]]) -> Iterable[tuple[str, tuple[str, ...]]]:
+    for source in sources:
+        yield from source
+
+
+def _own(home: Home) -> str | None:
+    from ..owner.client import read_status
+    from ..owner.socket_file import connect
+
+    connection = connect(home.socket_path)
+    if connection is None:
+        return None
+    connection.close()
+    return read_status(home).peer_id

@@ -1,0 +1,169 @@
+"""What a home holds at other peers: a small file, so that the requester knows it after a crash and on another day.
+
+Rules:
+
+1. The file (`leases.json`, mode 0600) is replaced in one step under a lock of its own: several commands of one home
+   may write at once.
+2. A provider is written down before a commitment is requested from it. A lease whose answer was lost is then found by
+   the wire's `list` at that provider.
+3. The journal is a memory, not the truth: the provider's answer replaces an entry.
+4. An entry is removed when its lease was released or has ended, or a day after its deadline; a provider that was not
+   used, after 30 days.
+5. A file that cannot be read is set aside under another name, never overwritten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from dms_resources.ledger.leases import Lease
+from dms_resources.private_files import write_private
+from dms_resources.units import decode_value, encode_value
+
+__all__ = ["HeldLease", "LeaseJournal", "Provider"]
+
+_log = logging.getLogger(__name__)
+
+_VERSION: Final = 1
+_MOST_READ: Final = 64 * 1024 * 1024
+_MOST_LEASES: Final = 10_000
+_MOST_PROVIDERS: Final = 1024
+# Seconds that a lease stays after its deadline, and a provider after it was last used.
+_KEEP_LEASE: Final = 86400.0
+_KEEP_PROVIDER: Final = 30 * 86400.0
+
+
+class HeldLease(Struct, frozen=True, kw_only=True):
+    """A lease at a provider, as it was at `seen` (Unix seconds)."""
+
+    peer_id: str
+    lease: Lease
+    seen: float
+
+
+class Provider(Struct, frozen=True, kw_only=True):
+    """A peer at which this home committed something, where it was reached, and when last (Unix seconds)."""
+
+    peer_id: str
+    addrs: tuple[str, ...]
+    used: float
+
+
+class _Contents(Struct, frozen=True):
+    version: int = _VERSION
+    leases: tuple[HeldLease, ...] = ()
+    providers: tuple[Provider, ...] = ()
+
+
+_decoder: Final = msgspec.json.Decoder(_Contents, dec_hook=decode_value)
+
+
+class LeaseJournal:
+    """The journal of the home at `home`; every method blocks on the disk and raises OSError."""
+
+    def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = home / "leases.json"
+        self._clock = clock
+
+    def leases(self) -> list[HeldLease]:
+        """What is held as far as is known, the newest first."""
+        return sorted(self._fresh(self._read()).leases, key=lambda held: -held.lease.created)
+
+    def providers(self) -> list[Provider]:
+        """The providers that may have leases of this home, the last used one first."""
+        return sorted(self._fresh(self._read()).providers, key=lambda provider: -provider.used)
+
+    def note_provider(self, peer_id: str, addrs: Sequence[str]) -> None:
+        """Write down that something is about to be committed at this peer."""
+        self._change(lambda contents: self._with_provider(contents, peer_id, addrs))
+
+    def note(self, peer_id: str, leases: Iterable[Lease]) -> None:
+        """Write down leases as their provider answered."""
+        noted = {lease.lease_id: lease for lease in leases}
+
+        def change(contents: _Contents) -> _Contents:
+            kept = [held for held in contents.leases if held.peer_id != peer_id or held.lease.lease_id not in noted]
+            now = self._clock()
+            new = [HeldLease(peer_id=peer_id, lease=lease, seen=now) for lease in noted.values()]
+            return replace(contents, leases=(*kept, *new))
+
+        self._change(change)
+
+    def forget(self, peer_id: str, lease_ids: Collection[str]) -> None:
+        """Leases at this peer that have ended."""
+        self._change(
+            lambda contents: replace(
+                contents,
+                leases=tuple(
+                    held for held in contents.leases if held.peer_id != peer_id or held.lease.lease_id not in lease_ids
+                ),
+            )
+        )
+
+    def replace_all(self, peer_id: str, leases: Sequence[Lease]) -> None:
+        """All leases that this home has at the peer, as its `list` answered."""
+        gone = {held.lease.lease_id for held in self.leases() if held.peer_id == peer_id}
+        gone -= {lease.lease_id for lease in leases}
+        self.note(peer_id, leases)
+        self.forget(peer_id, gone)
+
+    def _with_provider(self, contents: _Contents, peer_id: str, addrs: Sequence[str]) -> _Contents:
+        before = next((one for one in contents.providers if one.peer_id == peer_id), None)
+        known = before.addrs if before else ()
+        provider = Provider(peer_id=peer_id, addrs=tuple(dict.fromkeys((*addrs, *known)))[:8], used=self._clock())
+        others = tuple(one for one in contents.providers if one.peer_id != peer_id)
+        return replace(contents, providers=(*others, provider)[-_MOST_PROVIDERS:])
+
+    def _fresh(self, contents: _Contents) -> _Contents:
+        now = self._clock()
+        leases = [
+            held for held in contents.leases if held.lease.deadline is None or held.lease.deadline + _KEEP_LEASE > now
+        ]
+        using = {held.peer_id for held in leases}
+        providers = [one for one in contents.providers if one.peer_id in using or one.used + _KEEP_PROVIDER > now]
+        return _Contents(leases=tuple(leases[-_MOST_LEASES:]), providers=tuple(providers))
+
+    def _change(self, change: Callable[[_Contents], _Contents]) -> None:
+        with self._locked():
+            contents = self._fresh(change(self._read()))
+            write_private(self._path, msgspec.json.encode(contents, enc_hook=encode_value))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = os.open(self._path.with_suffix(".lock"), flags, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            # Closing the file releases the lock.
+            os.close(lock)
+
+    def _read(self) -> _Contents:
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return _Contents()
+        try:
+            with open(descriptor, "rb") as file:
+                contents = _decoder.decode(file.read(_MOST_READ))
+            if contents.version != _VERSION:
+                raise ValueError(f"version {contents.version}")
+        except (ValueError, RecursionError) as error:
+            aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+            self._path.replace(aside)
+            reason = " ".join(str(error).split())[:200]
+            _log.warning("the lease journal %s cannot be read (%s): set aside as %s", self._path, reason, aside.name)
+            return _Contents()
+        return contents

@@ -1,0 +1,116 @@
+"""What a command asks of other peers: through the running peer of its home, or over a host of its own.
+
+Each request names the peer by its id and by the addresses that the command knows; the running peer adds what it knows.
+The `token` goes to the other peer where that asks for one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta, Struct
+
+from dms_protocols.messages.allocation import LeaseID, Seconds
+from dms_protocols.messages.bid import MAX_NODES, EnsembleRequest
+from dms_resources.components import Amount
+
+from ..requesting.reports import Found, FoundRow, SearchProgress
+
+__all__ = [
+    "DiscoverRequest",
+    "PeerRequest",
+    "RemoteAllocateRequest",
+    "RemoteBidRequest",
+    "RemoteCommitRequest",
+    "RemoteFreeRequest",
+    "RemoteListRequest",
+    "RemoteMachineRequest",
+    "RemotePingRequest",
+    "RemoteReleaseRequest",
+    "RemoteRenewRequest",
+    "RemoteUsageRequest",
+    "SearchEvent",
+]
+
+Addresses: TypeAlias = Annotated[tuple[str, ...], Meta(max_length=32)]
+
+
+class PeerRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="remote"):
+    """The base of the requests for one peer."""
+
+    peer_id: str
+    addrs: Addresses = ()
+    token: bytes | None = None
+
+
+class RemoteFreeRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_free"):
+    """What the peer has free; answered with PeerFree."""
+
+
+class RemoteUsageRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_usage"):
+    """What the peer's machine uses now; answered with PeerUsage."""
+
+
+class RemoteMachineRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_machine"):
+    """The peer's hardware; answered with PeerMachine."""
+
+
+class RemotePingRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_ping"):
+    """One round trip of libp2p's ping protocol; answered with Pong."""
+
+
+class RemoteBidRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=True, tag="remote_bid"):
+    """Bids on an ensemble, or with `dry_run` what they would say; answered with EnsembleBidReport."""
+
+    ensemble: EnsembleRequest
+    dry_run: bool = False
+    hold: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+
+
+class RemoteCommitRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_commit"):
+    """Takes bids (signed envelopes) for `ttl` seconds, all or none; answered with PeerLeases."""
+
+    bids: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=MAX_NODES)]
+    ttl: Seconds
+
+
+class RemoteRenewRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=True, tag="remote_renew"):
+    """Moves the deadline of a lease to `ttl` seconds from now; answered with PeerLease."""
+
+    lease_id: LeaseID
+    ttl: Seconds
+    fence: Amount | None = None
+
+
+class RemoteAllocateRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=True, tag="remote_allocate"):
+    """Turns a commitment into an allocation; answered with PeerLease."""
+
+    lease_id: LeaseID
+    fence: Amount | None = None
+
+
+class RemoteReleaseRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=True, tag="remote_release"):
+    """Releases a lease; answered with PeerEndedLease."""
+
+    lease_id: LeaseID
+    fence: Amount | None = None
+
+
+class RemoteListRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_list"):
+    """All leases that the requester has at the peer; answered with PeerLeases."""
+
+
+class DiscoverRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="discover"):
+    """Peers that would take a node of the ensemble: `count` of them, or all (None); answered with SearchEvents."""
+
+    ensemble: EnsembleRequest
+    count: Annotated[int, Meta(ge=1)] | None = None
+    token: bytes | None = None
+
+
+class SearchEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One step of a search: a peer that answered (`row`) and how far the search is, or its end (`found`)."""
+
+    progress: SearchProgress | None = None
+    row: FoundRow | None = None
+    found: Found | None = None

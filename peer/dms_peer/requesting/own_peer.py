@@ -1,0 +1,65 @@
+"""A peer that is its own requester: its requests to itself go over a socket pair inside the process.
+
+libp2p cannot dial itself, and an orchestrator that offers capacity wants to use its own like that of any other peer.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import trio
+
+from dms_protocols.messages.bid import EnsembleRequest
+from dms_protocols.rpc.client import Client, open_client
+from dms_resources.tasks import open_background
+
+from .network import Candidate, PeerNetwork
+
+__all__ = ["OwnPeer", "ServeOwn"]
+
+ServeOwn: TypeAlias = Callable[[str, trio.abc.HalfCloseableStream], Awaitable[None]]
+"""Answers requests of one protocol (by its id, any version) on a stream of the peer to itself."""
+
+
+class OwnPeer:
+    """A PeerNetwork that reaches the peer itself too, and a CandidateSource that names it where it has an offer."""
+
+    name = "own"
+
+    def __init__(self, network: PeerNetwork, serve: ServeOwn, offers: Callable[[], bool]) -> None:
+        self._network = network
+        self._serve = serve
+        self._offers = offers
+
+    @property
+    def peer_id(self) -> str:
+        """This peer, the requester."""
+        return self._network.peer_id
+
+    @asynccontextmanager
+    async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Client]:
+        """A client of one protocol of a peer; to this peer itself over a socket pair. Raises DialError."""
+        if peer_id != self.peer_id:
+            async with self._network.client(peer_id, protocol, addrs) as client:
+                yield client
+            return
+        ours, theirs = map(trio.socket.from_stdlib_socket, socket.socketpair())
+
+        async def serve() -> None:
+            async with trio.SocketStream(theirs) as stream:
+                await self._serve(protocol, stream)
+
+        async with open_background(serve), open_client(trio.SocketStream(ours)) as own:
+            yield own
+
+    @asynccontextmanager
+    async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
+        """This peer itself, where it offers something."""
+        yield self._own()
+
+    async def _own(self) -> AsyncIterator[Candidate]:
+        if self._offers():
+            yield Candidate(self.peer_id, (), self.name)
