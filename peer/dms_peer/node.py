@@ -36,7 +36,7 @@ from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 from dms_resources.machine.listening import read_used_ports
 from dms_resources.machine.usage import UsageMonitor
-from dms_resources.manager import Guard, ResourceManager, open_manager
+from dms_resources.manager import AllocationTerms, Guard, ResourceManager, open_manager
 
 from .config.access import OwnerAccess
 from .config.effective import needs_restart
@@ -100,6 +100,7 @@ class Node:
     network: NetworkSettings | None = None
     metrics: str | None = None
     limits: PeerLimits = field(default_factory=PeerLimits)
+    allocations: AllocationTerms = field(default_factory=AllocationTerms)
     config: PeerConfig | None = None
     reread: Callable[[], PeerConfig] | None = None
 
@@ -118,6 +119,7 @@ class Node:
             network=config.network,
             metrics=config.metrics,
             limits=config.limits,
+            allocations=config.allocations,
             config=config,
             reread=reread,
         )
@@ -220,6 +222,7 @@ class Node:
                         machine,
                         usage_monitor=monitor,
                         guard=self.guard,
+                        allocation_terms=self.allocations,
                         read_ports=read_used_ports,
                     )
                 )
@@ -234,7 +237,7 @@ class Node:
             return await stack.enter_async_context(self._host(identity, self.listen, limits))
         with contextlib.suppress(ListenError):
             # The addresses of the last run, which other peers know.
-            if remembered := self.home.listen_addresses():
+            if remembered := self.home.listen_addresses(parse_listen_address):
                 return await stack.enter_async_context(self._host(identity, remembered, limits))
         host = await stack.enter_async_context(self._host(identity, [_ANY_PORT], limits))
         self.home.remember_listen_addresses([str(address) for address in host.get_transport_addrs()])

@@ -165,4 +165,6 @@ def _unreserved(error: ReservationError) -> Failure:
 
 
 def _failure(code: str, message: str, hint: str, *, exit_code: int = _OTHER) -> Failure:
+    # A file name may hold bytes that are not UTF-8, which JSON cannot carry.
+    message, hint = (text.encode("utf-8", "replace").decode() for text in (message, hint))
     return Failure({"code": code, "message": message} | ({"hint": hint} if hint else {}), exit_code)

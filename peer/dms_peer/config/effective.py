@@ -32,6 +32,10 @@ def config_values(config: PeerConfig) -> dict[str, ConfigValue]:
     values = {one.path: _plain(_at(config, one.path)) for one in SETTINGS if one.path not in sections}
     if config.terms is not None:
         values |= _flat(config.terms, "terms")
+    # As the file says it: an allocation without a keep-alive, or without a longest time, ends never.
+    values |= {
+        path: "never" if value is None else value for path, value in _flat(config.allocations, "allocations").items()
+    }
     values |= _flat(config.access.rules, "access")
     values |= _flat(config.access.shares, "access.shares")
     values |= _flat(config.limits, "limits")

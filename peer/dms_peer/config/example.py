@@ -47,6 +47,11 @@ EXAMPLE: Final = """\
 #limits:
 #  host: {max_inbound_connections: 128}
 
+# How long an allocation lasts without a sign of life of its holder, and at most; `never` ends none for that reason.
+#allocations:
+#  keep_alive: 15m
+#  longest: never
+
 # Metrics for Prometheus (docs/operating.md); on loopback unless a host is named.
 #metrics:
 #  address: 127.0.0.1:9464

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
-from dms_resources.manager import Guard
+from dms_resources.manager import AllocationTerms, Guard
 
 from ..discovery.settings import DiscoverySettings
 from ..home.network import NetworkSettings
@@ -33,6 +33,7 @@ SECTIONS: Final = ("terms", "access", "limits")
 """Sections that may stand in peer.yaml or in a file of their own, whose path is then the value."""
 
 _MOST_ADDRESSES: Final = 64
+_LONGEST_ALLOCATION: Final = 10 * 365 * 86400.0
 _MOST_PEERS: Final = 4096
 
 
@@ -58,6 +59,7 @@ class PeerConfig(Struct, frozen=True, kw_only=True):
     terms: OwnerTerms | None = None
     access: OwnerAccess = OwnerAccess()
     limits: PeerLimits = PeerLimits()
+    allocations: AllocationTerms = AllocationTerms()
     metrics: str | None = None
     logs: LogSettings = LogSettings()
     network: NetworkSettings = NetworkSettings()
@@ -131,6 +133,15 @@ def _discovery(field: Field) -> DiscoverySettings:
     return DiscoverySettings(**given)
 
 
+def _allocations(field: Field) -> AllocationTerms:
+    readers = {"keep_alive": _seconds_or_never, "longest": _seconds_or_never}
+    return AllocationTerms(**field.fields(tuple(readers)).read_present(readers))
+
+
+def _seconds_or_never(field: Field) -> float | None:
+    return None if field.is_text and field.text() == "never" else field.duration(1, _LONGEST_ALLOCATION)
+
+
 def _metrics(field: Field) -> str | None:
     return field.fields(("address",)).get("address", _metrics_address, None)
 
@@ -169,6 +180,7 @@ _READERS: Final[dict[str, Callable[[Field], Any]]] = {
     "guard": lambda field: field.choice(("off", "warn", "enforce")),
     "sample_interval": lambda field: field.duration(0.5, 3600),
     "discovery": _discovery,
+    "allocations": _allocations,
     "metrics": _metrics,
     "logs": _logs,
     "network": _network,

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,9 +25,9 @@ from dms_resources.components import FreeResources
 from dms_resources.private_files import write_private
 from dms_resources.units import decode_value, encode_value
 
-__all__ = ["FORGET_AFTER", "KnownPeer", "PeersFile", "merge_peers"]
+from ..home.state_files import read_state, set_aside
 
-_log = logging.getLogger(__name__)
+__all__ = ["FORGET_AFTER", "KnownPeer", "PeersFile", "merge_peers"]
 
 # Seconds without a sign of life after which a peer is forgotten.
 FORGET_AFTER: Final = 30 * 86400.0
@@ -107,7 +106,7 @@ class PeersFile:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -117,21 +116,17 @@ class PeersFile:
 
     def _read(self) -> tuple[KnownPeer, ...]:
         try:
-            with open(self._path, "rb") as file:
-                raw = file.read(_MOST_READ + 1)
+            raw = read_state(self._path, _MOST_READ)
         except FileNotFoundError:
+            return ()
+        except OSError as error:
+            set_aside(self._path, error)
             return ()
         try:
             contents = _decoder.decode(raw)
             if contents.version != _VERSION:
                 raise ValueError(f"it is of version {contents.version}")
         except (ValueError, RecursionError) as error:
-            self._set_aside(error)
+            set_aside(self._path, error)
             return ()
         return contents.peers
-
-    def _set_aside(self, error: Exception) -> None:
-        aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
-        self._path.replace(aside)
-        reason = " ".join(str(error).split())[:200]
-        _log.warning("the known peers in %s cannot be read (%s): put aside as %s", self._path, reason, aside.name)

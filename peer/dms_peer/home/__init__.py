@@ -1,1 +1,1 @@
-"""The peer's own folder, and the host that it opens."""
+"""The files that a peer keeps in its home directory, and the host that it opens with them."""

@@ -1,15 +1,20 @@
-"""The home directory of a peer: its key, its ledger, its socket, and which machine it describes.
+"""The home directory of a peer: its key, its ledger, its socket, and the machine that it describes.
 
 Rules:
-1. The directory is made with mode 0700; key, ledger and socket are their owner's only, whatever its mode.
+1. The directory is created with mode 0700. One that every user can write to is refused. Key, ledger and socket have
+   mode 0600 whatever the mode of the directory is.
 2. `--machine FILE` is remembered: a copy is kept as `machine.json` and used by every later command, until another file
-   is given or `--machine measured` goes back to the hardware.
-3. It is remembered only by who holds the ledger, so that a home in use is not changed under the running peer.
+   is given or `--machine measured` returns to the hardware.
+3. Only the holder of the ledger remembers it, so no command changes the machine under a running peer.
+4. A damaged file of what is remembered is put aside with a line in the log. It never stops the start.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,27 +23,35 @@ from msgspec import Struct
 from dms_resources.private_files import write_private
 
 from ..errors import PeerError
+from .state_files import read_state, set_aside
 
 if TYPE_CHECKING:
     from dms_resources.components import MachineResources
 
-__all__ = ["MEASURED", "PATIENCE", "RETRY_INTERVAL", "Home", "default_home", "home_at"]
+_log = logging.getLogger(__name__)
 
+__all__ = ["HOME_VARIABLE", "MEASURED", "PATIENCE", "RETRY_INTERVAL", "Home", "default_home", "home_at"]
+
+HOME_VARIABLE: Final = "DMS_HOME"
 MEASURED: Final = "measured"
-# Seconds that a command waits for another one, or for a peer that is just starting, to be done with the ledger.
+_LARGEST_LISTEN: Final = 64 * 1024
+_LARGEST_MACHINE: Final = 16 * 1024 * 1024
+# Seconds that a command waits until another command, or a peer that is starting, releases the ledger.
 PATIENCE: Final = 3.0
 RETRY_INTERVAL: Final = 0.05
 
 
 def default_home() -> Path:
-    """Where a peer lives when nothing else is said: the user's data directory for dms-peer."""
+    """The home directory that `DMS_HOME` names, else the user's data directory for dms-peer."""
+    if named := os.environ.get(HOME_VARIABLE):
+        return Path(named)
     import platformdirs
 
     return Path(platformdirs.user_data_dir("dms-peer"))
 
 
 class Home(Struct, frozen=True):
-    """The files of one peer; `patience` is how long (seconds) somebody else may have its ledger."""
+    """The files of one peer; `patience` is how long (seconds) a command waits for its ledger."""
 
     path: Path
     patience: float = PATIENCE
@@ -50,68 +63,87 @@ class Home(Struct, frozen=True):
 
     @property
     def swarm_key_path(self) -> Path:
-        """The key of the private network that the peer belongs to, where it belongs to one."""
+        """The key of the private network of the peer, if it is in one."""
         return self.path / "swarm.key"
 
     @property
     def ledger_path(self) -> Path:
-        """What is offered and promised."""
+        """The ledger: what is offered and promised."""
         return self.path / "ledger.db"
 
     @property
     def socket_path(self) -> Path:
-        """Where a running peer listens for its owner's commands."""
+        """The Unix socket on which a running peer serves its owner's commands."""
         return self.path / "peer.sock"
 
     @property
     def machine_path(self) -> Path:
-        """The description of a simulated machine, where one is remembered."""
+        """The description of the machine that replaces the measured hardware, if one is remembered."""
         return self.path / "machine.json"
 
     @property
     def listen_path(self) -> Path:
-        """The addresses on which the peer listened last, where the system chose them."""
+        """The addresses of the last run, if the system chose them."""
         return self.path / "listen"
 
     @property
     def peers_path(self) -> Path:
-        """The peers that answered before."""
+        """The table of known peers."""
         return self.path / "peers.json"
 
     @property
     def revocations_path(self) -> Path:
-        """The grants that do not count any more."""
+        """The list of revoked grants."""
         return self.path / "revoked"
 
     def prepare(self) -> None:
-        """Makes the directory. Raises PeerError `bad_home` when it cannot be made or entered. Blocks on disk."""
+        """Creates the directory if it is missing. Blocks on disk.
+
+        Raises PeerError `bad_home` if it cannot be created or read, or if every user can write to it.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.listdir(self.path)
+            mode = stat.S_IMODE(self.path.stat().st_mode)
         except OSError as error:
             raise PeerError(
                 f"{self.path} cannot be used as home directory: {error.strerror}",
                 code="bad_home",
                 hint="choose another --home, or give yourself permission to write there",
             ) from error
+        if mode & stat.S_IWOTH:
+            raise PeerError(
+                f"every user can write to the home directory {self.path} (mode {mode:04o})",
+                code="bad_home",
+                hint=f"choose another --home, or: chmod 700 {self.path}",
+            )
 
     def machine(self, choice: str | None) -> MachineResources:
-        """The machine that `choice` (`--machine`) or this home means: described, or measured here and now.
+        """Returns the machine that `choice` (`--machine`) or this home describes, else measures the hardware.
 
-        Raises MachineFileError. Blocks, for seconds where a GPU driver is slow.
+        Raises MachineFileError for a file that `choice` names. Blocks, for seconds if a GPU driver is slow.
         """
-        # Of no use to those who ask a running peer, and they must start fast.
+        # Commands that ask a running peer do not need these, and must start fast.
+        from dms_resources.errors import MachineFileError
         from dms_resources.machine.file import read_machine_file
         from dms_resources.machine.hardware import measure_machine
 
         if choice is not None and choice != MEASURED:
             return read_machine_file(Path(choice))
-        if choice is None and self.machine_path.exists():
-            return read_machine_file(self.machine_path)
+        if choice is None:
+            try:
+                read_state(self.machine_path, _LARGEST_MACHINE)
+                return read_machine_file(self.machine_path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                set_aside(self.machine_path, error)
+            except MachineFileError as error:
+                set_aside(self.machine_path, error.message)
         return measure_machine(self.path)
 
     def remember_machine(self, choice: str | None, machine: MachineResources) -> None:
-        """Keeps the choice for later commands; only for the process that holds the ledger. Blocks on disk."""
+        """Keeps the choice for later commands. Only the process that holds the ledger may call it. Blocks on disk."""
         from dms_resources.machine.file import write_machine_file
 
         if choice == MEASURED:
@@ -119,18 +151,37 @@ class Home(Struct, frozen=True):
         elif choice is not None:
             write_machine_file(self.machine_path, machine)
 
-    def listen_addresses(self) -> list[str]:
-        """Where the peer listened last time; none when nothing is remembered. Blocks on disk."""
+    def listen_addresses(self, check: Callable[[str], object]) -> list[str]:
+        """Returns the addresses of the last run; `check` raises PeerError for an invalid one. Blocks on disk."""
         try:
-            return self.listen_path.read_text(encoding="utf-8").split()
-        except (OSError, ValueError):
+            addresses = read_state(self.listen_path, _LARGEST_LISTEN).decode().split()
+            for address in addresses:
+                check(address)
+        except FileNotFoundError:
             return []
+        except (OSError, ValueError, PeerError) as error:
+            set_aside(self.listen_path, error)
+            return []
+        return addresses
 
     def remember_listen_addresses(self, addresses: list[str]) -> None:
-        """Keeps the addresses for the next start. Blocks on disk."""
-        write_private(self.listen_path, ("\n".join(addresses) + "\n").encode())
+        """Keeps the addresses for the next start; a failure is logged. Blocks on disk."""
+        try:
+            write_private(self.listen_path, ("\n".join(addresses) + "\n").encode())
+        except OSError as error:
+            _log.warning("cannot write %s: %s", self.listen_path, error.strerror)
 
 
 def home_at(path: str | Path | None) -> Home:
-    """The home directory that was named, or the default one."""
-    return Home(Path(path) if path is not None else default_home(), PATIENCE)
+    """Returns the home at a path, or the default one. Raises PeerError `bad_home` for a path that is not UTF-8."""
+    home = Home(Path(path) if path is not None else default_home(), PATIENCE)
+    try:
+        str(home.path).encode()
+    except UnicodeEncodeError:
+        # SQLite, JSON and terminals all take text; each would fail in its own way.
+        raise PeerError(
+            f"the path of the home directory is not UTF-8: {str(home.path)!a}",
+            code="bad_home",
+            hint="choose another --home, and use a UTF-8 locale, such as LC_ALL=C.UTF-8",
+        ) from None
+    return home

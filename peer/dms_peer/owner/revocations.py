@@ -21,6 +21,7 @@ from dms_protocols.rpc.operations import Caller, Operations
 from dms_resources.private_files import write_private
 
 from ..errors import PeerError
+from ..home.state_files import read_state
 from .messages import Revocation, RevocationsAnswer, RevocationsRequest, RevokeAnswer, RevokeRequest
 
 __all__ = ["Revocations", "revocation_operations"]
@@ -29,6 +30,8 @@ _LINE: Final = re.compile(r"([0-9a-f]{32}) ([0-9]{1,12})(?: (.*))?")
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _MOST: Final = 65_536
 _LONGEST_REASON: Final = 200
+# Bytes of the list: an id, a time and a reason for each, the reason in UTF-8.
+_LARGEST: Final = _MOST * (64 + 4 * _LONGEST_REASON)
 
 
 class Revocations:
@@ -95,7 +98,7 @@ def revocation_operations(revocations: Revocations) -> Operations:
 
 def _read(path: Path) -> dict[str, Revocation]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_state(path, _LARGEST).decode().splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import PeerError
+from ..home.state_files import set_aside
 
 __all__ = ["connect", "listen", "remove"]
 
@@ -28,6 +29,8 @@ def listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         remove(path)
+        if path.is_dir():
+            set_aside(path, "it is a directory")
         # Before it has a name: Linux gives the file the mode that the socket has.
         os.fchmod(listener.fileno(), 0o600)
         with _short(path) as address:

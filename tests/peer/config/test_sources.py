@@ -88,6 +88,12 @@ def test_a_section_may_stand_in_a_file_of_its_own(tmp_path: Path, monkeypatch: p
         ("access: gone.yaml", {}, "bad_access", "cannot read {}/gone.yaml: No such file"),
         ("limits: .", {}, "bad_limits", "cannot read {}: "),
         ("network: yes", {"DMS_PEER_RELAY": "true"}, "bad_config", "{}/peer.yaml, line 1, column 10: network: must be"),
+        (
+            "allocations: {keep_alive: 0}",
+            {},
+            "bad_config",
+            "{}/peer.yaml, line 1, column 27: allocations.keep",
+        ),
         ("- a", {}, "bad_config", "{}/peer.yaml, line 1, column 1: must be a mapping"),
         ("guard: [", {}, "bad_config", "{}/peer.yaml, line 1, column"),
     ],
@@ -116,6 +122,7 @@ def test_the_example_changes_nothing_until_it_is_uncommented(tmp_path: Path) -> 
     config = sources(tmp_path, UNCOMMENTED).load().config
     assert set(re.findall(r"(?m)^([a-z_]+):", UNCOMMENTED)) == {*PeerConfig.__struct_fields__} - {"machine"}
     assert config.terms is not None
+    assert (config.allocations.keep_alive, config.allocations.longest) == (900.0, None)
     assert config.limits.host.max_inbound_connections == 128
 
 

@@ -1,0 +1,49 @@
+"""Reads the files that the peer keeps in its home, without trust in what it finds there.
+
+A file counts only if it is a regular file, reached by no link, of a bounded size, and owned by the user who runs the
+peer or who owns its directory. Opening one never waits, so a FIFO in the place of a file cannot stop the start.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from pathlib import Path
+
+__all__ = ["read_state", "set_aside"]
+
+_log = logging.getLogger(__name__)
+
+
+def read_state(path: Path, most: int) -> bytes:
+    """Returns the content of a file of at most `most` bytes. Blocks on disk.
+
+    Raises FileNotFoundError, and OSError for a file that does not count; its `strerror` says why.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        # Root may look into the home of a user.
+        if status.st_uid not in (os.geteuid(), path.parent.stat().st_uid):
+            raise OSError(errno.EPERM, f"it belongs to user {status.st_uid}")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most} bytes")
+    return content
+
+
+def set_aside(path: Path, reason: object) -> None:
+    """Renames a damaged file, and logs its name, the reason and its new name. Blocks on disk, and raises nothing."""
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    text = " ".join(str(getattr(reason, "strerror", None) or reason).split())[:200]
+    try:
+        path.rename(aside)
+    except OSError as error:
+        _log.warning("ignored the damaged file %s (%s); it cannot be renamed: %s", path, text, error.strerror)
+    else:
+        _log.warning("put the damaged file %s aside as %s: %s", path, aside.name, text)
