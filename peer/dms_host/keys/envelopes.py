@@ -1,23 +1,30 @@
 """Signed envelopes: bytes that anyone can check, the same as libp2p's own.
 
-An envelope carries its author's public key, a payload type and a payload, signed together with a domain that keeps a
-signature made for one use from counting in another (RFC 0002 of libp2p/specs, "Signed Envelopes"). py-libp2p's
-`seal_record` and `consume_envelope` are for peer records only. The envelopes of Ed25519 keys, which all of ours are,
-are put together and taken apart here, which costs a few microseconds instead of tens; those of other keys, and whatever
-looks odd, are left to the library.
+An envelope carries its author's public key, a payload type and a payload. They are signed together with a domain, so
+that a signature made for one use does not count in another (RFC 0002 of libp2p/specs, "Signed Envelopes").
+
+What breaks in py-libp2p (0.8.1): `pub_key_to_protobuf` leaves out the type of a key where it is 0 (RSA), although the
+field is required (peer-ids specification, proto2). An envelope that is parsed and encoded again therefore differs from
+what Go and JavaScript peers sign, and `seal_record` and `consume_envelope` are for peer records only.
+Measure: envelopes are put together and taken apart here, field by field; the library reads and verifies keys alone.
+Upstream: https://github.com/libp2p/py-libp2p/issues/1106 (peer ids of RSA keys).
 
 Rules:
-1. Nothing but EnvelopeError leaves `open_envelope`, whatever the bytes.
-2. One envelope, one encoding: bytes that a second encoding would not give back are refused. Otherwise anybody could
-   change an envelope (unknown fields, padded lengths) without touching its signature.
+1. Nothing but BadEnvelopeError leaves `open_envelope`, whatever the bytes.
+2. One envelope, one encoding: fields in their order, shortest lengths, nothing unknown, the key as the specification
+   writes it. Otherwise anybody could change an envelope without touching its signature.
+3. Keys may be Ed25519 (all of ours are), RSA or secp256k1. ECDSA keys, which py-libp2p cannot read, are refused by
+   name.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
 from libp2p.crypto.ed25519 import Ed25519PublicKey
-from libp2p.peer.envelope import Envelope, unmarshal_envelope
+from libp2p.crypto.keys import PublicKey
+from libp2p.crypto.serialization import key_type_to_public_key_deserializer as key_readers
 from libp2p.peer.id import ID
 from libp2p.utils.varint import encode_uvarint
 
@@ -40,6 +47,10 @@ _TYPE, _PAYLOAD = b"\x12", b"\x1a"
 _SIGNATURE = b"\x2a\x40"
 _KEY_SIZE, _SIGNATURE_SIZE = 32, 64
 _KEY_END = len(_KEY) + _KEY_SIZE
+# A longer key is not even read.
+_LONGEST_KEY: Final = 2 * 1024
+_KEY_TYPES: Final[dict[int, str]] = {0: "RSA", 1: "Ed25519", 2: "secp256k1"}
+_ECDSA: Final = 3
 _TAIL = len(_SIGNATURE) + _SIGNATURE_SIZE
 
 
@@ -73,23 +84,34 @@ def _typed(payload_type: bytes) -> bytes:
 def open_envelope(raw: bytes, domain: str, payload_type: bytes) -> tuple[str, bytes]:
     """The peer id that signed `raw` for this domain, and its payload.
 
-    Raises EnvelopeError and nothing else: `bad_envelope` (no envelope, or not in its one encoding), `wrong_type` (an
-    envelope of something else), `bad_signature` (changed, or signed for another domain: the two cannot be told apart).
+    Raises BadEnvelopeError and nothing else: `bad_envelope` (no envelope, not in its one encoding, or a key of a type
+    that is not supported), `wrong_type` (an envelope of something else), `bad_signature` (changed, or signed for
+    another domain: the two cannot be told apart).
     """
     opened = _take_apart(raw, domain, payload_type)
     if opened is not None:
         return opened
-    envelope = _parse(raw)
-    if envelope.payload_type != payload_type:
+    if len(raw) > MAX_ENVELOPE_SIZE:
+        raise BadEnvelopeError(f"{len(raw)} bytes are too many for an envelope", code="bad_envelope", hint=ASK_AGAIN)
+    fields = _fields(raw)
+    if fields.get(2, b"") != payload_type:
         raise BadEnvelopeError("the envelope holds something else", code="wrong_type", hint=ASK_AGAIN)
+    key, payload = _read_key(fields.get(1, b"")), fields.get(3, b"")
+    framed = encode_uvarint(len(payload)) + payload
     try:
-        envelope.validate(domain)
+        verified = key.verify(_head(domain, payload_type) + framed, fields.get(5, b""))
     except Exception as error:
         # Verification raises differently for each type of key and each way of being wrong: all mean the same here.
-        raise BadEnvelopeError(
-            "the signature does not match", code="bad_signature", hint="it was changed, or signed for another purpose"
-        ) from error
-    return ID.from_pubkey(envelope.public_key).to_base58(), envelope.raw_payload
+        raise _unsigned() from error
+    if not verified:
+        raise _unsigned()
+    return ID.from_pubkey(key).to_base58(), payload
+
+
+def _unsigned() -> BadEnvelopeError:
+    return BadEnvelopeError(
+        "the signature does not match", code="bad_signature", hint="it was changed, or signed for another purpose"
+    )
 
 
 def _take_apart(raw: bytes, domain: str, payload_type: bytes) -> tuple[str, bytes] | None:
@@ -122,15 +144,56 @@ def _public_key(raw: bytes) -> tuple[Ed25519PublicKey, str]:
     return key, ID.from_pubkey(key).to_base58()
 
 
-def _parse(raw: bytes) -> Envelope:
-    if len(raw) > MAX_ENVELOPE_SIZE:
-        raise BadEnvelopeError(f"{len(raw)} bytes are too many for an envelope", code="bad_envelope", hint=ASK_AGAIN)
+def _fields(raw: bytes) -> dict[int, bytes]:
+    """The fields of an envelope by number. Raises BadEnvelopeError unless they are encoded as protobuf does it."""
+    fields: dict[int, bytes] = {}
+    left, last = memoryview(raw), 0
+    while left:
+        number, kind = left[0] >> 3, left[0] & 7
+        size, value = _delimited(left[1:])
+        # Ascending, so each once; what is empty is left out.
+        if kind != 2 or number not in (1, 2, 3, 5) or number <= last or not size or value is None:
+            raise BadEnvelopeError("these bytes are no signed envelope", code="bad_envelope", hint=ASK_AGAIN)
+        fields[number], last = bytes(value), number
+        left = left[1 + size + len(value) :]
+    if 1 not in fields:
+        raise BadEnvelopeError("these bytes are no signed envelope", code="bad_envelope", hint=ASK_AGAIN)
+    return fields
+
+
+def _delimited(data: memoryview) -> tuple[int, memoryview | None]:
+    """How many bytes the length takes, and what it delimits; None unless it is positive, the shortest, and true."""
+    length = 0
+    for size, byte in enumerate(data[:3], start=1):
+        length |= (byte & 0x7F) << 7 * (size - 1)
+        if byte < 0x80:
+            whole = byte > 0 and len(data) >= size + length
+            return size, data[size : size + length] if whole else None
+    return 0, None
+
+
+def _read_key(encoded: bytes) -> PublicKey:
+    # Field 1 (type), one byte; field 2 (data), which ends the message.
+    kind = encoded[1] if len(encoded) > 1 and encoded[0] == 0x08 else None
+    size, data = _delimited(memoryview(encoded)[3:])
+    if kind is None or len(encoded) > _LONGEST_KEY or encoded[2:3] != b"\x12" or data is None:
+        raise _bad_key("its key is not in its one encoding")
+    if 3 + size + len(data) != len(encoded):
+        raise _bad_key("its key is not in its one encoding")
+    if kind not in _KEY_TYPES:
+        name = "ECDSA" if kind == _ECDSA else str(kind)
+        raise _bad_key(f"its key is of type {name}, which is not supported")
     try:
-        envelope = unmarshal_envelope(raw)
-        encoded = envelope.marshal_envelope()
+        key: PublicKey = key_readers[kind](bytes(data))  # type: ignore[index]  # an enumeration of integers
+        again = key.to_bytes()
     except Exception as error:
-        # protobuf, nacl, coincurve and cryptography each have their own way to say that bytes are no key or message.
-        raise BadEnvelopeError("these bytes are no signed envelope", code="bad_envelope", hint=ASK_AGAIN) from error
-    if encoded != raw:
-        raise BadEnvelopeError("the envelope is not in its one encoding", code="bad_envelope", hint=ASK_AGAIN)
-    return envelope
+        # nacl, coincurve and cryptography each have their own way to say that bytes are no key.
+        raise _bad_key(f"its {_KEY_TYPES[kind]} key cannot be read") from error
+    if again != data:
+        raise _bad_key("its key is not in its one encoding")
+    return key
+
+
+def _bad_key(reason: str) -> BadEnvelopeError:
+    hint = f"its signer needs a key of type {', '.join(_KEY_TYPES.values())}"
+    return BadEnvelopeError(f"the envelope is not accepted: {reason}", code="bad_envelope", hint=hint)

@@ -1,9 +1,17 @@
+import hashlib
+
+import base58
 import pytest
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.crypto import secp256k1
 from libp2p.peer.envelope import Envelope, make_unsigned, unmarshal_envelope
 from libp2p.peer.id import ID
+from libp2p.utils.varint import encode_uvarint
 
 from dms_host.errors import BadEnvelopeError
 from dms_host.keys.envelopes import MAX_ENVELOPE_SIZE, open_envelope, sign_envelope
@@ -118,3 +126,86 @@ def test_the_reason_is_named_where_it_can_be_told() -> None:
 def test_what_would_not_be_opened_is_not_signed() -> None:
     with pytest.raises(ValueError, match="at most"):
         sign_envelope(KEY, DOMAIN, TYPE, bytes(MAX_ENVELOPE_SIZE))
+
+
+# Keys of other types, encoded as Go and JavaScript do it
+
+
+def field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + encode_uvarint(len(value)) + value
+
+
+def envelope(public_key: bytes, sign) -> bytes:
+    return field(1, public_key) + field(2, TYPE) + field(3, b"payload") + field(5, sign(SIGNED))
+
+
+SIGNED = make_unsigned(DOMAIN, TYPE, b"payload")
+
+
+def rsa_parts(bits: int = 2048):
+    """The DER encoding of an RSA key, and what signs with it."""
+    key = generate_private_key(65537, bits)
+    der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return der, lambda data: key.sign(data, PKCS1v15(), SHA256())
+
+
+@pytest.mark.parametrize("bits", [2048, 4096])
+def test_an_envelope_of_an_rsa_key_is_opened(bits: int) -> None:
+    der, sign = rsa_parts(bits)
+    raw = envelope(b"\x08\x00" + field(2, der), sign)
+    signer, payload = open_envelope(raw, DOMAIN, TYPE)
+    # The SHA-256 multihash of the key as the specification encodes it.
+    assert base58.b58decode(signer) == b"\x12\x20" + hashlib.sha256(b"\x08\x00" + field(2, der)).digest()
+    assert payload == b"payload"
+    assert refusal(raw, domain="dms-lease") == "bad_signature"
+    assert refusal(raw[:-1] + bytes([raw[-1] ^ 1])) == "bad_signature"
+
+
+def test_an_rsa_key_is_accepted_in_its_one_encoding_only() -> None:
+    der, sign = rsa_parts()
+    right = b"\x08\x00" + field(2, der)
+    for wrong in (
+        field(2, der),
+        field(2, der) + b"\x08\x00",
+        b"\x08\x80\x00" + field(2, der),
+        right + b"\x1a\x00",
+        right + field(2, der),
+        b"\x08\x00" + field(2, der + b"\x00"),
+        b"\x08\x01" + field(2, der),
+        right[:-1],
+    ):
+        assert refusal(envelope(wrong, sign)) == "bad_envelope"
+
+
+def test_a_secp256k1_key_is_accepted_compressed_only() -> None:
+    pair = secp256k1.create_new_key_pair(bytes(range(1, 33)))
+    compressed = pair.public_key.to_bytes()
+    plain = pair.public_key.impl.format(compressed=False)
+    raw = envelope(b"\x08\x02" + field(2, compressed), pair.private_key.sign)
+    assert open_envelope(raw, DOMAIN, TYPE) == (ID.from_pubkey(pair.public_key).to_base58(), b"payload")
+    assert refusal(envelope(b"\x08\x02" + field(2, plain), pair.private_key.sign)) == "bad_envelope"
+
+
+@pytest.mark.parametrize(("kind", "name"), [(3, "ECDSA"), (7, "7")])
+def test_a_key_of_a_type_that_is_not_supported_is_named(kind: int, name: str) -> None:
+    with pytest.raises(BadEnvelopeError, match=f"of type {name}, which is not supported") as caught:
+        open_envelope(envelope(bytes([8, kind]) + field(2, bytes(91)), lambda _: bytes(70)), DOMAIN, TYPE)
+    assert caught.value.code == "bad_envelope"
+    assert "Ed25519" in caught.value.hint
+
+
+def test_fields_of_an_envelope_come_in_their_order_and_once() -> None:
+    raw = sign_envelope(KEY, DOMAIN, TYPE, b"payload")
+    key, kind, payload, signature = raw[:38], field(2, TYPE), field(3, b"payload"), raw[-66:]
+    assert key + kind + payload + signature == raw
+    for changed in (
+        kind + key + payload + signature,
+        key + kind + signature + payload,
+        key + kind + payload + payload + signature,
+        key + kind + payload + b"\x20\x00" + signature,
+        kind + payload + signature,
+        raw[:-1],
+    ):
+        assert refusal(changed) in ("bad_envelope", "wrong_type")
+    assert refusal(key + kind + payload) == "bad_signature"
+    assert refusal(key + kind + b"\x1a\x00" + signature) == "bad_envelope"

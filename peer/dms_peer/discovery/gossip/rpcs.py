@@ -29,6 +29,9 @@ _ID_LENGTH: Final = len(_ID_PREFIX) + 32
 _SEQNO_LENGTH: Final = 8
 _SIGNATURE_LENGTH: Final = 64
 _LONGEST_MESSAGE_ID: Final = 64
+# Entries of one RPC, and ids in them, that are looked at: 256 KiB hold 130,000 empty ones.
+_MOST_ENTRIES: Final = 1024
+_MOST_IDS: Final = 8192
 # Seconds that a peer may ask us to stay out of its mesh.
 _LONGEST_BACKOFF: Final = 3600
 
@@ -44,6 +47,10 @@ def read_rpc(raw: bytes, topics: Collection[str], limits: GossipLimits) -> rpc_p
         received.ParseFromString(raw)
     except (DecodeError, RecursionError) as error:
         raise GossipViolationError("no RPC") from error
+    control = received.control
+    repeated = (received.subscriptions, received.publish, control.ihave, control.iwant, control.graft, control.prune)
+    if (entries := sum(map(len, repeated))) > _MOST_ENTRIES:
+        raise GossipViolationError(f"an RPC of {entries} entries")
     allowed = rpc_pb2.RPC()
     for change in received.subscriptions:
         # One change for each topic at most: the last one counts, and only of topics that we are on.
@@ -106,4 +113,5 @@ def _allow_control(
 
 def _ids(ids: Iterable[bytes], most: int) -> list[bytes]:
     """Each once, `most` at most."""
-    return list(islice(dict.fromkeys(one for one in ids if 0 < len(one) <= _LONGEST_MESSAGE_ID), max(0, most)))
+    looked_at = islice(ids, _MOST_IDS)
+    return list(islice(dict.fromkeys(one for one in looked_at if 0 < len(one) <= _LONGEST_MESSAGE_ID), max(0, most)))
