@@ -1,7 +1,8 @@
 """Test vectors of the wire, for clients in any language: `python -m dms_protocols.vectors` prints them as JSON.
 
-`frames` are whole frames in hexadecimal with the message that they hold (byte strings as {"hex": …}); `refused` are
-bytes that a service answers with an error of that code; `derived` are values that both sides compute.
+`frames` are whole frames in hexadecimal with the message that they hold (byte strings as {"hex": …}) and the protocol
+that they belong to. `refused` are bytes that a service of that protocol answers with an error of that code. `derived`
+are values that both sides compute.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ from dms_resources.units import Cores
 from .adverts.classes import CapabilityClass, Dimension
 from .bidding.refusals import refusal
 from .bidding.versions import BID_1_1
+from .derived_vectors import envelope_vectors, number_vectors
 from .errors import BusyError, ProtocolError
 from .messages import adverts, allocation, bid, broadcast, peers, resources
+from .messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE
+from .protocol_ids import (
+    ALLOCATION_PROTOCOL_1_1,
+    BID_DELIVERY_PROTOCOL,
+    BID_PROTOCOL_1_1,
+    PEERS_PROTOCOL,
+    RESOURCES_PROTOCOL,
+)
 from .rpc.service import CancelRequest
 from .tokens.biscuits import open_token
 from .wire.cbor import decode_map, encode_deterministic
@@ -190,30 +200,42 @@ _REQUESTS: Final[tuple[msgspec.Struct, ...]] = (
     peers.AdvertsRequest(limit=10, after="a-peer", demand=_DEMAND),
     broadcast.DeliverBidsRequest(ensemble_id="ensemble-1", nonce=7, bids=(b"envelope",), refusals=(_REFUSAL,)),
 )
-_ANSWERS: Final[tuple[tuple[str, msgspec.Struct], ...]] = (
-    ("the answer to free", _FREE),
-    ("the answer to allocated and usage", _RESOURCES),
-    ("bids on some nodes, refusals of others", bid.BidAnswer(bids=(b"envelope",), refusals=(_REFUSAL,))),
-    ("a refusal that names all its reasons", bid.BidAnswer(bids=(), refusals=(_REFUSED_TWICE,))),
-    ("the answer to a dry run", bid.OfferAnswer(offers=(_BID,), refusals=())),
-    ("the answer to commit", allocation.CommitAnswer(leases=(_LEASE,))),
-    ("the answer to renew and allocate", allocation.LeaseAnswer(lease=_LEASE)),
-    ("the answer to release", allocation.ReleaseAnswer(lease=_ENDED)),
-    ("the answer to list", allocation.ListAnswer(leases=(_LEASE,), more=False)),
-    ("the answer to advertise", peers.AdvertiseAnswer(again_after=60.0)),
-    ("the answer to adverts", peers.AdvertsAnswer(adverts=(b"envelope",), next="another-peer")),
-    ("the answer to deliver_bids", broadcast.DeliverBidsAnswer()),
+_ANSWERS: Final[tuple[tuple[str, str, msgspec.Struct], ...]] = (
+    ("the answer to free", RESOURCES_PROTOCOL, _FREE),
+    ("the answer to allocated and usage", RESOURCES_PROTOCOL, _RESOURCES),
+    (
+        "bids on some nodes, refusals of others",
+        BID_PROTOCOL_1_1,
+        bid.BidAnswer(bids=(b"envelope",), refusals=(_REFUSAL,)),
+    ),
+    ("a refusal that names all its reasons", BID_PROTOCOL_1_1, bid.BidAnswer(bids=(), refusals=(_REFUSED_TWICE,))),
+    ("the answer to a dry run", BID_PROTOCOL_1_1, bid.OfferAnswer(offers=(_BID,), refusals=())),
+    ("the answer to commit", ALLOCATION_PROTOCOL_1_1, allocation.CommitAnswer(leases=(_LEASE,))),
+    ("the answer to renew and allocate", ALLOCATION_PROTOCOL_1_1, allocation.LeaseAnswer(lease=_LEASE)),
+    ("the answer to release", ALLOCATION_PROTOCOL_1_1, allocation.ReleaseAnswer(lease=_ENDED)),
+    ("the answer to list", ALLOCATION_PROTOCOL_1_1, allocation.ListAnswer(leases=(_LEASE,), more=False)),
+    ("the answer to advertise", PEERS_PROTOCOL, peers.AdvertiseAnswer(again_after=60.0)),
+    ("the answer to adverts", PEERS_PROTOCOL, peers.AdvertsAnswer(adverts=(b"envelope",), next="another-peer")),
+    ("the answer to deliver_bids", BID_DELIVERY_PROTOCOL, broadcast.DeliverBidsAnswer()),
 )
 _ERRORS: Final = (
     (1, BusyError("64 operations run already", retry_after=1.0)),
     (2, _SHORT),
     (None, ProtocolError("not acceptable CBOR: the message is not a map", code="bad_cbor")),
 )
+_OPERATIONS: Final = {
+    **dict.fromkeys(("free", "onboarded", "allocated", "machine", "usage", "watch", "cancel"), RESOURCES_PROTOCOL),
+    "bid_request": BID_PROTOCOL_1_1,
+    **dict.fromkeys(("commit", "renew", "allocate", "release", "list"), ALLOCATION_PROTOCOL_1_1),
+    **dict.fromkeys(("advertise", "adverts"), PEERS_PROTOCOL),
+    "deliver_bids": BID_DELIVERY_PROTOCOL,
+}
 _BAD_LENGTHS: Final = (
     ("a length that is not minimal", "8000", "bad_frame"),
     ("a length of ten bytes", "80808080808080808080", "bad_frame"),
     ("a length above what is passed over", "8080808001", "frame_too_large"),
 )
+_MISSING: Final = "a field missing"
 _BAD_PAYLOADS: Final = (
     ("an empty frame", b"", "bad_cbor"),
     ("an array", b"\x80", "bad_cbor"),
@@ -227,20 +249,25 @@ _BAD_PAYLOADS: Final = (
     ("an id that is no integer", b"\xa2\x62id\xf9\x3c\x00\x62op\x64free", "bad_message"),
     ("no operation", b"\xa1\x62id\x01", "bad_message"),
     ("an unknown operation", b"\xa2\x62id\x01\x62op\x64fly!", "unknown_operation"),
-    ("a field missing", b"\xa2\x62id\x01\x62op\x66commit", "bad_message"),
+    (_MISSING, b"\xa2\x62id\x01\x62op\x66commit", "bad_message"),
 )
 
 
 def make_vectors() -> dict[str, Any]:
     """All vectors, as plain JSON values."""
     return {
-        "frames": [_frame(meaning, frame) for meaning, frame in _frames()],
-        "refused": [{"meaning": meaning, "hex": data, "code": code} for meaning, data, code in _refused()],
+        "frames": [_frame(meaning, protocol, frame) for meaning, protocol, frame in _frames()],
+        "refused": [
+            {"meaning": meaning, "protocol": protocol, "hex": data, "code": code}
+            for meaning, protocol, data, code in _refused()
+        ],
         "derived": {
             "request": _plain(to_map(_ENSEMBLE)),
             "request_deterministic": encode_deterministic(to_map(_ENSEMBLE)).hex(),
             "request_digest": _DIGEST.hex(),
             "request_digest_1_1": BID_1_1.digest(to_map(_ENSEMBLE)).hex(),
+            "hard_numbers": number_vectors(),
+            "envelopes": envelope_vectors(BID_DOMAIN, BID_PAYLOAD_TYPE, sealed_bytes(_BID)),
             "lease_id": {
                 "requester": "the-requester",
                 "node_id": "node-1",
@@ -263,46 +290,54 @@ def make_vectors() -> dict[str, Any]:
     }
 
 
-def _frames() -> Iterator[tuple[str, bytes]]:
+def _frames() -> Iterator[tuple[str, str, bytes]]:
     for request_id, request in enumerate(_REQUESTS):
-        yield f"request: {request.__struct_config__.tag}", encode_request(request_id, to_bytes(request))
-    for answer_id, (meaning, answer) in enumerate(_ANSWERS, start=1000):
-        yield meaning, encode_ok(answer_id, to_bytes(answer))
-    yield "an event of watch", encode_event(5, to_bytes(_FREE))
-    yield "the end of watch", encode_ok(5, b"\xa0")
+        operation = str(request.__struct_config__.tag)
+        yield f"request: {operation}", _OPERATIONS[operation], encode_request(request_id, to_bytes(request))
+    for answer_id, (meaning, protocol, answer) in enumerate(_ANSWERS, start=1000):
+        yield meaning, protocol, encode_ok(answer_id, to_bytes(answer))
+    yield "an event of watch", RESOURCES_PROTOCOL, encode_event(5, to_bytes(_FREE))
+    yield "the end of watch", RESOURCES_PROTOCOL, encode_ok(5, b"\xa0")
     for error_id, error in _ERRORS:
-        yield f"error: {error.code}", encode_error(error_id, encode_error_body(error))
+        yield f"error: {error.code}", ALLOCATION_PROTOCOL_1_1, encode_error(error_id, encode_error_body(error))
     commit = to_bytes(allocation.CommitRequest(bids=(b"envelope",), ttl=60.0))
-    yield "request: commit, with a token", encode_request(2000, add_token(commit, _TOKEN))
+    yield "request: commit, with a token", ALLOCATION_PROTOCOL_1_1, encode_request(2000, add_token(commit, _TOKEN))
     charged = replace(_LEASE, accounts=("0" * 32, "1" * 32), until=1_800_000_000.0)
     answer = allocation.LeaseAnswer(lease=charged)
-    yield "a lease that is charged to the grants of a token", encode_ok(2000, to_bytes(answer))
+    yield "a lease that is charged to the grants of a token", ALLOCATION_PROTOCOL_1_1, encode_ok(2000, to_bytes(answer))
     kept = replace(_LEASE, state=LeaseState.ALLOCATED, ttl=900.0, deadline=1_700_000_600.0)
     notice = Notice(deadline=1_700_000_600.0, seconds=600.0, reason="maintenance")
     answer = allocation.LeaseAnswer(
         lease=replace(kept, notice=notice, longest=Limit(deadline=1_700_086_400.0, seconds=86400.0))
     )
-    yield "an allocation with a keep-alive, a longest time and a notice", encode_ok(2002, to_bytes(answer))
+    yield (
+        "an allocation with a keep-alive, a longest time and a notice",
+        ALLOCATION_PROTOCOL_1_1,
+        encode_ok(2002, to_bytes(answer)),
+    )
     evicted = replace(_ENDED, reason=EndReason.EVICTED, detail="maintenance")
     listed = allocation.ListAnswer(leases=(), more=False, evicted=(evicted,))
-    yield "the answer to list, with an evicted lease", encode_ok(2003, to_bytes(listed))
+    yield "the answer to list, with an evicted lease", ALLOCATION_PROTOCOL_1_1, encode_ok(2003, to_bytes(listed))
     gone = EvictedError(f"the owner of the machine evicted {_LEASE_ID}: maintenance", lease_id=_LEASE_ID)
-    yield "error: evicted", encode_error(2004, encode_error_body(gone))
+    yield "error: evicted", ALLOCATION_PROTOCOL_1_1, encode_error(2004, encode_error_body(gone))
     exceeded = AccountError("more than the grant allows", problems=("cores: 9 would be outstanding, 8 are allowed",))
-    yield "error: token_exceeded", encode_error(2001, encode_error_body(exceeded))
+    yield "error: token_exceeded", ALLOCATION_PROTOCOL_1_1, encode_error(2001, encode_error_body(exceeded))
 
 
-def _refused() -> Iterator[tuple[str, str, str]]:
-    yield from _BAD_LENGTHS
+def _refused() -> Iterator[tuple[str, str, str, str]]:
+    for meaning, data, code in _BAD_LENGTHS:
+        yield meaning, RESOURCES_PROTOCOL, data, code
     for meaning, payload, code in _BAD_PAYLOADS:
-        yield meaning, encode_frame(payload).hex(), code
+        # An operation of another protocol would be unknown.
+        protocol = ALLOCATION_PROTOCOL_1_1 if meaning == _MISSING else RESOURCES_PROTOCOL
+        yield meaning, protocol, encode_frame(payload).hex(), code
 
 
-def _frame(meaning: str, frame: bytes) -> dict[str, Any]:
+def _frame(meaning: str, protocol: str, frame: bytes) -> dict[str, Any]:
     reader = FrameReader(1 << 20)
     reader.feed(frame)
     (payload,) = (one for one in reader if isinstance(one, bytes))
-    return {"meaning": meaning, "hex": frame.hex(), "message": _plain(decode_map(payload))}
+    return {"meaning": meaning, "protocol": protocol, "hex": frame.hex(), "message": _plain(decode_map(payload))}
 
 
 def _plain(value: Any) -> Any:

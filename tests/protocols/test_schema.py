@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from importlib.resources import files
 from typing import Any
@@ -39,7 +40,7 @@ def rule_name(kind: type[msgspec.Struct]) -> str:
 
 def keys(rule: str) -> dict[str, bool]:
     """The keys of a map and whether each is optional."""
-    return {key: bool(optional) for optional, key in re.findall(r"(\?\s*)?\b([a-z_]+):\s", rule)}
+    return {key: bool(optional) for optional, key in re.findall(r'(\?\s*)?(?<![a-z_-])"?([a-z_]+)"?:\s', rule)}
 
 
 @pytest.mark.parametrize("kind", structs(), ids=lambda kind: kind.__name__)
@@ -65,8 +66,54 @@ def test_every_query_is_named() -> None:
 def test_every_rule_that_is_used_is_there() -> None:
     known = {*RULES, "uint", "tstr", "bstr", "bool", "null", "any", "number"}
     for body in RULES.values():
-        words = re.sub(r'"[^"]*"|\.size|[a-z_]+\s*:', " ", body)
+        words = re.sub(r'"[^"]*"|\.size|[a-z_]+\s*:', " ", body).replace("::", " ")
         assert set(re.findall(r"[a-z][a-z-]*", words)) <= known
+
+
+def test_no_bare_key_is_also_the_name_of_a_rule() -> None:
+    for body in RULES.values():
+        assert not set(re.findall(r'(?<!["a-z_-])([a-z_]+):\s', body)) & RULES.keys()
+
+
+def test_no_rule_has_a_name_of_the_prelude() -> None:
+    prelude = {
+        "time",
+        "uri",
+        "number",
+        "integer",
+        "biguint",
+        "bignint",
+        "regexp",
+        "text",
+        "bytes",
+        "true",
+        "nil",
+        "any",
+    }
+    assert not RULES.keys() & prelude
+
+
+def test_every_vector_holds_under_a_validator_that_is_not_ours() -> None:
+    cddl_verifier = pytest.importorskip("cddl_verifier")
+    validator = cddl_verifier.Validator(files("dms_protocols").joinpath("schema.cddl").read_text())
+    vectors = json.loads((files("dms_protocols") / "test_vectors.json").read_text())
+    derived = vectors["derived"]
+    payloads = [("message", frame["meaning"], _payload(bytes.fromhex(frame["hex"]))) for frame in vectors["frames"]]
+    for rule, name in (
+        ("bid", "bid"),
+        ("capacity-advert", "advert"),
+        ("broadcast-request", "broadcast"),
+        ("ensemble-request", "request"),
+    ):
+        payloads.append((rule, name, bytes.fromhex(derived[f"{name}_deterministic"])))
+    payloads.append(("ensemble-request", "numbers", bytes.fromhex(derived["hard_numbers"]["map_1_0_deterministic"])))
+    for rule, meaning, payload in payloads:
+        result = validator.validate(payload, root_type=rule)
+        assert result.valid, (meaning, result.diagnostics)
+
+
+def _payload(frame: bytes) -> bytes:
+    return next(frame[index + 1 :] for index, byte in enumerate(frame) if byte < 0x80)
 
 
 def test_every_enumeration_is_complete() -> None:

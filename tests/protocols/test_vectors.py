@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
+import cbor2
 import pytest
 
+from dms_protocols.protocol_ids import ProtocolID
 from dms_protocols.vectors import make_vectors
 
 VECTORS = json.loads((files("dms_protocols") / "test_vectors.json").read_text())
@@ -32,6 +35,22 @@ async def test_every_request_is_understood(provider: Any, serving: Any, vector: 
         answer = await peer.receive()
     assert answer["id"] == vector["message"]["id"]
     assert answer.get("error", {}).get("code") not in ("bad_message", "bad_cbor", "unknown_operation", "internal")
+
+
+def test_whole_numbers_have_one_digest_in_1_1_and_two_in_1_0() -> None:
+    numbers = VECTORS["derived"]["hard_numbers"]
+    for version, digest in (("1_0", "request_digest"), ("1_1", "request_digest_1_1")):
+        assert sha256(bytes.fromhex(numbers[f"map_{version}_deterministic"])).hexdigest() == numbers[digest]
+    assert numbers["request_digest"] != numbers["request_digest_1_1"]
+    decoded = cbor2.loads(bytes.fromhex(numbers["map_1_1_deterministic"]))
+    assert (type(decoded["x-negative-zero"]), decoded["x-negative-zero"]) == (int, 0)
+    assert type(decoded["x-2^53-float"]) is float
+    assert type(decoded["x-below-2^53-float"]) is int
+
+
+@pytest.mark.parametrize("vector", [*VECTORS["frames"], *VECTORS["refused"]], ids=lambda vector: vector["meaning"])
+def test_every_vector_says_its_protocol(vector: dict[str, str]) -> None:
+    ProtocolID.parse(vector["protocol"])
 
 
 async def test_every_operation_has_a_vector(provider: Any) -> None:
