@@ -48,8 +48,9 @@ def read_rpc(raw: bytes, topics: Collection[str], limits: GossipLimits) -> rpc_p
     except (DecodeError, RecursionError) as error:
         raise GossipViolationError("no RPC") from error
     control = received.control
-    repeated = (received.subscriptions, received.publish, control.ihave, control.iwant, control.graft, control.prune)
-    if (entries := sum(map(len, repeated))) > _MOST_ENTRIES:
+    entries = len(received.subscriptions) + len(received.publish)
+    entries += len(control.ihave) + len(control.iwant) + len(control.graft) + len(control.prune)
+    if entries > _MOST_ENTRIES:
         raise GossipViolationError(f"an RPC of {entries} entries")
     allowed = rpc_pb2.RPC()
     for change in received.subscriptions:
