@@ -124,6 +124,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dms-peer")
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(module, __name__), name)

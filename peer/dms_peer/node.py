@@ -38,6 +38,7 @@ from dms_resources.machine.listening import read_used_ports
 from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import AllocationTerms, Guard, ResourceManager, open_manager
 
+from . import __version__
 from .config.access import OwnerAccess
 from .config.effective import needs_restart
 from .config.limits import PeerLimits
@@ -259,7 +260,11 @@ class Node:
 
         address, _, port = self.metrics.rpartition(":")
         collector = PeerCollector(
-            manager, counts, connections=lambda: len(host.swarm.get_connections()), limits_hit=host.swarm.limits_hit
+            manager,
+            counts,
+            connections=lambda: len(host.swarm.get_connections()),
+            limits_hit=host.swarm.limits_hit,
+            version=__version__,
         )
         bound = await stack.enter_async_context(serve_metrics(collector, address or _LOOPBACK, int(port)))
         return f"http://{address or _LOOPBACK}:{bound}/metrics"
@@ -324,6 +329,7 @@ def announce_json(ready: Ready | None) -> None:
         return
     event = {
         "event": "ready",
+        "version": __version__,
         "peer_id": ready.peer_id,
         "addrs": list(ready.addrs),
         "simulated": ready.simulated,

@@ -47,11 +47,10 @@ def run_shortcut(arguments: Sequence[str]) -> bool:
 
 def show_version() -> None:
     """`dms-peer --version`."""
-    from importlib.metadata import version
-
+    from .. import __version__
     from .output import say
 
-    say(f"dms-peer {version('dms-peer')}")
+    say(f"dms-peer {__version__}")
 
 
 def _status_options(arguments: Sequence[str]) -> tuple[Home, bool, bool] | None:

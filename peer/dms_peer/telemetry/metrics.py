@@ -1,15 +1,21 @@
-"""What a running peer shows to Prometheus.
+"""The metrics of a running peer, for Prometheus.
 
-All numbers are read from memory when they are fetched; nothing is done for them on the way of a request but counting.
-Names follow the conventions of Prometheus: base units (bytes, seconds, cores), `_total` for what only grows. Labels
-come from this program's own code (operations, codes, states), never from what a peer sends.
+All numbers are read from memory when they are fetched; a request only increments counters. Names follow the conventions
+of Prometheus: base units (bytes, seconds, cores), and `_total` for counters. Labels come from this program's own code
+(operations, codes, states), never from what a peer sends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from dms_protocols.rpc.counts import ServiceCounts
@@ -22,7 +28,10 @@ __all__ = ["PeerCollector"]
 
 
 class PeerCollector(Collector):
-    """Collects from a manager, the counts of its services, and the host's `connections` and `limits_hit`."""
+    """Collects the metrics of a manager, of its services (`counts`) and of the host (`connections`, `limits_hit`).
+
+    `version` is the version of this program.
+    """
 
     def __init__(
         self,
@@ -31,19 +40,22 @@ class PeerCollector(Collector):
         *,
         connections: Callable[[], int],
         limits_hit: Mapping[str, int],
+        version: str,
     ) -> None:
         self._manager = manager
         self._counts = counts
         self._connections = connections
         self._limits_hit = limits_hit
+        self._version = version
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
+        """Yields the metrics as they are now."""
+        yield InfoMetricFamily("dms_build", "The version of dms-peer.", {"version": self._version})
         yield from _requests(self._counts)
         yield from _ledger(self._manager.metrics, self._manager.waiting_changes)
         yield from _capacity(self._manager.get_onboarded_resources(), self._manager.get_free_resources())
         yield _by_label(
-            GaugeMetricFamily("dms_leases", "Leases that stand, by state.", labels=["state"]),
+            GaugeMetricFamily("dms_leases", "Current leases, by state.", labels=["state"]),
             ((state.value, self._manager.lease_counts[state]) for state in LeaseState),
         )
         yield GaugeMetricFamily("dms_connections", "Open connections to other peers.", self._connections())
@@ -51,7 +63,7 @@ class PeerCollector(Collector):
             CounterMetricFamily("dms_limits_hit", "How often a limit of the host was hit.", labels=["limit"]),
             self._limits_hit.items(),
         )
-        yield GaugeMetricFamily("dms_draining", "Whether nothing new is taken.", float(self._manager.draining))
+        yield GaugeMetricFamily("dms_draining", "Whether the peer takes no new leases.", float(self._manager.draining))
         yield GaugeMetricFamily(
             "dms_storage_failed",
             "Whether the ledger cannot be written.",
@@ -60,7 +72,7 @@ class PeerCollector(Collector):
         sample = self._manager.usage_sample
         if sample is not None:
             yield GaugeMetricFamily(
-                "dms_usage_sample_age_seconds", "How old the newest sample of the machine's use is.", sample.age
+                "dms_usage_sample_age_seconds", "Age of the newest sample of the machine's use.", sample.age
             )
 
 
@@ -73,12 +85,12 @@ def _requests(counts: ServiceCounts) -> Iterator[Metric]:
     for (operation, outcome), count in counts.requests.items():
         requests.add_metric([operation, outcome], count)
     yield requests
-    yield CounterMetricFamily("dms_bids", "Bids that were signed.", counts.bids)
+    yield CounterMetricFamily("dms_bids", "Signed bids.", counts.bids)
     yield _by_label(
-        CounterMetricFamily("dms_refusals", "Nodes that were refused a bid, by the refusal's code.", labels=["code"]),
+        CounterMetricFamily("dms_refusals", "Nodes without a bid, by the code of the refusal.", labels=["code"]),
         counts.refusals.items(),
     )
-    yield GaugeMetricFamily("dms_streams", "Streams that are served now.", counts.streams)
+    yield GaugeMetricFamily("dms_streams", "Streams that are being served.", counts.streams)
 
 
 def _ledger(measures: LedgerMetrics, waiting: int) -> Iterator[Metric]:
@@ -92,11 +104,9 @@ def _ledger(measures: LedgerMetrics, waiting: int) -> Iterator[Metric]:
     for bound, count in zip([*map(str, WRITE_BUCKETS), "+Inf"], measures.writes, strict=True):
         total += count
         buckets.append((bound, float(total)))
-    yield HistogramMetricFamily(
-        "dms_ledger_write_seconds", "How long the disk took for a durable write.", buckets, measures.write_seconds
-    )
+    yield HistogramMetricFamily("dms_ledger_write_seconds", "Time of a durable write.", buckets, measures.write_seconds)
     yield CounterMetricFamily("dms_ledger_failed_writes", "Writes that failed.", measures.failed_writes)
-    yield GaugeMetricFamily("dms_ledger_waiting_changes", "Changes that wait for the disk.", waiting)
+    yield GaugeMetricFamily("dms_ledger_waiting_changes", "Changes that wait to be written to disk.", waiting)
 
 
 def _capacity(onboarded: OnboardedResources | None, free: FreeResources) -> Iterator[Metric]:

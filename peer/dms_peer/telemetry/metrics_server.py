@@ -2,19 +2,23 @@
 
 Rules:
 
-1. It listens on loopback unless the owner names another address, and answers `GET /metrics` and nothing else.
-2. Connections, their requests and the time for each are bounded: whoever does not finish a request in time is dropped.
-3. Whatever a request says, and whatever fails while it is answered, ends no more than its connection.
-4. The metrics are collected on the event loop, between two requests, so that they agree with each other.
+1. It listens on loopback unless the owner names another address, and answers only `GET /metrics`.
+2. The number of connections, and the size and time of each request, are bounded. A slow client is dropped.
+3. No request, and no failure while answering it, ends more than its connection.
+4. The metrics are collected on the event loop in one step, so that they are consistent.
+5. On loopback the `Host` of a request must be an IP address or `localhost`. Otherwise a web page in the owner's browser
+   could point its own name at loopback (DNS rebinding) and read the metrics.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
+from urllib.parse import urlsplit
 
 import h11
 import trio
@@ -36,7 +40,7 @@ _BACKLOG: Final = 16
 
 @asynccontextmanager
 async def serve_metrics(collector: Collector, host: str, port: int) -> AsyncIterator[int]:
-    """Answers `GET /metrics` with what `collector` collects while the block runs; yields the port (0: any free one).
+    """Serves the metrics of `collector` while the block runs; yields the port, which the system chooses for port 0.
 
     Raises ListenError when the operating system refuses the address.
     """
@@ -52,6 +56,7 @@ async def serve_metrics(collector: Collector, host: str, port: int) -> AsyncIter
             hint="choose another address with --metrics",
         ) from error
     limiter = trio.CapacityLimiter(_CONNECTIONS)
+    loopback = all(_is_loopback(one.socket.getsockname()[0]) for one in listeners)
 
     async def answer(stream: trio.SocketStream) -> None:
         try:
@@ -61,9 +66,9 @@ async def serve_metrics(collector: Collector, host: str, port: int) -> AsyncIter
             return
         try:
             with trio.move_on_after(_REQUEST_SECONDS):
-                await _answer(stream, registry)
+                await _answer(stream, registry, loopback)
         except Exception as error:
-            _log.warning("the metrics could not be answered: %.300r", error)
+            _log.warning("cannot serve the metrics: %.300r", error)
         finally:
             limiter.release()
             await trio.aclose_forcefully(stream)
@@ -72,13 +77,13 @@ async def serve_metrics(collector: Collector, host: str, port: int) -> AsyncIter
         yield int(listeners[0].socket.getsockname()[1])
 
 
-async def _answer(stream: trio.SocketStream, registry: CollectorRegistry) -> None:
+async def _answer(stream: trio.SocketStream, registry: CollectorRegistry, loopback: bool) -> None:
     connection = h11.Connection(h11.SERVER)
     try:
         request = await _request(stream, connection)
         if request is None:
             return
-        status, headers, body = _response(request, registry)
+        status, headers, body = _response(request, registry, loopback)
         if request.method == b"HEAD":
             body = b""
     except h11.RemoteProtocolError as error:
@@ -93,7 +98,7 @@ async def _answer(stream: trio.SocketStream, registry: CollectorRegistry) -> Non
     try:
         await stream.send_all(sent)
     except trio.BrokenResourceError:
-        _log.debug("nobody waited for the metrics")
+        _log.debug("the client closed before it had the metrics")
 
 
 async def _request(stream: trio.SocketStream, connection: h11.Connection) -> h11.Request | None:
@@ -109,16 +114,38 @@ async def _request(stream: trio.SocketStream, connection: h11.Connection) -> h11
             return None
 
 
-def _response(request: h11.Request, registry: CollectorRegistry) -> tuple[int, dict[str, str], bytes]:
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _names_this_machine(host: str) -> bool:
+    """Whether a `Host` header is an IP address or `localhost`; a port may follow."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name == "localhost":
+            return True
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _response(request: h11.Request, registry: CollectorRegistry, loopback: bool) -> tuple[int, dict[str, str], bytes]:
+    host = next((value.decode("latin-1") for name, value in request.headers if name == b"host"), "")
+    if loopback and not _names_this_machine(host):
+        return 403, {"Content-Type": "text/plain"}, b"use the address 127.0.0.1 or the name localhost\n"
     path = request.target.partition(b"?")[0]
     if path != b"/metrics":
-        return 404, {"Content-Type": "text/plain"}, b"there is /metrics only\n"
+        return 404, {"Content-Type": "text/plain"}, b"only /metrics is served\n"
     if request.method != b"GET":
         return 405, {"Allow": "GET"}, b""
     accept = next((value.decode("latin-1") for name, value in request.headers if name == b"accept"), "")
     try:
         encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError):
-        # The library falls over versions that are none.
+        # The library raises for an invalid version in Accept.
         encode, content_type = choose_encoder("")
     return 200, {"Content-Type": content_type}, encode(registry)

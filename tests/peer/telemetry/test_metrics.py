@@ -32,7 +32,9 @@ async def manager(tmp_path: Any) -> Any:
 @pytest.fixture
 async def served(manager: Any) -> Any:
     counts = ServiceCounts()
-    collector = PeerCollector(manager, counts, connections=lambda: 3, limits_hit={"inbound_connections": 7})
+    collector = PeerCollector(
+        manager, counts, connections=lambda: 3, limits_hit={"inbound_connections": 7}, version="1.2.3"
+    )
     async with serve_metrics(collector, "127.0.0.1", 0) as port:
         yield f"http://127.0.0.1:{port}/metrics", counts
 
@@ -124,7 +126,7 @@ async def test_a_fault_of_what_is_collected_ends_no_more_than_the_answer(caplog:
         for _ in range(2):
             with pytest.raises(httpx.RemoteProtocolError):
                 await client.get(f"http://127.0.0.1:{port}/metrics")
-    assert "the metrics could not be answered" in caplog.text
+    assert "cannot serve the metrics" in caplog.text
 
 
 async def test_more_than_a_few_connections_are_closed_at_once(served: Any) -> None:
@@ -140,7 +142,35 @@ async def test_more_than_a_few_connections_are_closed_at_once(served: Any) -> No
 
 async def test_an_address_in_use_is_a_clear_error(served: Any, manager: Any) -> None:
     address, counts = served
-    collector = PeerCollector(manager, counts, connections=lambda: 0, limits_hit={})
+    collector = PeerCollector(manager, counts, connections=lambda: 0, limits_hit={}, version="")
     with pytest.raises(ListenError, match="cannot serve metrics"):
         async with serve_metrics(collector, "127.0.0.1", httpx.URL(address).port):
             pass
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:9464", 200),
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("[::1]:9464", 200),
+        ("evil.example", 403),
+        ("evil.example:9464", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+    ],
+)
+async def test_on_loopback_a_name_of_elsewhere_is_refused(served: Any, host: str, status: int) -> None:
+    """A page in the owner's browser may rebind its own name to loopback, and read what it gets."""
+    url, _ = served
+    async with httpx.AsyncClient(trust_env=False) as client:
+        response = await client.get(url, headers={"Host": host})
+    assert response.status_code == status
+    assert ("dms_cores" in response.text) == (status == 200)
+
+
+async def test_the_version_is_a_metric(served: Any) -> None:
+    url, _ = served
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert 'dms_build_info{version="1.2.3"} 1.0' in (await client.get(url)).text
