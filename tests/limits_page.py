@@ -1,14 +1,17 @@
-"""Writes docs/limits.md: every bound with its default, as the classes that hold them say.
+"""Generates docs/limits.md from the classes of the limits: each field, its default, and the text below it.
 
 python tests/limits_page.py > docs/limits.md
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import itertools
 import math
 import sys
+import textwrap
 
 import msgspec
 
@@ -24,12 +27,14 @@ from dms_resources.units import format_size
 HEAD = """\
 # Limits
 
-Every buffer, queue, table and wait of a peer has a bound, and each bound is a field of one of the classes below. This
-page is written by `python tests/limits_page.py > docs/limits.md`, and a test compares it.
+Every buffer, queue, table and wait of a peer is bounded. Each bound is a field of one of the classes below. This page
+is generated: run `python tests/limits_page.py > docs/limits.md` after changing a limit; a test compares the two.
 
-`dms-peer run --limits FILE` changes those of a running peer: a YAML file with the sections `host`, `service`,
-`connections`, `gossip` and `relay`, each with the fields that are to be other than their defaults. Sizes are written as
-`64KiB` or in bytes, times as `500ms`, `20s` or `5m`.
+To change limits of a running peer, write them into the section `limits` of [peer.yaml](configuration.md), or into a
+file of their own for `dms-peer run --limits FILE`. The sections `host`, `service`, `connections`, `gossip` and `relay`
+take the fields of the tables with the same name in brackets. A missing field keeps its default. Write sizes with a unit
+(`64KiB`) and times as `500ms`, `20s` or `5m`. SIGHUP applies the limits of `service` to new streams; the others need a
+restart.
 
 ```yaml
 host:
@@ -40,8 +45,8 @@ service:
   idle_deadline: 2m
 ```
 
-How peers share what there is (`shares`) is in the access file, see [access.md](access.md). In Python each class is an
-argument of what it bounds: `open_host(limits=)`, `serve(limits=, shares=)`, `open_connections(limits=)`,
+The shares of peers are not limits of this file; see [access.md](access.md). In Python, each class is an argument of the
+function that it bounds: `open_host(limits=)`, `serve(limits=, shares=)`, `open_connections(limits=)`,
 `open_client(limits=)`, `Requester(limits=)`.
 """
 TAIL = """
@@ -49,20 +54,21 @@ TAIL = """
 
 | where | bound |
 | --- | --- |
-| the ledger | 4,096 changes that wait for the disk; further ones are refused with `storage` |
-| the ledger | 65,536 leases that ended are remembered for repeated releases, for an hour |
-| the ledger | a commitment lasts 30 days at most before it is renewed |
+| the ledger | 4,096 changes may wait for the disk; further ones are refused with `storage` |
+| the ledger | 65,536 ended leases are remembered for one hour, so that a repeated release succeeds |
+| the ledger | a commitment lasts at most 30 days without a renewal |
 | the history | 90 days |
 | an ensemble request | 64 nodes, each with 64 GPUs; 1,024 ports on all of them; 1,024 excluded peers |
 | a signed envelope | 256 KiB |
 | an RSA key of another peer | 1 KiB, 4,096 bits |
-| what a peer says of itself (identify) | 8 KiB; 10 messages at once and one in 5 seconds; 1,024 peers told apart |
+| an identify message of another peer | 8 KiB; 10 at once and one every 5 seconds; 1,024 peers are counted apart |
 | a token | 8 KiB, 16 blocks |
-| files of the owner | 256 KiB |
-| log lines | 20 at once and 1 per second for each peer, 500 at once and 50 per second for all; 1,024 peers told apart |
-| metrics | 8 connections, 5 seconds each |
+| configuration and ensemble files | 128 KiB, 16 levels, 20,000 values |
+| log lines | 20 at once and 1 per second for each peer, 500 at once and 50 per second for all |
+| the log | 1,024 peers whose lines are counted apart |
+| metrics | 8 connections, 5 seconds for each |
 """
-# Numbers per second, which are no times.
+# Floats that are rates, not times.
 RATES = (
     "requests",
     "bids",
@@ -73,15 +79,15 @@ RATES = (
     "small_frames_per_second",
 )
 SECTIONS = (
-    ("host", "The host", HostLimits),
-    ("service", "A stream that is served", ServiceLimits),
-    ("connections", "Connections that are made", ConnectionLimits),
+    ("host", "Host", HostLimits),
+    ("service", "Served streams", ServiceLimits),
+    ("connections", "Outbound connections", ConnectionLimits),
     ("gossip", "Gossip", GossipLimits),
-    ("relay", "A relay", RelayLimits),
-    ("", "The share of one peer, and of all together, in the access file", Share),
-    ("", "Sharing, in the access file", Shares),
-    ("", "A client", ClientLimits),
-    ("", "A requester", RequesterLimits),
+    ("relay", "Relay", RelayLimits),
+    ("", "Shares of one peer; of all peers together (in the access file)", Share),
+    ("", "Assured shares (in the access file)", Shares),
+    ("", "Clients", ClientLimits),
+    ("", "Requesters", RequesterLimits),
     ("", "Discovery", DiscoverySettings),
 )
 
@@ -103,7 +109,7 @@ def _fields(limits: type) -> list[tuple[str, object, str]]:
         defaults = {field.name: field.default for field in msgspec.structs.fields(limits)}
     else:
         defaults = {field.name: field.default for field in dataclasses.fields(limits)}
-    # What is no number bounds nothing.
+    # Only numbers are limits.
     return [
         (name, default, texts.get(name, ""))
         for name, default in defaults.items()
@@ -112,27 +118,14 @@ def _fields(limits: type) -> list[tuple[str, object, str]]:
 
 
 def _texts(limits: type) -> dict[str, str]:
-    """What the source says of each field: the comment above it, which may be for several, or the text below it."""
-    texts: dict[str, str] = {}
-    comment: list[str] = []
-    field, below, after_field = "", "", False
-    for line in map(str.strip, inspect.getsource(limits).splitlines()):
-        if below or (field and line.startswith('"""') and after_field):
-            below = f"{below} {line}".strip()
-            if below.endswith('"""') and len(below) > 5:
-                texts[field], below = below.strip('"'), ""
-        elif line.startswith("#"):
-            comment = [line.strip("# ")] if after_field or not comment else [*comment, line.strip("# ")]
-        elif (
-            ": " in line and "(" not in line.partition(":")[0] and not line.startswith(("def", "class", "return", "@"))
-        ):
-            field = line.partition(":")[0]
-            texts[field] = " ".join(comment)
-            after_field = True
-            continue
-        elif not line:
-            comment = []
-        after_field = False
+    """The text below each field."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(limits))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for field, below in itertools.pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            texts[field.target.id] = " ".join(str(below.value.value).split())
     return texts
 
 

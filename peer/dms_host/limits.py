@@ -1,4 +1,4 @@
-"""Every bound of the host, in one place."""
+"""The limits of a host and of a relay. The text below each field is its entry in docs/limits.md."""
 
 from __future__ import annotations
 
@@ -6,65 +6,62 @@ from dataclasses import dataclass
 
 __all__ = ["STREAM_WINDOW", "HostLimits", "RelayLimits"]
 
-# Bytes. Yamux fixes the first window of a stream (hashicorp/yamux spec.md, "Flow Control"); ours never grow beyond it.
+# Bytes. Yamux fixes the first window of a stream (hashicorp/yamux spec.md, "Flow Control"); our windows never grow.
 STREAM_WINDOW = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
-    """What one host holds for all peers and for each one, and how long it waits. Sizes in bytes, times in seconds."""
+    """What a host grants all peers and each peer, and how long it waits. Sizes in bytes, times in seconds."""
 
-    # Connections of all peers, both directions. Of one peer the newest two are kept.
     max_connections: int = 256
-    # Inbound connections, so that a host flooded from outside can still dial.
+    """Connections of all peers, both directions. The newest two of each peer are kept."""
     max_inbound_connections: int = 192
-    # Inbound connections from one IPv4 address or one IPv6 /64, so that one machine with many keys does not take all.
+    """Inbound connections; less than all, so that a host flooded from outside can still dial."""
     max_inbound_per_address: int = 32
-    # Inbound connections from one IPv6 /48, so that one customer of a network, with its 65,536 of these /64, does not.
+    """Inbound connections from one IPv4 address or IPv6 /64: one machine may have many keys."""
     max_inbound_per_site: int = 64
-    # Of all inbound connections, how many may be shaking hands: strangers that have proved nothing yet. When there are
-    # as many, the address with the most gives way.
+    """Inbound connections from one IPv6 /48: one customer of a network has 65,536 networks of /64."""
     max_inbound_handshakes: int = 64
-    # A handshake (security and multiplexer) that takes longer is given up.
+    """Inbound connections that have not finished their handshake. At the limit, the address with the most loses one."""
     handshake_timeout: float = 10.0
-
-    # Streams that a peer may have open to us on its connection. A further one takes the place of a stream that we have
-    # ended and the peer has not; where there is none, the new stream is reset before its protocol is negotiated.
+    """The longest that a handshake (security and multiplexer) may take."""
     max_inbound_streams: int = 64
-    # Streams that we may have open to a peer; a further one fails at once.
+    """Streams that a peer may have open to us on its connection. A further one takes the place of a stream that we have
+    ended and the peer has not. If there is none, the new stream is reset before its protocol is negotiated."""
     max_outbound_streams: int = 256
-    # Agreeing on a stream's protocol, in either direction.
+    """Streams that we may have open to a peer; a further one fails at once."""
     negotiation_timeout: float = 10.0
-    # One line of multistream-select, in bytes.
+    """The longest that the negotiation of a stream's protocol may take, in either direction."""
     max_negotiation_line: int = 1024
-    # Lines of one negotiation.
+    """The longest line of multistream-select, in bytes."""
     max_negotiation_lines: int = 64
-
-    # Bytes received on one connection and not read yet, over all its streams.
+    """Lines of one negotiation."""
     max_unread_bytes: int = 4 * 1024 * 1024
-    # Frames from one address (or IPv6 /64) that carry nothing, at once: empty data, pings, frames for unknown streams.
+    """Received bytes that were not read yet, over all streams of one connection."""
     max_empty_frames: int = 2048
-    # How many more of them each second allows; a connection that sends more is dropped.
+    """Frames without content (empty data, pings, frames for unknown streams) that one IPv4 address or IPv6 /64 may send
+    at once."""
     empty_frames_per_second: float = 100.0
-    # Frames of less than 64 bytes from one address, at once; a new stream counts as 20.
+    """Frames without content that one address may send each second; a connection that sends more is dropped."""
     small_frames_burst: int = 20_000
-    # How many more each second allows; above that, the connections from that address are read more slowly.
+    """Frames of less than 64 bytes that one address may send at once; a new stream counts as 20."""
     small_frames_per_second: float = 8000.0
-
-    # A frame that is not through within this time, out or in, ends its connection.
+    """Frames of less than 64 bytes that one address may send each second; above that, its connections are read more
+    slowly."""
     frame_timeout: float = 20.0
-    # A stream whose reader gives no room for more within this time is reset.
+    """The longest that one frame may take to be sent or received; then its connection is dropped."""
     window_timeout: float = 30.0
-
-    # A connection on which nothing has arrived for ping_interval is pinged; ping_timeout later it is dropped.
+    """The longest that a stream may wait for its reader to grant more window; then it is reset."""
     ping_interval: float = 15.0
+    """A connection on which nothing has arrived for this time is pinged."""
     ping_timeout: float = 10.0
-
-    # Saying goodbye: closing a stream, a connection, the host. Whatever is not done by then is cut.
+    """A connection on which nothing has arrived for this time after a ping is dropped."""
     close_timeout: float = 2.0
+    """The longest that closing a stream, a connection or the host in good order may take; then it is cut."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a bound that would let nothing through."""
+        """Raises ValueError for a limit that would let nothing through."""
         for name in self.__slots__:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
@@ -76,23 +73,27 @@ class HostLimits:
 
 @dataclass(frozen=True, slots=True)
 class RelayLimits:
-    """What one host carries for others when it is a relay. Sizes in bytes, times in seconds."""
+    """What a relay carries for other peers. Sizes in bytes, times in seconds."""
 
-    # Peers that are reached through this host, in all and from one IPv4 address or IPv6 /64.
     max_reservations: int = 128
+    """Peers that can be reached through this relay."""
     max_reservations_per_address: int = 8
-    # A reservation that is not renewed ends after this time, or with the connection of the peer that made it.
+    """Peers from one IPv4 address or IPv6 /64 that can be reached through this relay."""
     reservation_ttl: float = 3600.0
-    # Circuits at the same time, in all, with one peer at either end, and from one IPv4 address or IPv6 /64.
+    """A reservation that is not renewed for this time ends; it also ends with the connection of its peer."""
     max_circuits: int = 128
+    """Circuits at the same time."""
     max_circuits_per_peer: int = 8
+    """Circuits at the same time with one peer at either end."""
     max_circuits_per_address: int = 32
-    # A circuit is cut after this time, or when one direction has carried this much.
+    """Circuits at the same time that come from one IPv4 address or IPv6 /64."""
     circuit_duration: float = 600.0
+    """The longest that a circuit may last; then it is cut."""
     circuit_bytes: int = 16 * 1024 * 1024
+    """Bytes that a circuit may carry in one direction; then it is cut."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a bound that would let nothing through."""
+        """Raises ValueError for a limit that would let nothing through."""
         for name in self.__slots__:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")

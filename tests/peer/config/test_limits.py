@@ -89,4 +89,9 @@ def test_the_page_has_every_limit_as_it_is() -> None:
         for field in dataclasses.fields(getattr(PeerLimits(), section.name)):
             assert f"| `{field.name}` |" in written.stdout
     rows = [line for line in written.stdout.splitlines() if line.startswith("| `")]
-    assert all(not row.endswith("|  |") for row in rows), "every limit says what it bounds"
+    texts = [row.split(" | ")[2] for row in rows if row.count(" | ") == 2]
+    assert all(text.strip(" |") for text in texts), "every limit says what it bounds"
+    sections = written.stdout.split("\n## ")
+    for section in sections:
+        texts = [line.split(" | ")[2] for line in section.splitlines() if line.startswith("| `")]
+        assert len(texts) == len(set(texts)), "no two limits share a text"
