@@ -12,27 +12,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from dms_peer.cli.reports import (
-    BidReport,
-    EnsembleBidReport,
-    Found,
-    FoundRow,
-    OfferedBid,
-    PeerEndedLease,
-    PeerFree,
-    PeerLease,
-    PeerLeases,
-    Reserved,
-    ReservedNode,
-)  # fmt: skip
 
 import dms_peer
 from dms_peer.cli.failures import describe_failure
 from dms_peer.cli.output import comment, say
-from dms_peer.cli.tables import bids, common, layout, machine, owner, search, status
+from dms_peer.cli.tables import bids, common, layout, leases, machine, owner, search, status
 from dms_peer.errors import PeerError, RefusedError
 from dms_peer.owner.messages import (
     AuditAnswer,
+    EvictAnswer,
     HistoryAnswer,
     HistoryRow,
     OnboardAnswer,
@@ -42,6 +30,25 @@ from dms_peer.owner.messages import (
     TermsSummary,
 )  # fmt: skip
 from dms_peer.requesting.progress import SearchProgress
+from dms_peer.requesting.reports import (
+    BidReport,
+    EnsembleBidReport,
+    Found,
+    FoundRow,
+    HomeLease,
+    HomeLeases,
+    OfferedBid,
+    PeerEndedLease,
+    PeerFree,
+    PeerLease,
+    PeerLeases,
+    PeerUsage,
+    Pong,
+    ReleasedLeases,
+    Reserved,
+    ReservedNode,
+    UnansweredPeer,
+)  # fmt: skip
 from dms_peer.text import cell_width, printable, shortened
 from dms_protocols.errors import RemoteError
 from dms_protocols.messages.bid import Bid, Refusal
@@ -59,7 +66,7 @@ from dms_resources.components import (
 )  # fmt: skip
 from dms_resources.demands import Demand
 from dms_resources.ledger.history import Finding
-from dms_resources.ledger.leases import EndReason, Lease, LeaseState, Price
+from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState, Price
 from dms_resources.units import GIB, Cores
 
 HOSTILE = (
@@ -162,6 +169,14 @@ def lease_at_peer() -> PeerLease:
     return PeerLease(**msgspec.structs.asdict(LEASE), peer_id=EVIL)
 
 
+def ended_at_peer() -> PeerEndedLease:
+    return PeerEndedLease(
+        peer_id=EVIL, lease_id=EVIL, holder=EVIL, state=LeaseState.ALLOCATED, fence=1, reason=EndReason.RELEASED,
+        ended=0.0, detail=EVIL,
+    )  # fmt: skip
+
+
+UNANSWERED = UnansweredPeer(peer_id=EVIL, code=EVIL, message=EVIL, lease_id=EVIL)
 PRINTERS: dict[str, Callable[[], object]] = {
     "say": lambda: say(EVIL),
     "comment": lambda: comment(EVIL),
@@ -171,12 +186,7 @@ PRINTERS: dict[str, Callable[[], object]] = {
     "show_free": lambda: common.show_free(PeerFree(**msgspec.structs.asdict(FREE), peer_id=EVIL)),
     "show_lease": lambda: common.show_lease(lease_at_peer()),
     "show_commit": lambda: common.show_commit(PeerLeases(peer_id=EVIL, leases=(LEASE,))),
-    "show_release": lambda: common.show_release(
-        PeerEndedLease(
-            peer_id=EVIL, lease_id=EVIL, holder=EVIL, state=LeaseState.ALLOCATED, fence=1, reason=EndReason.RELEASED,
-            ended=0.0,
-        )
-    ),
+    "show_release": lambda: common.show_release(ended_at_peer()),
     "show_status": lambda: status.show_status(STATUS),
     "show_offer": lambda: owner.show_offer(OnboardAnswer(onboarded=OFFERED, free=FREE, simulated=False)),
     "show_proposed_offer": lambda: owner.show_proposed_offer(
@@ -184,6 +194,30 @@ PRINTERS: dict[str, Callable[[], object]] = {
     ),
     "show_history": lambda: owner.show_history(HISTORY),
     "show_audit": lambda: owner.show_audit(AuditAnswer(findings=(FINDING,), repaired=False)),
+    "show_home_leases": lambda: leases.show_home_leases(
+        HomeLeases(leases=(HomeLease(peer_id=EVIL, lease=LEASE, age=9.0),), unanswered=(UNANSWERED,))
+    ),
+    "show_released": lambda: leases.show_released(ReleasedLeases(released=(ended_at_peer(),), failed=(UNANSWERED,))),
+    "show_pong": lambda: leases.show_pong(Pong(peer_id=EVIL, round_trip=0.1, relayed=True)),
+    "show_usage": lambda: leases.show_usage(
+        PeerUsage(cpu=FREE.cpu, ram=FREE.ram, disk=FREE.disk, gpus=FREE.gpus, peer_id=EVIL)
+    ),
+    "show_eviction": lambda: owner.show_eviction(
+        EvictAnswer(
+            ended=(
+                EndedLease(
+                    lease_id=EVIL,
+                    holder=EVIL,
+                    state=LeaseState.COMMITTED,
+                    fence=1,
+                    reason=EndReason.EVICTED,
+                    ended=0.0,
+                    detail=EVIL,
+                ),
+            ),
+            noticed=(LEASE,),
+        )
+    ),
     "show_hardware": lambda: machine.show_hardware(MACHINE),
     "show_bid": lambda: bids.show_bid(BidReport(peer_id=EVIL, dry_run=False, bid=BID, envelope=b"", file=EVIL)),
     "show_bids": lambda: bids.show_bids(
@@ -201,7 +235,7 @@ PRINTERS: dict[str, Callable[[], object]] = {
     ),
 }  # fmt: skip
 # Printers that show nothing that another peer chose, or return a line that `say` prints.
-OWN_TEXT = {"show_version"}
+OWN_TEXT = {"show_cancelled_drain", "show_drain"}
 
 
 @pytest.mark.parametrize("width", ["", "80", "20"])
@@ -232,7 +266,7 @@ def test_no_printer_is_steered_on_a_terminal(name: str, monkeypatch: pytest.Monk
 
 
 def test_every_printer_is_tried() -> None:
-    names = {name for module in (bids, common, machine, owner, search, status) for name in module.__all__}
+    names = {name for module in (bids, common, leases, machine, owner, search, status) for name in module.__all__}
     shown = {name for name in names if name.startswith("show_")}
     assert shown - OWN_TEXT <= PRINTERS.keys()
 

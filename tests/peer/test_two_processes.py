@@ -48,6 +48,7 @@ DEMAND = Demand(
     disk=DiskDemand(size=7 * GIB + 1),
     gpus=(GPUDemand(vram=8 * GIB), GPUDemand(vram=20 * GIB)),
 )
+DEMANDED = ("--cpu", "1", "--ram", "1GiB", "--disk", "1GiB")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -302,3 +303,83 @@ async def test_files_that_hold_no_bid(home: Home, tmp_path: Path, dms_peer: Any)
     (tmp_path / "garbage").write_bytes(b"no envelope")
     code, error = await dms_peer("commit", at, str(tmp_path / "garbage"), "--home", str(home.path))
     assert (code, error["error"]["code"]) == (1, "bad_envelope")
+
+
+async def test_the_owner_takes_the_machine_back_from_a_stranger_who_took_all_of_it_and_vanished(
+    home: Home, tmp_path: Path, dms_peer: Any
+) -> None:
+    stranger, bid_file = str(tmp_path / "stranger"), str(tmp_path / "bid.cbor")
+    mine = str(home.path)
+    everything = ["--cpu", "4", "--ram", "16GiB", "--disk", "100GiB", "--gpu", "24GiB", "--gpu", "10GiB"]
+    async with _running(home) as provider:
+        at = provider.address
+        assert (await dms_peer("bid", at, "--home", stranger, *everything, "-o", bid_file))[0] == 0
+        code, lease = await dms_peer("commit", at, bid_file, "--ttl", "600s", "--home", stranger)
+        assert code == 0
+        assert (await dms_peer("allocate", at, lease["lease_id"], "--home", stranger))[0] == 0
+        # The stranger is gone; others are refused, and the owner sees by whom.
+        assert (await dms_peer("bid", at, "--home", stranger, *everything, "--dry-run"))[0] == 3
+        _, status = await dms_peer("status", "--home", mine)
+        assert [one["lease_id"] for one in status["leases"]] == [lease["lease_id"]]
+        code, evicted = await dms_peer("evict", lease["lease_id"][:8], "--reason", "who are you?", "--home", mine)
+        assert (code, [one["reason"] for one in evicted["ended"]]) == (0, ["evicted"])
+        _, status = await dms_peer("status", "--home", mine)
+        assert (status["free"]["cpu"]["cores"], status["leases"]) == (4, [])
+        code, told = await dms_peer("release", at, lease["lease_id"], "--home", stranger)
+        assert (code, told["error"]["code"]) == (1, "evicted")
+        assert "who are you?" in told["error"]["message"]
+        code, history = await dms_peer("history", "--limit", "1", "--home", mine)
+        assert [(one["actor"], one["reason"]) for one in history["entries"]] == [("owner", "evicted")]
+
+
+async def test_the_owner_evicts_and_drains_where_no_peer_runs(home: Home, tmp_path: Path, dms_peer: Any) -> None:
+    stranger, bid_file, mine = str(tmp_path / "stranger"), str(tmp_path / "bid.cbor"), str(home.path)
+    async with _running(home) as provider:
+        await dms_peer("bid", provider.address, "--home", stranger, *DEMANDED, "-o", bid_file)
+        code, lease = await dms_peer("commit", provider.address, bid_file, "--ttl", "600s", "--home", stranger)
+        assert code == 0
+    code, refused = await dms_peer("offboard", "--home", mine)
+    assert (code, refused["error"]["code"]) == (1, "still_promised")
+    assert "evict --all" in refused["error"]["hint"]
+    assert await dms_peer("drain", "--home", mine) == (0, {"leases": 1, "evicted": 0, "running": False})
+    code, evicted = await dms_peer("evict", "--all", "--notice", "10m", "--home", mine)
+    assert (code, [one["lease_id"] for one in evicted["noticed"]]) == (0, [lease["lease_id"]])
+    assert await dms_peer("drain", "--cancel", "--home", mine) == (0, {"drained": True, "withdrawn": 1})
+    assert await dms_peer("drain", "--evict", "--home", mine) == (0, {"leases": 0, "evicted": 1, "running": False})
+    code, offer = await dms_peer("offboard", "--home", mine)
+    assert (code, offer["onboarded"]) == (0, None)
+
+
+async def test_a_drain_of_a_running_peer_waits_for_its_leases_and_says_what_is_left(
+    home: Home, tmp_path: Path, dms_peer: Any
+) -> None:
+    stranger, bid_file, mine = str(tmp_path / "stranger"), str(tmp_path / "bid.cbor"), str(home.path)
+    async with _running(home) as provider:
+        await dms_peer("bid", provider.address, "--home", stranger, *DEMANDED, "-o", bid_file)
+        await dms_peer("commit", provider.address, bid_file, "--ttl", "600s", "--home", stranger)
+        code, left = await dms_peer("drain", "--deadline", "0.1s", "--home", mine)
+        assert (code, left["error"]["code"]) == (1, "still_promised")
+        assert "1 lease has" in left["error"]["message"]
+        code, drained = await dms_peer("drain", "--deadline", "1s", "--evict", "--home", mine)
+        assert (code, drained) == (0, {"leases": 0, "evicted": 1, "running": True})
+
+
+async def test_an_interrupted_drain_goes_on_and_says_so(home: Home, tmp_path: Path, dms_peer: Any) -> None:
+    stranger, bid_file, mine = str(tmp_path / "stranger"), str(tmp_path / "bid.cbor"), str(home.path)
+    async with _running(home) as provider:
+        await dms_peer("bid", provider.address, "--home", stranger, *DEMANDED, "-o", bid_file)
+        await dms_peer("commit", provider.address, bid_file, "--ttl", "600s", "--home", stranger)
+        draining = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "dms_peer", "drain", "--home", mine], stderr=subprocess.PIPE, env=ENVIRONMENT
+        )
+        assert draining.stderr is not None
+        async with draining.stderr:
+            with trio.fail_after(60):
+                assert b"1 lease has not ended yet" in await draining.stderr.receive_some()
+                draining.send_signal(signal.SIGINT)
+                said = b"".join([part async for part in draining.stderr])
+                assert await draining.wait() == 130
+        assert b"the drain goes on" in said
+        assert b"drain --cancel" in said
+        assert b"Traceback" not in said
+        assert (await dms_peer("status", "--home", mine))[1]["draining"] is True

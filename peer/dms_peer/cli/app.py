@@ -18,6 +18,8 @@ COMMANDS: Final = (
     "hardware",
     "onboard",
     "offboard",
+    "evict",
+    "drain",
     "run",
     "config",
     "status",

@@ -65,6 +65,7 @@ _HINTS: Final = {
     "bid_expired": "ask for a new bid",
     "insufficient": "ask for less, or ask another peer",
     "resources": "ask for less, or ask another peer",
+    "ambiguous": "`dms-peer status --full` shows the ids in full",
     "not_your_bid": "use the --home whose key asked for the bid",
     "not_my_bid": "commit it with the peer that made it",
     "other_machine": "stop the peer, or leave --machine out",

@@ -6,7 +6,7 @@ never offered to other peers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -14,13 +14,19 @@ from dms_protocols.errors import ProtocolError
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_protocols.rpc.operations import Caller, Operations
 from dms_resources.demands import describe_shortage
+from dms_resources.ledger.leases import EndedLease
 from dms_resources.ledger.missing import describe_missing
 
 from .messages import (
     AuditAnswer,
     AuditRequest,
+    CancelDrainAnswer,
+    CancelDrainRequest,
+    DrainAnswer,
     DrainEvent,
     DrainRequest,
+    EvictAnswer,
+    EvictRequest,
     HistoryAnswer,
     HistoryRequest,
     HistoryRow,
@@ -28,6 +34,8 @@ from .messages import (
     OffboardRequest,
     OnboardAnswer,
     OnboardRequest,
+    ReleaseLeaseRequest,
+    StartDrainRequest,
     StatusAnswer,
     StatusRequest,
     TermsSummary,
@@ -43,6 +51,18 @@ __all__ = ["LocalAdministration", "administration_operations", "terms_summary"]
 
 # So many leases go into one answer; `lease_count` says how many there are.
 _MOST_LEASES: Final = 500
+
+
+# What the holders are told of leases that end with a drain.
+_DRAINED: Final = "the owner drains the machine"
+
+
+def _only(name: str, what: str, found: Sequence[str]) -> str:
+    """The only one that was found; the name itself where none was. Raises ProtocolError `ambiguous`."""
+    different = sorted(set(found))
+    if len(different) > 1:
+        raise ProtocolError(f"{len(different)} {what} begin with {name!r}: write more of the id", code="ambiguous")
+    return different[0] if different else name
 
 
 def terms_summary(terms: OwnerTerms) -> TermsSummary:
@@ -144,8 +164,49 @@ class LocalAdministration:
         await self._manager.offboard()
         return self._offer()
 
+    async def evict(self, request: EvictRequest) -> EvictAnswer:
+        """Ends leases by the owner's will. Raises ProtocolError `ambiguous`, and as `ResourceManager.evict` does."""
+        leases = [self._lease_id(name) for name in request.leases]
+        holder = None if request.holder is None else self._holder(request.holder)
+        evicted = await self._manager.evict(
+            leases, holder=holder, everything=request.everything, reason=request.reason, notice=request.notice
+        )
+        return EvictAnswer(ended=evicted.ended, noticed=evicted.noticed)
+
+    async def release(self, request: ReleaseLeaseRequest) -> EndedLease:
+        """Ends one lease as its holder would. Raises as `evict` does."""
+        return await self._manager.release(self._lease_id(request.lease))
+
+    def _lease_id(self, name: str) -> str:
+        """The id of the lease with this id, or whose id begins so; an unknown name as it is."""
+        if self._manager.lease(name) is not None:
+            return name
+        return _only(name, "leases", [one.lease_id for one in self._manager.leases() if one.lease_id.startswith(name)])
+
+    def _holder(self, name: str) -> str:
+        if self._manager.leases(name):
+            return name
+        return _only(name, "holders", [one.holder for one in self._manager.leases() if one.holder.startswith(name)])
+
+    async def start_drain(self, request: StartDrainRequest) -> DrainAnswer:
+        """Takes nothing new from now on. Raises what `ResourceManager.evict` raises."""
+        await self._manager.set_draining(True)
+        evicted = 0
+        if request.evict:
+            eviction = await self._manager.evict(everything=True, reason=_DRAINED, notice=request.notice)
+            evicted = len(eviction.ended) + len(eviction.noticed)
+        return DrainAnswer(leases=len(self._manager.leases()), evicted=evicted, running=self._addrs is not None)
+
+    async def cancel_drain(self) -> CancelDrainAnswer:
+        """Takes new commitments again. Raises what `ResourceManager.withdraw_notices` raises."""
+        drained = self._manager.draining
+        withdrawn = await self._manager.withdraw_notices()
+        if drained:
+            await self._manager.set_draining(False)
+        return CancelDrainAnswer(drained=drained, withdrawn=len(withdrawn))
+
     async def drain(self, tell: Callable[[int], None]) -> None:
-        """Takes nothing new and returns when nothing is promised; `tell` hears how many leases are left."""
+        """Takes nothing new and returns when nothing is promised; calls `tell` with the number of leases left."""
         async with aclosing(self.draining()) as counts:
             async for count in counts:
                 tell(count)
@@ -210,6 +271,18 @@ def administration_operations(administration: LocalAdministration) -> Operations
     async def audit(request: AuditRequest, caller: Caller) -> AuditAnswer:
         return await administration.audit(request)
 
+    async def evict(request: EvictRequest, caller: Caller) -> EvictAnswer:
+        return await administration.evict(request)
+
+    async def release(request: ReleaseLeaseRequest, caller: Caller) -> EndedLease:
+        return await administration.release(request)
+
+    async def start_drain(request: StartDrainRequest, caller: Caller) -> DrainAnswer:
+        return await administration.start_drain(request)
+
+    async def cancel_drain(request: CancelDrainRequest, caller: Caller) -> CancelDrainAnswer:
+        return await administration.cancel_drain()
+
     @asynccontextmanager
     async def drain(request: DrainRequest, caller: Caller) -> AsyncIterator[AsyncIterator[DrainEvent]]:
         async with aclosing(_drain_events(administration)) as events:
@@ -221,6 +294,10 @@ def administration_operations(administration: LocalAdministration) -> Operations
     operations.slow(OffboardRequest, offboard)
     operations.slow(HistoryRequest, history)
     operations.slow(AuditRequest, audit)
+    operations.slow(EvictRequest, evict)
+    operations.slow(ReleaseLeaseRequest, release)
+    operations.slow(StartDrainRequest, start_drain)
+    operations.slow(CancelDrainRequest, cancel_drain)
     operations.watch(DrainRequest, drain)
     return operations
 

@@ -15,14 +15,20 @@ from msgspec import Struct
 from dms_protocols.rpc.blocking_client import BlockingClient
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
+from dms_resources.ledger.leases import EndedLease
 
 from ..errors import UsageError
 from ..home.home import MEASURED, RETRY_INTERVAL, Home
 from .messages import (
     AuditAnswer,
     AuditRequest,
+    CancelDrainAnswer,
+    CancelDrainRequest,
+    DrainAnswer,
     DrainEvent,
     DrainRequest,
+    EvictAnswer,
+    EvictRequest,
     HistoryAnswer,
     HistoryRequest,
     HistoryRow,
@@ -31,10 +37,12 @@ from .messages import (
     OnboardRequest,
     PeersAnswer,
     PeersRequest,
+    ReleaseLeaseRequest,
     RevocationsAnswer,
     RevocationsRequest,
     RevokeAnswer,
     RevokeRequest,
+    StartDrainRequest,
     StatusAnswer,
     StatusRequest,
 )
@@ -43,6 +51,9 @@ from .socket_file import connect
 
 __all__ = [
     "ask",
+    "await_drained",
+    "cancel_drain",
+    "evict_leases",
     "onboard_resources",
     "read_hardware",
     "read_history",
@@ -50,8 +61,10 @@ __all__ = [
     "read_peers",
     "read_revocations",
     "read_status",
+    "release_own_lease",
     "revoke_grants",
     "run_audit",
+    "start_drain",
     "watch",
     "withdraw_offer",
 ]
@@ -77,11 +90,20 @@ def ask(home: Home, request: Struct, answer_type: type[Answer], machine: str | N
     return _reach(home, lambda peer: peer.call(request, answer_type, timeout=_TIMEOUT), in_ledger)
 
 
-def watch(home: Home, request: Struct, event_type: type[Answer], tell: Callable[[Answer], None]) -> None:
-    """Tells what happens at the peer of this home, running or not, until there is no more. Raises as `ask` does."""
+def watch(
+    home: Home,
+    request: Struct,
+    event_type: type[Answer],
+    tell: Callable[[Answer], None],
+    until: float = float("inf"),
+) -> None:
+    """Calls `tell` with what happens at the peer of this home, until there is no more.
+
+    Raises DeadlineExceededError at `until` (of `time.monotonic`), and as `ask` does.
+    """
 
     def in_peer(peer: BlockingClient) -> None:
-        for event in peer.watch(request, event_type, timeout=_TIMEOUT):
+        for event in peer.watch(request, event_type, timeout=_TIMEOUT, until=until):
             tell(event)
 
     def in_ledger() -> None:
@@ -143,6 +165,34 @@ def withdraw_offer(home: Home, *, drain: bool, tell: Callable[[int], None]) -> O
     if drain:
         watch(home, DrainRequest(), DrainEvent, lambda event: tell(event.leases))
     return ask(home, OffboardRequest(), OnboardAnswer)
+
+
+def evict_leases(home: Home, request: EvictRequest) -> EvictAnswer:
+    """Ends leases by the owner's will. Raises what `ask` raises."""
+    return ask(home, request, EvictAnswer)
+
+
+def release_own_lease(home: Home, lease: str) -> EndedLease:
+    """Ends a lease of this home's ledger as its holder would. Raises what `ask` raises."""
+    return ask(home, ReleaseLeaseRequest(lease=lease), EndedLease)
+
+
+def start_drain(home: Home, *, evict: bool, notice: float) -> DrainAnswer:
+    """Takes nothing new from now on; with `evict` all leases end, `notice` seconds from now. Raises as `ask` does."""
+    return ask(home, StartDrainRequest(evict=evict, notice=notice), DrainAnswer)
+
+
+def await_drained(home: Home, tell: Callable[[int], None], until: float) -> None:
+    """Waits for all leases of the running peer to end, until `until` (of `time.monotonic`), and reports each change.
+
+    Raises DeadlineExceededError then, and what `ask` raises.
+    """
+    watch(home, DrainRequest(), DrainEvent, lambda event: tell(event.leases), until=until)
+
+
+def cancel_drain(home: Home) -> CancelDrainAnswer:
+    """Takes new commitments again. Raises what `ask` raises."""
+    return ask(home, CancelDrainRequest(), CancelDrainAnswer)
 
 
 def read_history(home: Home, limit: int) -> HistoryAnswer:

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from dms_resources.components import Amount, FreeResources, MachineResources, OnboardedResources, Resources
 from dms_resources.ledger.history import Finding, HistoryEntry
-from dms_resources.ledger.leases import Lease
+from dms_resources.ledger.leases import EndedLease, Lease
 from dms_resources.units import Cores
 
 from .offers import Offer
@@ -16,8 +16,13 @@ from .offers import Offer
 __all__ = [
     "AuditAnswer",
     "AuditRequest",
+    "CancelDrainAnswer",
+    "CancelDrainRequest",
+    "DrainAnswer",
     "DrainEvent",
     "DrainRequest",
+    "EvictAnswer",
+    "EvictRequest",
     "HistoryAnswer",
     "HistoryRequest",
     "HistoryRow",
@@ -28,11 +33,13 @@ __all__ = [
     "PeerRow",
     "PeersAnswer",
     "PeersRequest",
+    "ReleaseLeaseRequest",
     "Revocation",
     "RevocationsAnswer",
     "RevocationsRequest",
     "RevokeAnswer",
     "RevokeRequest",
+    "StartDrainRequest",
     "StatusAnswer",
     "StatusRequest",
     "TermsSummary",
@@ -134,8 +141,62 @@ class OnboardAnswer(Struct, frozen=True, kw_only=True):
     simulated: bool
 
 
+Reason: TypeAlias = Annotated[str, Meta(max_length=200, pattern=r"\A[^\x00-\x1f\x7f\x85\u2028\u2029]*\Z")]
+LeaseName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
+"""A lease id, or the beginning of one that no other lease has."""
+
+
+class EvictRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="evict"):
+    """Ends the leases that are named, those of `holder`, or `everything`: at once, or `notice` seconds from now."""
+
+    leases: Annotated[tuple[LeaseName, ...], Meta(max_length=1024)] = ()
+    holder: LeaseName | None = None
+    everything: bool = False
+    reason: Reason = ""
+    notice: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class EvictAnswer(Struct, frozen=True, kw_only=True):
+    """The leases that have `ended`, and those that were `noticed`, with their deadlines."""
+
+    ended: tuple[EndedLease, ...]
+    noticed: tuple[Lease, ...]
+
+
+class ReleaseLeaseRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="release_lease"):
+    """Ends a lease of this peer's ledger as its holder would; answered with the EndedLease."""
+
+    lease: LeaseName
+
+
+class StartDrainRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="start_drain"):
+    """Takes nothing new from now on. With `evict` all leases end, at once or `notice` seconds from now."""
+
+    evict: bool = False
+    notice: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class DrainAnswer(Struct, frozen=True, kw_only=True):
+    """How many `leases` have not ended yet, and how many were `evicted`; `running` when a running peer answers."""
+
+    leases: int
+    evicted: int
+    running: bool
+
+
+class CancelDrainRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel_drain"):
+    """Takes new commitments again, and withdraws the notices that leases were given."""
+
+
+class CancelDrainAnswer(Struct, frozen=True, kw_only=True):
+    """Whether there was a drain, and how many leases had a notice."""
+
+    drained: bool
+    withdrawn: int
+
+
 class DrainRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="drain"):
-    """Takes nothing new; tells how much is still promised until nothing is."""
+    """Takes nothing new; reports how much is still promised, after every change until nothing is."""
 
 
 class DrainEvent(Struct, frozen=True, kw_only=True):

@@ -44,14 +44,18 @@ class BlockingClient:
         request_id = self._send(request, deadline := time.monotonic() + timeout)
         return from_map(read_ok(self._receive(request_id, deadline)), answer_type)
 
-    def watch(self, request: msgspec.Struct, event_type: type[Answer], *, timeout: float) -> Iterator[Answer]:
+    def watch(
+        self, request: msgspec.Struct, event_type: type[Answer], *, timeout: float, until: float = float("inf")
+    ) -> Iterator[Answer]:
         """Ask for events, until the other side ends them; the first has to come within `timeout` seconds.
+
+        Raises DeadlineExceededError at `until`, in seconds of `time.monotonic`.
 
         Raises as `call` does.
         """
         request_id = self._send(request, deadline := time.monotonic() + timeout)
         while "event" in (message := self._receive(request_id, deadline)):
-            deadline = float("inf")
+            deadline = until
             yield from_map(message["event"], event_type)
         read_ok(message)
 

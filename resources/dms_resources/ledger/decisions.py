@@ -205,10 +205,10 @@ def offboard(book: Book, now: Moment) -> Change:
     if book.leases:
         some = tuple(sorted(book.leases)[:10]) if len(book.leases) <= 1000 else tuple(list(book.leases)[:10])
         raise StillPromisedError(
-            f"{len(book.leases)} leases are still promised, for example {some[0]}",
+            f"leases that have not ended: {len(book.leases)} ({', '.join(some)})",
             lease_ids=some,
             count=len(book.leases),
-            hint="drain first: `dms-peer offboard --drain` takes nothing new and waits until all has ended",
+            hint="`dms-peer offboard --drain` waits until they have ended; `dms-peer evict --all` ends them now",
         )
     return change_offer(book, NOTHING_OFFERED, now, action="offboard")
 

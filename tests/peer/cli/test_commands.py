@@ -29,7 +29,7 @@ MACHINE = {
 }
 COMMANDS = (
     "audit", "hardware", "onboard", "offboard", "run", "status", "history", "peers", "discover", "reserve",
-    "free", "bid", "commit", "allocate", "renew", "release", "leases", "ping", "usage",
+    "free", "bid", "commit", "allocate", "renew", "release", "leases", "ping", "usage", "evict", "drain",
 )  # fmt: skip
 ABSENT = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 

@@ -3,19 +3,31 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import trio
 
 from dms_peer.owner.administration import LocalAdministration
-from dms_peer.owner.messages import AuditRequest, HistoryRequest, OnboardRequest
+from dms_peer.owner.messages import (
+    AuditRequest,
+    CancelDrainAnswer,
+    DrainAnswer,
+    EvictRequest,
+    HistoryRequest,
+    OnboardRequest,
+    ReleaseLeaseRequest,
+    StartDrainRequest,
+)  # fmt: skip
 from dms_peer.owner.offers import Offer
+from dms_protocols.errors import ProtocolError
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources
 from dms_resources.demands import CPUDemand, Demand
-from dms_resources.errors import OnboardingError
+from dms_resources.errors import EvictedError, NotAllocatedError, OnboardingError
 from dms_resources.ledger.book import Totals
-from dms_resources.ledger.leases import LeaseState, ResourceAllocation
+from dms_resources.ledger.leases import EndReason, LeaseState, ResourceAllocation
 from dms_resources.manager import open_manager
+from dms_resources.refusals import DrainingError
 from dms_resources.units import GIB, Cores
 
 MACHINE = MachineResources(
@@ -105,3 +117,71 @@ async def test_a_book_that_differs_from_its_file_is_made_anew_of_it_and_the_hist
     assert {(entry.actor, entry.action) for entry in entries[: len(found) - 1]} >= {("audit", "reload")}
     left = {finding.code for finding in (await ours.audit(AuditRequest())).findings}
     assert not left & {"stored", "totals"}
+
+
+async def committed(manager, *names, holder="12D3KooWAlice"):
+    demand = Demand(cpu=CPUDemand(cores=Cores(100)))
+    return [await manager.commit_resources(name, demand, holder=holder, ttl=600) for name in names]
+
+
+async def test_an_eviction_takes_ids_by_their_beginning_and_tells_the_holder_why(administration):
+    ours, manager = administration
+    await ours.onboard(OnboardRequest(offer=OFFER))
+    await committed(manager, "aaaa1111", "aaaa2222", "bbbb3333")
+    with pytest.raises(ProtocolError, match="2 leases begin with 'aaaa'") as caught:
+        await ours.evict(EvictRequest(leases=("aaaa",)))
+    assert caught.value.code == "ambiguous"
+    with pytest.raises(NotAllocatedError):
+        await ours.evict(EvictRequest(leases=("bbbb", "cccc")))
+    assert len(manager.leases()) == 3, "nothing is evicted where one name is wrong"
+    answer = await ours.evict(EvictRequest(leases=("bbbb", "aaaa2"), reason="maintenance"))
+    assert [one.lease_id for one in answer.ended] == ["bbbb3333", "aaaa2222"]
+    with pytest.raises(EvictedError, match="maintenance"):
+        await manager.renew("bbbb3333", ttl=60, holder="12D3KooWAlice")
+    again = await ours.evict(EvictRequest(leases=("bbbb3333",)))
+    assert again.ended == answer.ended[:1], "the same again answers the same"
+    entries = (await ours.history(HistoryRequest(limit=2))).entries
+    assert {(entry.actor, entry.reason, entry.detail) for entry in entries} == {("owner", "evicted", "maintenance")}
+
+
+async def test_an_eviction_of_a_holder_or_of_all_at_once_or_with_notice(administration):
+    ours, manager = administration
+    await ours.onboard(OnboardRequest(offer=OFFER))
+    await committed(manager, "a1", "a2")
+    await committed(manager, "b1", holder="12D3KooWBob")
+    with pytest.raises(ProtocolError, match="2 holders begin with '12D3'"):
+        await ours.evict(EvictRequest(holder="12D3"))
+    assert [one.lease_id for one in (await ours.evict(EvictRequest(holder="12D3KooWA"))).ended] == ["a1", "a2"]
+    assert (await ours.evict(EvictRequest(holder="nobody"))).ended == ()
+    noticed = (await ours.evict(EvictRequest(everything=True, notice=60.0, reason="soon"))).noticed
+    assert [(one.lease_id, one.notice.reason) for one in noticed] == [("b1", "soon")]
+    assert noticed[0].deadline - time.time() <= 60
+    assert [one.lease_id for one in (await ours.evict(EvictRequest(everything=True))).ended] == ["b1"]
+
+
+async def test_a_drain_evicts_what_it_is_told_to_and_can_be_cancelled(administration):
+    ours, manager = administration
+    await ours.onboard(OnboardRequest(offer=OFFER))
+    await committed(manager, "a")
+    assert await ours.start_drain(StartDrainRequest()) == DrainAnswer(leases=1, evicted=0, running=False)
+    with pytest.raises(DrainingError):
+        await committed(manager, "b")
+    assert await ours.cancel_drain() == CancelDrainAnswer(drained=True, withdrawn=0)
+    await committed(manager, "b")
+    assert await ours.start_drain(StartDrainRequest(evict=True, notice=5)) == DrainAnswer(
+        leases=2, evicted=2, running=False
+    )
+    assert all(lease.deadline - time.time() <= 5 for lease in manager.leases())
+    assert await ours.cancel_drain() == CancelDrainAnswer(drained=True, withdrawn=2)
+    assert all(lease.deadline - time.time() > 60 for lease in manager.leases())
+    assert await ours.cancel_drain() == CancelDrainAnswer(drained=False, withdrawn=0)
+    assert (await ours.start_drain(StartDrainRequest(evict=True))).leases == 0
+
+
+async def test_the_owner_releases_a_lease_as_its_holder_would(administration):
+    ours, manager = administration
+    await ours.onboard(OnboardRequest(offer=OFFER))
+    await committed(manager, "a" * 32)
+    ended = await ours.release(ReleaseLeaseRequest(lease="aaaaaaaa"))
+    assert (ended.lease_id, ended.reason) == ("a" * 32, EndReason.RELEASED)
+    assert await ours.release(ReleaseLeaseRequest(lease="a" * 32)) == ended

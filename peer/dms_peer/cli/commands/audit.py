@@ -14,13 +14,17 @@ __all__ = ["audit"]
 
 def audit(
     repair: Annotated[
-        bool, typer.Option("--repair", help="End allocations whose processes are gone; each is written to the history.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="End allocations whose processes are gone; reload the ledger where it differs.",
+        ),
     ] = False,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Compare the ledger with its file and with what the operating system shows."""
+    """Compare the ledger with its file and with what the operating system shows. Example: dms-peer audit --repair"""
     from ...owner.client import run_audit
     from ..tables.owner import show_audit
 

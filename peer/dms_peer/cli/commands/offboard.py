@@ -14,17 +14,25 @@ __all__ = ["offboard"]
 
 def offboard(
     drain: Annotated[
-        bool, typer.Option("--drain", help="Take nothing new, and wait until all that is promised has ended.")
+        bool, typer.Option("--drain", help="Take nothing new, and first wait until all leases have ended.")
     ] = False,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Offer nothing to the network any more."""
+    """Offer nothing to the network any more.
+
+    Refused while leases have not ended: see `dms-peer drain` and `dms-peer evict`. Example: dms-peer offboard --drain
+    """
     from ...owner.client import withdraw_offer
     from ..tables.owner import show_offer
 
-    show_answer(as_json, show_offer, withdraw_offer(home_at(home), drain=drain, tell=_tell))
+    try:
+        answer = withdraw_offer(home_at(home), drain=drain, tell=_tell)
+    except KeyboardInterrupt:
+        comment("the drain goes on: nothing new is taken; `dms-peer drain --cancel` ends it")
+        raise
+    show_answer(as_json, show_offer, answer)
 
 
 def _tell(leases: int) -> None:

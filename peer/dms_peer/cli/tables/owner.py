@@ -5,12 +5,24 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from ...owner.messages import AuditAnswer, HistoryAnswer, OnboardAnswer
+from dms_resources.ledger.leases import EndedLease, Lease
+from dms_resources.units import format_duration
+
+from ...owner.messages import AuditAnswer, CancelDrainAnswer, DrainAnswer, EvictAnswer, HistoryAnswer, OnboardAnswer
 from ..output import say
 from .common import short_ids, short_peer_id, show_resources
 from .layout import Column, show_table
 
-__all__ = ["local_time", "show_audit", "show_history", "show_offer", "show_proposed_offer"]
+__all__ = [
+    "local_time",
+    "show_audit",
+    "show_cancelled_drain",
+    "show_drain",
+    "show_eviction",
+    "show_history",
+    "show_offer",
+    "show_proposed_offer",
+]
 
 
 def local_time(moment: float) -> str:
@@ -55,6 +67,40 @@ def show_history(answer: HistoryAnswer, *, full: bool = False) -> None:
         Column("detail", 2, sentences=True),
     )
     show_table("history", columns, rows)
+
+
+def show_eviction(answer: EvictAnswer, *, full: bool = False) -> None:
+    """Prints which leases ended, and which end soon."""
+    leases: list[EndedLease | Lease] = [*answer.ended, *answer.noticed]
+    if not leases:
+        say("there is no such lease: nothing was evicted")
+        return
+    now = time.time()
+    ids = [one.lease_id for one in leases]
+    ends = [one.reason.value for one in answer.ended]
+    ends += [f"ends in {format_duration((one.deadline or now) - now)}" for one in answer.noticed]
+    rows = [
+        [lease, one.holder if full else short_peer_id(one.holder), one.state.value, end]
+        for lease, one, end in zip(ids if full else short_ids(ids), leases, ends, strict=True)
+    ]
+    show_table(f"leases ({len(rows)})", ("lease", "holder", "was", Column("now")), rows)
+
+
+def show_drain(answer: DrainAnswer) -> None:
+    """Prints how far a drain has come."""
+    if not answer.leases:
+        say("drained: nothing is promised any more, and nothing new is taken")
+        return
+    say(f"draining: nothing new is taken; leases that have not ended yet: {answer.leases}")
+    if not answer.running:
+        say("the peer does not run: leases end at their deadlines, or with `dms-peer evict --all`")
+
+
+def show_cancelled_drain(answer: CancelDrainAnswer) -> None:
+    """Prints what a drain that was cancelled has left."""
+    say("new commitments are taken again" if answer.drained else "there was no drain")
+    if answer.withdrawn:
+        say(f"notices withdrawn: {answer.withdrawn}")
 
 
 # What `--repair` mends; everything else is the owner's to decide.
