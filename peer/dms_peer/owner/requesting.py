@@ -21,7 +21,15 @@ from dms_protocols.clients import AllocationClient, BidClient, ResourcesClient
 from dms_protocols.errors import BidError, RemoteError
 from dms_protocols.messages.bid import Bid
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
-from dms_protocols.rpc.answer_checks import check_ended, check_leases, check_offers, check_own_leases, check_renewed
+from dms_protocols.rpc.answer_checks import (
+    check_allocated,
+    check_bids,
+    check_ended,
+    check_leases,
+    check_offers,
+    check_own_leases,
+    check_renewed,
+)
 from dms_protocols.rpc.operations import Caller, Operations
 from dms_resources.ledger.leases import Lease
 
@@ -124,6 +132,7 @@ class RemoteRequests:
                 bids, refusals = [OfferedBid(bid=bid) for bid in offer.offers], offer.refusals
             else:
                 answer = await asking.request_bids(request.ensemble, hold=request.hold)
+                check_bids(answer, request.ensemble, requester=requester, provider=peer_id, now=time.time())
                 bids = [OfferedBid(bid=one.bid, envelope=one.envelope) for one in answer.bids]
                 refusals = answer.refusals
         place = {node.node_id: number for number, node in enumerate(request.ensemble.request)}
@@ -148,7 +157,7 @@ class RemoteRequests:
                 check_renewed(lease, request.lease_id, holder=holder, fence=request.fence)
             case RemoteAllocateRequest():
                 lease = await peer.allocate(request.lease_id, fence=request.fence)
-                check_renewed(lease, request.lease_id, holder=holder, fence=request.fence)
+                check_allocated(lease, request.lease_id, holder=holder, fence=request.fence)
             case RemoteReleaseRequest():
                 ended = await peer.release(request.lease_id, fence=request.fence)
                 check_ended(ended, request.lease_id, holder=holder, fence=request.fence)

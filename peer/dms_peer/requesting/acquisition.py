@@ -91,6 +91,9 @@ class Acquisition:
         self._broken: Counter[str] = Counter()
         self._reasons = ReasonLog()
         self._contended = False
+        self._late = 0
+        self._late_settled = trio.Event()
+        self._finished = False
         self._on_lost: Callable[[Holding], None] = lambda holding: None
 
     async def run(self) -> dict[str, Holding]:
@@ -100,6 +103,7 @@ class Acquisition:
             # Some time has to be left to commit in.
             await self._collect(self._node_ids, max(self._left - self._context.limits.commit_budget, self._left / 2))
             if await self._take() or await self._take_the_rest():
+                self._finished = True
                 return dict(self._kept)
             assignment = await self._assign()
             await self._give_back(list(self._kept.values()))
@@ -228,7 +232,11 @@ class Acquisition:
             self._forget_lost()
             assignment = await self._assign()
             if not assignment.complete:
-                return False
+                if not self._late:
+                    return False
+                # Nobody else is left: a provider that is only slow may still answer.
+                await self._late_settled.wait()
+                continue
             chosen = assignment.chosen.values()
             stays = {option.item for option in chosen if isinstance(option.item, Holding)}
             await self._give_back([holding for holding in self._kept.values() if holding not in stays])
@@ -237,8 +245,16 @@ class Acquisition:
                 if not self._left:
                     return False
                 await self._commit_all(bids)
-            if all(node_id in self._kept and self._kept[node_id].live for node_id in self._node_ids):
+            if self._complete():
                 return True
+
+    def _complete(self) -> bool:
+        """Whether every node is held, by the rules: what a slow provider committed late may break them."""
+        if not all(node_id in self._kept and self._kept[node_id].live for node_id in self._node_ids):
+            return False
+        kept = [self._kept_option(holding) for holding in self._kept.values()]
+        steps = self._context.limits.assignment_steps
+        return not assign(self._node_ids, kept, self._rules, steps=steps, complete=True).uncovered
 
     async def _take_the_rest(self) -> bool:
         """Ask again for what is missing, while the rest is kept for a while."""
@@ -253,12 +269,29 @@ class Acquisition:
         for bid in bids:
             by_peer.setdefault(bid.peer_id, []).append(bid)
         self._progress.at_stage("committing", attempt=True)
-        async with trio.open_nursery() as nursery:
-            for own in by_peer.values():
-                nursery.start_soon(self._commit, own)
+        answered = [trio.Event() for _ in by_peer]
+        for own, done in zip(by_peer.values(), answered, strict=True):
+            self._nursery.start_soon(self._commit_in_background, own, done)
+        # A provider that is silent for longer than that is not waited for: others are tried beside it.
+        with trio.move_on_after(self._context.limits.hedge_delay):
+            for done in answered:
+                await done.wait()
+        for own, done in zip(by_peer.values(), answered, strict=True):
+            if not done.is_set():
+                self._pass_over(own[0].peer_id)
+
+    async def _commit_in_background(self, bids: Sequence[ReceivedBid], done: trio.Event) -> None:
+        self._late += 1
+        try:
+            await self._commit(bids)
+        finally:
+            self._late -= 1
+            done.set()
+            self._late_settled.set()
+            self._late_settled = trio.Event()
 
     async def _commit(self, bids: Sequence[ReceivedBid]) -> None:
-        # A bid is taken once: whatever comes of it, it is none that could be taken again.
+        # A bid is committed once: whatever happens, it cannot be committed again.
         taken = set(map(id, bids))
         self._bids = [bid for bid in self._bids if id(bid) not in taken]
         try:
@@ -268,9 +301,18 @@ class Acquisition:
             self._failed(bids, error)
             return
         for holding in holdings:
+            standing = self._kept.get(holding.node_id)
+            if self._finished or (standing is not None and standing.live):
+                # Another provider was faster.
+                self._nursery.start_soon(self._holdings.release, holding)
+                continue
             self._kept[holding.node_id] = holding
             self._stood_in[holding] = {holding.bid.answer}
             self._nursery.start_soon(self._holdings.keep, holding, self._lost)
+
+    def _pass_over(self, peer_id: str) -> None:
+        self._avoided.add(peer_id)
+        self._bids = [bid for bid in self._bids if bid.peer_id != peer_id]
 
     def _failed(self, bids: Sequence[ReceivedBid], error: CallError) -> None:
         self._contended = self._contended or error.code not in _HOPELESS
@@ -279,9 +321,8 @@ class Acquisition:
         peer_id = bids[0].peer_id
         self._broken[peer_id] += 1
         if error.remote is None:
-            # Whoever does not answer now is not asked again so soon.
-            self._avoided.add(peer_id)
-            self._bids = [bid for bid in self._bids if bid.peer_id != peer_id]
+            # A provider that does not answer, or lies, is not queried again so soon.
+            self._pass_over(peer_id)
         else:
             # What was counted on there is no longer there.
             answers = {bid.answer for bid in bids}

@@ -164,7 +164,9 @@ class Holdings:
 
         async def allocate(budget: float) -> tuple[Lease, float]:
             sent = trio.current_time()
-            lease = await self._calls.allocate(holding.peer, holding.lease_id, fence=holding.fence, budget=budget)
+            lease = await self._calls.allocate(
+                holding.peer, holding.lease_id, fence=holding.fence, budget=budget, before=holding.lease
+            )
             return lease, sent
 
         # It may be allocated, whatever comes of the call, and an allocation may have no deadline.
@@ -215,7 +217,7 @@ class Holdings:
     # Inside
 
     async def _commit(self, holdings: Sequence[Holding], give_up: float) -> None:
-        envelopes = [holding.bid.signed.envelope for holding in holdings]
+        bids = [holding.bid.signed for holding in holdings]
         for holding in holdings:
             holding.ends = give_up + self._ttl
         uncertain = False
@@ -223,7 +225,7 @@ class Holdings:
             sent = trio.current_time()
             try:
                 leases = await self._calls.commit(
-                    holdings[0].peer, envelopes, ttl=self._ttl, budget=max(0.001, give_up - sent)
+                    holdings[0].peer, bids, ttl=self._ttl, budget=max(0.001, give_up - sent)
                 )
             except CallError as error:
                 # Asked again it answers the same, and another stream may do better.
@@ -237,11 +239,9 @@ class Holdings:
                 return
 
     def _committed(self, holdings: Sequence[Holding], leases: Sequence[Lease], sent: float) -> None:
-        by_id = {lease.lease_id: lease for lease in leases}
-        if any(holding.lease_id not in by_id for holding in holdings):
-            raise CallError("bad_message", "the peer answered with other leases", reached=True, uncertain=True)
-        for holding in holdings:
-            holding.lease = by_id[holding.lease_id]
+        # The leases were compared with the bids, and are in their order.
+        for holding, lease in zip(holdings, leases, strict=True):
+            holding.lease = lease
             holding.state, holding.renewed_at, holding.ends = HoldingState.COMMITTED, sent, sent + self._ttl
 
     async def _renew(self, holding: Holding) -> None:
@@ -250,7 +250,12 @@ class Holdings:
         async def renew(budget: float) -> tuple[Lease, float]:
             sent = trio.current_time()
             lease = await self._calls.renew(
-                holding.peer, holding.lease_id, ttl=self._ttl, fence=holding.fence, budget=budget
+                holding.peer,
+                holding.lease_id,
+                ttl=self._ttl,
+                fence=holding.fence,
+                budget=budget,
+                before=holding.lease,
             )
             return lease, sent
 

@@ -10,10 +10,18 @@ from typing import Final, TypeVar
 import trio
 
 from dms_protocols.bidding.signing import EnvelopeOpener
-from dms_protocols.clients import AllocationClient, BidClient, Bids, ResourcesClient
+from dms_protocols.clients import AllocationClient, BidClient, Bids, ResourcesClient, SignedBid
 from dms_protocols.errors import ProtocolError, RemoteError
 from dms_protocols.messages.bid import EnsembleRequest, OfferAnswer
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.rpc.answer_checks import (
+    check_allocated,
+    check_bids,
+    check_ended,
+    check_leases,
+    check_offers,
+    check_renewed,
+)
 from dms_protocols.rpc.client import Client
 from dms_resources.components import FreeResources
 from dms_resources.ledger.leases import EndedLease, Lease
@@ -103,6 +111,7 @@ class PeerCalls:
         async def ask(client: Client) -> tuple[Bids, float]:
             started = trio.current_time()
             bids = await self._bidder(client, peer, budget).request_bids(ensemble, hold=hold, ttl=ttl)
+            check_bids(bids, ensemble, requester=self.requester, provider=peer.peer_id, now=self._clock())
             return bids, trio.current_time() - started
 
         return await self._call(peer, BID_PROTOCOL, budget, ask)
@@ -115,6 +124,7 @@ class PeerCalls:
         async def ask(client: Client) -> tuple[OfferAnswer, float]:
             started = trio.current_time()
             offers = await self._bidder(client, peer, budget).dry_run(ensemble, ttl=ttl)
+            check_offers(offers, ensemble, requester=self.requester, provider=peer.peer_id, now=self._clock())
             return offers, trio.current_time() - started
 
         return await self._call(peer, BID_PROTOCOL, budget, ask)
@@ -130,23 +140,57 @@ class PeerCalls:
         self._seen(peer, free)
         return free
 
-    async def commit(
-        self, peer: PeerRef, envelopes: Sequence[bytes], *, ttl: float, budget: float
-    ) -> tuple[Lease, ...]:
-        """Takes bids of the peer for `ttl` seconds, all or none."""
-        return await self._allocations(peer, budget, lambda client: client.commit(envelopes, ttl=ttl))
+    async def commit(self, peer: PeerRef, bids: Sequence[SignedBid], *, ttl: float, budget: float) -> tuple[Lease, ...]:
+        """Commits bids of the peer for `ttl` seconds, all or none; the leases are in the order of the bids."""
 
-    async def renew(self, peer: PeerRef, lease_id: str, *, ttl: float, fence: int | None, budget: float) -> Lease:
-        """Moves the deadline of a commitment to `ttl` seconds from now."""
-        return await self._allocations(peer, budget, lambda client: client.renew(lease_id, ttl=ttl, fence=fence))
+        async def commit(client: AllocationClient) -> tuple[Lease, ...]:
+            asked_at = self._clock()
+            leases = await client.commit([one.envelope for one in bids], ttl=ttl)
+            check_leases(leases, [one.bid for one in bids], ttl=ttl, asked_at=asked_at)
+            return leases
 
-    async def allocate(self, peer: PeerRef, lease_id: str, *, fence: int | None, budget: float) -> Lease:
-        """Turns a commitment into an allocation."""
-        return await self._allocations(peer, budget, lambda client: client.allocate(lease_id, fence=fence))
+        return await self._allocations(peer, budget, commit)
+
+    async def renew(
+        self,
+        peer: PeerRef,
+        lease_id: str,
+        *,
+        ttl: float,
+        fence: int | None,
+        budget: float,
+        before: Lease | None = None,
+    ) -> Lease:
+        """Moves the deadline of a lease to `ttl` seconds from now; `before` is the lease as it was."""
+
+        async def renew(client: AllocationClient) -> Lease:
+            lease = await client.renew(lease_id, ttl=ttl, fence=fence)
+            check_renewed(lease, lease_id, holder=self.requester, fence=fence, before=before)
+            return lease
+
+        return await self._allocations(peer, budget, renew)
+
+    async def allocate(
+        self, peer: PeerRef, lease_id: str, *, fence: int | None, budget: float, before: Lease | None = None
+    ) -> Lease:
+        """Turns a commitment into an allocation; `before` is the lease as it was."""
+
+        async def allocate(client: AllocationClient) -> Lease:
+            lease = await client.allocate(lease_id, fence=fence)
+            check_allocated(lease, lease_id, holder=self.requester, fence=fence, before=before)
+            return lease
+
+        return await self._allocations(peer, budget, allocate)
 
     async def release(self, peer: PeerRef, lease_id: str, *, fence: int | None, budget: float) -> EndedLease:
-        """Gives a lease back."""
-        return await self._allocations(peer, budget, lambda client: client.release(lease_id, fence=fence))
+        """Releases a lease."""
+
+        async def release(client: AllocationClient) -> EndedLease:
+            ended = await client.release(lease_id, fence=fence)
+            check_ended(ended, lease_id, holder=self.requester, fence=fence)
+            return ended
+
+        return await self._allocations(peer, budget, release)
 
     def _seen(self, peer: PeerRef, free: FreeResources | None = None) -> None:
         # A peer that is its own requester is none of the others.

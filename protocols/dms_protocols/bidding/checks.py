@@ -59,5 +59,11 @@ class BidChecker:
         if (bid.lease_id, bid.demand, bid.public_ports) != (lease_id, node.resources, node.public_ports):
             raise BidError("the bid offers something else than was asked for")
         if bid.valid_until < self.clock():
-            raise BidError("the bid is no longer valid", code="bid_expired")
+            # A bid that has just been made: the clocks of both machines differ.
+            ago = self.clock() - bid.valid_until
+            raise BidError(
+                f"the bid was no longer valid when it arrived, by {ago:.0f} s",
+                code="bid_expired",
+                hint="compare the clocks of both machines",
+            )
         return SignedBid(bid, raw)

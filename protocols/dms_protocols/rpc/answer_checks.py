@@ -14,13 +14,16 @@ from dms_resources.components import Resources
 from dms_resources.demands import Demand
 from dms_resources.ledger.leases import EndedLease, Lease, LeaseState
 
+from ..bidding.checks import Bids
 from ..errors import ProtocolError
 from ..messages.allocation import ListAnswer
 from ..messages.bid import Bid, EnsembleRequest, OfferAnswer, count_ports
 
 __all__ = [
     "AnswerError",
+    "check_allocated",
     "check_bid",
+    "check_bids",
     "check_ended",
     "check_leases",
     "check_offers",
@@ -31,6 +34,8 @@ __all__ = [
 
 # Seconds that the clocks of two peers may differ by, where an answer has a time of the provider's.
 _CLOCK_SKEW: Final = 3600.0
+# Seconds between renewals that a provider may ask for at least.
+_LEAST_TTL: Final = 0.1
 # A bid is valid for a day at most (docs/wire.md).
 _LONGEST_VALIDITY: Final = 86400.0
 
@@ -73,6 +78,12 @@ def check_bid(bid: Bid, ensemble: EnsembleRequest, *, requester: str, provider: 
         )
 
 
+def check_bids(bids: Bids, ensemble: EnsembleRequest, *, requester: str, provider: str, now: float) -> None:
+    """Compare signed bids and refusals with the request; `now` is the requester's Unix time in seconds."""
+    for one in bids.bids:
+        check_bid(one.bid, ensemble, requester=requester, provider=provider, now=now)
+
+
 def check_offers(answer: OfferAnswer, ensemble: EnsembleRequest, *, requester: str, provider: str, now: float) -> None:
     """Compare the answer to a dry run with the request; `now` is the requester's Unix time in seconds."""
     asked = {node.node_id for node in ensemble.request}
@@ -113,8 +124,20 @@ def check_renewed(lease: Lease, lease_id: str, *, holder: str, fence: int | None
     if lease.state is LeaseState.HELD:
         raise AnswerError("the answer is wrong: the state of the lease is held")
     if before is not None:
-        for field in ("demand", "resources", "ports", "price"):
+        for field in ("demand", "asked_ports", "resources", "ports", "price"):
             _same("the lease", field, getattr(lease, field), getattr(before, field))
+
+
+def check_allocated(
+    lease: Lease, lease_id: str, *, holder: str, fence: int | None, before: Lease | None = None
+) -> None:
+    """Compare the answer to an allocation with the request, and with the commitment as it was `before`."""
+    check_renewed(lease, lease_id, holder=holder, fence=fence, before=before)
+    if lease.state is not LeaseState.ALLOCATED:
+        raise AnswerError(f"the answer is wrong: the state of the lease is {lease.state.value}, not allocated")
+    # A time of nothing would make the requester renew without a pause.
+    if lease.ttl and not _LEAST_TTL <= lease.ttl < math.inf:
+        raise AnswerError(f"the answer is wrong: an allocation is to be renewed every {lease.ttl:g} s")
 
 
 def check_ended(ended: EndedLease, lease_id: str, *, holder: str, fence: int | None) -> None:

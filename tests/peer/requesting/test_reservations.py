@@ -172,7 +172,7 @@ async def test_a_time_to_live_that_is_none_is_refused_at_once(market, autojump_c
     with pytest.raises(ReservationError) as caught:
         async with market.requester().reserve(market.ensemble("a", seconds=1000), ttl=1e12):
             pass
-    assert caught.value.reasons[0].peers[0].code == "bad_amount"
+    assert caught.value.reasons[0].peers[0].code == "policy"
     assert trio.current_time() < 10
 
 
@@ -402,6 +402,26 @@ class AnswerLost(Before):
         return type(operation)(operation.name, operation.kind, operation.request_type, handler)
 
 
+class Delayed(Before):
+    """A provider that takes its time with one operation."""
+
+    def __init__(self, market, peer_id, name, seconds):
+        super().__init__(market, peer_id, name, trio.lowlevel.checkpoint)
+        self.seconds = seconds
+
+    def __getitem__(self, name):
+        operation = super().__getitem__(name)
+        if name != self.name:
+            return operation
+
+        async def handler(request, caller):
+            answer = await operation.handler(request, caller)
+            await trio.sleep(self.seconds)
+            return answer
+
+        return type(operation)(operation.name, operation.kind, operation.request_type, handler)
+
+
 async def test_a_commitment_whose_answer_was_lost_is_given_back(market, autojump_clock):
     await start_near_and_far(market, 2, cores=2)
     silent = AnswerLost(market, "p0", "commit", trio.lowlevel.checkpoint)
@@ -409,7 +429,41 @@ async def test_a_commitment_whose_answer_was_lost_is_given_back(market, autojump
     async with market.requester().reserve(ensemble, strategy="nearest", want=2, ttl=300) as reservation:
         assert silent.calls == 1
         assert reservation.peers == {"a": "p1"}
-        await trio.sleep(1)
+        # Its budget ends first: until then it may only be slow.
+        await trio.sleep(6)
+        assert promised(market) == {"p1": 1}
+
+
+async def test_silent_providers_at_commit_cost_half_a_second_each(market, autojump_clock):
+    await start_near_and_far(market, 5, cores=2)
+    for number in range(4):
+        AnswerLost(market, f"p{number}", "commit", trio.lowlevel.checkpoint)
+    started = trio.current_time()
+    async with market.requester().reserve(
+        market.ensemble("a", cores=2), strategy="nearest", want=5, ttl=300
+    ) as reservation:
+        assert reservation.peers == {"a": "p4"}
+        assert trio.current_time() - started < 4
+        await trio.sleep(8)
+        assert promised(market) == {"p4": 1}
+
+
+async def test_a_provider_that_is_only_slow_to_commit_is_waited_for_when_nobody_else_is_left(market, autojump_clock):
+    await start(market, 1, cores=2)
+    Delayed(market, "p0", "commit", 2.0)
+    async with market.requester().reserve(market.ensemble("a", cores=2), ttl=300) as reservation:
+        assert reservation.peers == {"a": "p0"}
+    assert promised(market) == {}
+
+
+async def test_a_commitment_that_comes_late_is_released_when_another_took_its_place(market, autojump_clock):
+    await start_near_and_far(market, 2, cores=2)
+    Delayed(market, "p0", "commit", 2.0)
+    async with market.requester().reserve(
+        market.ensemble("a", cores=2), strategy="nearest", want=2, ttl=300
+    ) as reservation:
+        assert reservation.peers == {"a": "p1"}
+        await trio.sleep(4)
         assert promised(market) == {"p1": 1}
 
 
