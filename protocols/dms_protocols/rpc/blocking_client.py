@@ -1,6 +1,6 @@
-"""Asks over one connected socket without an event loop, one question at a time: for programs that ask and end.
+"""A client on one connected socket without an event loop, one request at a time: for short commands.
 
-Loading trio takes most of the time of a short command. Everything else asks with `dms_protocols.rpc.client`.
+To load trio takes most of the time of a short command. All other programs use `dms_protocols.rpc.client`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class BlockingClient:
         self._last_id = -1
 
     def call(self, request: msgspec.Struct, answer_type: type[Answer], *, timeout: float) -> Answer:
-        """Ask and wait at most `timeout` seconds for the answer.
+        """Send a request and wait at most `timeout` seconds for the answer.
 
-        Raises RemoteError with the other side's refusal, DeadlineExceededError, ConnectionLostError, and MessageError,
-        CBORError or FrameError for an answer that is none.
+        Raises RemoteError with the refusal of the other side, DeadlineExceededError, ConnectionLostError, MessageError,
+        CBORError or FrameError for an invalid answer.
         """
         request_id = self._send(request, deadline := time.monotonic() + timeout)
         return from_map(read_ok(self._receive(request_id, deadline)), answer_type)
@@ -47,7 +47,7 @@ class BlockingClient:
     def watch(
         self, request: msgspec.Struct, event_type: type[Answer], *, timeout: float, until: float = float("inf")
     ) -> Iterator[Answer]:
-        """Ask for events, until the other side ends them; the first has to come within `timeout` seconds.
+        """Request events until the other side ends them; the first has to come within `timeout` seconds.
 
         Raises DeadlineExceededError at `until`, in seconds of `time.monotonic`.
 

@@ -1,12 +1,12 @@
-"""Asks over one byte stream, for any number of callers at the same time.
+"""Sends the requests of any number of callers over one byte stream.
 
 Rules:
 
-1. Requests that are made in the same turn are written together; answers may come in any order.
-2. Every call has a deadline. A call that ends early, by its deadline or because its caller is cancelled, harms no
-   other; its answer is passed over when it comes.
-3. When the stream ends or holds something that is no answer, every waiting caller gets `connection_lost`.
-4. A watch keeps the newest events for a slow reader and lets go of the oldest; it never holds up the answers of others.
+1. Requests that are made in the same turn are written together. Answers may come in any order.
+2. Every call has a deadline. A call that ends early, by its deadline or by cancellation, does not affect others. Its
+   answer is discarded when it comes.
+3. When the stream ends or an answer is invalid, every waiting caller gets `connection_lost`.
+4. A watch keeps the newest events for a slow reader and drops the oldest. It never delays the answers of other calls.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Watch(Generic[Event]):
             while not self._messages and not self._ended:
                 await self._arrived.park()
         if scope.cancelled_caught:
-            raise DeadlineExceededError(f"nothing came of the watch for {self._timeout:g} s")
+            raise DeadlineExceededError(f"no event of the watch for {self._timeout:g} s")
         self._timeout = float("inf")
         if self._messages:
             return from_map(self._messages.popleft()["event"], self._event_type)
@@ -105,7 +105,7 @@ class Client:
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, limits: ClientLimits) -> None:
         self.protocol = str(getattr(stream, "protocol", ""))
-        """The protocol id with the version that was agreed on; empty where the stream knows of none."""
+        """The negotiated protocol id with its version; empty where the stream has none."""
         self._stream = stream
         self._limits = limits
         self._frames = FrameReader(limits.frame_bytes, limits.frame_bytes)
@@ -118,7 +118,7 @@ class Client:
 
     @property
     def lost(self) -> bool:
-        """Whether the stream is gone, so that every further call would raise ConnectionLostError."""
+        """Whether the stream is lost. Every further call then raises ConnectionLostError."""
         return self._lost is not None
 
     @property
@@ -127,14 +127,14 @@ class Client:
         return len(self._waiting)
 
     async def wait_lost(self) -> None:
-        """Wait until the stream is gone. May be cancelled."""
+        """Wait until the stream is lost. May be cancelled."""
         await self._lost_event.wait()
 
     def lost_error(self) -> ConnectionLostError:
         """The error that says how the connection was lost."""
         return ConnectionLostError(f"the connection is lost: {self._lost}")
 
-    # A deadline is no option here, so that no caller waits for ever on a silent peer.
+    # The deadline is not optional: no caller waits for ever on a silent peer.
     async def call(
         self,
         request: msgspec.Struct,
@@ -143,11 +143,11 @@ class Client:
         timeout: float,  # noqa: ASYNC109
         token: bytes | None = None,
     ) -> Answer:
-        """Ask and wait at most `timeout` seconds for the answer; `token` says by whose grant.
+        """Send a request and wait at most `timeout` seconds for the answer; `token` has the grant for it.
 
-        Raises RemoteError with the other side's refusal, DeadlineExceededError, ConnectionLostError, FrameError for a
-        request above the limit, and MessageError for an answer of another form. May be cancelled at any time; whether
-        the operation took place is then unknown.
+        Raises RemoteError with the refusal of the other side, DeadlineExceededError, ConnectionLostError, FrameError
+        for a request above the limit, and MessageError for an answer of another form. May be cancelled at any time; it
+        is then unknown whether the operation took place.
         """
         fields = _fields(request, token)
         with trio.move_on_after(timeout) as scope:
@@ -165,10 +165,10 @@ class Client:
         timeout: float,  # noqa: ASYNC109
         token: bytes | None = None,
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        """Ask for a stream of events; the iterator ends when the other side ends it. `token` says by whose grant.
+        """Request a stream of events; the iterator ends when the other side ends it. `token` has the grant for it.
 
-        The first event has to come within `timeout` seconds. Iterating raises what `call` raises. Leaving the block
-        tells the other side to stop.
+        The first event has to come within `timeout` seconds. Iterating raises what `call` raises. At the end of the
+        block the watch is cancelled at the other side.
         """
         fields = _fields(request, token)
         watch = _Watch(self, event_type, self._limits.watch_events, timeout)
@@ -232,7 +232,7 @@ class Client:
     # Receiving
 
     async def read(self) -> None:
-        """Give answers to those who wait for them, until the stream ends. Run by `open_client`."""
+        """Deliver answers to the waiting calls until the stream ends. Run by `open_client`."""
         try:
             while data := await self._stream.receive_some(self._limits.read_bytes):
                 self._frames.feed(bytes(data))
@@ -242,10 +242,10 @@ class Client:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.lose("the stream is broken")
         except ProtocolError as error:
-            self.lose(f"the other side sent what is no answer: {error.message}")
+            self.lose(f"the other side sent an invalid answer: {error.message}")
 
     async def write(self) -> None:
-        """Send what callers ask, until the stream fails. Run by `open_client`."""
+        """Send requests until the stream fails. Run by `open_client`."""
         self.lose(await self._outbox.run())
 
     def _take(self, frame: bytes | Oversize) -> None:
@@ -254,14 +254,14 @@ class Client:
         message = decode_map(frame, max_depth=self._limits.depth, max_items=self._limits.items)
         request_id = message.get("id")
         if request_id is None and len(self._waiting) == 1:
-            # The other side could not read an id, and it can have been no other's.
+            # The other side could not read the id, and only one call waits.
             (request_id,) = self._waiting
         waiter = self._waiting.get(request_id) if type(request_id) is int else None
         if waiter is not None:
             waiter.take(message)
 
     def lose(self, reason: str) -> None:
-        """Give up the stream: everybody who waits is told that it is lost, and why."""
+        """Give up the stream: every waiting call gets ConnectionLostError with the reason."""
         if self._lost is not None:
             return
         self._lost = reason
@@ -275,7 +275,7 @@ class Client:
 async def open_client(
     stream: trio.abc.HalfCloseableStream, limits: ClientLimits | None = None
 ) -> AsyncIterator[Client]:
-    """Ask over `stream` while the block runs; the stream is closed at its end, and calls that still wait are lost."""
+    """A client on `stream` while the block runs. Its end closes the stream; calls that still wait are lost."""
     limits = limits or ClientLimits()
     client = Client(stream, limits)
     try:

@@ -1,6 +1,6 @@
 """Every bound of a client, in one place. Sizes are in bytes, times in seconds.
 
-Apart from those of a service, which a command that only asks would load for nothing.
+They are apart from those of a service so that a short command does not load both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ __all__ = ["ClientLimits"]
 
 
 class ClientLimits(Struct, frozen=True, kw_only=True):
-    """What one stream may cost the side that asks."""
+    """What one stream may cost the client."""
 
     request_bytes: int = 64 * 1024
     """The largest request; a larger one raises FrameError at the caller."""
@@ -26,7 +26,7 @@ class ClientLimits(Struct, frozen=True, kw_only=True):
     calls_in_flight: int = 256
     """Calls and watches that wait for answers at the same time; further callers wait, within their own deadlines."""
     watch_events: int = 16
-    """Events that wait for a slow reader of a watch; the oldest give way."""
+    """Events that wait for a slow reader of a watch; the oldest are dropped."""
     outgoing_bytes: int = 256 * 1024
     """Requests that wait to be written; above it callers wait."""
     write_deadline: float = 20.0

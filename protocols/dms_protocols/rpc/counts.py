@@ -1,6 +1,6 @@
-"""What a peer counts of its own work: plain numbers in memory, read by whoever shows metrics.
+"""Counts of a peer's own work: plain numbers in memory, which the metrics show.
 
-Counting costs an addition for each request. All keys come from this side's own code (names of operations, codes of
+A count costs one addition for each request. All keys come from this side's own code (names of operations, codes of
 errors), so that no peer can make a table grow.
 """
 
@@ -14,7 +14,7 @@ OK = "ok"
 """The outcome of a request that was answered as asked; every other outcome is the code of an error."""
 
 UNREADABLE = "unreadable"
-"""Stands for the operation where a frame names none that is known here."""
+"""Stands for the operation where a frame names no known one."""
 
 
 class ServiceCounts:

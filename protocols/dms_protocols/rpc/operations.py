@@ -1,14 +1,14 @@
-"""Operations: what a service can be asked, and by which handlers it is answered.
+"""The operations of a service, and the handlers that answer them.
 
-Three kinds, by what a handler costs:
+There are three kinds, by what a handler costs:
 
-- quick: a plain function that reads memory; answered in place, in the order of the requests;
-- slow: an async function (a durable write); runs beside the others, within a deadline. A plain function that returns
-  an answer or a coroutine decides itself which of the two it is this time;
-- watch: an async context manager that yields an async iterator of events; runs until its end or `cancel`.
+- quick: a plain function that reads memory. It is answered in place, in the order of the requests.
+- slow: an async function, such as a durable write. It runs in a task, within a deadline. A plain function that returns
+  either an answer or a coroutine decides each time which of the two it is.
+- watch: an async context manager that yields an async iterator of events. It runs until its end or `cancel`.
 
-A handler gets the typed request and who asks, and returns a typed answer or one that is encoded already. It refuses by
-raising a ProtocolError or one of the ledger's errors.
+A handler gets the typed request and the caller. It returns a typed answer or one that is encoded already. To refuse, it
+raises a ProtocolError or an error of the ledger.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def operation_name(request_type: type[msgspec.Struct]) -> str:
 
 
 def encode_answer(answer: Answer) -> Encoded:
-    """The bytes of an answer that may be encoded already."""
+    """The bytes of an answer, which may be encoded already."""
     return answer if isinstance(answer, bytes) else to_bytes(answer)
 
 

@@ -1,7 +1,7 @@
-"""What waits to be written to one stream, and the one task that writes it.
+"""The frames that wait to be written to one stream, and the one task that writes them.
 
-Frames that are put while a write is under way go out together with the next. Nobody but the writer touches the stream,
-so that cancelling whoever made a frame never cuts it.
+Frames that are put during a write leave together with the next one. Only the writer touches the stream: a cancellation
+of the task that made a frame never cuts the frame.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _STEP = 4 * 1024
 class Outbox:
     """Frames on their way out; `run` writes them until it is cancelled or the stream fails.
 
-    `high_water` (bytes) is where `room` begins to wait; `write_deadline` (seconds) is how long one write may stall.
-    `meter` is told how many bytes more, or (below 0) less, wait: in steps, so that a small answer costs nothing.
-    `size` is how many bytes are not written yet.
+    `wait_for_space` waits from `high_water` (bytes) on. `write_deadline` (seconds) is how long one write may stall.
+    `meter` gets the change of the waiting bytes, in steps so that a small answer costs nothing. `size` is the number of
+    bytes that are not written yet.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        """Whether whoever makes frames should wait for `room`."""
+        """Whether a task that makes frames should call `wait_for_space`."""
         return self.size >= self._high_water
 
     def put(self, frame: bytes) -> None:
-        """Add a whole frame; never waits. Callers that make many frames wait for `room` first."""
+        """Add a whole frame; never waits. A caller that makes many frames calls `wait_for_space` first."""
         if not self._frames:
             self._filled.unpark()
         self._frames.append(frame)
@@ -58,7 +58,7 @@ class Outbox:
             self._report(self.size)
 
     def abandon(self) -> None:
-        """Tell the meter that nothing waits any more: what was not written never will be."""
+        """Tell the meter that nothing waits any more: the stream is over."""
         if self._reported:
             self._report(0)
 
@@ -69,12 +69,12 @@ class Outbox:
         self._report_at = size + _STEP
 
     async def wait_for_space(self) -> None:
-        """Wait until less than the high water mark waits. May be cancelled; has no deadline but the write's."""
+        """Wait until fewer bytes than `high_water` wait. May be cancelled; the only deadline is that of the write."""
         while self.size >= self._high_water:
             await self._written.park()
 
     async def flushed(self) -> None:
-        """Wait until the stream has taken everything. May be cancelled; has no deadline but the write's."""
+        """Wait until the stream has taken everything. May be cancelled; the only deadline is that of the write."""
         while self.size:
             await self._written.park()
 

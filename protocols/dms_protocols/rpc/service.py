@@ -77,24 +77,24 @@ from .traces import read_trace
 __all__ = ["CancelAnswer", "CancelRequest", "refuse_stream", "serve_stream"]
 
 _log = LimitedLog(logging.getLogger(__name__))
-# One line for each request, but for answered quick ones; bounded for each peer by whoever writes them.
+# One line for each request except answered quick ones. The log handler bounds the lines of each peer.
 _events = logging.getLogger("dms_protocols.requests")
 _DONE: Encoded = b"\xa0"
-# A slow operation costs about as much of the processor as so many quick ones.
+# A slow operation takes about as much processor time as this many quick ones.
 _SLOW_WEIGHT = 8
-# Idleness is noticed at the most this part of its deadline early: every deadline that is moved leaves an entry in the
-# heap of trio until it would have passed, and one for each byte that arrives would be hundreds for a slow peer.
+# A stream may be closed as idle up to this part of the deadline early. Each deadline that is moved leaves an entry in
+# trio's heap until it would have passed; one for each byte that arrives would be hundreds for a slow peer.
 _IDLE_PRECISION = 1 / 64
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag_field="op", tag="cancel"):
-    """Ends the watch that began with the request `target`."""
+    """Ends the watch whose request had the id `target`."""
 
     target: RequestID
 
 
 class CancelAnswer(msgspec.Struct, frozen=True):
-    """Whether there was such a watch; its own last answer comes before or after this one."""
+    """Whether there was such a watch. Its own last answer comes before or after this one."""
 
     cancelled: bool
 
@@ -108,11 +108,10 @@ async def serve_stream(
     share: PeerShare | None = None,
     access: Access | None = None,
 ) -> None:
-    """Answer requests until the peer ends its side, goes silent or cannot be understood; then close the stream.
+    """Answer requests until the peer ends its side, is idle too long or sends an invalid frame; then close the stream.
 
-    What is answered is counted in `counts` and against the caller's `share`; `access` says who may ask for what (None:
-    anyone for everything). Raises nothing but cancellation, upon which whatever runs is cancelled and the stream is
-    closed at once.
+    Requests are counted in `counts` and against the caller's `share`. `access` has the rules (None: anyone may request
+    everything). Raises nothing but cancellation, which cancels the operations and closes the stream at once.
     """
     service = _Service(
         stream,
@@ -129,7 +128,7 @@ async def serve_stream(
 async def refuse_stream(
     stream: trio.abc.HalfCloseableStream, error: ProtocolError, limits: ServiceLimits | None = None
 ) -> None:
-    """Say why nothing is answered on this stream, and close it. Raises nothing but cancellation."""
+    """Send one error without an id, and close the stream. Raises nothing but cancellation."""
     with trio.move_on_after((limits or ServiceLimits()).close_deadline):
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await stream.send_all(encode_error(None, encode_error_body(error)))
@@ -156,7 +155,7 @@ class _Service:
         self._counts = counts
         self._share = share
         self._access = access
-        # The frame at hand, and what it asks for, as far as it was read.
+        # The frame that is being taken, and its operation as far as it was read.
         self._frame = b""
         self._operation = UNREADABLE
         self._frames = FrameReader(limits.frame_bytes, limits.skip_bytes)
@@ -172,13 +171,13 @@ class _Service:
     async def run(self) -> None:
         self._counts.streams += 1
         try:
-            # Half of what a stream costs is made when it asks for something: there may be many that never do.
+            # Half of the memory of a stream is allocated at its first bytes: many streams may never send any.
             if first := await self._receive_first():
                 await self._serve(first)
         finally:
             self._counts.streams -= 1
             self._outbox.abandon()
-            # Costs nothing where the stream is closed already.
+            # Costs nothing if the stream is closed already.
             await trio.aclose_forcefully(self._stream)
 
     async def _serve(self, first: bytes) -> None:
@@ -202,7 +201,7 @@ class _Service:
     # Reading
 
     async def _receive_first(self) -> bytes:
-        """The first bytes; none when the stream ends, breaks, or is idle for too long before there are any."""
+        """The first bytes; none if the stream ends, breaks, or is idle for too long before."""
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             with trio.move_on_after(self._limits.idle_deadline):
                 if first := bytes(await self._stream.receive_some(self._limits.read_bytes)):
@@ -211,7 +210,7 @@ class _Service:
         return b""
 
     async def _read(self, data: bytes) -> None:
-        """Takes requests until the end, until the stream breaks, or until it was idle for too long."""
+        """Takes requests until the stream ends, breaks, or is idle for too long."""
         with self._idle:
             while data:
                 self._watch_idleness()
@@ -252,11 +251,11 @@ class _Service:
                 await (outbox.flushed() if share.crowded else outbox.wait_for_space())
                 self._stay_active()
         if whole:
-            # Only whole requests count as activity: one byte a second does not keep a stream.
+            # Only whole requests count as activity: one byte a second does not keep a stream open.
             self._active_at = share.now
 
     def _stay_active(self) -> None:
-        # Neither who waits for its turn nor who takes its answers is idle, nor whose operation has just ended.
+        # A peer that waits for its turn, takes its answers, or has an operation that has just ended is not idle.
         self._active_at = self._share.now = trio.current_time()
         self._watch_idleness()
 
@@ -297,7 +296,7 @@ class _Service:
         if operation.kind == "quick" and "token" not in message:
             self._answer(request_id, operation, message, caller)
             return
-        # What may cost much is measured, also where it is refused in the end.
+        # The time is measured also where the request is refused in the end.
         with self._share.weighing():
             self._answer(request_id, operation, message, caller)
 
@@ -355,7 +354,7 @@ class _Service:
     ) -> None:
         try:
             with trio.move_on_after(self._limits.operation_deadline) as scope:
-                # Begun by the turn, like requests: many that begin at once would keep everybody waiting together.
+                # Operations begin in turns, as requests do: many that begin at once would delay all other peers.
                 answer = await self._share.metered(self._in_turn(work))
             if scope.cancelled_caught:
                 raise DeadlineExceededError(f"{operation.name} took longer than {self._limits.operation_deadline:g} s")
@@ -392,7 +391,7 @@ class _Service:
                     async for event in events:
                         with self._share.weighing():
                             self._put(request_id, encode_event(request_id, encode_answer(event)))
-                        # The next event is asked for when this one has left: a slow reader sees the newest state.
+                        # The next event is made when this one has left: a slow reader gets the newest state.
                         await self._outbox.flushed()
                         await self._share.rest(self._limits.batch_frames)
             self._put_answer(request_id, operation, _DONE, caller)
@@ -410,7 +409,7 @@ class _Service:
     def _put_answer(self, request_id: int, operation: Operation, answer: Answer, caller: Caller) -> None:
         self._put(request_id, encode_ok(request_id, encode_answer(answer)))
         self._counts.requests[operation.name, OK] += 1
-        # Of quick ones there may be thousands in a second, and they change nothing.
+        # There may be thousands of quick ones in a second, and they change nothing.
         if self._logs and operation.kind != "quick":
             _events.info("answered", extra=_fields(request_id, operation.name, OK, caller))
 

@@ -1,7 +1,7 @@
-"""A name for one errand, which both sides write into their logs.
+"""A name for one piece of work, which both sides write into their logs.
 
-It travels as `trace` beside a request's own fields. All that is asked within `tracing()` carries the same, at whatever
-peers, so that one reservation can be followed through the logs of all who took part.
+It travels as `trace` beside the fields of a request. All requests within `tracing()` carry the same trace, so that one
+reservation can be followed through the logs of all peers that took part.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _trace: ContextVar[str] = ContextVar("trace", default="")
 
 @contextmanager
 def tracing(trace: str = "") -> Iterator[str]:
-    """All requests of this task and of those that it starts carry the trace, by default a new one; yields it."""
+    """All requests of this task and of the tasks that it starts carry the trace, a new one by default; yields it."""
     trace = trace or secrets.token_hex(8)
     token = _trace.set(trace)
     try:
@@ -37,6 +37,6 @@ def current_trace() -> str:
 
 
 def read_trace(message: dict[str, Any]) -> str:
-    """The trace of a request; empty where there is none, or what is there is no text: it binds nobody to anything."""
+    """The trace of a request; empty where there is none or it is not text."""
     trace = message.get("trace", "")
     return trace[:MAX_TRACE] if type(trace) is str else ""

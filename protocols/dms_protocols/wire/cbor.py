@@ -1,8 +1,8 @@
-"""The CBOR of this wire: one map in, one map out, and nothing that a reader in another language could take differently.
+"""The CBOR of this wire: exactly one map, and nothing that readers in two languages could understand differently.
 
 Accepted (RFC 8949): maps with text keys that differ from each other, arrays, text, byte strings, integers of 64 bits,
 finite floats, true, false, null, all of definite length. Refused: tags of any kind, undefined, other simple values, NaN
-and infinities, bytes behind the map, more depth or items than the limits allow.
+and infinities, bytes after the map, more depth or items than the limits allow.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _refuse_tag(value: object, immutable: bool) -> NoReturn:
 
 
 class _EveryTag(dict[int, Any]):
-    """Looks like a table with a decoder for every tag, so that none of cbor2's own decoders is used."""
+    """Looks like a table with a decoder for every tag, so that cbor2 uses none of its own."""
 
     def __contains__(self, tag: object) -> bool:
         return True
@@ -57,7 +57,7 @@ _EVERY_TAG = _EveryTag()
 
 
 def decode_map(data: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) -> dict[str, Any]:
-    """Decode exactly one map; raises CBORError for everything else, whatever the bytes."""
+    """Decode exactly one map. Raises CBORError, and nothing else, for all other bytes."""
     source = io.BytesIO(data)
     try:
         value = cbor2.CBORDecoder(
@@ -79,7 +79,7 @@ def decode_map(data: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_
 
 
 def encode_fast(value: Mapping[str, Any]) -> bytes:
-    """Encode a map of plain values in the order it has."""
+    """Encode a map of plain values in its own order."""
     return cbor2.dumps(value)
 
 
@@ -100,7 +100,7 @@ def whole_numbers_as_integers(value: Any) -> Any:
 
 
 def _check(value: dict[str, Any], max_items: int) -> None:
-    # The frame limit bounds what was decoded; this bounds what anybody does with it, and finds what cbor2 lets pass.
+    # The frame limit bounds the decoding; this bounds all later work on the map, and finds what cbor2 accepts.
     containers: list[Any] = [value]
     items = 0
     while containers:

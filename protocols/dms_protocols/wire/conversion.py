@@ -1,7 +1,7 @@
 """Maps of plain values into typed messages and back.
 
-Types are exact (no number from text, no integer from a float), keys that a type does not know are passed over, and the
-value types of `dms_resources` travel in the DMS's units.
+Types are exact: no number is made of text, and no integer of a float. Unknown keys are ignored. The value types of
+`dms_resources` travel in the DMS's units.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PATH = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 
 
 def from_map(value: object, kind: type[Message]) -> Message:
-    """Make a typed message of a decoded map; raises MessageError with the path of the field that is wrong."""
+    """Make a typed message of a decoded map. Raises MessageError with the path of the invalid field."""
     try:
         return msgspec.convert(value, kind, builtin_types=_BUILTIN, dec_hook=decode_value)
     except (msgspec.ValidationError, OverflowError, RecursionError) as error:

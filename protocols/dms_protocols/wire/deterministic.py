@@ -1,7 +1,7 @@
 """The deterministic encoding of RFC 8949, 4.2.1, several times as fast as cbor2's own.
 
-cbor2 encodes every key of every map to sort them. Here keys are sorted once for each set of keys in its order, of which
-a protocol has few, and cbor2 encodes what is in order already. Whatever this module does not know is left to cbor2.
+cbor2 encodes every key of every map to sort them. This module sorts each sequence of keys once, of which a protocol has
+few, and lets cbor2 encode maps that are in order already. Values that it does not know are left to cbor2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["encode_deterministic"]
 _LEAVES: Final = frozenset((int, str, bytes, bool, type(None)))
 _HALF: Final = struct.Struct(">e")
 _SINGLE: Final = struct.Struct(">f")
-# Peers choose the keys of what is digested: once so many sets are known, all are forgotten.
+# Peers choose the keys of digested maps: when this many sequences are known, all are forgotten.
 _MOST_ORDERS: Final = 1024
 _MOST_KEYS: Final = 32
 _LONGEST_KEY: Final = 64
@@ -26,7 +26,7 @@ _orders: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 
 class _UnknownError(Exception):
-    """Something that only cbor2 knows how to encode."""
+    """A value that is left to cbor2."""
 
 
 class _Encoded:
@@ -60,7 +60,7 @@ def _ordered_map(value: Mapping[str, Any]) -> Mapping[str, Any]:
     ordered = {}
     for name in _orders.get(names) or _order(names):
         one = value[name]
-        # Most are plain: only of the others more is asked.
+        # Most values are plain; only the others need a closer look.
         ordered[name] = one if type(one) in _LEAVES else _ordered(one)
     return ordered
 
@@ -79,7 +79,7 @@ def _ordered(value: Any) -> Any:
 def _order(names: tuple[str, ...]) -> tuple[str, ...]:
     if any(type(name) is not str for name in names):
         raise _UnknownError
-    # Bytewise order of what is encoded: the length comes first.
+    # Bytewise order of the encoded keys: the length comes first.
     order = tuple(sorted(names, key=lambda name: (len(raw := name.encode()), raw)))
     if len(names) <= _MOST_KEYS and all(len(name) <= _LONGEST_KEY for name in names):
         if len(_orders) >= _MOST_ORDERS:
@@ -91,7 +91,7 @@ def _order(names: tuple[str, ...]) -> tuple[str, ...]:
 def _shortest(value: float) -> object:
     if value != value:
         raise _UnknownError
-    # Most are times and need all 64 bits: what has no form of 32 bits has none of 16.
+    # Most floats are times and need all 64 bits: a float without a form of 32 bits has none of 16.
     single = _exactly(value, _SINGLE)
     if single is None:
         return value

@@ -1,4 +1,4 @@
-"""The shape of what is said: requests, answers and events, as bytes.
+"""The shape of messages: requests, answers and events, as bytes.
 
 ::
 
@@ -7,8 +7,8 @@
              {"id": uint / null, "error": {"code": text, "message": text, …}}
     event    {"id": uint, "event": map}
 
-The id is the client's choice; null stands where the id of a request could not be read. The maps are put together from
-encoded parts, so that the body of an answer may be encoded once and sent many times.
+The client chooses the id. It is null where the service could not read the id of a request. Messages are assembled from
+encoded parts, so that the body of an answer can be encoded once and sent many times.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def encode_request(request_id: int, fields: Encoded) -> bytes:
 
 
 def add_token(fields: Encoded, token: bytes) -> Encoded:
-    """The fields of a request and a token beside them."""
+    """The fields of a request with a token added."""
     return _one_more(fields, b"\x65token" + cbor2.dumps(token))
 
 
 def add_trace(fields: Encoded, trace: str) -> Encoded:
-    """The fields of a request and the name of an errand beside them, for the logs of both sides."""
+    """The fields of a request with a trace added, for the logs of both sides."""
     return _one_more(fields, b"\x65trace" + cbor2.dumps(trace))
 
 
@@ -86,7 +86,7 @@ def _one_more(fields: Encoded, entry: bytes) -> Encoded:
 
 
 def encode_ok(request_id: int, body: Encoded) -> bytes:
-    """The frame of an answer that is no error."""
+    """The frame of a successful answer."""
     return encode_frame(_MAP_OF_2 + _uint(request_id) + _OK + body)
 
 
@@ -109,7 +109,7 @@ def read_id(message: dict[str, Any]) -> int:
 
 
 def read_ok(answer: dict[str, Any]) -> dict[str, Any]:
-    """What an answer holds; raises RemoteError for an error, MessageError for what is neither."""
+    """The body of an answer. Raises RemoteError for an error, and MessageError for an answer that is neither."""
     if "ok" in answer:
         body: dict[str, Any] = answer["ok"]
         return body

@@ -20,10 +20,10 @@ _MESSAGE_LENGTH = 500
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an error says on the wire: a stable `code`, a message for people, and what is known besides.
+    """An error on the wire: a stable `code`, a message for people, and details.
 
     `retry_after` is in seconds; `shortages` has every dimension that falls short; `index` is the position, in a request
-    for several, of the one that failed; `path` the field that is wrong; `hint` what can be done about it.
+    for several, of the one that failed; `path` is the invalid field; `hint` says what to do.
     """
 
     code: str
@@ -38,7 +38,7 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def error_body(error: ProtocolError | ResourcesError) -> ErrorBody:
-    """What the wire says about an error of ours or of the ledger's."""
+    """The body for an error of this package or of the ledger."""
     return ErrorBody(code=error.code, message=error.message[:_MESSAGE_LENGTH], **_details(error))
 
 
@@ -76,7 +76,7 @@ def _details(error: ProtocolError | ResourcesError) -> dict[str, Any]:
 
 
 def _relayed(error: RemoteError) -> dict[str, Any]:
-    """What another peer said of its error, where it has the form of an error of ours."""
+    """The error of another peer, where it has the form of ours."""
     try:
         body = from_map({**error.details, "code": error.code, "message": error.message}, ErrorBody)
     except MessageError:
