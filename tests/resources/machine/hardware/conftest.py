@@ -66,6 +66,12 @@ def build_machine(tmp_path: Path) -> Callable[[str], Roots]:
     return build
 
 
+@pytest.fixture
+def build_into() -> Callable[[str, Path], Roots]:
+    """Builds a machine from a description in a folder."""
+    return _build
+
+
 @pytest.fixture(scope="session")
 def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `libnvidia-ml.so.1` that does what the environment says."""
