@@ -21,6 +21,7 @@ from .relay.service import RelayService
 from .streams.protocols import attach_protocols
 from .swarm.connection_gater import ConnectionGater
 from .swarm.swarm import HardenedSwarm
+from .tasks import open_background
 from .transport.pnet import KEY_SIZE
 
 __all__ = ["open_host"]
@@ -108,14 +109,8 @@ async def _relayed(host: HardenedHost, relays: Sequence[PeerAddress]) -> AsyncIt
         yield
         return
     host.reservations = reservations = Reservations(host, host.swarm, relays)
-    failure: Exception | None = None
-    async with attach_protocols(host, {STOP: reservations.answer}, stop_timeout=0), trio.open_nursery() as nursery:
-        nursery.start_soon(reservations.keep)
-        try:
-            yield
-        except Exception as error:
-            # Raised behind the nursery, which would wrap it in a group.
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with (
+        attach_protocols(host, {STOP: reservations.answer}, stop_timeout=0),
+        open_background(reservations.keep),
+    ):
+        yield

@@ -11,7 +11,6 @@ Upstream: no upstream report found (November 2026).
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from typing import Final
 
 from libp2p.abc import IPeerStore
@@ -22,6 +21,7 @@ from libp2p.identity.update import update_peerstore_from_identify
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 
+from ..bounded import BoundedDict
 from ..logs import RateLimiter, log_limited
 
 __all__ = ["BoundedPeerStore", "bound_identify"]
@@ -44,15 +44,17 @@ class BoundedPeerStore(PeerStore):
 
     def __init__(self, *, max_records: int, max_peers: int) -> None:
         super().__init__(max_records=max_records, max_peers=max_peers)
-        self._heard: OrderedDict[ID, RateLimiter] = OrderedDict()
+        self._heard: BoundedDict[ID, RateLimiter] = BoundedDict(MAX_PEERS)
 
     def admits(self, peer_id: ID) -> bool:
         """Whether a message of this peer is looked at now; counts it."""
-        heard = self._heard.setdefault(peer_id, RateLimiter(BURST, PER_SECOND))
+        heard = self._heard.get(peer_id)
+        if heard is None:
+            heard = self._heard[peer_id] = RateLimiter(BURST, PER_SECOND)
         self._heard.move_to_end(peer_id)
         admitted = heard.admit()
-        # This one, at the end, has not rested.
-        while len(self._heard) > MAX_PEERS or next(iter(self._heard.values())).rested:
+        # This one, at the end, is not full again.
+        while next(iter(self._heard.values())).rested:
             self._heard.popitem(last=False)
         return admitted
 

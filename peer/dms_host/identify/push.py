@@ -25,7 +25,7 @@ from libp2p.utils.varint import encode_uvarint
 
 from ..errors import DialError
 from ..streams.outbound import open_stream
-from ..tasks import shielded
+from ..tasks import open_background, shielded
 
 __all__ = ["Announcements", "announcing"]
 
@@ -92,23 +92,14 @@ async def announcing(host: IHost, *, goodbye: bool = True) -> AsyncIterator[Anno
         yield current
         return
     own = _open[host] = Announcements(host)
-    failure: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(own.keep)
-            try:
-                yield own
-            except Exception as error:
-                # Raised behind the nursery, which would wrap it in a group.
-                failure = error
-            nursery.cancel_scope.cancel()
+        async with open_background(own.keep):
+            yield own
     finally:
         del _open[host]
         own.over = True
         if goodbye:
             await own.goodbye()
-    if failure is not None:
-        raise failure
 
 
 async def _push(host: IHost) -> None:
