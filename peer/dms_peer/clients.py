@@ -1,5 +1,8 @@
-"""The asking side on libp2p: a stream for each of the three protocols, on a connection that was dialled before, in
-the newest version that the provider has. Where its owner's rules ask for one, a token says by whose grant."""
+"""Opens clients of the DMS protocols on a libp2p host that is connected to the provider.
+
+Each client is one stream, in the newest version of its protocol that both sides speak. `token` is the grant that the
+provider's access rules may require.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ __all__ = ["open_allocations", "open_bids", "open_resources"]
 
 @asynccontextmanager
 async def open_resources(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[ResourcesClient]:
-    """Asks a connected peer what it has and has free. Raises DialError; what calls raise is said at each."""
+    """Opens a client for the resources of a connected peer. Raises DialError."""
     async with _open_client(host, peer_id, RESOURCES_PROTOCOL) as client:
         yield ResourcesClient(client, token=token)
 
 
 @asynccontextmanager
 async def open_bids(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[BidClient]:
-    """Asks a connected peer for bids, which are for this host's own peer id. Raises DialError."""
+    """Opens a client that requests bids of a connected peer, for this host's peer id. Raises DialError."""
     async with _open_client(host, peer_id, BID_PROTOCOL) as client:
         requester = host.get_id().to_base58()
         yield BidClient(client, EnvelopeChecker(), requester=requester, provider=peer_id, token=token)
@@ -35,7 +38,7 @@ async def open_bids(host: IHost, peer_id: str, *, token: bytes | None = None) ->
 
 @asynccontextmanager
 async def open_allocations(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[AllocationClient]:
-    """Takes bids of a connected peer, and keeps and returns what was taken. Raises DialError."""
+    """Opens a client that commits bids of a connected peer, and renews and releases leases. Raises DialError."""
     async with _open_client(host, peer_id, ALLOCATION_PROTOCOL) as client:
         yield AllocationClient(client, token=token)
 

@@ -1,5 +1,5 @@
-"""The owner's own policies: a Python entry point, an executable, or an HTTP endpoint (docs/policies.md).
+"""The owner's policies: Python entry points, executables and HTTP endpoints (docs/policies.md).
 
-All of them are asked in the same words (`documents`) and none can hold the peer up: code that is not ours runs in
-processes of its own, which end with the peer whatever becomes of it.
+All of them get the same question and give the same answer (`documents`). None can block the peer: code of the owner
+runs in processes of its own, which end with the peer even if the peer is killed.
 """

@@ -1,7 +1,7 @@
-"""The JSON in which a policy is asked and answers, whatever carries it.
+"""The JSON of questions to policies and of their answers, the same for every kind of policy.
 
-A question is a PolicyRequest with a `version`. An answer decides about each node by its `node_id`; whatever else it
-says, or fails to say, is no answer.
+A question is a PolicyRequest with a `version`. An answer has exactly one decision for each node, by `node_id`; any
+other document is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["LARGEST_ANSWER", "VERSION", "answer_document", "question_document", 
 
 VERSION: Final = 1
 LARGEST_ANSWER: Final = 64 * 1024
-"""Bytes; who answers more has not answered."""
+"""The largest answer of a policy, in bytes."""
 
 
 class _NodeDecision(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -42,18 +42,18 @@ _questions = msgspec.json.Decoder(PolicyRequest, dec_hook=decode_value)
 
 
 def question_document(request: PolicyRequest) -> bytes:
-    """The question, in one line."""
+    """Returns the question as one line of JSON."""
     fields: dict[str, Any] = msgspec.to_builtins(request, enc_hook=encode_value)
     return msgspec.json.encode({"version": VERSION, **fields})
 
 
 def read_question(document: bytes) -> PolicyRequest:
-    """The same from the other side. Raises msgspec.DecodeError."""
+    """Reads a question. Raises msgspec.DecodeError."""
     return _questions.decode(document)
 
 
 def answer_document(request: PolicyRequest, answer: Decisions) -> bytes:
-    """The answer to a question, in one line."""
+    """Returns the answer to a question as one line of JSON."""
     decisions = tuple(
         _NodeDecision(
             node_id=offer.node.node_id,
@@ -68,7 +68,7 @@ def answer_document(request: PolicyRequest, answer: Decisions) -> bytes:
 
 
 def read_answer(document: bytes, request: PolicyRequest) -> Decisions:
-    """What was decided about each node, in the request's order. Raises PolicyError `policy_failed`."""
+    """Reads the decisions, in the order of the request's nodes. Raises PolicyError `policy_failed`."""
     try:
         answer = _answers.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -76,12 +76,12 @@ def read_answer(document: bytes, request: PolicyRequest) -> Decisions:
     found = {decision.node_id: decision for decision in answer.decisions}
     wanted = [offer.node.node_id for offer in request.nodes]
     if len(answer.decisions) != len(wanted) or found.keys() != set(wanted):
-        raise PolicyError("its answer does not decide once about each node", code="policy_failed")
+        raise PolicyError("its answer does not have exactly one decision for each node", code="policy_failed")
     return Decisions(decisions=tuple(_decision(found[node_id]) for node_id in wanted), max_age=answer.max_age)
 
 
 def _decision(found: _NodeDecision) -> Decision:
     texts = (found.message, found.price.currency if found.price else "")
     if not all(text.isprintable() for text in texts):
-        raise PolicyError("its answer has characters that cannot be shown", code="policy_failed")
+        raise PolicyError("its answer has unprintable characters", code="policy_failed")
     return Decision(accept=found.accept, price=found.price, message=found.message, retry_after=found.retry_after)

@@ -1,7 +1,7 @@
-"""A policy behind HTTP: the question is posted as JSON, the answer is the body of a 200.
+"""A policy behind HTTP: the peer posts the question as JSON, and the body of a 200 is the answer.
 
-Connections are kept and used again. Redirects, proxies of the environment and compressed bodies are not followed, used
-or taken: the answer comes from where the owner said, and is as long as it is.
+Connections are reused. Redirects are not followed and proxies of the environment are not used, so the answer comes from
+the address that the owner named. Compressed bodies are refused, so the limit on bytes holds.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _HEADERS = {
 
 
 class EndpointPolicy:
-    """Asks an endpoint; made by `open_endpoint`. `decide` raises httpx.HTTPError and PolicyError."""
+    """Queries an endpoint; made by `open_endpoint`. `decide` raises httpx.HTTPError and PolicyError."""
 
     def __init__(self, client: httpx.AsyncClient, url: str) -> None:
         self._client = client
         self._url = url
 
     async def decide(self, request: PolicyRequest) -> Decisions:
-        """Posts the question and reads what is decided. May be cancelled: then the connection is closed."""
+        """Posts the question and reads the decisions. May be cancelled: then the connection is closed."""
         question = question_document(request)
         async with self._client.stream("POST", self._url, content=question, headers=_HEADERS) as response:
             if response.status_code != 200:
@@ -54,9 +54,9 @@ class EndpointPolicy:
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """The body, or a little more than the largest answer of it."""
+    """Reads the body, up to a little more than the largest answer."""
     body = bytearray()
-    # Leaving the loop would leave httpx's generators half way; cancelled, they end in good order.
+    # A `break` would leave httpx's generators unfinished; cancelled, they finish.
     with trio.CancelScope() as scope:
         async for part in response.aiter_raw():
             body += part
@@ -67,13 +67,13 @@ async def _read(response: httpx.Response) -> bytes:
 
 @asynccontextmanager
 async def open_endpoint(settings: EndpointSettings) -> AsyncIterator[EndpointPolicy]:
-    """A policy with its connections, which are closed at its end."""
-    # Half a second, and only for those who have such a policy.
+    """Opens a policy; its connections are closed when the block ends."""
+    # Importing httpx takes half a second; only peers with such a policy need it.
     import httpx
 
     limits = httpx.Limits(max_connections=settings.max_concurrent, max_keepalive_connections=settings.max_concurrent)
     async with httpx.AsyncClient(
-        # The gate has the only clock.
+        # PolicyGate applies the budget.
         timeout=None,
         limits=limits,
         follow_redirects=False,

@@ -1,7 +1,7 @@
-"""A policy that is Python code: an entry point, run in processes of its own.
+"""A policy that is Python code: an entry point, run in worker processes.
 
-Code that blocks, or never comes back, would stop the peer with everything in it; a thread could not be stopped. So some
-workers are kept ready. One that fails to answer in time is killed, and another takes its place in the background.
+Code that blocks or never returns would stop the whole peer, and a thread cannot be stopped. So some worker processes
+are kept ready. A worker that does not answer in time is killed, and a new one is started in the background.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _PAUSE: Final = 0.2
 
 
 class _Started(Protocol):
-    """What a nursery's `start` hands in. trio's own name for it is hidden by the outdated stubs that libp2p brings."""
+    """The task status of `Nursery.start`. The outdated stubs that libp2p installs hide trio's own type."""
 
     def started(self) -> None:
-        """Says that there is a worker."""
+        """Reports that a worker is ready."""
 
 
 class EntryPointPolicy:
-    """Asks the entry point `name` in its workers, which `keep_worker` keeps. `decide` raises PolicyError."""
+    """Queries the entry point `name` in its workers, which `keep_worker` runs. `decide` raises PolicyError."""
 
     def __init__(self, name: str, processes: PolicyProcesses) -> None:
         self._name = name
@@ -47,7 +47,7 @@ class EntryPointPolicy:
         self._ready, self._waiting = trio.open_memory_channel[_Worker](math.inf)
 
     async def decide(self, request: PolicyRequest) -> Decisions:
-        """What the entry point decides. May be cancelled: then its worker is killed."""
+        """Returns the decisions of the entry point. May be cancelled: then the worker is killed."""
         worker = await self._waiting.receive()
         try:
             said = await worker.exchange(question_document(request))
@@ -56,13 +56,13 @@ class EntryPointPolicy:
             raise
         self._ready.send_nowait(worker)
         if "answer" not in said:
-            raise PolicyError(str(said.get("error", "it said nothing")), code="policy_failed")
+            raise PolicyError(str(said.get("error", "it answered nothing")), code="policy_failed")
         return read_answer(msgspec.json.encode(said["answer"]), request)
 
     async def keep_worker(self, *, task_status: _Started = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps one worker ready until it is cancelled.
+        """Keeps one worker ready until it is cancelled, and restarts it when it fails.
 
-        Raises PolicyError `policy_unusable` when the first one of all cannot be started; others are tried again.
+        Raises PolicyError `policy_unusable` if the first worker of the policy cannot be started.
         """
         while True:
             try:
@@ -77,17 +77,17 @@ class EntryPointPolicy:
             except (OSError, PolicyError) as error:
                 if not self._usable:
                     raise PolicyError(
-                        f"the policy {self._name} cannot be used: {error}",
+                        f"cannot start the policy {self._name}: {error}",
                         code="policy_unusable",
-                        hint="correct it, try again",
+                        hint="correct its code, or remove it from the terms",
                     ) from error
-                _log.error("a worker of policy %s cannot be started: %.300s", self._name, error)
-            # Neither code that always crashes nor who makes it crash keeps the machine busy with starting it.
+                _log.error("cannot start a worker of the policy %s: %.300s", self._name, error)
+            # Code that crashes at every question must not keep the machine busy with restarts.
             await trio.sleep(_PAUSE)
 
 
 class _Worker:
-    """One process that answers one question at a time."""
+    """A process that answers one question at a time."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -122,7 +122,7 @@ class _Worker:
         try:
             return msgspec.json.decode(line, type=dict[str, Any])
         except msgspec.DecodeError as error:
-            raise PolicyError(f"its worker is confused: {error}", code="policy_failed") from None
+            raise PolicyError(f"its worker sent invalid JSON: {error}", code="policy_failed") from None
 
 
 def _command(name: str) -> Sequence[str]:

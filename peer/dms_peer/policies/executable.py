@@ -1,6 +1,6 @@
-"""A policy that is a program: it is started for each question, reads it on standard input and writes its answer.
+"""A policy that is a program. It is started for each question, reads it on standard input and writes its answer.
 
-It has answered when it ended with exit code 0. What it says on standard error goes to the log when it fails.
+The answer counts if the exit code is 0. If the program fails, its standard error goes to the log.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _STDERR_KEPT = 400
 
 
 class ExecutablePolicy:
-    """Asks a program. `decide` raises OSError and PolicyError."""
+    """Queries a program. `decide` raises OSError and PolicyError."""
 
     def __init__(self, settings: ExecutableSettings, processes: PolicyProcesses) -> None:
         self._settings = settings
         self._processes = processes
 
     async def decide(self, request: PolicyRequest) -> Decisions:
-        """Starts the program and reads what it decides. May be cancelled: then it is killed with its group."""
+        """Starts the program and reads its decisions. May be cancelled: then its process group is killed."""
         settings = self._settings
         async with self._processes.start(settings.command, folder=settings.folder, stderr=subprocess.PIPE) as process:
             run = _Run(process)
@@ -45,7 +45,7 @@ class ExecutablePolicy:
 
 
 class _Run:
-    """One process from its question to its end."""
+    """One process, from its question to its exit."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -60,7 +60,7 @@ class _Run:
             await self._read()
             if not self.too_long:
                 await self._process.wait()
-            # Who inherited the other pipes may keep them open for ever.
+            # A child of the program may have inherited the other pipes and keep them open for ever.
             nursery.cancel_scope.cancel()
         if isinstance(self._process.stderr, trio.lowlevel.FdStream):
             with contextlib.suppress(BlockingIOError):
@@ -69,7 +69,7 @@ class _Run:
     async def _write(self, question: bytes) -> None:
         pipe = self._process.stdin
         assert pipe is not None
-        # It may decide without having read it all.
+        # The program may answer before it has read the whole question.
         with contextlib.suppress(trio.BrokenResourceError):
             await pipe.send_all(question + b"\n")
         await pipe.aclose()

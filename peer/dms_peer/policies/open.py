@@ -21,9 +21,9 @@ __all__ = ["open_policies"]
 
 @asynccontextmanager
 async def open_policies(settings: Sequence[PolicySettings]) -> AsyncIterator[tuple[AsyncPolicy, ...]]:
-    """The policies in their order; all that they started has ended when the block has.
+    """Opens the policies, in their order. Their processes and connections end with the block.
 
-    Raises PolicyError `policy_unusable` where an entry point cannot be loaded.
+    Raises PolicyError `policy_unusable` if an entry point cannot be loaded.
     """
     async with AsyncExitStack() as stack:
         local = any(not isinstance(one, EndpointSettings) for one in settings)
@@ -53,7 +53,7 @@ async def _open_entry_point(
     settings: EntryPointSettings, processes: PolicyProcesses, nursery: trio.Nursery
 ) -> EntryPointPolicy:
     policy = EntryPointPolicy(settings.name, processes)
-    # The outdated stubs that libp2p brings (trio-typing) know no task status that fits.
+    # The outdated stubs that libp2p installs (trio-typing) have no fitting task status.
     await nursery.start(policy.keep_worker)  # type: ignore[arg-type]
     for _ in range(settings.max_concurrent - 1):
         nursery.start_soon(policy.keep_worker)

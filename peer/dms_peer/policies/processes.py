@@ -1,10 +1,10 @@
-"""Processes of the owner's policies, none of which outlives the peer.
+"""Starts the processes of the owner's policies. None of them outlives the peer.
 
 Rules:
 
-1. Each is started in a session of its own, without a shell and with a minimal environment, and is killed with its whole
-   process group when its block ends.
-2. A guardian ends them when the peer itself is killed, and also those that left their process group.
+1. Each process gets its own session and a minimal environment, without a shell. Its process group is killed when its
+   block ends.
+2. A separate program, the reaper, kills them when the peer itself is killed, including those that left their group.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PolicyProcesses:
 
     def __init__(self, mark: str, watching: trio.Process) -> None:
         self._watching = watching
-        # The interpreter of a virtual environment finds the packages of this one by the path.
+        # The interpreter of a virtual environment finds our packages through this path.
         packages = os.pathsep.join(path for path in sys.path if path)
         self._environment = {
             "PATH": os.defpath,
@@ -51,13 +51,13 @@ class PolicyProcesses:
     async def start(
         self, command: Sequence[str], *, folder: str = "/", python: bool = False, stderr: int = subprocess.DEVNULL
     ) -> AsyncIterator[trio.Process]:
-        """A process with pipes for standard input and output, gone with its group when the block ends.
+        """Starts a process with pipes for standard input and output; its group is killed when the block ends.
 
-        With `python` it finds the packages that this process finds. Raises OSError where it cannot be started,
-        and PolicyError `policy_failed` where nothing would end it with the peer.
+        With `python` it can import the packages of this process. Raises OSError if it cannot be started, and
+        PolicyError `policy_failed` if the reaper has ended.
         """
         if self._watching.poll() is not None:
-            raise PolicyError("the guardian of its processes has ended; start the peer again", code="policy_failed")
+            raise PolicyError("the reaper of its processes has ended; restart the peer", code="policy_failed")
         process = await trio.lowlevel.open_process(
             list(command),
             stdin=subprocess.PIPE,
@@ -75,7 +75,7 @@ class PolicyProcesses:
 
 @asynccontextmanager
 async def open_processes() -> AsyncIterator[PolicyProcesses]:
-    """Opens a way to start processes, which are all gone at its end. Raises PolicyError `policy_unusable`."""
+    """Starts the reaper; all processes end with the block. Raises PolicyError `policy_unusable`."""
     mark = secrets.token_hex(16)
     async with _reaper(mark) as watching:
         yield PolicyProcesses(mark, watching)
@@ -89,7 +89,7 @@ async def _reaper(mark: str) -> AsyncIterator[trio.Process]:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env={}
         )
     except OSError as error:
-        raise PolicyError(f"no process can be started: {error.strerror}", code="policy_unusable") from error
+        raise PolicyError(f"cannot start a process: {error.strerror}", code="policy_unusable") from error
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -97,11 +97,11 @@ async def _reaper(mark: str) -> AsyncIterator[trio.Process]:
         with trio.move_on_after(_START_SECONDS):
             ready = bytes(await process.stdout.receive_some(1))
         if not ready:
-            raise PolicyError("the guardian of the policies' processes cannot be started", code="policy_unusable")
+            raise PolicyError("cannot start the reaper of the policies' processes", code="policy_unusable")
         yield process
     finally:
         with shielded(_END_SECONDS):
-            # It now does its work, and ends.
+            # The end of its input makes it kill what is left, and exit.
             await process.stdin.aclose()
             await process.wait()
         await _end(process)

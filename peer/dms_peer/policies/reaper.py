@@ -1,8 +1,8 @@
-"""A small program that outlives the peer for a moment: it ends what the policies started when the peer is gone.
+"""A small program that outlives the peer for a moment and kills the processes that policies started.
 
-It reads from a pipe that only the peer holds open, so it learns of the peer's end however that came about, and then
-kills every process that carries the peer's mark in its environment, wherever it went. Standard library only: it is
-started with nothing else on the path.
+It reads from a pipe that only the peer holds open, so it notices the end of the peer in every case. Then it kills every
+process that has the peer's mark in its environment, whatever its group. It uses the standard library only, because it
+is started with an empty module path.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["MARK", "main"]
 MARK = "DMS_PEER_POLICY"
 """The environment variable that marks what the policies of one peer started."""
 
-# A process that is being started at this moment gets the mark a moment later.
+# A process that is just being started has no mark yet, so one empty look is not enough.
 _LOOKS = 3
 _PAUSE = 0.02
 _MOST_LOOKS = 200
 
 
 def main() -> None:
-    """Waits for the peer's end, then ends everything with the mark that is given as argument."""
+    """Waits for the end of the peer, then kills every process with the mark in the first argument."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     mark = f"{MARK}={sys.argv[1]}".encode()
@@ -44,7 +44,7 @@ def main() -> None:
 def _end_marked(mark: bytes) -> int:
     ended = 0
     for number in _processes():
-        # The descriptor first, so that what is killed is what was looked at and not a later process of that number.
+        # The descriptor first: otherwise the number could belong to a later process when it is killed.
         with contextlib.suppress(OSError), _opened(number) as descriptor:
             with open(f"/proc/{number}/environ", "rb") as file:
                 if mark not in file.read().split(b"\0"):

@@ -1,4 +1,4 @@
-"""Which policies an owner has, and what each may cost."""
+"""The policies of an owner, and the limits of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["EndpointSettings", "EntryPointSettings", "ExecutableSettings", "Poli
 
 
 class _Bounds(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`budget` is in seconds; more than `max_concurrent` questions at a time are not asked."""
+    """`budget` is in seconds for one question; at most `max_concurrent` questions run at a time."""
 
     budget: float = 1.0
     max_concurrent: int = 4
@@ -20,7 +20,7 @@ class EntryPointSettings(_Bounds, frozen=True, kw_only=True, omit_defaults=True,
     """The entry point of this name in the group `dms_peer.policies`."""
 
     name: str
-    # Each is a process that is kept.
+    # Each is a process that keeps running.
     max_concurrent: int = 2
 
     def describe(self) -> str:
@@ -45,7 +45,7 @@ class EndpointSettings(_Bounds, frozen=True, kw_only=True, omit_defaults=True, t
     url: str
 
     def describe(self) -> str:
-        """One line for people and logs; what comes after a question mark may be secret."""
+        """One line for people and logs, without the query part, which may hold a secret."""
         return f"url {self.url.partition('?')[0]}"
 
 

@@ -1,6 +1,6 @@
-"""The process in which an entry point runs: it reads questions, one in a line, and writes what the policy decides.
+"""The process in which an entry point runs. It reads one question a line, and writes the decisions of the policy.
 
-What the policy prints goes nowhere: standard input and output belong to questions and answers.
+The output of the policy itself is discarded, because standard input and output carry questions and answers.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .documents import answer_document, read_question
 __all__ = ["GROUP", "load_entry_point", "main"]
 
 GROUP: Final = "dms_peer.policies"
-"""The group of entry points that are policies."""
+"""The entry-point group of policies."""
 
 
 def load_entry_point(name: str) -> Callable[[PolicyRequest], Any]:
-    """What decides, of the entry point of this name: a function, or an object or a class with `decide`.
+    """Returns the function that decides: the entry point itself, or the `decide` of an object or a class.
 
-    Raises LookupError where there is none, TypeError where it is neither, and whatever importing it raises.
+    Raises LookupError for an unknown name, TypeError for something that cannot be called, and what the import raises.
     """
     found = tuple(entry_points(group=GROUP, name=name))
     if not found:
         there = ", ".join(sorted(entry_points(group=GROUP).names)) or "none"
-        raise LookupError(f"no entry point {name!r} in the group {GROUP}; there are: {there}")
+        raise LookupError(f"unknown entry point {name!r} in the group {GROUP}; known: {there}")
     policy = found[0].load()
     if inspect.isclass(policy):
         policy = policy()
@@ -43,7 +43,7 @@ def load_entry_point(name: str) -> Callable[[PolicyRequest], Any]:
 
 
 def main() -> None:
-    """Runs the entry point that is named as argument until standard input ends."""
+    """Runs the entry point that the first argument names, until standard input ends."""
     questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
@@ -75,7 +75,7 @@ def _answer(decide: Callable[[PolicyRequest], Any], request: PolicyRequest) -> b
 
 
 def _awaited(decided: Any) -> Any:
-    # Who decides at once does not need it.
+    # A policy that is not async does not need trio.
     import trio
 
     async def wait() -> Any:

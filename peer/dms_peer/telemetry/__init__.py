@@ -1,1 +1,1 @@
-"""What tells the operator how the peer does: metrics, log lines, memory."""
+"""Metrics, log lines and memory of a running peer."""

@@ -1,9 +1,9 @@
-"""How a running peer logs: one line per event, key=value or JSON, and no peer can fill the disk.
+"""The log of a running peer: one line per event, as key=value or JSON, with a bounded rate.
 
 A record may carry `extra={"fields": {...}}`; its message is then the name of the event. Rules:
 
-1. One event, one line: whatever a peer put into a value is quoted, so that it cannot begin a line of its own.
-2. Events that name a peer are bounded for each peer, and for all together; what was left out is counted and said later.
+1. One event is one line: values from peers are quoted, so that they cannot start a line of their own.
+2. Lines that name a peer are limited for each peer and for all peers together. A later line counts those left out.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _MOST_CHARACTERS: Final = 500
 
 
 class EventLine(logging.Formatter):
-    """Makes one line of a record: `time=... level=... event=... key=value ...`, or one JSON object."""
+    """Formats a record as one line: `time=... level=... event=... key=value ...`, or one JSON object."""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Returns the line without its line end."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields: dict[str, Any] = {
             "time": moment.replace("+00:00", "Z"),
@@ -84,7 +84,7 @@ class PeerLimit(logging.Filter):
         self._everybody = TokenBucket(total_per_second, 10 * total_per_second, time.monotonic())
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is written; it is told how many of its peer's were not."""
+        """Returns whether the record is written; sets `left_out` to the number of lines of its peer that were not."""
         peer = getattr(record, "fields", {}).get("peer")
         if peer is None:
             return True
@@ -100,9 +100,9 @@ class PeerLimit(logging.Filter):
 
 
 def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
-    """Writes what the three rooms log at `level` and above to stderr, one line each.
+    """Writes the log of our packages at `level` and above to stderr, one line each.
 
-    Other libraries are heard from `warning` on, whatever the level.
+    Other libraries are logged at `warning` and above, whatever the level is.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(EventLine(as_json=as_json))
@@ -113,11 +113,11 @@ def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
 
 
 def show_warnings() -> None:
-    """Shows a person what goes wrong beside a command, such as a bootstrap peer that is not there: a line each."""
+    """Shows warnings during a command as one line each, such as an unreachable bootstrap peer."""
     logging.basicConfig(handlers=[_Warnings(logging.WARNING)], level=logging.WARNING, force=True)
 
 
 class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        # Looked up each time: a view that draws on the terminal puts itself in between.
+        # `sys.stderr` is looked up each time, because a live display replaces it.
         print(f"dms-peer: {printable(record.getMessage())[:_MOST_CHARACTERS]}", file=sys.stderr)

@@ -140,7 +140,7 @@ async def test_while_it_blocks_others_are_answered(
 @pytest.mark.parametrize(
     ("name", "body", "reason"),
     [
-        ("absent", "", "no entry point 'absent'"),
+        ("absent", "", "unknown entry point 'absent'"),
         ("test-policy", "raise RuntimeError('by design')", "RuntimeError: by design"),
         ("test-policy", "import os\nos._exit(1)", "its worker ended"),
         ("test-policy", "decide = 3", "neither a function"),

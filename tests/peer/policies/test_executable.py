@@ -84,10 +84,16 @@ async def test_it_sees_the_request_and_sets_a_price_or_refuses(
         ("print(chr(123) * 60000)", "cannot be read"),
         ("sys.stdout.buffer.write(bytes([255, 0, 1]))", "cannot be read"),
         ("print('{}')", "decisions"),
-        ("print('{\"decisions\": []}')", "once about each node"),
-        ("print(json.dumps({'decisions': [{'node_id': 'a', 'accept': True}] * 2}))", "once about each node"),
-        ("print(json.dumps({'decisions': [{'node_id': n, 'accept': True} for n in 'abc']}))", "once about each node"),
-        ("print(json.dumps({'decisions': [{'node_id': n, 'accept': True} for n in 'aab']}))", "once about each node"),
+        ("print('{\"decisions\": []}')", "one decision for each node"),
+        ("print(json.dumps({'decisions': [{'node_id': 'a', 'accept': True}] * 2}))", "one decision for each node"),
+        (
+            "print(json.dumps({'decisions': [{'node_id': n, 'accept': True} for n in 'abc']}))",
+            "one decision for each node",
+        ),
+        (
+            "print(json.dumps({'decisions': [{'node_id': n, 'accept': True} for n in 'aab']}))",
+            "one decision for each node",
+        ),
         ("print(json.dumps({'decisions': [{'node_id': n, 'acept': True} for n in 'ab']}))", "acept"),
         ("print(json.dumps({'decisions': [{'node_id': n, 'accept': 1} for n in 'ab']}))", "bool"),
         (
@@ -97,7 +103,7 @@ async def test_it_sees_the_request_and_sets_a_price_or_refuses(
         ),
         (
             "print(json.dumps({'decisions': [{'node_id': n, 'accept': False, 'message': chr(27)} for n in 'ab']}))",
-            "cannot be shown",
+            "unprintable",
         ),
         ("while True: print('x' * 10000)", "more than 65536 bytes"),
         ("os.close(1); time.sleep(1000)", "no answer within 0.3 s"),

@@ -73,17 +73,17 @@ async def test_who_has_no_policies_starts_no_process(monkeypatch: pytest.MonkeyP
         assert policies == ()
 
 
-async def test_without_its_guardian_nothing_is_started(eventually: Any) -> None:
+async def test_without_its_reaper_nothing_is_started(eventually: Any) -> None:
     async with open_processes() as processes:
         reaper = processes._watching
         os.kill(reaper.pid, signal.SIGKILL)
         await reaper.wait()
-        with pytest.raises(PolicyError, match="start the peer again"):
+        with pytest.raises(PolicyError, match="reaper of its processes has ended"):
             async with processes.start(["/bin/true"]):
                 pass
 
 
-async def test_the_guardian_ends_nothing_that_is_not_marked(ended: Any) -> None:
+async def test_the_reaper_ends_nothing_that_is_not_marked(ended: Any) -> None:
     bystander = await trio.lowlevel.open_process(["/bin/sleep", "1000"], env={"DMS_PEER_POLICY": "another peer's"})
     try:
         async with open_processes() as processes, processes.start(["/bin/sleep", "1000"]) as process:

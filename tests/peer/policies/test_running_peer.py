@@ -138,6 +138,6 @@ async def test_what_cannot_be_used_stops_the_start(bids_of: Any) -> None:
     with pytest.raises(DocumentError, match="did you mean prices"):
         async with bids_of("price: {}"):
             pass
-    with pytest.raises(PolicyError, match="no entry point"):
+    with pytest.raises(PolicyError, match="unknown entry point"):
         async with bids_of("policies: [{python: absent}]"):
             pass
