@@ -1,4 +1,4 @@
-"""Attaches the DMS protocols to a py-libp2p host that your own program made, and takes them off again.
+"""Attach the DMS protocols to a py-libp2p host of your own, and detach them again.
 
 python examples/attach_to_your_host.py
 """
@@ -26,15 +26,15 @@ OFFER = OnboardedResources(cpu=CPU(cores=Cores.of(1)), ram=RAM(size=GIB), disk=D
 
 
 async def answer_yours(stream: INetStream) -> None:
-    """Something that your program did before."""
+    """A protocol that your program already serves."""
     await stream.write(b"hello")
     await stream.close()
 
 
 async def main() -> None:
-    """Your host, with our protocols for a while."""
+    """Run your host, and serve the DMS protocols on it for a while."""
     key_pair = create_new_key_pair()
-    # py-libp2p also offers plaintext unless it is told what to use.
+    # Without sec_opt, py-libp2p also accepts unencrypted connections.
     noise = Transport(key_pair, noise_privkey=create_new_noise_key().private_key)
     host = new_host(key_pair=key_pair, sec_opt={PROTOCOL_ID: noise})
     host.set_stream_handler(YOUR_PROTOCOL, answer_yours)
@@ -54,7 +54,7 @@ async def main() -> None:
 
 
 async def ask(address: str) -> None:
-    """Another peer, which asks what is free."""
+    """Query the free resources as another peer."""
     async with open_host(new_identity()) as other:
         peer_id = await dial(other, address)
         async with open_resources(other, peer_id) as resources:

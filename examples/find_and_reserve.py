@@ -1,10 +1,10 @@
-"""An orchestrator in one file: finds machines, takes two of them or none, uses them, and gives them back.
+"""An orchestrator in one file: find machines, reserve two of them or none, and release them.
 
 python examples/find_and_reserve.py
 
-The market is here as well: three providers in this process, each with a simulated machine, a price and a ledger of its
-own. The orchestrator knows the address of one of them and finds the others through it. Ends with exit code 0 when every
-number was what it had to be.
+Three providers run in the same process. Each has a simulated machine, a price and a ledger of its own. The orchestrator
+knows the address of one provider and finds the others through it. The program exits with 0 when all figures are as
+expected.
 """
 
 from __future__ import annotations
@@ -52,43 +52,43 @@ from dms_resources import (
 )
 
 MACHINE = {"cpu": {"cores": 16}, "ram": {"size": "64GiB"}, "disk": {"size": "1TiB"}}
-# On a network of your own: DiscoverySettings(bootstrap=(ADDRESS,)) is enough. This one is for this machine alone.
+# On a real network, DiscoverySettings(bootstrap=(ADDRESS,)) is enough. These settings stay on this machine.
 HERE = DiscoverySettings(mdns=False, dht=False, gossip=False)
 
 
 def job(*node_ids: str, cores: int) -> EnsembleRequest:
-    """An ensemble of equal nodes; everything about it is to be settled within a quarter of a minute."""
+    """An ensemble of equal nodes whose request expires in 15 s."""
     demand = Demand(cpu=CPUDemand(cores=Cores.of(cores)), ram=RAMDemand(size=8 * GIB), disk=DiskDemand(size=GIB))
     nodes = tuple(NodeRequest(node_id=node_id, resources=demand) for node_id in node_ids)
     return EnsembleRequest(id="training", nonce=time.time_ns() >> 11, deadline=time.time() + 15, request=nodes)
 
 
 async def orchestrate(requester: Requester) -> None:
-    """What your own program would do."""
+    """Find machines and reserve two of them. Your own program starts here."""
     for peer in await find(requester, count=3):
         free = f"{peer.free.cpu.cores} cores, {format_size(peer.free.ram.size)} RAM" if peer.free else "unknown"
         print(f"found {peer.peer_id[-6:]}: {free}")
 
     try:
         async with requester.reserve(job("huge", cores=64)):
-            raise AssertionError("nobody has that much")
+            raise AssertionError("no provider has 64 cores")
     except ReservationError as error:
-        print(f"too much is refused: {error.code}")
+        print(f"a request that is too large fails: {error.code}")
 
     apart = AssignmentRules(different_peers=True)
     async with requester.reserve(job("left", "right", cores=4), strategy="cheapest", rules=apart, ttl=30) as held:
-        # Commitments are renewed while this block runs. With the job's start they become allocations, all or none.
+        # The requester renews the commitments while this block runs. allocate() turns all of them into allocations.
         await held.allocate()
         for node_id, peer_id in held.peers.items():
             lease = held.leases[node_id]
             price = lease.price.describe() if lease.price else "free of charge"
             print(f"{node_id} runs at {peer_id[-6:]} for {price}, lease {lease.lease_id[:8]} is {lease.state.value}")
         check(len(set(held.peers.values())) == 2, "two different peers")
-        # The nodes' addresses are in held.addrs: here you would start the job.
+        # held.addrs has the addresses of the nodes. Start the job here.
 
 
 async def find(requester: Requester, count: int) -> list[FoundPeer]:
-    """Peers that would take a job now; those that have just started are heard of after some seconds."""
+    """Find `count` peers that would take a job now. A peer that has just started is found after some seconds."""
     with trio.fail_after(30):
         while True:
             async with requester.discover(job("any", cores=4), count=count) as peers:
@@ -98,12 +98,12 @@ async def find(requester: Requester, count: int) -> list[FoundPeer]:
             await trio.sleep(0.5)
 
 
-# The market
+# The providers
 
 
 @asynccontextmanager
 async def open_provider(folder: Path, cores: int, cents: int, bootstrap: tuple[str, ...]) -> AsyncIterator[Provider]:
-    """Offers some cores for so many cents an hour each, and is found through its bootstrap peers."""
+    """Offer some cores for `cents` per core and hour; requesters find the provider through its bootstrap peers."""
     machine = await trio.to_thread.run_sync(describe_machine, folder)
     offer = OnboardedResources(
         cpu=CPU(cores=Cores.of(cores)), ram=RAM(size=16 * GIB), disk=Disk(size=100 * GIB), gpus=()
@@ -122,7 +122,7 @@ async def open_provider(folder: Path, cores: int, cents: int, bootstrap: tuple[s
 
 
 def describe_machine(folder: Path) -> MachineResources:
-    """A simulated machine; `measure_machine` measures the real one."""
+    """Read a simulated machine; `measure_machine` would measure the real one."""
     folder.mkdir()
     path = folder / "machine.json"
     path.write_text(json.dumps(MACHINE))
@@ -131,21 +131,21 @@ def describe_machine(folder: Path) -> MachineResources:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A provider that runs: where it is reached, and its ledger."""
+    """A running provider: its address and its resource manager."""
 
     address: str
     manager: ResourceManager
 
 
 def check(holds: bool, sentence: str) -> None:
-    """Says that something holds; ends the program when it does not."""
+    """Print the sentence; exit with 1 if it is not true."""
     if not holds:
-        raise SystemExit(f"not so: {sentence}")
+        raise SystemExit(f"not true: {sentence}")
     print(f"✓ {sentence}")
 
 
 async def main() -> None:
-    """Opens the market, and lets the orchestrator loose on it."""
+    """Start the providers, then the orchestrator."""
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
             providers: list[Provider] = []
@@ -159,7 +159,7 @@ async def main() -> None:
             async with open_requester(host, settings, identity=identity) as requester:
                 await orchestrate(requester)
             left = [lease for provider in providers for lease in provider.manager.leases()]
-            check(not left, "all of it came back")
+            check(not left, "all leases were released")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The whole way, on this machine: one peer offers a machine, another takes a part of it and gives it back.
+"""Two peers trade on this machine: a provider offers resources, a requester takes a part of them and releases it.
 
-Two real peers in two processes: the provider is started as `dms-peer run`, the requester is this program. They talk
-over TCP, secured by Noise, multiplexed by Yamux. The provider's machine is simulated, so that the market looks the same
-everywhere. Ends with exit code 0 when every number was what it had to be.
+The provider is a process of its own (`dms-peer run`), the requester is this program. They talk over TCP, secured by
+Noise and multiplexed by Yamux. The provider's machine is simulated, so that the output is the same on every computer.
+The program exits with 0 when all figures are as expected.
 
     python examples/local_market.py
 """
@@ -40,7 +40,7 @@ from dms_resources import (
 
 console = Console(highlight=False)
 
-# A machine with two GPUs of different size: sizes are bytes, or text as here.
+# A machine with two GPUs of different size. A size is a number of bytes or a text with a unit.
 MACHINE = {
     "cpu": {"cores": 16, "model": "Example 16-Core", "architecture": "x86_64"},
     "ram": {"size": "64GiB"},
@@ -54,7 +54,7 @@ OFFER = ["--cpu", "12", "--ram", "48GiB", "--disk", "500GiB", "--gpu", "all"]
 
 
 def job(cores: str, ram: int, *vram: int) -> Demand:
-    """What one job asks for: cores, and GiB of RAM, of disk (always 20) and of VRAM on each GPU."""
+    """The demand of one job: cores, GiB of RAM and GiB of VRAM for each GPU. Disk is always 20 GiB."""
     return Demand(
         cpu=CPUDemand(cores=Cores.of(cores)),
         ram=RAMDemand(size=ram * GIB),
@@ -64,19 +64,19 @@ def job(cores: str, ram: int, *vram: int) -> Demand:
 
 
 def ensemble(demand: Demand) -> EnsembleRequest:
-    """A request for one node; it waits a minute for bids."""
+    """A request for one node that expires in 60 s."""
     node = NodeRequest(node_id="training", resources=demand)
     return EnsembleRequest(id="example", nonce=time.time_ns() >> 11, deadline=time.time() + 60, request=(node,))
 
 
 def dms_peer(*arguments: str) -> list[str]:
-    """The command line of `dms-peer`, with the Python that runs this."""
+    """The command line of `dms-peer`, run by the same Python as this program."""
     return [sys.executable, "-m", "dms_peer", *arguments]
 
 
 @contextmanager
 def running_provider(home: Path) -> Iterator[str]:
-    """A peer in a process of its own; gives its address."""
+    """Run a provider in a process of its own, and yield its address."""
     machine_file = home / "example-machine.json"
     machine_file.write_text(json.dumps(MACHINE))
     subprocess.run(
@@ -84,29 +84,29 @@ def running_provider(home: Path) -> Iterator[str]:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    # It is told where to go, so that it need not be looked for on the local network.
+    # The requester gets the address from here, so mDNS is not needed.
     command = dms_peer("run", "--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", "--json")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            # The first line says that the peer is ready, and where.
+            # The first line reports that the peer is ready, with its addresses.
             yield json.loads(process.stdout.readline())["addrs"][0]
         finally:
             process.terminate()
 
 
 def step(number: int, text: str) -> None:
-    """A heading of the story."""
+    """Print a heading."""
     say(f"\n[bold cyan]{number}.[/] [bold]{text}[/]")
 
 
 def say(text: str) -> None:
-    """A line of the story; the terminal wraps it, so that an address can be copied."""
+    """Print a line. The terminal wraps it, so that an address can be copied."""
     console.print(text, soft_wrap=True)
 
 
 def show_free(moments: dict[str, FreeResources]) -> None:
-    """What was free at each moment, side by side."""
+    """Print the free resources at several moments side by side."""
     table = Table(box=box.ROUNDED, header_style="bold")
     table.add_column("free")
     for moment in moments:
@@ -120,13 +120,13 @@ def show_free(moments: dict[str, FreeResources]) -> None:
 
 
 async def next_free(changes: AsyncIterator[FreeResources]) -> FreeResources:
-    """The next change of what is free at the provider; it has to come soon."""
+    """Return the next change of the provider's free resources; raise TooSlowError after 20 s."""
     with trio.fail_after(20):
         return await anext(changes)
 
 
 def fell_by(before: FreeResources, after: FreeResources, demand: Demand) -> bool:
-    """Whether `after` is `before` less exactly the demand."""
+    """Return whether `after` is exactly `before` minus the demand."""
     vram = sum(gpu.vram for gpu in before.gpus) - sum(gpu.vram for gpu in after.gpus)
     return (
         before.cpu.cores - after.cpu.cores == demand.cpu.cores
@@ -137,7 +137,7 @@ def fell_by(before: FreeResources, after: FreeResources, demand: Demand) -> bool
 
 
 async def trade(address: str) -> None:
-    """The requester's side of the market."""
+    """The requester's side."""
     identity = new_identity()
     async with open_host(identity) as host:
         provider = await dial(host, address)
@@ -150,16 +150,16 @@ async def trade(address: str) -> None:
             resources.watch() as changes,
         ):
             before = await next_free(changes)
-            step(2, "The requester asks what is free, and watches it from now on")
+            step(2, "The requester queries the free resources and watches them")
             show_free({"offered": before})
 
-            step(3, "Too much is refused, with everything that falls short")
+            step(3, "A request that is too large is refused, with every shortage")
             answer = await bids.dry_run(ensemble(job("64", 32, 8, 8, 8)))
             for shortage in answer.refusals[0].shortages:
                 say(f"   [red]no[/]  {describe_shortage(shortage)}")
 
             demand = job("4.5", 16, 8, 20)
-            step(4, f"A job that fits gets a signed bid: {demand.describe()}")
+            step(4, f"A request that fits gets a signed bid: {demand.describe()}")
             signed = (await bids.request_bids(ensemble(demand))).bids[0]
             given = ", ".join(f"{format_size(gpu.vram)} of {gpu.model}" for gpu in signed.bid.resources.gpus)
             say(
@@ -167,34 +167,34 @@ async def trade(address: str) -> None:
                 f"for {signed.bid.requester[-8:]} only"
             )
 
-            step(5, "The requester commits to it for a minute, and starts the job")
+            step(5, "The requester commits the bid for 60 s, then allocates the lease")
             (lease,) = await allocations.commit([signed.envelope], ttl=60)
             committed = await next_free(changes)
             say(f"   lease {lease.lease_id}, fencing number {lease.fence}")
             lease = await allocations.allocate(lease.lease_id, fence=lease.fence)
             allocated = await next_free(changes)
-            say(f"   the lease is {lease.state.value} now, until it is released")
+            say(f"   the lease is {lease.state.value}")
 
-            step(6, "The job is done and gives back what it took")
+            step(6, "The job ends and the requester releases the lease")
             await allocations.release(lease.lease_id)
             after = await next_free(changes)
 
-            step(7, "What the requester saw while it watched")
+            step(7, "The free resources that the requester saw")
             show_free({"offered": before, "committed": committed, "allocated": allocated, "released": after})
-            check(fell_by(before, committed, demand), "free fell by exactly what was committed")
-            check(committed == allocated, "allocating what is committed takes nothing twice")
-            check(after == before, "all of it came back")
+            check(fell_by(before, committed, demand), "free resources fell by exactly the committed amount")
+            check(committed == allocated, "the allocation replaced the commitment and took nothing twice")
+            check(after == before, "all resources are free again")
 
 
 def check(holds: bool, sentence: str) -> None:
-    """Says that something holds; ends the program when it does not."""
-    say(f"   [green]✓[/] {sentence}" if holds else f"   [red]✗ not so: {sentence}[/]")
+    """Print the sentence; exit with 1 if it is not true."""
+    say(f"   [green]✓[/] {sentence}" if holds else f"   [red]✗ not true: {sentence}[/]")
     if not holds:
         raise SystemExit(1)
 
 
 def main() -> None:
-    """Starts the provider and trades with it."""
+    """Start the provider and trade with it."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="dms-market-") as home, running_provider(Path(home)) as address:
         trio.run(trade, address)

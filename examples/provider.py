@@ -1,8 +1,8 @@
-"""Offers a part of this machine in a few lines, without the command line.
+"""Offer a part of this machine from Python.
 
     python examples/provider.py [HOME]
 
-prints an address for requester.py and answers until Ctrl-C. HOME keeps the key and the ledger.
+prints an address for requester.py and serves requests until Ctrl-C. HOME holds the key and the ledger.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dms_resources import CPU, GIB, RAM, Cores, Disk, OnboardedResources, measur
 
 
 async def provide(home: Path) -> None:
-    """Offers one core, one GiB of RAM and one of disk, until a signal comes."""
+    """Offer 1 core, 1 GiB of RAM and 1 GiB of disk until SIGINT or SIGTERM."""
     identity = load_or_create_identity(home / "key")
-    # Reads files and asks GPU drivers: in a thread, as everything that may take its time.
+    # Measuring reads files and calls GPU drivers. It runs in a thread because it may block.
     machine = await trio.to_thread.run_sync(measure_machine, home)
     offer = OnboardedResources(cpu=CPU(cores=Cores.of(1)), ram=RAM(size=GIB), disk=Disk(size=GIB), gpus=())
     async with (
-        # The ledger: what is promised to whom survives whatever happens to this process.
+        # The ledger survives a crash of this process.
         open_manager(home / "ledger.db", machine) as manager,
         open_host(identity, ["/ip4/127.0.0.1/tcp/0"]) as host,
         serve(host, manager, identity=identity),
@@ -37,7 +37,7 @@ async def provide(home: Path) -> None:
 
 
 def main() -> None:
-    """Uses the home that was named, or one that is gone afterwards."""
+    """Use the given home, or a temporary one."""
     if len(sys.argv) > 1:
         home = Path(sys.argv[1])
         home.mkdir(mode=0o700, parents=True, exist_ok=True)

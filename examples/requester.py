@@ -1,8 +1,8 @@
-"""Takes a part of another peer's machine, uses it, and gives it back.
+"""Take a part of another peer's machine, and release it.
 
     python examples/requester.py MULTIADDR
 
-MULTIADDR is what provider.py prints.
+MULTIADDR is the address that provider.py prints.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEMAND = Demand(cpu=CPUDemand(cores=Cores.of("0.5")), ram=RAMDemand(size=256 * M
 
 
 async def request(address: str) -> None:
-    """Asks, commits, allocates, and releases."""
+    """Query, bid, commit, allocate and release."""
     async with open_host(new_identity()) as host:
         provider = await dial(host, address)
         async with (
@@ -42,7 +42,7 @@ async def request(address: str) -> None:
             (lease,) = await allocations.commit([answer.bids[0].envelope], ttl=60)
             print(f"committed: lease {lease.lease_id}")
             try:
-                # The fencing number makes sure that it is still the same lease.
+                # The fencing number ensures that this is still the same lease.
                 await allocations.allocate(lease.lease_id, fence=lease.fence)
                 free = await resources.free()
                 print(f"the job runs; free: {free.cpu.cores} cores, {format_size(free.ram.size)} RAM")
