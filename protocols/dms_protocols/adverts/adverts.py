@@ -2,13 +2,12 @@
 
 Rules:
 
-1. An advert is believed when its envelope holds and it names its signer; when it was issued, give or take the clocks of
-   two machines, in the past; and until its time to live is over.
-2. Of one peer the advert with the highest sequence number is kept, so that an old one can be passed on by anybody
-   without harm.
-3. A full table lets go of the advert that is nearest to its end. A stranger that floods it with short-lived adverts
+1. An advert is valid if its envelope is, if it names its signer, if it was issued in the past (but for the difference
+   of two clocks), and until its time to live is over.
+2. The table keeps the advert with the highest sequence number of each peer, so that a replayed old one does no harm.
+3. A full table drops the advert that is nearest to its end. A stranger that floods it with short-lived adverts
    displaces its own.
-4. Taking an advert in costs the same whatever the table holds, but for the logarithm of that.
+4. The cost of an advert grows with the logarithm of the size of the table.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ from ..wire.conversion import from_map, sealed_bytes
 __all__ = ["CLOCK_SKEW", "AdvertTable", "HeldAdvert", "Verdict", "could_hold", "open_advert", "seal_advert"]
 
 CLOCK_SKEW: Final = 60.0
-"""Seconds by which the clock of whoever signs may be ahead of ours."""
+"""Seconds by which the signer's clock may be ahead of ours."""
 
-# The heap keeps entries of adverts that were replaced; above so many times the table it is made anew.
+# The heap keeps entries of replaced adverts; above this many times the table it is built anew.
 _HEAP_SLACK: Final = 4
 
 
@@ -70,12 +69,12 @@ def open_advert(raw: bytes, opener: EnvelopeOpener, *, now: float) -> CapacityAd
     if advert.issued_at > now + CLOCK_SKEW:
         raise AdvertError("the advert was issued in the future", code="advert_ahead")
     if advert.expires_at < now:
-        raise AdvertError("the advert holds no more", code="advert_expired")
+        raise AdvertError("the advert has expired", code="advert_expired")
     return advert
 
 
 def could_hold(advert: CapacityAdvert, node: NodeRequest) -> bool:
-    """Whether the node might run there, as far as the advert tells."""
+    """Whether the node might run at this provider, by its advert."""
     ports = len(node.public_ports.static) + node.public_ports.dynamic
     return (
         would_fit(advert.free, node.resources)
@@ -93,7 +92,7 @@ class HeldAdvert:
     raw: bytes
 
     def age(self, now: float) -> float:
-        """How old (seconds) its figures are at `now` (Unix seconds)."""
+        """The age of its figures (seconds) at `now` (Unix seconds)."""
         return max(0.0, now - self.advert.issued_at)
 
 
@@ -128,7 +127,7 @@ class AdvertTable:
         self._clock = clock
         self._on_new = on_new
         self._held: dict[str, HeldAdvert] = {}
-        # The same bytes come from many sides: they need no second look.
+        # The same bytes come from many peers: they are checked once.
         self._known: dict[bytes, HeldAdvert] = {}
         self._order: list[str] = []
         self._ends: list[tuple[float, str, int]] = []
@@ -144,7 +143,7 @@ class AdvertTable:
     # Taking in
 
     def accept(self, raw: bytes, *, sender: str | None = None) -> Verdict:
-        """Keep an advert if it is good and new. With a `sender`, only its own is good. Raises nothing."""
+        """Keep an advert if it is valid and new. With a `sender`, only its own is valid. Raises nothing."""
         try:
             return self._accept(raw, sender)
         except ProtocolError as error:
@@ -174,7 +173,7 @@ class AdvertTable:
         return Verdict("old", advert=advert)
 
     def forget(self, peer_id: str) -> None:
-        """Let go of a peer's advert, such as that of one that is gone."""
+        """Drop the advert of a peer, such as one that is gone."""
         if peer_id in self._held:
             self._drop(peer_id)
 
@@ -212,7 +211,7 @@ class AdvertTable:
     # Looking up
 
     def some(self, most: int) -> tuple[HeldAdvert, ...]:
-        """At most so many, chosen by chance."""
+        """At most `count` adverts, chosen at random."""
         now = self._clock()
         chosen = random.sample(self._order, min(most, len(self._order)))
         return tuple(held for held in map(self._held.__getitem__, chosen) if held.advert.expires_at >= now)
@@ -220,9 +219,9 @@ class AdvertTable:
     def page(
         self, after: str, *, limit: int, examine: int, demand: Demand | None = None
     ) -> tuple[tuple[HeldAdvert, ...], str]:
-        """At most `limit` adverts behind a peer id, and where the next page begins ("": there is none).
+        """At most `limit` adverts after a peer id, and where the next page begins ("": nowhere).
 
-        With a `demand`, those with room for it; `examine` bounds how many are looked at.
+        With a `demand`, those that have enough free; `examine` bounds how many are examined.
         """
         now = self._clock()
         found: list[HeldAdvert] = []
@@ -257,7 +256,7 @@ class AdvertTable:
         return tuple(self._held[peer_id] for _, _, peer_id in sorted(found))
 
     def share_able(self, ensemble: EnsembleRequest, *, examine: int) -> float:
-        """Which share of peers could hold some node, by as many adverts as are looked at; 1 where there are none."""
+        """The part of peers that could hold some node, by the examined adverts; 1 where there are none."""
         looked_at = tuple(islice(self._held.values(), examine))
         able = sum(any(could_hold(held.advert, node) for node in ensemble.request) for held in looked_at)
         return able / len(looked_at) if looked_at else 1.0

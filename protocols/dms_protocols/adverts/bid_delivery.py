@@ -1,7 +1,7 @@
-"""Both sides of `/dms/bid-delivery/1.0.0`: how bids on a broadcast request reach whoever sent it.
+"""Both sides of `/dms/bid-delivery/1.0.0`, by which bids on a broadcast request reach the requester.
 
-A peer delivers once for each request, its own bids alone, and only while somebody waits; what nobody waits for, is not
-its caller's or cannot be believed is refused.
+A peer delivers once for each request, only its own bids, and only while the requester waits. Other deliveries are
+refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TIMEOUT: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class DeliveredBids:
-    """What one provider delivered: bids that were checked, and refusals of other nodes."""
+    """The delivery of one provider: checked bids, and refusals of other nodes."""
 
     peer_id: str
     bids: Bids
@@ -45,7 +45,7 @@ class _Waiting:
 
 
 class Deliveries:
-    """Takes in what providers deliver to one requester; `operations` serves the protocol for all who wait."""
+    """Receives deliveries for one requester; `operations` serves the protocol for all its searches."""
 
     def __init__(self, opener: EnvelopeOpener, *, requester: str, clock: Callable[[], float] = time.time) -> None:
         self._checker = BidChecker(opener, requester, clock)
@@ -56,9 +56,9 @@ class Deliveries:
 
     @contextmanager
     def expected(self, broadcast: OpenedBroadcast, *, most: int) -> Iterator[trio.MemoryReceiveChannel[DeliveredBids]]:
-        """What is delivered for a request while the block runs, by `most` peers at most.
+        """The deliveries for a request while the block runs, of at most `most` peers.
 
-        Raises BroadcastError `bad_broadcast` when the same request is waited for already.
+        Raises BroadcastError `bad_broadcast` when a search waits for the same request already.
         """
         key = (broadcast.ensemble.id, broadcast.ensemble.nonce)
         if key in self._waiting:
@@ -83,7 +83,7 @@ class Deliveries:
             for raw in request.bids
         )
         waiting.delivered.add(caller.peer_id)
-        # There is room for as many as may deliver.
+        # The channel has space for all that may deliver.
         waiting.arrived.send_nowait(DeliveredBids(caller.peer_id, Bids(bids, request.refusals)))
         return DeliverBidsAnswer()
 
@@ -96,6 +96,6 @@ class BidDeliveryClient:
         self._timeout = timeout
 
     async def deliver(self, ensemble_id: str, nonce: int, bids: Sequence[bytes], refusals: Sequence[Refusal]) -> None:
-        """Bring one's own bids; raises what `Client.call` raises."""
+        """Deliver the caller's own bids. Raises what `Client.call` raises."""
         request = DeliverBidsRequest(ensemble_id=ensemble_id, nonce=nonce, bids=tuple(bids), refusals=tuple(refusals))
         await self._client.call(request, DeliverBidsAnswer, timeout=self._timeout)

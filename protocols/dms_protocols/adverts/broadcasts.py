@@ -1,6 +1,6 @@
-"""Broadcast requests for bids: made, opened, and known again.
+"""Broadcast requests for bids: made, opened, and recognized when they come again.
 
-The bids on one have the digest of `/dms/bid/1.1.0`, whatever version somebody speaks otherwise.
+The bids on a broadcast have the digest of `/dms/bid/1.1.0`, whichever version the peers speak otherwise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class OpenedBroadcast:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells it from all others: who asks, for what, for the how-manieth time."""
+        """The requester, the ensemble id and the nonce, which together identify a request."""
         return self.request.requester, self.ensemble.id, self.ensemble.nonce
 
 
@@ -69,14 +69,14 @@ def open_broadcast(raw: bytes, opener: EnvelopeOpener, *, now: float) -> OpenedB
     if request.requester != signed_by:
         raise BroadcastError(f"the request names {request.requester} and is signed by {signed_by}")
     if ensemble.deadline > request.issued_at + LONGEST_BROADCAST:
-        raise BroadcastError("the request waits for too long")
+        raise BroadcastError(f"the deadline is more than {LONGEST_BROADCAST:g} s after the issue")
     if ensemble.deadline < now or request.issued_at > now + CLOCK_SKEW:
         raise BroadcastError("the deadline has passed, or it was issued in the future", code="broadcast_expired")
     return OpenedBroadcast(request, ensemble)
 
 
 class SeenBroadcasts:
-    """Which requests were seen, until their deadlines; the oldest of `most` is forgotten for a newer one."""
+    """The requests that were seen, until their deadlines; above `most` the oldest is forgotten."""
 
     def __init__(self, most: int = 8192) -> None:
         self._seen: BoundedDict[tuple[str, str, int], float] = BoundedDict(most)

@@ -1,11 +1,11 @@
 """Capability classes: what a provider announces and a requester looks up, when neither knows the other.
 
 A class is one dimension at a power of two ("vram ≥ 16 GiB", "cores ≥ 8"). A provider is in every class that its *free*
-capacity reaches; a requester looks up the rarest class that its demand needs, and asks only whom it finds there.
+capacity reaches. A requester looks up the rarest class that its demand needs, and queries only the peers in it.
 
 Rules:
-1. A class needed is never above the demand, so that no peer which could take the job is missed for being announced too
-   low. Who is found may still fall short (it has 16 GiB of VRAM where 20 are needed): the class only narrows down.
+1. The class that is looked up is never above the demand, so that no peer that could take the job is missed. A peer that
+   is found may still have too little (16 GiB of VRAM where 20 are needed): the class only narrows the search.
 2. Each dimension has a lowest and a highest class, so that a provider announces few records, whatever its machine.
    A demand below the lowest needs no class in that dimension, but one core at least; above the highest, the highest.
 3. The key of a class follows from its name alone, so that all languages and versions meet.
@@ -61,7 +61,7 @@ _RANGES: Final = {
     Dimension.CORES: _Range(0, 8, 3),  # 1 to 256; usual: 8
     Dimension.DISK: _Range(36, 44, 38),  # 64 GiB to 16 TiB; usual: 256 GiB
 }
-# Where two are as rare as each other.
+# Decides between two that are equally rare.
 _ORDER: Final = {dimension: place for place, dimension in enumerate(Dimension)}
 
 
@@ -101,7 +101,7 @@ CLASSES: Final = tuple(
 
 @lru_cache(maxsize=64)
 def classes_reached(free: FreeResources) -> tuple[CapabilityClass, ...]:
-    """The classes that this free capacity reaches; none for a peer that takes nothing."""
+    """The classes that this free capacity reaches; none for a peer that offers nothing or drains."""
     if not free.onboarded or free.draining:
         return ()
     vram = [gpu.vram for gpu in free.gpus if gpu.vram and not gpu.exclusive]
@@ -122,7 +122,7 @@ def classes_needed(demand: Demand) -> tuple[CapabilityClass, ...]:
         Dimension.GPUS: len(demand.gpus),
         Dimension.VRAM: max((gpu.vram for gpu in demand.gpus), default=0),
         Dimension.RAM: demand.ram.size,
-        # Whoever asks for nothing still asks for somebody.
+        # A demand for nothing still needs a provider.
         Dimension.CORES: max(1, demand.cpu.cores.millicores // 1000),
         Dimension.DISK: demand.disk.size,
     }

@@ -1,7 +1,7 @@
-"""Both sides of `/dms/peers/1.0.0`: the signed adverts that peers hold, given to whoever asks.
+"""Both sides of `/dms/peers/1.0.0`: peers send their signed adverts, and read those that others hold.
 
-A peer brings its own advert and nobody else's, so that what a table holds of strangers came from those whom its owner
-asked. One page looks at a bounded part of the table, whatever is asked for.
+A peer may send only its own advert. So the adverts of others in a table came from peers that this peer queried. One
+page examines a bounded part of the table, whatever the request is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .adverts import AdvertTable
 
 __all__ = ["PeersClient", "advert_exchange_operations"]
 
-# Adverts that one page looks at: less than a millisecond.
+# Adverts that one page examines, in less than a millisecond.
 _EXAMINED: Final = 256
 # Bytes of adverts in one answer.
 _PAGE_BYTES: Final = 256 * 1024
@@ -29,10 +29,10 @@ _TIMEOUT: Final = 10.0
 def advert_exchange_operations(
     table: AdvertTable, own: Callable[[], bytes | None], again_after: Callable[[], float]
 ) -> Operations:
-    """The operations that take in and give out the adverts of this table.
+    """The operations that receive and return the adverts of a table.
 
-    `own` is this peer's own advert, where it has one; `again_after` says after how many seconds a peer is to bring its
-    advert again. Both are called for every request and must not wait.
+    `own` returns this peer's own advert, if it has one. `again_after` returns after how many seconds a peer should send
+    its advert again. Both are called for every request and must not block.
     """
     exchange = _Exchange(table, own, again_after)
     operations = Operations()
@@ -68,18 +68,18 @@ class _Exchange:
 
 
 class PeersClient:
-    """Asks `/dms/peers/1.0.0` of one peer. Every call raises what `Client.call` raises."""
+    """A client of `/dms/peers/1.0.0` at one peer. Every call raises what `Client.call` raises."""
 
     def __init__(self, client: Client, *, timeout: float = _TIMEOUT) -> None:
         self._client = client
         self._timeout = timeout
 
     async def advertise(self, advert: bytes) -> float:
-        """Bring one's own advert; the seconds after which the peer wants it again."""
+        """Send the own advert; returns the seconds after which the peer wants it again."""
         answer = await self._client.call(AdvertiseRequest(advert=advert), AdvertiseAnswer, timeout=self._timeout)
         return answer.again_after
 
     async def adverts(self, *, limit: int = 16, after: str = "", demand: Demand | None = None) -> AdvertsAnswer:
-        """One page of adverts, which are to be opened before they are believed."""
+        """One page of adverts, which are not checked yet: open each one."""
         request = AdvertsRequest(limit=limit, after=after, demand=demand)
         return await self._client.call(request, AdvertsAnswer, timeout=self._timeout)

@@ -1,4 +1,4 @@
-"""Whether a bid is what its requester asked for; the same wherever it came from."""
+"""Whether a bid answers the request, however it arrived."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class BidChecker:
             raise BidError("the bid answers another request")
         lease_id = bid_lease_id(requester=self.requester, digest=digest, node_id=bid.node_id, provider=provider)
         if (bid.lease_id, bid.demand, bid.public_ports) != (lease_id, node.resources, node.public_ports):
-            raise BidError("the bid offers something else than was asked for")
+            raise BidError("the bid offers something else than was requested")
         if bid.valid_until < self.clock():
             # A bid that has just been made: the clocks of both machines differ.
             ago = self.clock() - bid.valid_until

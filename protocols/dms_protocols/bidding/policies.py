@@ -1,11 +1,12 @@
-"""What the owner's policies are asked, and what they may answer: a price, or a refusal.
+"""The question to the owner's policies, and their answers: a price or a refusal for each node.
 
 Rules:
 
-1. A policy sees what would be given to whom, and decides about each node. It cannot tell a dry run from a request.
-2. Policies are asked in their order, those that answer at once before those that take their time. Each sees the price
-   that those before it set; the first refusal of a node stands.
-3. A policy that fails, or answers something else than one decision for each node, has refused all of them.
+1. A policy sees the requester and what it would get, and decides about each node. It cannot tell a dry run from a
+   request.
+2. Policies decide in their order: those that answer at once, then those that take time. Each sees the price that the
+   policies before it set. The first refusal of a node stands.
+3. A policy that fails, or does not return one decision for each node, has refused all nodes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 
 
 class NodeOffer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What would be given for one node, with named GPUs, and at what price so far (None: for nothing)."""
+    """What the requester would get for one node, with named GPUs, and the price so far (None: free of charge)."""
 
     node: NodeRequest
     resources: Resources
@@ -55,10 +56,10 @@ class NodeOffer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PolicyRequest(Struct, frozen=True, kw_only=True):
-    """A request for bids as a policy sees it: who asks, and what would be given.
+    """A request for bids as a policy sees it: the requester, and what it would get.
 
-    `hold` is for how many seconds the offer is to be held (0: not at all), `ttl` for how long it is to be committed (0:
-    unknown). `nodes` are those that would be bid for: what falls short was refused before.
+    `hold` is how many seconds the offer is to be held (0: not at all), `ttl` how long it is to be committed (0:
+    unknown). `nodes` are those that fit; the others were refused before.
     """
 
     requester: str
@@ -70,10 +71,10 @@ class PolicyRequest(Struct, frozen=True, kw_only=True):
 
 
 class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """About one node: whether it is bid for and at what price (None: the price so far).
+    """The decision about one node: whether to bid, and at what price (None: the price so far).
 
-    A refusal may have a `message` for the requester and the seconds after which to ask again. `code` is `busy` only
-    where the policy could not be asked at this time.
+    A refusal may have a `message` for the requester and the seconds after which to retry. `code` is `busy` only where
+    the policy could not decide at this time.
     """
 
     accept: bool
@@ -91,14 +92,14 @@ class Decisions(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Policy(Protocol):
-    """Decides at once, from memory."""
+    """A policy that decides at once, from memory."""
 
     def decide(self, request: PolicyRequest) -> Sequence[Decision]:
         """One decision for each of `request.nodes`, in their order. Called for every bid: it must not wait."""
 
 
 class AsyncPolicy(Protocol):
-    """Decides in its own time; `PolicyGate` bounds it."""
+    """A policy that takes time; `PolicyGate` bounds it."""
 
     async def decide(self, request: PolicyRequest) -> Decisions:
         """One decision for each of `request.nodes`, in their order. May be cancelled at any time."""
@@ -111,7 +112,7 @@ class PeerList(Struct, frozen=True, kw_only=True, omit_defaults=True):
     deny: frozenset[str] = frozenset()
 
     def decide(self, request: PolicyRequest) -> Sequence[Decision]:
-        """Whether the requester may have bids."""
+        """Accept or refuse all nodes, by the requester."""
         peer = request.requester
         accept = peer not in self.deny and (not self.allow or peer in self.allow)
         return (Decision(accept=accept),) * len(request.nodes)
@@ -125,7 +126,7 @@ def no_answer(count: int) -> tuple[Decision, ...]:
 def decide_in_place(
     policies: Iterable[Policy], request: PolicyRequest
 ) -> tuple[tuple[NodeOffer, ...], tuple[Refusal, ...]]:
-    """What is left of the offers, with their prices, and the refusals of the others."""
+    """The accepted offers with their prices, and the refusals of the others."""
     refusals: tuple[Refusal, ...] = ()
     for policy in policies:
         try:
@@ -139,7 +140,7 @@ def decide_in_place(
 async def decide_in_turn(
     policies: Iterable[AsyncPolicy], request: PolicyRequest
 ) -> tuple[tuple[NodeOffer, ...], tuple[Refusal, ...]]:
-    """The same for policies that take their time. May be cancelled at any time."""
+    """The same for policies that take time. May be cancelled at any time."""
     refusals: tuple[Refusal, ...] = ()
     for policy in policies:
         if not request.nodes:

@@ -1,4 +1,4 @@
-"""What the owner asks for an hour of each resource, exact to a millionth of the currency's unit."""
+"""The owner's price of an hour of each resource, exact to a millionth of the unit of the currency."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Micros = Annotated[int, Meta(ge=0, le=10**15)]
 
 
 class PricesPerHour(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A policy that sets a price and refuses nobody: millionths of a unit of `currency` for an hour.
+    """A policy that sets a price and refuses nothing: millionths of a unit of `currency` for an hour.
 
     `core` is for one core, `ram_gib`, `disk_gib` and `vram_gib` for a GiB (2^30 bytes) of each, `gpu` for each device
     besides its VRAM, `bid` for the whole bid besides all of it.

@@ -1,14 +1,14 @@
-"""Answers `/dms/bid`, in any of its versions: bids on what would fit, refusals that say why not.
+"""Answers all versions of `/dms/bid`: a bid on each node that would fit, a refusal with all reasons for the others.
 
 Rules:
 
-1. Nothing is remembered of a request: a bid is all that there is, and it comes back with the commitment.
+1. The provider keeps no state of a request. A bid has everything, and comes back with the commitment.
 2. Bids on several nodes are for what could be had together.
 3. A dry run gives the same answer, unsigned and without a hold.
-4. Where a hold is asked for and the owner's limits do not allow it, the bids come without one, and say so.
-5. A request that was taken already is answered with what was given and at its price, so that asking again changes
-   nothing, whatever the owner wants by now.
-6. The owner's policies see what would be given. Where none of them takes its time, the answer is given in place.
+4. Where the owner's limits do not allow a requested hold, the bids come without one, and say so.
+5. A request whose bid was taken already is answered with what was given and at its price, so that a repeated request
+   changes nothing, even if the owner's terms have changed.
+6. The owner's policies see what would be given. Where none of them takes time, the answer is given in place.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class CurrentTerms:
 
 
 class _Asking(Struct, frozen=True, kw_only=True):
-    """One request and what follows from it."""
+    """One request, with its digest and lease ids."""
 
     ensemble: EnsembleRequest
     digest: bytes
@@ -96,7 +96,7 @@ class _Asking(Struct, frozen=True, kw_only=True):
 
 
 class _Draft(Struct, frozen=True, kw_only=True):
-    """What is to be answered: bids that stand already, offers that are to become bids, and refusals."""
+    """The answer in the making: bids that stand already, offers that are to become bids, and refusals."""
 
     standing: tuple[Bid, ...]
     offers: tuple[NodeOffer, ...]
@@ -243,14 +243,14 @@ class _Bidding:
             if requests:
                 await self._manager.hold(requests)
         except (RequestError, ConflictError):
-            # No hold is allowed, or somebody else was faster: what would fit now, and what is short, without a hold.
+            # No hold is allowed, or another peer was faster: answer with what fits now, without a hold.
             return await self._decided(asking, self._draft(asking))
         nodes = [offer.node for offer in draft.offers]
         held = tuple(bid for node in nodes if (bid := self._taken(node, asking)) is not None)
         return replace(draft, standing=draft.standing + held, offers=())
 
     def _refusal(self, node: NodeRequest, asking: _Asking, reasons: list[Reason], *errors: RequestError) -> Refusal:
-        """The refusal for what this peer has not, and for all that the ledger has against the node."""
+        """The refusal for what this peer lacks, and for everything that the ledger has against the node."""
         if not (reasons and reasons[0].code == "excluded"):
             errors += self._manager.objections(self._planned(node, asking))
             reasons = reasons + ledger_reasons(errors, detailed=self._may_see_free(asking.caller))
@@ -260,7 +260,7 @@ class _Bidding:
         return self._lease_request(node, asking, ttl=asking.ttl or asking.hold)
 
     def _unsuitable(self, node: NodeRequest, asking: _Asking) -> list[Reason]:
-        """What stands against the node whatever is free."""
+        """The reasons against the node that do not depend on what is free."""
         if self._signer.peer_id in asking.ensemble.peer_exclusion:
             return [Reason(code="excluded", message="the request excludes this peer", hint=ELSEWHERE)]
         reasons = []
@@ -347,7 +347,7 @@ def _policy_request(asking: _Asking, draft: _Draft) -> PolicyRequest:
 
 
 def _demand_as_offered(offer: NodeOffer) -> Demand:
-    """The demand for exactly the devices that were priced: a hold of others might be worth something else."""
+    """The demand for exactly the devices that were priced: other devices might have another price."""
     demand, devices = offer.node.resources, offer.resources.gpus
     named = (replace(gpu, uuid=device.uuid) for gpu, device in zip(demand.gpus, devices, strict=True))
     return replace(demand, gpus=tuple(named))

@@ -1,4 +1,4 @@
-"""What signs bids and what opens them: made elsewhere, of libp2p's signed envelopes, and handed in."""
+"""The interfaces that sign and open bids. They are implemented elsewhere, with libp2p's signed envelopes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the versions of `/dms/bid` do differently; everything else is the same in all of them.
 
-1.1.0: the request digest takes numbers for what they are worth, so that 2.0 and 2 are the same. A peer whose language
-has one type of number (JavaScript) computes it from what it decoded, without knowing how a number came.
+1.1.0: the request digest depends on the value of a number and not on its form, so that 2.0 and 2 are the same. A peer
+whose language has one type of number (JavaScript) computes it from what it decoded, without knowing how a number came.
 """
 
 from __future__ import annotations

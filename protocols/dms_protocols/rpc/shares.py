@@ -1,19 +1,19 @@
-"""What each peer uses of this one now, and whether it may have more: its share, and that of all peers together.
+"""What each peer uses of this one, and whether it may have more: its share, and the share of all peers together.
 
 Rules:
 
-1. Every stream of a peer, on every protocol, counts against the same share. Over it a request is answered with `busy`
-   and the time after which it would be taken; nothing waits.
-2. What all together have used up still leaves each peer a little (`assured`): a thousand strangers cannot take the
-   last of it from those who ask rarely.
-3. The streams of one peer take turns with each other, and with the other peers as one: many streams, or long trains of
-   requests, gain nothing over somebody who asks once.
-4. What is remembered is bounded: the peers with streams by the number of streams, the others by a number of their own,
-   and only until nothing would tell them from somebody who was never here.
-5. One request costs the same however many peers there are, and no look at the clock: time comes with each batch. Far
-   from its limits a peer's requests are counted by the turn and not one by one.
-6. What takes the processor for longer than a question does is measured, and takes as much more of its peer's turn: who
-   asks for what is dear has its next turn when the others had as much.
+1. All streams of a peer, on all protocols, count against the same share. A request above the share is answered with
+   `busy` and the time after which it would be taken. Nothing waits.
+2. When all peers together have used up their share, each still gets a small part (`assured`). A thousand strangers
+   cannot take it from a peer that sends few requests.
+3. Scheduling is fair per peer first, then per stream. Many streams, or long sequences of requests, gain nothing over
+   one request.
+4. Memory is bounded. Peers with streams are bounded by the number of streams; others by a number of their own, and they
+   are forgotten when their rates are what they were before they came.
+5. The cost of a request does not depend on the number of peers, and a request does not read the clock: each batch
+   brings the time. Far from its limits, the requests of a peer are counted once for each turn.
+6. A request that takes more processor time than a query is measured, and takes as much more of its peer's turn. The
+   peer has its next turn when the others had as much time.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from .limits import Share, Shares
 __all__ = ["LOW_WATER", "PeerShare", "SharesInUse"]
 
 LOW_WATER = 4 * 1024
-"""Bytes of answers that may wait on one stream of a peer that has used up its bytes: room for saying so."""
+"""Bytes of answers that may wait on one stream of a peer that has used up its bytes: enough to say so."""
 
-# What is not a matter of rates comes free when something ends; nobody knows when.
+# What is not a rate becomes free when something ends, at an unknown time.
 _RETRY_SECONDS = 1.0
-# Requests of a peer's first turn.
+# Requests in the first turn of a peer.
 _FIRST_TURN = 64
-# About what a question costs; the measure of a turn for what costs more.
+# About the cost of a query, and the unit of a turn for requests that cost more.
 _REQUEST_SECONDS = 20e-6
-# Turns that a peer sits out at most for something that took very long: others were served in each of them.
+# The most turns that a peer sits out for a request that took very long; others are served in each.
 _MOST_SAT_OUT = 1_000
 
 Result = TypeVar("Result")
 
 
 class _Used:
-    """What is used of one share."""
+    """How much of one share is used."""
 
     __slots__ = ("bids", "bytes", "most_bytes", "operations", "requests", "share", "streams")
 
@@ -66,7 +66,7 @@ class _Used:
 
 
 class PeerShare:
-    """One peer's use, shared by all its streams; made by `SharesInUse`."""
+    """The use of one peer, over all its streams. Made by `SharesInUse`."""
 
     __slots__ = (
         "_assured",
@@ -99,39 +99,39 @@ class PeerShare:
         self._resting = False
         self._unused = 0
         self.limited = True
-        """Whether each request has to be counted by `admit`: else those of this turn are all counted already."""
+        """Whether `admit` has to count each request; otherwise all requests of this turn are counted already."""
         self.now = 0.0
-        """The time of the batch that is being taken: whoever reads the clock sets it."""
+        """The time of the batch that is being taken, set by the caller."""
         self.turn = _FIRST_TURN
-        """What is left of this peer's turn; at 0 or below whoever takes requests calls `rest` first."""
+        """What is left of the turn; at 0 or below, call `rest` before the next request."""
 
     # Requests
 
     def admit(self) -> None:
-        """Counts a request where this peer is `limited`; raises BusyError when it is one too many."""
+        """Count a request where this peer is `limited`. Raises BusyError when it is one too many."""
         own, total = self._own, self._total
         if own.bytes >= own.most_bytes:
-            raise _busy(f"{own.bytes} bytes of yours are under way", _RETRY_SECONDS)
+            raise _busy(f"{own.bytes} bytes of this peer are under way", _RETRY_SECONDS)
         if total.bytes >= total.most_bytes and own.bytes >= self._assured_bytes:
             raise _busy(f"{total.bytes} bytes of all peers are under way", _RETRY_SECONDS)
         self._take("requests", own.requests, total.requests, self._assured)
 
     def admit_bid(self) -> None:
-        """Counts a request for bids, beside `admit`; raises BusyError when it is one too many."""
+        """Count a request for bids, in addition to `admit`. Raises BusyError when it is one too many."""
         self._take("requests for bids", self._own.bids, self._total.bids, self._assured_bids)
 
     def _take(self, what: str, own: TokenBucket, total: TokenBucket, assured: TokenBucket) -> None:
         if not own.take(self.now):
-            raise _busy(f"these are more {what} than one peer may send", own.wait(self.now))
+            raise _busy(f"more {what} than one peer may send", own.wait(self.now))
         if not total.take(self.now) and not assured.take(self.now):
-            raise _busy(f"these are more {what} than all peers together may send", assured.wait(self.now))
+            raise _busy(f"more {what} than all peers together may send", assured.wait(self.now))
 
     # What runs
 
     def begin_operation(self, size: int) -> None:
-        """Counts an operation that runs beside, and the bytes of its request; raises BusyError."""
+        """Count an operation that runs in a task, and the bytes of its request. Raises BusyError."""
         own, total = self._own, self._total
-        _check_count("operations of yours", own.operations, own.share.operations)
+        _check_count("operations of this peer", own.operations, own.share.operations)
         if own.operations >= self._assured_operations:
             _check_count("operations of all peers", total.operations, total.share.operations)
         own.operations += 1
@@ -139,13 +139,13 @@ class PeerShare:
         self.hold(size)
 
     def end_operation(self, size: int) -> None:
-        """Takes back what `begin_operation` counted."""
+        """Undo what `begin_operation` counted."""
         self._own.operations -= 1
         self._total.operations -= 1
         self.hold(-size)
 
     def hold(self, size: int) -> None:
-        """Counts bytes that are in flight now, or (below 0) no longer are."""
+        """Count bytes that are in flight now or, below 0, no longer are."""
         own, total = self._own, self._total
         own.bytes += size
         total.bytes += size
@@ -154,16 +154,16 @@ class PeerShare:
 
     @property
     def crowded(self) -> bool:
-        """Whether the peer has used up its bytes: then a stream on which more than LOW_WATER wait is not read from, for
-        the peer does not take even the answers that say so."""
+        """Whether the peer has used up its bytes. A stream on which more than LOW_WATER wait is then not read from,
+        because the peer does not even take the answers that say so."""
         return self._own.bytes >= self._own.most_bytes
 
     # Turns
 
     async def rest(self, turn: int) -> None:
-        """Lets everybody else run before this peer, on whatever stream, has a turn of `turn` requests again.
+        """Let all others run before this peer, on any stream, has its next turn of `turn` requests.
 
-        They are counted in one go where the peer may send so many. May be cancelled.
+        The requests are counted at once where the peer may send so many. May be cancelled.
         """
         while self.turn <= 0:
             if self._resting:
@@ -180,14 +180,14 @@ class PeerShare:
                 self._rested.unpark_all()
 
     def weigh(self, weight: int) -> None:
-        """Takes more of the turn for a request that costs as much of the processor as so many more."""
+        """Take `weight` more of the turn, for a request that costs as much as so many queries."""
         self.turn -= weight
         if not self.limited:
             self._unused += weight
 
     @contextmanager
     def weighing(self) -> Iterator[None]:
-        """Takes as much more of the turn as the block keeps the processor, in which nothing may be waited for."""
+        """Take as much of the turn as the block takes processor time. The block must not await."""
         began = self._timer()
         try:
             yield
@@ -196,7 +196,7 @@ class PeerShare:
 
     @types.coroutine
     def metered(self, work: Coroutine[Any, Any, Result]) -> Generator[Any, Any, Result]:
-        """Awaits the work, and takes more of the turn for each time that it keeps the processor."""
+        """Await the work, and take as much of the turn as it takes processor time between its awaits."""
         resume, value = work.send, None
         while True:
             began = self._timer()
@@ -216,7 +216,7 @@ class PeerShare:
     def _begin_turn(self, turn: int) -> None:
         own, total = self._own, self._total
         if not self.limited:
-            # What was weighed was counted as requests; the last one may have gone beyond the turn.
+            # What was weighed was counted as requests, and the last request may have exceeded the turn.
             own.requests.give_back(self._unused + self.turn)
             total.requests.give_back(self._unused + self.turn)
         self._unused, self.turn, self.limited = 0, turn, True
@@ -237,28 +237,27 @@ class PeerShare:
 
     @property
     def rested_at(self) -> float:
-        """When the rates of this peer are what they were before it came, if it asks for nothing."""
+        """When the rates of this peer will be what they were before it came, without further requests."""
         buckets = (self._own.requests, self._own.bids, self._assured, self._assured_bids)
         return max(bucket.full_at() for bucket in buckets)
 
     def open_stream(self) -> None:
-        """Counts a stream; raises BusyError."""
+        """Count a stream. Raises BusyError."""
         own, total = self._own, self._total
-        _check_count("streams of yours", own.streams, own.share.streams)
+        _check_count("streams of this peer", own.streams, own.share.streams)
         if own.streams >= self._assured_streams:
             _check_count("streams of all peers", total.streams, total.share.streams)
         own.streams += 1
         total.streams += 1
 
     def close_stream(self) -> None:
-        """Takes back what `open_stream` counted."""
+        """Undo what `open_stream` counted."""
         self._own.streams -= 1
         self._total.streams -= 1
 
 
 class SharesInUse:
-    """The use of all peers; one for everything that a peer serves. `timer` tells the seconds by which what keeps the
-    processor is measured."""
+    """The use of all peers; one for everything that a peer serves. `timer` measures processor time in seconds."""
 
     def __init__(self, limits: Shares | None = None, timer: Callable[[], float] = time.perf_counter) -> None:
         self.limits = limits or Shares()
@@ -274,12 +273,12 @@ class SharesInUse:
         return len(self._present) + len(self._absent)
 
     def alone(self) -> PeerShare:
-        """The share of somebody who is not remembered and shares with nobody."""
+        """A share of its own, which is not remembered and not counted with others."""
         return PeerShare(self.limits, _Used(self.limits.total), self._timer)
 
     @contextmanager
     def stream(self, peer_id: str) -> Iterator[PeerShare]:
-        """The share that a stream of this peer counts against while the block runs; raises BusyError."""
+        """The share against which a stream of this peer counts while the block runs. Raises BusyError."""
         share = self._present.get(peer_id) or self._absent.get(peer_id)
         if share is None:
             share = PeerShare(self.limits, self._total, self._timer)
