@@ -35,6 +35,7 @@ from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 from dms_resources.machine.listening import read_used_ports
+from dms_resources.machine.registry import other_peers, register_peer
 from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import AllocationTerms, Guard, ResourceManager, open_manager
 
@@ -167,6 +168,10 @@ class Node:
         async with AsyncExitStack() as stack:
             manager = await self._open_manager(stack, machine, monitor)
             home.remember_machine(self.machine, machine)
+            if not machine.simulated:
+                stack.enter_context(register_peer(home.path))
+                for sentence in await trio.to_thread.run_sync(other_peers, home.path):
+                    _log.warning("%s", sentence)
             # Only now: until the ledger is ours, another command may have revoked a grant.
             revocations = Revocations(home.revocations_path)
             policies = await stack.enter_async_context(open_policies(owner_terms.policies))

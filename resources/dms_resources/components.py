@@ -22,6 +22,7 @@ __all__ = [
     "GPU",
     "RAM",
     "Amount",
+    "AvailableResources",
     "Disk",
     "FreeResources",
     "GPUVendor",
@@ -216,6 +217,10 @@ class OnboardedResources(Resources, frozen=True, kw_only=True, omit_defaults=Tru
     headroom: Headroom = Headroom()
     windows: tuple[str, ...] = ()
     holds: HoldLimits = HoldLimits()
+
+
+AvailableResources: TypeAlias = OnboardedResources
+"""The name of `OnboardedResources` in the seed of this project and in older versions of the DMS."""
 
 
 class FreeResources(Resources, frozen=True, kw_only=True, omit_defaults=True):

@@ -100,6 +100,9 @@ async def open_manager(
     this process can use up. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError`
     when the ledger cannot be opened. On exit all changes that wait for the disk are written, for 10 seconds at most.
     """
+    if not isinstance(machine, MachineResources):
+        given = type(machine).__name__
+        raise TypeError(f"open_manager needs the machine's resources, not {given}: measure them with measure_machine")
     clock, worker = clock or SystemClock(), worker or new_worker()
     opened: list[SQLiteStorage] = []
     await worker(lambda: opened.append(SQLiteStorage(path, boot_id=clock.boot_id)))

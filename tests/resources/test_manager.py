@@ -171,7 +171,7 @@ async def test_history_says_who_what_when_and_why(
         ("owner", "drain", "", ""),
         ("owner", "offboard", "", ""),
     ]
-    assert entries[1].detail == "1 cores, 2 GiB RAM, 0 B disk"
+    assert entries[1].detail == "1 core, 2 GiB RAM, 0 B disk"
     assert entries[5].at == pytest.approx(start + 10, abs=0.1)
 
 

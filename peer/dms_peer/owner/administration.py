@@ -10,12 +10,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+import trio
+from msgspec.structs import replace
+
 from dms_protocols.errors import ProtocolError
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_protocols.rpc.operations import Caller, Operations
 from dms_resources.demands import describe_shortage
 from dms_resources.ledger.leases import EndedLease
 from dms_resources.ledger.missing import describe_missing
+from dms_resources.machine.advice import offer_warnings
+from dms_resources.machine.listening import read_ephemeral_ports
 
 from .messages import (
     AuditAnswer,
@@ -148,16 +153,21 @@ class LocalAdministration:
             raise ProtocolError(
                 "the running peer describes another machine than the --machine given", code="other_machine"
             )
-        onboarded = onboarded_resources(request.offer, self._manager.machine)
+        machine = self._manager.machine
+        onboarded = onboarded_resources(request.offer, machine)
+        warnings = offer_warnings(onboarded, machine, await trio.to_thread.run_sync(read_ephemeral_ports))
         if request.dry_run:
             self._manager.check_onboarding(onboarded)
             return OnboardAnswer(
-                onboarded=onboarded, free=self._manager.get_free_resources(), simulated=self._manager.machine.simulated
+                onboarded=onboarded,
+                free=self._manager.get_free_resources(),
+                simulated=machine.simulated,
+                warnings=warnings,
             )
         await self._manager.update_onboarded_resources(onboarded)
         if self._manager.draining:
             await self._manager.set_draining(False)
-        return self._offer()
+        return replace(self._offer(), warnings=warnings)
 
     async def offboard(self) -> OnboardAnswer:
         """Offers nothing. Raises what `ResourceManager.offboard` raises."""

@@ -134,11 +134,12 @@ class OffboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="of
 
 
 class OnboardAnswer(Struct, frozen=True, kw_only=True):
-    """What is offered now, and what of it is free."""
+    """What is offered now, and what of it is free; `warnings` are sentences on an offer that is unusual."""
 
     onboarded: OnboardedResources | None
     free: FreeResources
     simulated: bool
+    warnings: tuple[str, ...] = ()
 
 
 Reason: TypeAlias = Annotated[str, Meta(max_length=200, pattern=r"\A[^\x00-\x1f\x7f\x85\u2028\u2029]*\Z")]

@@ -37,11 +37,18 @@ def show_offer(answer: OnboardAnswer) -> None:
         return
     note = " (simulated machine)" if answer.simulated else ""
     show_resources(f"offered to the network{note}", {"offered": answer.onboarded, "free": answer.free})
+    _show_warnings(answer)
 
 
 def show_proposed_offer(answer: OnboardAnswer) -> None:
     """Prints what would be offered."""
     show_resources("would be offered to the network (dry run)", {"offered": answer.onboarded})
+    _show_warnings(answer)
+
+
+def _show_warnings(answer: OnboardAnswer) -> None:
+    for warning in answer.warnings:
+        say(f"warning: {warning}")
 
 
 def show_history(answer: HistoryAnswer, *, full: bool = False) -> None:
