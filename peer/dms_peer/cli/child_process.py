@@ -1,60 +1,113 @@
-"""Runs a command of the user's while something is held for it.
+"""Runs a user's command while something is held for it.
 
 Rules:
 
-1. The command never outlives the block that runs it: it is asked to end, and killed when it does not.
-2. While it runs SIGTERM, SIGHUP and SIGINT are for the command. From a terminal it has got SIGINT itself; it has its
-   time to end, and a second signal ends it at once.
-3. Otherwise SIGTERM and SIGHUP end the block as Ctrl-C does, so that what is held is given back.
+1. The command never outlives the block that runs it: it gets SIGTERM, and SIGKILL ten seconds later. This holds for
+   everything that it started, and also when this process dies of SIGKILL: a watcher process ends them then.
+2. While the command runs, SIGTERM, SIGHUP and SIGINT are for the command. From a terminal it has received SIGINT
+   itself. It has ten seconds to end; a second signal kills it at once.
+3. While no command runs, SIGTERM and SIGHUP end the block as Ctrl-C does, so that what is held is released.
+4. What a command leaves behind when it ends by itself stays.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 import trio
 
 from ..errors import PeerError, StoppedError
+from . import child_watcher
 
 __all__ = ["run_child", "stopped_by_signals"]
 
-# Seconds that a command has to end after it was asked to.
+# Seconds that a command has to end after SIGTERM.
 _GRACE: Final = 10.0
+# Seconds that the watcher takes at most: its own grace period, and the killing.
+_WATCHER_ENDS: Final = 16.0
 _SIGNAL_BASE: Final = 128
 # Seconds in which a signal is noticed that has ended the command already.
 _LATE: Final = 0.05
 _HANDED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
+class _Watcher:
+    """The process that ends the command's processes when this one dies."""
+
+    def __init__(self, mark: str, process: trio.Process) -> None:
+        self.environment = {child_watcher.MARK: mark}
+        self._process = process
+
+    async def dismiss(self) -> None:
+        """Tell it that the command has ended by itself."""
+        assert self._process.stdin is not None
+        with suppress(trio.BrokenResourceError):
+            await self._process.stdin.send_all(child_watcher.DONE)
+
+
+@asynccontextmanager
+async def _watcher() -> AsyncIterator[_Watcher]:
+    """A watcher that watches; at the end of the block it ends what is left, unless it was dismissed."""
+    mark = secrets.token_hex(16)
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-I", "-S", str(Path(child_watcher.__file__)), mark],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        if not await process.stdout.receive_some(1):
+            raise PeerError(
+                "the watcher of the command cannot be started", code="command_failed", hint="check the machine's memory"
+            )
+        yield _Watcher(mark, process)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _WATCHER_ENDS):
+            await process.stdin.aclose()
+            await process.wait()
+        with trio.CancelScope(shield=True):
+            await process.stdout.aclose()
+
+
 async def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Runs the command with the environment added to this process's own; its exit code, 128 + n for signal n.
 
     Without a command it waits for one of the signals, which is 0. Raises PeerError `command_failed` when the command
-    cannot be started. Cancelled, it ends the command, for ten seconds at most.
+    cannot be started. Cancelled, it ends the command, within about 25 seconds.
     """
     with trio.open_signal_receiver(*_HANDED_ON) as signals:
         if not command:
             await anext(signals)
             return 0
         try:
-            process = await trio.lowlevel.open_process(list(command), env={**os.environ, **environment})
+            async with _watcher() as watcher:
+                marked = {**os.environ, **environment, **watcher.environment}
+                process = await trio.lowlevel.open_process(list(command), env=marked)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_hand_on, signals, process)
+                    try:
+                        code = await process.wait()
+                    finally:
+                        with trio.CancelScope(shield=True):
+                            await _end(process)
+                    nursery.cancel_scope.cancel()
+                await watcher.dismiss()
         except OSError as error:
             raise PeerError(
                 f"{command[0]} cannot be run: {error.strerror}", code="command_failed", hint="check the command"
             ) from error
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_hand_on, signals, process)
-            try:
-                code = await process.wait()
-            finally:
-                with trio.CancelScope(shield=True):
-                    await _end(process)
-            nursery.cancel_scope.cancel()
-        # Left in the receiver, it would be delivered once more, to us.
+        # Left in the receiver, it would be delivered once more, to this process.
         with trio.move_on_after(_LATE):
             await anext(signals)
     return code if code >= 0 else _SIGNAL_BASE - code
