@@ -16,7 +16,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import or_
@@ -57,6 +57,7 @@ from .owner.peer_list import peer_notes, peers_operations
 from .owner.requesting_peer import requesting_operations
 from .owner.revocations import Revocations, revocation_operations
 from .owner.socket_server import serve_socket
+from .owner.start_marker import starting
 from .policies.open import open_policies
 from .run_signals import RunSignals, has_terminal
 from .serving import Serving, peer_operations, serve
@@ -162,10 +163,13 @@ class Node:
             bootstrap_peers(self.discovery.bootstrap)
         home.prepare()
         identity = load_or_create_identity(home.key_path)
-        machine = await trio.to_thread.run_sync(home.machine, self.machine)
-        monitor = UsageMonitor(machine, home.path, interval=self.sample_interval)
         owner_terms, access, limits = self.terms or OwnerTerms(), self.access, self.limits
         async with AsyncExitStack() as stack:
+            # Until the socket answers, commands say that the peer is starting, and leave ledger and GPUs alone.
+            start = stack.enter_context(ExitStack())
+            start.enter_context(starting(home.start_path))
+            machine = await trio.to_thread.run_sync(home.machine, self.machine)
+            monitor = UsageMonitor(machine, home.path, interval=self.sample_interval)
             manager = await self._open_manager(stack, machine, monitor)
             home.remember_machine(self.machine, machine)
             if not machine.simulated:
@@ -212,6 +216,7 @@ class Node:
                 operations |= requesting_operations(host, discovery, manager, served)
                 operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.peering.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
+            start.close()
             offers = manager.get_onboarded_resources() is not None
             ready = Ready(identity.peer_id, addrs, machine.simulated, offers, metrics)
             yield _Running(ready, self.reread, terms, serving, administration, self.config)

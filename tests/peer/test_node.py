@@ -221,7 +221,7 @@ async def test_a_second_peer_on_the_same_home_is_refused(home: Home, running: An
         assert (await in_thread(owner.read_status, home)).running
 
 
-async def test_a_starting_peer_waits_for_a_command_and_a_command_for_a_starting_peer(home: Home, running: Any) -> None:
+async def test_a_starting_peer_waits_for_a_command_and_says_meanwhile_that_it_starts(home: Home, running: Any) -> None:
     patient = Home(home.path, patience=30)
     async with trio.open_nursery() as nursery:
         async with open_ledger(patient, None):
@@ -237,9 +237,9 @@ async def test_a_starting_peer_waits_for_a_command_and_a_command_for_a_starting_
             with trio.move_on_after(0.3):
                 await opened.wait()
             assert not opened.is_set()
-        # The ledger is free, and the first to ask again after that is the peer, or this command just before it.
-        status = await in_thread(owner.read_status, patient)
-        assert status.peer_id
+            with pytest.raises(PeerError) as caught:
+                await in_thread(owner.read_status, patient)
+            assert caught.value.code == "starting", "a command that only reads does not wait for the start"
         with trio.fail_after(30):
             await opened.wait()
         assert (await in_thread(owner.read_status, patient)).running

@@ -77,6 +77,11 @@ class Home(Struct, frozen=True):
         return self.path / "peer.sock"
 
     @property
+    def start_path(self) -> Path:
+        """The file whose lock a peer holds while it starts."""
+        return self.path / "starting"
+
+    @property
     def machine_path(self) -> Path:
         """The description of the machine that replaces the measured hardware, if one is remembered."""
         return self.path / "machine.json"

@@ -17,7 +17,7 @@ from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 from dms_resources.ledger.leases import EndedLease
 
-from ..errors import UsageError
+from ..errors import PeerError, UsageError
 from ..home.home import MEASURED, RETRY_INTERVAL, Home
 from .messages import (
     AuditAnswer,
@@ -48,6 +48,7 @@ from .messages import (
 )
 from .offers import Offer
 from .socket_file import connect
+from .start_marker import is_starting
 
 __all__ = [
     "ask",
@@ -73,6 +74,8 @@ Answer = TypeVar("Answer", bound=Struct)
 Result = TypeVar("Result")
 
 _TIMEOUT: Final = 30.0
+# Requests that change nothing: they make no key, no ledger and no directory.
+_READING: Final = (StatusRequest, HistoryRequest, RevocationsRequest)
 
 
 def ask(home: Home, request: Struct, answer_type: type[Answer], machine: str | None = None) -> Answer:
@@ -82,12 +85,16 @@ def ask(home: Home, request: Struct, answer_type: type[Answer], machine: str | N
     not answer, RemoteError with the refusal of a running peer, and what the ledger raises where none runs.
     """
 
+    reads = isinstance(request, _READING) or (isinstance(request, AuditRequest) and not request.repair)
+
     def in_ledger() -> Answer:
-        from .offline import ask_ledger
+        from .offline import answer_without_ledger, ask_ledger
 
-        return ask_ledger(home, machine, request, answer_type)
+        if reads and not home.ledger_path.exists():
+            return answer_without_ledger(home, answer_type)
+        return ask_ledger(home, machine, request, answer_type, create=not reads)
 
-    return _reach(home, lambda peer: peer.call(request, answer_type, timeout=_TIMEOUT), in_ledger)
+    return _reach(home, lambda peer: peer.call(request, answer_type, timeout=_TIMEOUT), in_ledger, reads=reads)
 
 
 def watch(
@@ -114,14 +121,24 @@ def watch(
     _reach(home, in_peer, in_ledger)
 
 
-def _reach(home: Home, in_peer: Callable[[BlockingClient], Result], in_ledger: Callable[[], Result]) -> Result:
-    home.prepare()
+def _reach(
+    home: Home, in_peer: Callable[[BlockingClient], Result], in_ledger: Callable[[], Result], *, reads: bool = False
+) -> Result:
+    """Asks the running peer, else the ledger. A request that only `reads` makes no home and waits for no start."""
+    _prepare(home, reads=reads)
     deadline = time.monotonic() + home.patience
     while True:
         connection = connect(home.socket_path)
         if connection is not None:
             with connection:
                 return in_peer(BlockingClient(connection))
+        if is_starting(home.start_path):
+            if reads or time.monotonic() > deadline:
+                raise PeerError(
+                    f"the peer of {home.path} is starting", code="starting", hint="try again in some seconds"
+                )
+            time.sleep(RETRY_INTERVAL)
+            continue
         try:
             return in_ledger()
         except LedgerInUseError:
@@ -131,6 +148,23 @@ def _reach(home: Home, in_peer: Callable[[BlockingClient], Result], in_ledger: C
             time.sleep(RETRY_INTERVAL)
 
 
+def _prepare(home: Home, *, reads: bool) -> None:
+    """Makes the home, or for a request that only `reads` looks whether it is there.
+
+    Raises PeerError `bad_home`, and `no_peer` where nothing could be read.
+    """
+    if not reads or (home.path.exists() and not home.path.is_dir()):
+        home.prepare()
+    elif not (home.key_path.exists() or home.ledger_path.exists() or home.socket_path.exists()):
+        raise PeerError(
+            f"there is no peer in {home.path}",
+            code="no_peer",
+            hint="choose another --home; `dms-peer onboard` and `dms-peer run` make a peer",
+        )
+    else:
+        home.prepare()
+
+
 def read_status(home: Home) -> StatusAnswer:
     """What is onboarded, promised and free, and to whom. Raises what `ask` raises."""
     return ask(home, StatusRequest(), StatusAnswer)
@@ -138,7 +172,7 @@ def read_status(home: Home) -> StatusAnswer:
 
 def read_peers(home: Home, limit: int = 100) -> PeersAnswer:
     """The peers that the running peer knows, or that the last one wrote down. Raises PeerError."""
-    home.prepare()
+    _prepare(home, reads=True)
     connection = connect(home.socket_path)
     if connection is not None:
         with connection:
@@ -148,7 +182,9 @@ def read_peers(home: Home, limit: int = 100) -> PeersAnswer:
     from .peer_list import known_row, list_peers
 
     now = time.time()
-    rows = {peer_id: known_row(peer, now) for peer_id, peer in PeersFile(home.peers_path).load().items()}
+    # To load the file makes another one, for its lock.
+    known = PeersFile(home.peers_path).load() if home.peers_path.exists() else {}
+    rows = {peer_id: known_row(peer, now) for peer_id, peer in known.items()}
     return list_peers([rows], (), limit=limit, running=False)
 
 

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from dms_host.keys.identity import load_identity
+from dms_host.keys.identity import load_identity, load_or_create_identity
 from dms_peer.__main__ import run_command
 from dms_peer.cli.app import command_app
+from dms_peer.owner.start_marker import starting
 from dms_resources.ledger.storage import SQLiteStorage
 
 GIB = 2**30
@@ -233,7 +234,7 @@ def test_a_damaged_key_file(failing: Any, home: str, command: list[str]) -> None
 
 
 def test_a_key_that_others_can_read(failing: Any, cli: Any, home: str) -> None:
-    cli("status", "--home", home)
+    cli("onboard", "--home", home, *OFFER)
     (Path(home) / "key").chmod(0o644)
     exit_code, error, line = failing("status", "--home", home)
     assert (exit_code, error["code"]) == (1, "key_exposed")
@@ -247,6 +248,58 @@ def test_a_damaged_ledger_is_left_as_it_is(failing: Any, home: str) -> None:
     exit_code, error, _ = failing("status", "--home", home)
     assert (exit_code, error["code"]) == (1, "ledger_damaged")
     assert ledger.read_bytes() == b"this is no database" * 1000
+
+
+READING = (["status"], ["history"], ["audit"], ["peers"])
+
+
+@pytest.mark.parametrize("command", READING, ids=" ".join)
+@pytest.mark.parametrize("there", [True, False], ids=["empty", "missing"])
+def test_commands_that_read_make_nothing_in_a_wrong_home(
+    failing: Any, home: str, command: list[str], there: bool
+) -> None:
+    if there:
+        Path(home).mkdir(mode=0o700)
+    exit_code, error, line = failing(*command, "--home", home)
+    assert (exit_code, error["code"]) == (1, "no_peer")
+    assert "choose another --home" in line
+    assert not there or not list(Path(home).iterdir())
+    assert Path(home).exists() == there
+
+
+@pytest.mark.parametrize("command", READING, ids=" ".join)
+def test_commands_that_read_make_no_ledger_for_a_requester(cli: Any, home: str, command: list[str]) -> None:
+    Path(home).mkdir(mode=0o700)
+    peer_id = load_or_create_identity(Path(home) / "key").peer_id
+    answer = cli(*command, "--home", home, "--json")
+    if command == ["status"]:
+        assert (answer["peer_id"], answer["running"], answer["onboarded"]) == (peer_id, False, None)
+    assert {path.name for path in Path(home).iterdir()} == {"key"}
+
+
+@pytest.mark.parametrize("command", READING[:3], ids=" ".join)
+def test_a_peer_that_starts_is_said_to_start_at_once(
+    failing: Any, cli: Any, home: str, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("onboard", "--home", home, *OFFER)
+    monkeypatch.setattr("dms_peer.owner.offline.open_manager", lambda *_: pytest.fail("the ledger was opened"))
+    monkeypatch.setattr("dms_resources.machine.hardware.measure_machine", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("the command waited"))
+    with starting(Path(home) / "starting"):
+        exit_code, error, line = failing(*command, "--home", home)
+    assert (exit_code, error["code"]) == (1, "starting")
+    assert "try again" in line
+
+
+def test_commands_that_change_something_wait_for_a_start_and_no_longer(
+    failing: Any, cli: Any, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dms_peer.home.home.PATIENCE", 0.1)
+    Path(home).mkdir(mode=0o700)
+    with starting(Path(home) / "starting"):
+        exit_code, error, _ = failing("onboard", *OFFER, "--home", home)
+        assert (exit_code, error["code"]) == (1, "starting")
+    cli("onboard", *OFFER, "--home", home)
 
 
 def test_a_home_that_is_a_file(failing: Any, tmp_path: Path) -> None:
@@ -285,6 +338,7 @@ def in_shell(redirection: str, *arguments: str, **environment: str) -> subproces
 
 
 def test_a_reader_that_goes_away_is_no_failure(home: str) -> None:
+    assert run_command(["onboard", "--home", home, *OFFER]) == 0
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "dms_peer", "status", "--home", home]
@@ -301,6 +355,7 @@ def test_a_reader_that_goes_away_is_no_failure(home: str) -> None:
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
 @pytest.mark.parametrize(("redirection", "reason"), [("> /dev/full", "No space left on device"), (">&-", "is closed")])
 def test_output_that_fails_is_one_sentence(home: str, redirection: str, reason: str, options: list[str]) -> None:
+    assert run_command(["onboard", "--home", home, *OFFER]) == 0
     done = in_shell(redirection, "status", "--home", home, *options)
     assert done.returncode == 1
     assert done.stderr.startswith("dms-peer: the output cannot be written: ")
@@ -345,7 +400,7 @@ def test_what_nobody_expected_is_one_line_too(failing: Any, home: str, monkeypat
         raise ZeroDivisionError("by design")
 
     monkeypatch.setattr("dms_resources.machine.hardware.measure_machine", fail)
-    exit_code, error, line = failing("status", "--home", home)
+    exit_code, error, line = failing("onboard", *OFFER, "--home", home)
     assert (exit_code, error["code"]) == (1, "internal")
     assert "--debug" in line
 
@@ -371,6 +426,8 @@ def test_the_readme_names_every_command() -> None:
 
 @pytest.mark.parametrize("arguments", [["hardware"], ["onboard", *OFFER], ["status"], ["history"], ["offboard"]])
 def test_local_commands_do_not_import_libp2p(home: str, machine_file: str, arguments: list[str]) -> None:
+    if arguments[0] not in ("hardware", "onboard"):
+        assert run_command(["onboard", "--home", home, "--machine", machine_file, *OFFER]) == 0
     arguments = [*arguments, "--home", home]
     if arguments[0] in ("hardware", "onboard"):
         arguments += ["--machine", machine_file]
