@@ -18,6 +18,7 @@ import trio
 from dms_host import HardenedHost, dial, open_stream
 from dms_host.errors import AddressError, IdentityError, ListenError
 from dms_peer.clients import open_allocations, open_bids, open_resources
+from dms_peer.errors import PeerError
 from dms_peer.home.home import Home
 from dms_peer.node import Node, Ready
 from dms_peer.owner import client as owner
