@@ -48,10 +48,6 @@ class Serving:
         """The rules that hold at any time, for what publishes the facts that they are about."""
         return self._access.current
 
-    def admits(self, operation: str, peer_id: str) -> bool:
-        """Whether the peer may call the operation without a token."""
-        return self._access.rules.admits(operation, peer_id)
-
     def replace(self, access: AccessRules, limits: ServiceLimits) -> None:
         """Applies other rules to every request, and other limits to every new stream, from now on.
 

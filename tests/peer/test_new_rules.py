@@ -52,8 +52,8 @@ async def test_rules_limits_and_terms_change_while_streams_are_open(tmp_path: Pa
             price = (await bids.request_bids(request(2))).bids[0].bid.price
             assert price is not None
             assert price.micros_per_hour == 7
-            assert serving.admits("bid_request", peer_id)
-            assert not serving.admits("free", peer_id)
+            assert serving.rules.is_public("bid_request")
+            assert not serving.rules.is_public("free")
 
         # New streams have the new limits.
         async with open_bids(client, peer_id) as bids:

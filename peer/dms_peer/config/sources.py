@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from ..errors import DocumentError
+from ..home.home import MEASURED
 from .access import read_access
 from .limits import read_limits
 from .settings import SECTIONS, SETTINGS, PeerConfig, Setting, read_settings
@@ -133,7 +134,8 @@ def _sections(tree: _Tree) -> Iterator[tuple[str, Field]]:
 
 def _read_section(tree: _Tree, name: str, section: Field) -> Any:
     if name not in SECTIONS:
-        return read_settings(name, section)
+        value = read_settings(name, section)
+        return _path(tree, section, value) if name == "machine" and value != MEASURED else value
     section, folder = _section_file(tree, name, section)
     if name == "terms":
         return read_terms(section, folder)
@@ -145,12 +147,15 @@ def _section_file(tree: _Tree, name: str, section: Field) -> tuple[Field, Path]:
     code = f"bad_{name}"
     if not section.is_text:
         return Field(section.node, section.path, code), tree.folder
-    text = section.text(4096)
-    # A path in the file is relative to the file; a path in an option to the working directory.
-    path = tree.folder / text if section.node.position.line else Path(text)
+    path = Path(_path(tree, section, section.text(4096)))
     root = parse_fields(read_file(path, code), str(path), code)
     tree.root = _with(tree.root, name, root.node)
     return root, path.absolute().parent
+
+
+def _path(tree: _Tree, field: Field, text: str) -> str:
+    """A path in the file starts at the directory of the file; one in an option or variable at the working directory."""
+    return str(tree.folder / text) if field.node.position.line else text
 
 
 def _with(root: MapNode, path: str, value: YamlNode) -> MapNode:

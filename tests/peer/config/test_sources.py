@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.main import get_command
 
 from dms_peer.cli.app import command_app
@@ -75,6 +78,38 @@ def test_a_section_may_stand_in_a_file_of_its_own(tmp_path: Path, monkeypatch: p
     assert loaded.origins["terms.prices.core"].short == f"{tmp_path}/other/terms.yaml:2"
     assert loaded.origins["access.others"].short == "access.yaml:1"
     assert loaded.origins["limits.service.depth"].short == f"{tmp_path}/peer.yaml:3"
+
+
+def test_a_machine_file_is_found_beside_the_configuration(tmp_path: Path) -> None:
+    assert sources(tmp_path, "machine: m.json").load().config.machine == f"{tmp_path}/m.json"
+    assert sources(tmp_path, "machine: measured").load().config.machine == "measured"
+    assert sources(tmp_path, "machine: x", {"DMS_PEER_MACHINE": "m.json"}).load().config.machine == "m.json"
+
+
+def test_the_docs_name_every_field_and_option() -> None:
+    docs = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
+    for setting in SETTINGS:
+        section, _, name = setting.path.rpartition(".")
+        assert f"`{setting.option}`" in docs
+        assert f"`{setting.path}`" in docs or (f"`{section}." in docs and f"`.{name}`" in docs), setting.path
+    for name in PeerConfig.__struct_fields__:
+        assert f"`{name}" in docs
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_nothing_but_document_errors_comes_of_any_bytes(data: st.DataObject) -> None:
+    raw = bytearray(UNCOMMENTED.encode())
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        raw[at : at + data.draw(st.integers(0, 5))] = data.draw(st.binary(max_size=5))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "peer.yaml"
+        path.write_bytes(raw)
+        found = ConfigSources(Path(folder), {}).problems()
+        assert all(error.code.startswith("bad_") for error in found)
+        if not found:
+            config_values(ConfigSources(Path(folder), {}).load().config)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,10 @@ def port_range(text: Any) -> PortRange:
 HomeOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(
-        "--home", metavar="DIR", help="Directory of key, ledger and socket.", show_default="the user's data directory"
+        "--home",
+        metavar="DIR",
+        help="Directory of key, ledger and socket.",
+        show_default="DMS_HOME, else the user's data directory",
     ),
 ]
 MachineOption: TypeAlias = Annotated[
