@@ -1,4 +1,4 @@
-"""What can go wrong on the wire, each with the stable code that the other side sees.
+"""The errors of the wire, each with the stable code that the other side sees.
 
 ::
 
@@ -50,7 +50,7 @@ __all__ = [
 
 
 class ProtocolError(Exception):
-    """The root of everything that a protocol raises on purpose; `code` is stable, the message is for people."""
+    """The base of all errors that a protocol raises; `code` is stable, the message is for people."""
 
     default_code: ClassVar[str] = "internal"
 
@@ -62,7 +62,7 @@ class ProtocolError(Exception):
 
 
 class FrameError(ProtocolError):
-    """The byte stream holds no further frames that can be told apart; it has to be closed."""
+    """Further frames of the byte stream cannot be read; it has to be closed."""
 
     default_code = "bad_frame"
 
@@ -74,7 +74,7 @@ class CBORError(ProtocolError):
 
 
 class MessageError(ProtocolError):
-    """A message of the right form has a field that is missing or wrong; `path` names the field where it is known."""
+    """A field of a message is missing or invalid; `path` names the field where it is known."""
 
     default_code = "bad_message"
 
@@ -84,13 +84,13 @@ class MessageError(ProtocolError):
 
 
 class UnknownOperationError(ProtocolError):
-    """The operation is not one of this protocol's."""
+    """The protocol does not have this operation."""
 
     default_code = "unknown_operation"
 
 
 class BusyError(ProtocolError):
-    """Too much runs already; trying again after `retry_after` seconds may succeed."""
+    """Too much runs already; a retry after `retry_after` seconds may succeed."""
 
     default_code = "busy"
 
@@ -124,7 +124,7 @@ class EnvelopeError(ProtocolError):
 
 
 class BidError(ProtocolError):
-    """A bid is genuine but not good for this: `not_your_bid`, `not_my_bid`, `bid_expired` or `bad_bid`."""
+    """A bid is genuine but cannot be used here: `not_your_bid`, `not_my_bid`, `bid_expired` or `bad_bid`."""
 
     default_code = "bad_bid"
 
@@ -135,14 +135,14 @@ class AccessError(ProtocolError):
     `forbidden`: not with any token; `token_required`: not without one. Of the token that came: `token_invalid`
     (changed, not understood, or granted by a peer that is not trusted here), `token_expired`, `token_revoked`,
     `token_not_for_this` (another operation), `token_not_yours` (for other peers), `token_not_here` (for other
-    providers). What is outstanding under it the ledger knows: `token_exceeded` is an error of its own.
+    providers). The ledger knows what is outstanding under a token: `token_exceeded` is one of its errors.
     """
 
     default_code = "forbidden"
 
 
 class AdvertError(ProtocolError):
-    """An advert that is not taken: `bad_advert` (it names another than its signer, or is too large), `advert_expired`,
+    """An advert is not accepted: `bad_advert` (it names another than its signer, or is too large), `advert_expired`,
     `advert_ahead` (issued in the future), `old_advert` (a later one is known) or `not_your_advert`."""
 
     default_code = "bad_advert"
@@ -150,7 +150,7 @@ class AdvertError(ProtocolError):
 
 class BroadcastError(ProtocolError):
     """A broadcast request (`bad_broadcast`, `broadcast_expired`) or an answer to one (`not_waiting`,
-    `delivered_already`) that is not taken."""
+    `delivered_already`) that is not accepted."""
 
     default_code = "bad_broadcast"
 

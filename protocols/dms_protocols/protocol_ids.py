@@ -2,7 +2,7 @@
 
 A provider serves every version that it knows, side by side. A client offers all that it knows, the newest first, and
 multistream-select picks the first that the provider has: a client that speaks 1.1 and a provider of 1.0 meet at 1.0,
-and the other way round. What is different between two versions of a protocol stands in one place (`bid_versions`).
+and the other way round. The difference between two versions of bids is in one place (`bidding.versions`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ BID_PROTOCOL: Final = "/dms/bid/1.0.0"
 BID_PROTOCOL_1_1: Final = "/dms/bid/1.1.0"
 """Bids, with request digests that do not depend on how a number is encoded."""
 ALLOCATION_PROTOCOL: Final = "/dms/allocation/1.0.0"
-ALLOCATION_PROTOCOL_1_1: Final = "/dms/allocation/1.1.0"
 """Leases: commit, renew, allocate, release and list."""
+ALLOCATION_PROTOCOL_1_1: Final = "/dms/allocation/1.1.0"
+"""The same, with allocations that end unless they are renewed, and with evictions."""
 PEERS_PROTOCOL: Final = "/dms/peers/1.0.0"
 """The exchange of capacity adverts."""
 BID_DELIVERY_PROTOCOL: Final = "/dms/bid-delivery/1.0.0"
@@ -91,7 +92,7 @@ def versions_of(protocol: str) -> list[str]:
 
 
 def newest_of_each(served: Mapping[str, Served]) -> dict[str, Served]:
-    """Of what is served by protocol id, the newest version of each protocol: for streams on which none is agreed."""
+    """The newest version of each served protocol, for streams that negotiate none."""
     newest: dict[str, str] = {}
     for protocol in sorted(served, key=ProtocolID.parse):
         newest[ProtocolID.parse(protocol).name] = protocol

@@ -1,4 +1,4 @@
-"""What a peer says of itself to everybody: a capacity advert, deterministic CBOR that is signed and passed on."""
+"""Capacity adverts: what a peer publishes about itself, as signed deterministic CBOR."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 ADVERT_DOMAIN: Final = "dms-advert"
-"""Keeps a signature under an advert from counting for anything else."""
+"""The domain of the signature, so that it is valid for adverts only."""
 
 ADVERT_PAYLOAD_TYPE: Final = b"/dms/advert/1.0.0"
 
@@ -43,7 +43,7 @@ class CapacityAdvert(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `peer_id` had free at `issued_at` (Unix seconds), and where it is reached; holds for `ttl` seconds.
 
     Of two adverts of one peer the one with the higher `sequence` counts. `executors` are those that it has; None where
-    it has not said. Whether it drains, offers anything and is simulated stands in `free`.
+    it does not say. `free` says whether the peer drains, offers anything and is simulated.
     """
 
     peer_id: PeerID
@@ -61,5 +61,5 @@ class CapacityAdvert(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def expires_at(self) -> float:
-        """When it holds no more (Unix seconds)."""
+        """When it expires (Unix seconds)."""
         return self.issued_at + self.ttl

@@ -1,4 +1,4 @@
-"""`/dms/bid/1.0.0`: would you take this, and on what terms?
+"""`/dms/bid`: whether a provider would take an ensemble, and on what terms.
 
 The request has the DMS's field names. A bid is the deterministic CBOR of `Bid` in a signed envelope.
 """
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 BID_DOMAIN: Final = "dms-bid"
-"""Keeps a signature under a bid from counting for anything else."""
+"""The domain of the signature, so that it is valid for bids only."""
 
 BID_PAYLOAD_TYPE: Final = b"/dms/bid/1.0.0"
 
@@ -48,17 +48,17 @@ MAX_NODES: Final = 64
 """Node requests in one ensemble request."""
 
 MAX_GPUS: Final = 64
-"""GPUs that one node may ask for."""
+"""GPUs in the demand of one node."""
 
 MAX_PORTS: Final = 1024
-"""Ports that one request may ask for, static and dynamic ones of all its nodes together."""
+"""Ports in one request, static and dynamic ones of all its nodes together."""
 
 Name: TypeAlias = Annotated[str, Meta(max_length=128)]
 Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 class Place(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A place on earth, as exactly as its fields say; in a request, an empty field means any."""
+    """A place on earth. In a request, an empty field means any."""
 
     continent: Name = ""
     country: Name = ""
@@ -79,7 +79,7 @@ class GeneralRequirements(Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class NodeRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One node of an ensemble: what it needs of a machine. `executors` are all needed, such as "docker"."""
+    """One node of an ensemble, and what it needs of a machine. It needs all of `executors`, such as "docker"."""
 
     node_id: Annotated[str, Meta(min_length=1, max_length=128)]
     executors: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
@@ -100,8 +100,8 @@ class NodeRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class EnsembleRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request for bids on the nodes of an ensemble.
 
-    `nonce` tells one asking from the next, `deadline` (Unix seconds) is how long bids are waited for, and the peers of
-    `peer_exclusion` are not to answer.
+    `nonce` distinguishes repeated requests. `deadline` (Unix seconds) is until when the requester waits for bids. The
+    peers of `peer_exclusion` should not bid.
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -117,10 +117,10 @@ class EnsembleRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class BidRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="bid_request"):
-    """Asks for bids; answered with BidAnswer, or with OfferAnswer for a `dry_run`.
+    """Requests bids; answered with BidAnswer, or with OfferAnswer for a `dry_run`.
 
     `ensemble` is the map of an EnsembleRequest, kept as it came: its digest covers fields that a later version added.
-    `hold` asks that the offer be held for so many seconds, `ttl` says for how long it is to be committed (0: unknown).
+    `hold` (seconds) requests a hold of the offer, `ttl` (seconds) is how long it is to be committed (0: unknown).
     """
 
     ensemble: dict[str, Any]
@@ -132,8 +132,8 @@ class BidRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fiel
 class Bid(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a provider offers to one requester for one node; valid until `valid_until` (Unix seconds).
 
-    `resources` name the GPUs that would be given. `held` says that the offer is kept for the requester until then;
-    otherwise somebody else may be faster. A bid is taken under `lease_id`, at most once.
+    `resources` name the GPUs that the requester would get. `held` says that the offer is held for the requester until
+    then; otherwise another requester may be faster. A bid is committed under `lease_id`, at most once.
     """
 
     request_digest: Digest
@@ -198,14 +198,14 @@ class BidAnswer(Struct, frozen=True, kw_only=True):
 
 
 class OfferAnswer(Struct, frozen=True, kw_only=True):
-    """What the bids would say, unsigned and not held, and refusals for the other nodes."""
+    """The same as BidAnswer for a dry run: unsigned, without holds."""
 
     offers: tuple[Bid, ...]
     refusals: tuple[Refusal, ...]
 
 
 def count_ports(asked: PortDemand) -> int:
-    """How many ports are asked for."""
+    """How many ports the demand has, static and dynamic ones."""
     return len(asked.static) + asked.dynamic
 
 
@@ -220,10 +220,10 @@ def request_digest(ensemble: dict[str, Any]) -> bytes:
 
 
 def bid_lease_id(*, requester: str, digest: bytes, node_id: str, provider: str) -> str:
-    """The id under which a bid is taken: the same for the same question, so that it can be taken only once.
+    """The id of the lease of a bid: the same for the same request, so that it can be committed only once.
 
     The first 32 hexadecimal digits of the SHA-256 of the deterministic encoding of these four.
     """
-    # Already in the order of the deterministic encoding, and nothing in it has more than one form.
+    # In the order of the deterministic encoding already; no value here has more than one form.
     named = {"node_id": node_id, "provider": provider, "requester": requester, "request_digest": digest}
     return hashlib.sha256(encode_fast(named)).hexdigest()[:32]

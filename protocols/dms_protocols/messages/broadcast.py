@@ -1,6 +1,6 @@
-"""A request for bids that is published to everybody, and `/dms/bid-delivery/1.0.0`, by which providers answer it.
+"""Broadcast requests for bids, and `/dms/bid-delivery/1.0.0`, by which providers answer them.
 
-The requester serves that protocol while it waits: whoever can bid dials it, or uses the connection that lives.
+The requester serves that protocol while it waits. A provider that can bid dials it, or uses an open connection.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ __all__ = [
 ]
 
 BROADCAST_DOMAIN: Final = "dms-broadcast"
-"""Keeps a signature under a broadcast request from counting for anything else."""
+"""The domain of the signature, so that it is valid for broadcast requests only."""
 
 BROADCAST_PAYLOAD_TYPE: Final = b"/dms/broadcast/1.0.0"
 
 MAX_BROADCAST_SIZE: Final = 16 * 1024
-"""Bytes of a signed broadcast request, which everybody has to carry."""
+"""The largest signed broadcast request, in bytes: every peer has to carry it."""
 
 LONGEST_BROADCAST: Final = 300.0
 """Seconds from the issue of a broadcast request to the deadline of its ensemble."""
 
 
 class BroadcastRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request for bids of everybody. The fields `ensemble`, `hold` and `ttl` are those of BidRequest.
+    """A request for the bids of all peers. `ensemble`, `hold` and `ttl` are those of BidRequest.
 
-    `want` is how many answers are enough: in a large network only about so many able providers give one.
+    `want` is how many answers are enough: in a large network only about so many capable providers answer.
     """
 
     requester: PeerID
@@ -52,9 +52,9 @@ class BroadcastRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DeliverBidsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="deliver_bids"):
-    """Brings the caller's bids on a broadcast request, and its refusals of the other nodes.
+    """Delivers the caller's bids on a broadcast request, and its refusals of the other nodes.
 
-    Answered with DeliverBidsAnswer, or `not_waiting` where nobody waits for answers (any more).
+    Answered with DeliverBidsAnswer, or `not_waiting` when the requester does not wait for answers.
     """
 
     ensemble_id: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -64,4 +64,4 @@ class DeliverBidsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, 
 
 
 class DeliverBidsAnswer(Struct, frozen=True):
-    """The bids were taken."""
+    """The bids were accepted."""

@@ -1,6 +1,6 @@
-"""`/dms/peers/1.0.0`: the exchange of signed adverts, which anybody may pass on.
+"""`/dms/peers/1.0.0`: the exchange of signed adverts, which any peer may pass on.
 
-A new peer that knows one address finds all others through it.
+A new peer that knows one address can find all others through it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ MAX_ADVERTS: Final = 64
 
 
 class AdvertiseRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="advertise"):
-    """Brings the caller's own advert, a signed envelope; answered with AdvertiseAnswer."""
+    """Sends the caller's own advert, a signed envelope; answered with AdvertiseAnswer."""
 
     advert: bytes
 
 
 class AdvertsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="adverts"):
-    """Asks for adverts; answered with AdvertsAnswer: the peer's own and a page of at most `limit` of others.
+    """Requests adverts; answered with AdvertsAnswer: the peer's own and a page of at most `limit` of others.
 
-    Where there is a `demand`, only for those of peers that had room for it. `after` is where a page before ended; by a
-    peer id of its own choice a caller begins somewhere else than others do.
+    With a `demand`, only the adverts of peers that had enough free. `after` is where the previous page ended. A caller
+    that chooses a peer id of its own begins elsewhere than others.
     """
 
     limit: Annotated[int, Meta(ge=1, le=MAX_ADVERTS)] = 16
@@ -42,13 +42,13 @@ class AdvertsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
 
 
 class AdvertiseAnswer(Struct, frozen=True, kw_only=True):
-    """The advert was taken; it need not be sent again within `again_after` seconds, unless something changed."""
+    """The advert was accepted. Unless it changes, it need not be sent again within `again_after` seconds."""
 
     again_after: float
 
 
 class AdvertsAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Signed envelopes, that of the answering peer itself first; the page behind begins after `next` ("": none)."""
+    """Signed envelopes, that of the answering peer first. The next page begins after `next` ("": there is none)."""
 
     adverts: tuple[bytes, ...]
     next: str = ""

@@ -1,4 +1,4 @@
-"""`/dms/resources/1.0.0`: what a peer has, offers, has promised and has free.
+"""`/dms/resources/1.0.0`: the hardware, the offer, the promises and the free capacity of a peer.
 
 The answers are the types of `dms_resources.components` themselves.
 """
@@ -11,24 +11,24 @@ __all__ = ["AllocatedRequest", "FreeRequest", "MachineRequest", "OnboardedReques
 
 
 class FreeRequest(Struct, frozen=True, tag_field="op", tag="free"):
-    """What could be taken now; answered with FreeResources."""
+    """Requests what is free now; answered with FreeResources."""
 
 
 class OnboardedRequest(Struct, frozen=True, tag_field="op", tag="onboarded"):
-    """What the owner offers and on what terms; answered with OnboardedResources, or `not_onboarded`."""
+    """Requests what the owner offers; answered with OnboardedResources, or `not_onboarded`."""
 
 
 class AllocatedRequest(Struct, frozen=True, tag_field="op", tag="allocated"):
-    """The sum of what runs; answered with Resources."""
+    """Requests the sum of all allocations; answered with Resources."""
 
 
 class MachineRequest(Struct, frozen=True, tag_field="op", tag="machine"):
-    """What the hardware has; answered with MachineResources, without the network's addresses for other peers."""
+    """Requests the hardware; answered with MachineResources, for other peers without network addresses."""
 
 
 class UsageRequest(Struct, frozen=True, tag_field="op", tag="usage"):
-    """What the machine uses now; answered with Resources, or `usage_unknown`."""
+    """Requests what the machine uses now; answered with Resources, or `usage_unknown`."""
 
 
 class WatchRequest(Struct, frozen=True, tag_field="op", tag="watch"):
-    """FreeResources now and after every change, as events; a slow reader sees the newest."""
+    """Requests FreeResources now and after every change, as events; a slow reader gets the newest."""

@@ -1,16 +1,15 @@
-"""Tokens: grants that are passed on offline, as Biscuits (https://www.biscuitsec.org), and checked without asking.
+"""Tokens: grants that holders pass on offline, as Biscuits (https://www.biscuitsec.org).
 
 Rules:
 
-1. A token is signed with the Ed25519 key of the peer that grants, which it names; whoever trusts that peer can check
-   it. Each block that is added is signed with a key of the chain itself: nobody needs the owner to take away from a
-   grant.
-2. A block says one thing per statement, in the forms below and no others. What is not understood is refused and not
-   passed over: it may have been meant to forbid something.
-3. Conditions (time, operation, peer, provider) are checks of Biscuit's own, amounts are facts: how much is outstanding,
-   only the ledger knows.
-4. Bytes and blocks are counted before they are parsed, and the authorizer runs within limits. Whatever the bytes are,
-   nothing but AccessError `token_invalid` comes of them.
+1. A token is signed with the Ed25519 key of the granting peer, which it names. Each provider that trusts this peer can
+   check it. An added block is signed with a key of the chain itself: a holder narrows a grant without its owner.
+2. Each statement of a block has one of the forms below. An unknown statement is refused and not ignored: it may be
+   meant to forbid something.
+3. Conditions (time, operation, peer, provider) are checks of Biscuit itself. Amounts are facts, because only the ledger
+   knows what is outstanding.
+4. Bytes and blocks are counted before they are parsed, and the authorizer runs within limits. Invalid bytes raise
+   AccessError `token_invalid` and nothing else.
 
 ::
 
@@ -58,7 +57,7 @@ MAX_TOKEN_BLOCKS: Final = 16
 
 _MAX_STATEMENTS: Final = 32
 _ID_DIGITS: Final = 32
-# Of an Ed25519 signature, in hexadecimal; those of P-256 are longer.
+# An Ed25519 signature in hexadecimal; those of P-256 are longer.
 _SIGNATURE_DIGITS: Final = 128
 _DIMENSIONS: Final = Allowance.__struct_fields__
 _NAME: Final = r'"[A-Za-z0-9_]{1,128}"'
@@ -70,26 +69,26 @@ _NAMES: Final = re.compile(
 )
 _TIME_FORM: Final = "%Y-%m-%dT%H:%M:%SZ"
 _FIELDS: Final = {"operation": "operations", "peer": "peers", "provider": "providers"}
-# Far above what any token within the limits needs, on a machine that is busy with other things.
+# Far above the need of any token within the limits, also on a busy machine.
 _RUN_LIMITS: Final = {"max_facts": 64, "max_iterations": 16, "max_time": timedelta(milliseconds=200)}
 
 
 class SignedToken:
-    """A token whose signatures hold; `grants` is what it says."""
+    """A token with valid signatures; `grants` is its content."""
 
     def __init__(self, biscuit: Biscuit, grants: Grants) -> None:
         self._biscuit = biscuit
         self.grants = grants
 
     def allows(self, *, operation: str, peer: str, provider: str, now: float) -> bool:
-        """Whether all checks of all blocks hold; asked of Biscuit's authorizer, which has the last word."""
+        """Whether all checks of all blocks hold, by Biscuit's own authorizer."""
         from biscuit_auth import AuthorizationError, AuthorizerBuilder
 
         builder = AuthorizerBuilder(
             "operation({operation}); peer({peer}); provider({provider}); time({time}); allow if true;",
             {"operation": operation, "peer": peer, "provider": provider, "time": datetime.fromtimestamp(now, UTC)},
         )
-        # The library's own types do not know of these two.
+        # The type stubs of the library lack these two.
         limits = builder.limits()  # type: ignore[attr-defined]
         for name, value in _RUN_LIMITS.items():
             setattr(limits, name, value)
@@ -110,7 +109,7 @@ def create_token(seed: bytes, granted_by: str, terms: GrantTerms) -> bytes:
 
 
 def attenuate_token(raw: bytes, public_key: bytes, terms: GrantTerms) -> bytes:
-    """The token with one more block, which takes away from it; `public_key` is that of the peer that granted it.
+    """The token with one more block, which narrows it; `public_key` is that of the granting peer.
 
     Raises AccessError for a token that cannot be passed on any further.
     """
@@ -126,7 +125,7 @@ def attenuate_token(raw: bytes, public_key: bytes, terms: GrantTerms) -> bytes:
 
 
 def granter_of(raw: bytes) -> str:
-    """The peer that a token says has granted it. Nothing is proved by that before `open_token` with this peer's key.
+    """The granting peer that a token names. This proves nothing before `open_token` with the key of this peer.
 
     Raises AccessError `token_invalid`.
     """
@@ -136,13 +135,13 @@ def granter_of(raw: bytes) -> str:
     try:
         source = UnverifiedBiscuit.from_base64(base64.urlsafe_b64encode(raw).decode()).block_source(0)
     except Exception as error:
-        # The library has an error of its own for each stage of reading.
+        # The library has a different error for each stage of reading.
         raise _invalid("it cannot be read") from error
     return _granter(source)
 
 
 def open_token(raw: bytes, public_key: bytes) -> SignedToken:
-    """The token, if the peer with this Ed25519 key has granted it. Raises AccessError `token_invalid`."""
+    """The token, if the peer with this Ed25519 key granted it. Raises AccessError `token_invalid`."""
     from biscuit_auth import Biscuit
 
     _check_size(raw)
@@ -159,8 +158,8 @@ def open_token(raw: bytes, public_key: bytes) -> SignedToken:
     if foreign:
         raise _invalid("a block is signed by a third party")
     if any(len(one) != _SIGNATURE_DIGITS for one in ids):
-        # Of a P-256 signature anybody can make another one that holds: the block would have a second id, which nobody
-        # has revoked and nothing is charged to.
+        # A valid P-256 signature can be turned into another valid one. The block would then have a second id, which is
+        # not revoked and to which nothing is charged.
         raise _invalid("a block is not signed with an Ed25519 key")
     blocks = tuple(
         Grant(id=grant_id(revocation_id), terms=_terms(source, first=index == 0))
@@ -177,7 +176,7 @@ def grant_id(revocation_id: str) -> str:
 def _private_key(seed: bytes) -> PrivateKey:
     from biscuit_auth import Algorithm, PrivateKey
 
-    # The library's own types know neither the parameter nor the value.
+    # The type stubs of the library lack the parameter and the value.
     return PrivateKey.from_bytes(seed, Algorithm.Ed25519)  # type: ignore[call-arg,attr-defined]
 
 
@@ -207,7 +206,7 @@ def _statements(terms: GrantTerms) -> Iterator[str]:
     for term, field in _FIELDS.items():
         names = getattr(terms, field)
         if names is not None and not names:
-            raise ValueError(f"a grant for no {term} is none")
+            raise ValueError(f"a grant needs at least one {term}")
         if names is not None:
             listed = ", ".join(f'"{name}"' for name in sorted(names))
             yield f"check if {term}(${term}), {{{listed}}}.contains(${term});"
@@ -253,4 +252,4 @@ def _unix(text: str) -> int:
 
 
 def _invalid(why: str) -> AccessError:
-    return AccessError(f"the token is no good: {why}", code="token_invalid")
+    return AccessError(f"the token is invalid: {why}", code="token_invalid")

@@ -1,4 +1,4 @@
-"""Whether a token is good for what is asked, with a code of its own for each way in which it may not be."""
+"""Whether a token allows a request, with a code for each way in which it may not."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .grants import Grant, Grants
 
 __all__ = ["TokenChecker"]
 
-# Tokens whose signatures were checked; a token comes back with every request that it is for.
+# Tokens with checked signatures: the same token comes with many requests.
 _MOST_REMEMBERED: Final = 256
 
 
 class TokenChecker:
     """Checks tokens for one provider.
 
-    `trusted` maps the peers whose grants count to their Ed25519 public keys; `revoked` holds the ids of blocks that do
-    not count any more, and is looked at each time. `clock` tells the Unix time in seconds.
+    `trusted` maps the peers whose grants count to their Ed25519 public keys. `revoked` has the ids of revoked blocks,
+    and is read for each request. `clock` tells the Unix time in seconds.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TokenChecker:
         self._known: BoundedDict[bytes, SignedToken] = BoundedDict(_MOST_REMEMBERED)
 
     def check(self, raw: bytes, *, operation: str, peer: str) -> Grants:
-        """What the token grants, if it is good for this operation of this peer, here and now. Raises AccessError."""
+        """The grants of the token, if it allows this operation of this peer, here and now. Raises AccessError."""
         token = self._opened(raw)
         self.check_revoked(one.id for one in token.grants.blocks)
         now = self._clock()
@@ -51,7 +51,7 @@ class TokenChecker:
         return token.grants
 
     def check_revoked(self, accounts: Iterable[str]) -> None:
-        """Raises AccessError `token_revoked` when one of these grants was revoked, and with it all that came of it."""
+        """Raises AccessError `token_revoked` when one of these grants was revoked."""
         for account in accounts:
             if account in self._revoked:
                 raise AccessError(f"the grant {account} was revoked", code="token_revoked")

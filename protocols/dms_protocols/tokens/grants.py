@@ -1,7 +1,7 @@
-"""What a token grants, block by block: who may do what, how much of it, until when.
+"""The grants of a token, block by block: which peers may do what, how much of it, and until when.
 
-A token is a chain. Its first block is the owner's, each further one was added by whoever passed it on. All of them
-hold: a block can only take away from those before it.
+A token is a chain. Its first block is the owner's; each holder that passed it on may have added one. All blocks hold,
+so that a block can only narrow those before it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _LATEST: Final = 253402300799
 
 
 class GrantTerms(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The terms of one block; None is no bound of this block's own.
+    """The terms of one block; None means that this block does not bound it.
 
-    `operations` that may be asked for, `peers` that may use it, `providers` at which, `expires` (Unix seconds), and how
-    much may be outstanding under it at a time.
+    `operations` are allowed, `peers` may use it, at `providers`, until `expires` (Unix seconds). `allowance` bounds
+    what may be outstanding under it at a time.
     """
 
     operations: frozenset[str] | None = None
@@ -34,7 +34,7 @@ class GrantTerms(Struct, frozen=True, kw_only=True, omit_defaults=True):
     allowance: Allowance = Allowance()
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what no block can say."""
+        """Raise ValueError for terms that no block can express."""
         for names in (self.operations, self.peers, self.providers):
             if names is not None and not all(_NAME.fullmatch(name) for name in names):
                 raise ValueError("a name in a grant has 1 to 128 letters, digits and _")
@@ -50,7 +50,7 @@ class Grant(Struct, frozen=True, kw_only=True):
 
 
 class Grants(Struct, frozen=True, kw_only=True):
-    """What a token says: the peer that granted it, and its blocks, the owner's first."""
+    """The content of a token: the granting peer, and the blocks, the owner's first."""
 
     granted_by: str
     blocks: tuple[Grant, ...]
@@ -62,5 +62,5 @@ class Grants(Struct, frozen=True, kw_only=True):
 
     @property
     def accounts(self) -> tuple[Account, ...]:
-        """What a lease that is taken with it is charged to."""
+        """The accounts to which a lease under this token is charged."""
         return tuple(Account(id=one.id, allowance=one.terms.allowance) for one in self.blocks)
