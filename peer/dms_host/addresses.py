@@ -1,4 +1,4 @@
-"""Addresses: what a user may write, and what others may dial."""
+"""Addresses: reading what a user writes, and naming what other peers can dial."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ HOST_PROTOCOLS = ("ip4", "ip6", "dns", "dns4", "dns6")
 # What may follow the host.
 DIRECT = ["tcp", "p2p"]
 RELAYED = ["tcp", "p2p", "p2p-circuit", "p2p"]
-# Addresses that a peer announces at most.
+# The most addresses that a peer announces.
 _MOST_ANNOUNCED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """Where a peer is (`kind` of HOST_PROTOCOLS, host, TCP port), who it must be, and the text it was written as.
+    """Where a peer listens (`kind` of HOST_PROTOCOLS, host, TCP port), its peer id, and the text that said so.
 
-    With a `relay_id`, it is that relay which listens there, and the peer is reached through it.
+    With a `relay_id`, that relay listens there, and the peer is reached through it.
     """
 
     text: str
@@ -54,7 +54,7 @@ class PeerAddress:
 
     @property
     def relay(self) -> PeerAddress:
-        """The address of the relay itself. Raises ValueError where there is none."""
+        """The address of the relay itself. Raises ValueError if there is none."""
         if self.relay_id is None:
             raise ValueError(f"{self.text} leads through no relay")
         text = f"{self.transport}/p2p/{self.relay_id.to_base58()}"
@@ -62,7 +62,7 @@ class PeerAddress:
 
     @property
     def transport(self) -> Multiaddr:
-        """The address of what listens, without a peer id."""
+        """The address that listens, without a peer id."""
         return Multiaddr(f"/{self.kind}/{self.host}/tcp/{self.port}")
 
 
@@ -108,15 +108,15 @@ def _parts(text: str, example: str) -> list[tuple[str, str]]:
         if parts := [(protocol.name, str(value)) for protocol, value in Multiaddr(text).items()]:
             return parts
     except Exception as error:
-        # Each of the library's codecs refuses text with an error of its own.
+        # Each of the library's codecs raises its own error.
         raise AddressError(f"{text!r} is no multiaddr", code="bad_address", address=text, hint=example) from error
     raise AddressError("the address is empty", code="bad_address", address=text, hint=example)
 
 
 def host_addresses(host: IHost) -> tuple[str, ...]:
-    """The addresses under which others may dial this host, with its peer id; wildcards become the machine's own.
+    """The addresses that other peers can dial, with this host's peer id; a wildcard becomes the machine's addresses.
 
-    Those behind relays where it has a reservation come last.
+    Addresses behind relays where the host has a reservation come last.
     """
     peer_id = host.get_id().to_base58()
     found = (concrete for address in host.get_transport_addrs() for concrete in _concrete(str(address)))
@@ -128,13 +128,13 @@ def _concrete(address: str) -> list[str]:
     for wildcard, loopback in WILDCARDS.items():
         if address.startswith(wildcard):
             others = map(str, expand_wildcard_address(Multiaddr(address)))
-            # The library leaves loopback out; on this machine it is the one address that always works.
+            # The library leaves loopback out, which always works on this machine.
             return [*(other for other in others if other != address), address.replace(wildcard, loopback, 1)]
     return [address]
 
 
 def announced_addresses(addrs: Sequence[str]) -> tuple[str, ...]:
-    """Of a peer's addresses (multiaddrs) those that others can use: loopback only where there is nothing else."""
+    """The addresses (multiaddrs) of a peer that others can use: loopback only if there is nothing else."""
     others = [address for address in addrs if not is_loopback(address)]
     return tuple(others or addrs)[:_MOST_ANNOUNCED]
 

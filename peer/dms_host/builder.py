@@ -1,4 +1,4 @@
-"""The one place where a host is built."""
+"""Build a host, start it, and close it in the right order."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ async def open_host(
     relay: RelayLimits | None = None,
     reserve_at: Sequence[str] = (),
 ) -> AsyncIterator[HardenedHost]:
-    """A started host with this identity, listening on `listen_addrs` (multiaddrs), closed when the block ends.
+    """Yield a started host with this identity that listens on `listen_addrs` (multiaddrs); close it after the block.
 
-    `gate` says who may connect, by default everybody; `psk` is the 32-byte key of a private network, outside of which
-    the host talks to nobody (ValueError for another length). `relay` makes it a relay for others within these limits;
-    at each of the relays at `reserve_at` (multiaddrs with peer ids) it keeps a place, and is reached through them.
-    Raises AddressError or ListenError for an address that cannot be used. Closing takes a second more than
-    HostLimits.close_timeout at most, also when cancelled. An error raised in the block comes out as it is, not wrapped
-    in a group.
+    `gate` decides which peers may connect (default: all). `psk` is the 32-byte key of a private network; the host then
+    connects to members only. `relay` makes the host a relay for others within these limits. At each relay in
+    `reserve_at` (multiaddrs with peer ids) the host keeps a reservation, so that peers reach it through that relay.
+    Raises ValueError for a key of another length, AddressError or ListenError for an address that cannot be used.
+    Closing takes at most HostLimits.close_timeout and a second, also when cancelled. An exception of the block is
+    raised as it is, not in a group.
     """
     if psk is not None and len(psk) != KEY_SIZE:
         raise ValueError(f"the key of a private network has {KEY_SIZE} bytes, not {len(psk)}")
@@ -60,14 +60,14 @@ async def open_host(
         try:
             await running.wait()
             await host.swarm.listen(*addresses)
-            # No farewell: peers see the connections end.
+            # No last push: peers see the connections end.
             async with announcing(host, goodbye=False), _relaying(host, relay), _relayed(host, relays):
                 yield host
         except Exception as error:
             failure = error
         finally:
             try:
-                # Shielded against what the library awaits before it closes the swarm, which bounds itself.
+                # The library awaits before it closes the swarm; the swarm bounds its own closing.
                 with trio.CancelScope(shield=True):
                     await host.close()
             finally:
@@ -77,7 +77,7 @@ async def open_host(
 
 
 async def _run_swarm(swarm: HardenedSwarm, running: trio.Event, closed: trio.Event) -> None:
-    """Runs the swarm until it is `closed`, also through a cancellation: who uses the host ends first, and in peace."""
+    """Run the swarm until `closed` is set, also through a cancellation: what uses the host ends first."""
     with trio.CancelScope(shield=True):
         async with background_trio_service(swarm):
             running.set()

@@ -4,12 +4,12 @@ Every error says what is wrong (`message`), what to do about it (`hint`) and car
 that scripts may rely on.
 
     HostError
-    ├── IdentityError   a key file: ours to repair, a retry does not help
-    ├── AddressError    an address that nobody can dial or listen on: the caller's to correct
-    ├── ListenError     the operating system refused a listen address
-    ├── ProtocolError   a protocol cannot be attached to this host
-    ├── DialError       the other peer could not be reached or did not agree: a retry may help
-    └── EnvelopeError   signed bytes that prove nothing: never retried
+    ├── IdentityError        a key file cannot be used: the owner repairs it, a retry does not help
+    ├── AddressError         an address cannot be dialled or listened on: the caller corrects it
+    ├── ListenError          the operating system refused a listen address
+    ├── ProtocolTakenError   a protocol is already attached to this host
+    ├── DialError            the other peer was not reached or did not agree: a retry may help
+    └── BadEnvelopeError     signed bytes prove nothing: a retry does not help
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class HostError(Exception):
-    """Something the host could not do; `code` is stable, `message` and `hint` are one line each for people."""
+    """An operation of the host failed. `code` is stable; `message` and `hint` are one line each, for people."""
 
     def __init__(self, message: str, *, code: str, hint: str = "") -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class HostError(Exception):
 
 
 class IdentityError(HostError):
-    """A key file cannot be used: this peer's own, or the one of a private network.
+    """A key file cannot be used: the one of this peer, or of a private network.
 
     Codes: `key_missing`, `key_unreadable`, `key_exposed`, `key_foreign`, `key_damaged`, `key_unwritable`, `key_exists`.
     """
@@ -50,7 +50,7 @@ class IdentityError(HostError):
 
 
 class AddressError(HostError):
-    """Text that is no usable multiaddr. Codes: `bad_address`, `no_peer_id`, `unsupported_address`."""
+    """An address cannot be used. Codes: `bad_address`, `no_peer_id`, `unsupported_address`."""
 
     def __init__(self, message: str, *, code: str, address: str, hint: str = "") -> None:
         super().__init__(message, code=code, hint=hint)
@@ -74,9 +74,9 @@ class ProtocolTakenError(HostError):
 
 
 class DialError(HostError):
-    """A peer was not reached; `address` says where it was looked for (a multiaddr, or the peer id of a known peer).
+    """A peer was not reached. `address` is what was dialled: a multiaddr, or the peer id of a known peer.
 
-    `retry_after` (seconds) says when a further attempt makes sense, where that is known.
+    `retry_after` is the time in seconds after which another attempt makes sense, where that is known.
     Codes: `unreachable`, `refused`, `timeout`, `wrong_peer`, `handshake_failed`, `self_dial`, `busy`, `not_connected`,
     `protocol_not_supported`, `stream_failed`, `no_address`, `backing_off`, `denied`, `wrong_network`,
     `relay_failed`, `closed`.

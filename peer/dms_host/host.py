@@ -1,4 +1,4 @@
-"""A libp2p host that strangers cannot exhaust, before it is started; `builder.open_host` starts it."""
+"""A libp2p host that strangers cannot exhaust. `builder.open_host` starts it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class HardenedHost(BasicHost):
-    """A libp2p host on a HardenedSwarm, whose negotiations are bounded and whose handlers are caged.
+    """A libp2p host on a HardenedSwarm. Its negotiations are bounded, and a failing handler ends only its own stream.
 
     What breaks in `BasicHost`, beside what the parts say: identify runs as a trio system task, where an exception ends
-    the whole program, and whatever address a stranger claims to have seen us under is advertised.
+    the whole program, and the host advertises any address under which a stranger claims to have seen it.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class HardenedHost(BasicHost):
 
     @property
     def relayed_addresses(self) -> tuple[str, ...]:
-        """Where this host is reached at the moment by way of relays."""
+        """The addresses of this host behind the relays where it has a reservation now."""
         return () if self.reservations is None else self.reservations.addresses
 
     @property
     def gate(self) -> ConnectionGater:
-        """Who may connect."""
+        """The lists of peers and addresses that may connect."""
         return self.swarm.gate
 
     async def change_gater(self, gate: ConnectionGater) -> int:
-        """Let these lists decide from now on, and close what they do not allow; returns how many that were.
+        """Use these lists from now on and close the connections that they do not allow; returns how many.
 
-        Not cancellable, but bounded by close_timeout.
+        Not cancellable; bounded by close_timeout.
         """
         return await self.swarm.change_gater(gate)
 
@@ -64,7 +64,7 @@ class HardenedHost(BasicHost):
         if known or not self._should_identify_peer(peer_id):
             return
         self._identify_inflight.add(peer_id)
-        # While the swarm is stopping nobody is left to identify.
+        # A swarm that is stopping starts no more tasks.
         with suppress(LifecycleError):
             self.swarm.manager.run_task(self._identify_task_entry, peer_id, reason)
 

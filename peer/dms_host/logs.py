@@ -1,9 +1,9 @@
-"""Logging that peers cannot flood, and the library's own reports reduced to one line each.
+"""Logs that peers cannot flood, and the library's own reports reduced to one line each.
 
 What breaks: py-libp2p reports ordinary disconnects and failed negotiations as errors of several lines, some with a
-traceback; `SwarmConn` logs through the root logger's module functions, which install a handler on stderr as a side
-effect. A peer could fill a disk by connecting and leaving.
-Measure: `route_library_logs` hangs one handler on the logger `libp2p` that passes the first line of each report, rate
+traceback. `SwarmConn` calls `logging.debug()`, which installs a handler on stderr. A peer could fill a disk by
+connecting and leaving.
+Measure: `route_library_logs` adds one handler to the logger `libp2p`. It passes the first line of each report, rate
 limited, to `dms_peer.libp2p` at INFO or below. LIBP2P_DEBUG, the library's own switch, turns it off.
 Upstream: no upstream report found (November 2026).
 """
@@ -19,7 +19,7 @@ __all__ = ["RateLimiter", "log_limited", "route_library_logs"]
 
 LIBRARY = "libp2p"
 MAX_LINE = 200
-# Lines: as many at once as the first number, and on average no more than the second per second.
+# Lines at once, and per second after that.
 BURST = 20
 PER_SECOND = 1.0
 
@@ -61,12 +61,12 @@ class RateLimiter:
 
     @property
     def rested(self) -> bool:
-        """Whether as much is admitted now as at the beginning."""
+        """Whether the bucket is full again."""
         return self._tokens + (self._clock() - self._updated) * self._per_second >= self._burst
 
 
 def log_limited(logger: logging.Logger, limiter: RateLimiter, level: int, message: str, *args: object) -> None:
-    """Log one line unless the limiter is exhausted; a line after a pause says how many were left out."""
+    """Log one line unless the limiter is exhausted; the next line that passes says how many were left out."""
     if not logger.isEnabledFor(level) or not limiter.admit():
         return
     if limiter.swallowed:
@@ -85,7 +85,7 @@ class _FirstLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage().partition("\n")[0][:MAX_LINE]
-        # The library calls errors what a public peer sees every minute.
+        # The library reports as errors what a public peer sees every minute.
         level = min(record.levelno, logging.INFO)
         log_limited(self._target, self._limiter, level, "%s: %s", record.name, text)
 

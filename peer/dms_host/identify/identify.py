@@ -1,10 +1,10 @@
 """Identify: what peers say of themselves, within bounds.
 
-What breaks in py-libp2p: a message of identify may have a mebibyte, and the signed record in it is compared address by
-address: 10,000 addresses in 120 KB keep the processor for ten seconds. Anybody who is connected may push as many of
-them as it likes.
-Measure: `bound_identify` passes messages over that are longer than those of go-libp2p, and, on our own hosts, those of
-a peer that sends too many.
+What breaks in py-libp2p: an identify message may have a mebibyte, and the signed record in it is compared address by
+address: 10,000 addresses in 120 KB keep the processor busy for ten seconds. Any connected peer may push such messages
+without end.
+Measure: `bound_identify` ignores messages that are longer than those of go-libp2p and, on our own hosts, messages of a
+peer that sends too many.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -34,20 +34,19 @@ MAX_MESSAGE: Final = 8 * 1024
 # Messages of one peer: at once, and per second after that.
 BURST: Final = 10
 PER_SECOND: Final = 0.2
-# Peers whose messages are counted, until they may send as many as a new one; whoever was not heard of for longest is
-# forgotten first.
+# Peers whose messages are counted; the peer that has been silent for longest is forgotten first.
 MAX_PEERS: Final = 1024
 
 
 class BoundedPeerStore(PeerStore):
-    """A peer store that counts what each peer says of itself."""
+    """A peer store that counts the identify messages of each peer."""
 
     def __init__(self, *, max_records: int, max_peers: int) -> None:
         super().__init__(max_records=max_records, max_peers=max_peers)
         self._heard: BoundedDict[ID, RateLimiter] = BoundedDict(MAX_PEERS)
 
     def admits(self, peer_id: ID) -> bool:
-        """Whether a message of this peer is looked at now; counts it."""
+        """Count a message of this peer; whether it is read."""
         heard = self._heard.get(peer_id)
         if heard is None:
             heard = self._heard[peer_id] = RateLimiter(BURST, PER_SECOND)
@@ -60,7 +59,7 @@ class BoundedPeerStore(PeerStore):
 
 
 def bound_identify() -> None:
-    """Has the library look at bounded messages alone; done again it changes nothing."""
+    """Make the library read bounded messages only. A second call changes nothing."""
     for module in (basic_host, identify_push):
         module.update_peerstore_from_identify = _update  # type: ignore[attr-defined]  # imported there
 
@@ -68,6 +67,6 @@ def bound_identify() -> None:
 async def _update(peerstore: IPeerStore, peer_id: ID, identify_msg: Identify) -> None:
     size = identify_msg.ByteSize()
     if size > MAX_MESSAGE:
-        log_limited(logger, limiter, logging.INFO, "passed %d bytes over that %s says of itself", size, peer_id)
+        log_limited(logger, limiter, logging.INFO, "ignored %d bytes of identify from %s", size, peer_id)
     elif not isinstance(peerstore, BoundedPeerStore) or peerstore.admits(peer_id):
         await update_peerstore_from_identify(peerstore, peer_id, identify_msg)

@@ -1,9 +1,9 @@
-"""Telling connected peers what a host serves: one message to each for all that changes together.
+"""Tell connected peers which protocols a host serves: one message to each peer for all changes that come together.
 
-What breaks: protocols that are attached after a connection was made are not announced to it, and neither is that they
-are gone. The library's own push has ten places for all hosts of a program, takes two round trips, makes and signs the
-same message for each peer, and loses its stream, or breaks the connection below it, where it is cancelled.
-Measure: `announcing` owns a task that waits until changes have settled, and then tells everybody once.
+What breaks: protocols that are attached or removed after a connection was made are not announced to it. The library's
+own push has ten slots for all hosts of a program, takes two round trips, makes and signs the same message for each
+peer, and loses its stream, or breaks the connection, when it is cancelled.
+Measure: `announcing` owns a task that waits until changes have settled, and then pushes once to each peer.
 Upstream: no upstream report found (November 2026).
 Source: https://github.com/libp2p/specs/blob/master/identify/README.md ("identify/push").
 """
@@ -34,44 +34,44 @@ logger = logging.getLogger(__name__)
 # Seconds.
 _SETTLING: Final = 0.05
 _PUSH_DEADLINE: Final = 2.0
-# After which nobody more is told that protocols are gone: a courtesy.
+# The longest time for the last push: a courtesy.
 _GOODBYE_TIMEOUT: Final = 1.0
 _AT_ONCE: Final = 16
 
 
 class Announcements:
-    """What the peers of one host have been told. Made by `announcing`."""
+    """What was announced to the peers of one host. Made by `announcing`."""
 
     def __init__(self, host: IHost) -> None:
         self._host = host
         self._changes = self._told = 0
         self._changed = trio.Event()
         self.over = False
-        """Whether nobody is left who would tell of a change."""
+        """Whether the task that announces changes has ended."""
 
     def changed(self) -> None:
-        """The host serves more or less than before: peers are told soon. Never blocks."""
+        """Announce soon what the host serves now. Never blocks."""
         self._changes += 1
         self._changed.set()
 
     async def keep(self) -> None:
-        """Tells of changes until it is cancelled. Run by `announcing`."""
+        """Announce changes until cancelled. Run by `announcing`."""
         while True:
             await self._changed.wait()
-            # What is attached together is told together.
+            # Protocols that are attached together are announced together.
             await trio.sleep(_SETTLING)
             self._changed = trio.Event()
             await self.tell()
 
     async def tell(self) -> None:
-        """Tells what was not told yet; each peer has two seconds, which on a foreign host are not cut short."""
+        """Announce what changed since the last time. Each peer has two seconds; a foreign host may take longer."""
         changes = self._changes
         if changes != self._told:
             await _push(self._host)
             self._told = changes
 
     async def goodbye(self) -> None:
-        """Tells what was not told yet, within three seconds. Not cancellable."""
+        """Announce the last changes, within a second. Not cancellable."""
         with shielded(_GOODBYE_TIMEOUT):
             await self.tell()
 
@@ -82,10 +82,10 @@ _open: WeakKeyDictionary[IHost, Announcements] = WeakKeyDictionary()
 
 @asynccontextmanager
 async def announcing(host: IHost, *, goodbye: bool = True) -> AsyncIterator[Announcements]:
-    """Connected peers are told of changes while the block runs, and of the last ones at its end (`farewell`).
+    """Announce changes to connected peers while the block runs, and the last ones at its end (`goodbye`).
 
-    Inside another such block for this host it is that one's, which ends later: what is taken off together is told once.
-    An error raised in the block comes out as it is.
+    Inside another such block for the same host, the outer one announces: protocols that are removed together are
+    announced once. An exception of the block is raised as it is.
     """
     current = _open.get(host)
     if current is not None:

@@ -1,12 +1,12 @@
-"""Who this peer is: one Ed25519 key in a file that only its owner can read.
+"""The identity of this peer: one Ed25519 key in a file that only its owner can read.
 
 The file holds the key in libp2p's protobuf form, as py-libp2p's own key store writes it. This module itself needs no
 libp2p, whose import takes more than a second, so that local commands can show the peer id at once.
 
 Rules:
 1. The file appears whole or not at all, with mode 0600, and an existing file is never overwritten.
-2. A file that others can read, that another user owns, or that does not hold an Ed25519 key is refused, not repaired:
-   whoever could read the key may already be us.
+2. A file that other users can read, that another user owns, or that holds no Ed25519 key is refused, not repaired:
+   a user who could read the key can already act as this peer.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Identity:
 
 @lru_cache(maxsize=8)
 def _key_pair(seed: bytes) -> KeyPair:
-    # Kept, because deriving it costs as much as a signature and every signature asks for it.
-    # Imported here, not above: local commands need the peer id alone and must start fast.
+    # Cached: deriving the pair costs as much as a signature, and every signature needs it.
+    # Imported here: local commands need the peer id alone and must start fast.
     from libp2p.crypto.ed25519 import create_new_key_pair
 
     return create_new_key_pair(seed)
 
 
 def new_identity(seed: bytes | None = None) -> Identity:
-    """An identity that is in no file: random, or from a 32-byte seed. Raises ValueError for another length."""
+    """A new identity, from random bytes or a 32-byte seed; nothing is written. Raises ValueError for another length."""
     # PyNaCl and base58 come with libp2p; together they import in 40 ms, only when an identity is asked for.
     import base58
     from nacl.signing import SigningKey
@@ -68,7 +68,7 @@ def new_identity(seed: bytes | None = None) -> Identity:
 
 
 def public_key_of(peer_id: str) -> bytes | None:
-    """The Ed25519 public key that a peer id is; None for an id of another kind, or for what is none."""
+    """The Ed25519 public key inside a peer id; None for an id of another kind, or an invalid one."""
     import base58
 
     try:

@@ -1,8 +1,8 @@
-"""Files that hold a secret: whole or not there, and for nobody but the user who runs the peer.
+"""Files that hold a secret, for the user who runs the peer alone.
 
 Rules:
 1. A file appears whole or not at all, with mode 0600, and an existing one is never overwritten.
-2. A file that others can read or that another user owns is refused, not repaired: the secret may be known already.
+2. A file that other users can read or that another user owns is refused, not repaired: the secret may be known.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ..errors import IdentityError
 
 __all__ = ["create_key_file", "damaged_key", "read_key_file"]
 
-# No key is longer; what is longer is no key.
+# Bytes; no key file is longer.
 MAX_FILE_SIZE = 4096
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def read_key_file(path: Path, missing_hint: str) -> bytes:
-    """What is in `path`. Raises IdentityError: missing, unreadable, exposed, foreign or damaged. Blocks on disk."""
+    """The contents of `path`. Raises IdentityError (missing, unreadable, exposed, foreign, damaged). Blocks on disk."""
     try:
         status, raw = _read(path)
     except FileNotFoundError as error:
@@ -51,7 +51,7 @@ def _read(path: Path) -> tuple[os.stat_result, bytes]:
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
-    # Asked of the open file, not of the path: nobody can put another file there in between.
+    # Of the open file, not of the path: the file at that path could be replaced in between.
     if not stat.S_ISREG(status.st_mode):
         raise damaged_key(path, "it is not a regular file")
     if status.st_uid != os.geteuid():
@@ -81,13 +81,13 @@ def damaged_key(path: Path, why: str) -> IdentityError:
 
 
 def create_key_file(path: Path, content: bytes) -> None:
-    """Put a new file at `path`. Raises FileExistsError where there is one, and OSError. Blocks on disk."""
+    """Create a file at `path`. Raises FileExistsError if there is one, and OSError. Blocks on disk."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            # The umask may have taken bits away that the owner needs.
+            # The umask may have removed bits that the owner needs.
             os.fchmod(descriptor, 0o600)
             file.write(content)
             file.flush()
@@ -100,7 +100,7 @@ def create_key_file(path: Path, content: bytes) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    # Without it the name may be gone after a power cut, and with it the identity that others already know.
+    # Otherwise a power cut could lose the name, and with it an identity that other peers know.
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

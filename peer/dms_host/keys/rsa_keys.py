@@ -1,10 +1,10 @@
-"""RSA keys of strangers, which cost no more to read than a key does.
+"""Bounds for the RSA keys of strangers.
 
-What breaks in py-libp2p (0.8.1): a key is read in full, byte by byte and in several formats, before its size is looked
-at. It may be a private one, whose primes are tested, and its exponent may be as long as its modulus. A key is in the
-first message of a stranger and in every envelope: one of 30 KiB keeps the processor for five seconds.
-Measure: `bound_rsa_keys` looks at the length, lets OpenSSL read the one format that the specification has, and then at
-the numbers, before the library sees any of it.
+What breaks in py-libp2p (0.8.1): a key is parsed in full, in several formats, before its size is checked. It may be a
+private key, whose primes are tested, and its exponent may be as long as its modulus. The first message of a stranger
+holds a key, and so does every envelope: a key of 30 KiB keeps the processor busy for five seconds.
+Measure: `bound_rsa_keys` checks the length, lets OpenSSL read the one format of the specification, and checks the
+numbers, before the library reads the key.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -31,9 +31,9 @@ _read_unbounded = library.RSAPublicKey.from_bytes
 
 
 def bound_rsa_keys() -> None:
-    """Has the library read RSA keys within bounds, wherever it does; done again it changes nothing."""
+    """Make the library read RSA keys within bounds, wherever it reads one. A second call changes nothing."""
     library.RSAPublicKey.from_bytes = _read  # type: ignore[method-assign]
-    # It was looked up when the library was loaded.
+    # The library looked it up when it was loaded.
     readers[KeyType.RSA.value] = _read
 
 
@@ -43,10 +43,10 @@ def _read(key_bytes: bytes) -> library.RSAPublicKey:
     try:
         key = load_der_public_key(key_bytes)
     except Exception as error:
-        # It has as many types of error as there are ways for bytes to be no key.
-        raise CryptographyError("these bytes are no public key") from error
+        # OpenSSL has its own error for each way in which bytes are no key.
+        raise CryptographyError("not a public key") from error
     if not isinstance(key, rsa.RSAPublicKey):
-        raise CryptographyError("the key is no RSA key")
+        raise CryptographyError("not an RSA key")
     library.validate_rsa_key_length(key.key_size)
     if key.public_numbers().e >= _MOST_EXPONENT:
         raise CryptographyError("the exponent of the RSA key is too long")

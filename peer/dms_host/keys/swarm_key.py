@@ -1,4 +1,4 @@
-"""The key of a private network: a file that all its peers have, in the format that every libp2p reads.
+"""The key of a private network: a file that all its members have, in the format that every libp2p reads.
 
 Three lines: `/key/swarm/psk/1.0.0/`, the encoding (`/base16/` or `/base64/`), and 32 bytes in it
 (https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md). Needs no libp2p itself.

@@ -1,10 +1,10 @@
-"""A connection that goes through a relay: from a stream to the relay to a raw connection to a peer.
+"""Connections through a relay: turning a stream to the relay into a raw connection to a peer.
 
-What is on it is secured end to end: it gets the same handshake as a socket, so that the relay sees noise.
+The connection is secured end to end with the same handshake as a socket, so that the relay sees noise.
 
-What breaks in the library's relay transport: `host.connect` fails for a `/p2p-circuit` address; a failed or cancelled
-dial leaves its stream open; what the relayed peer is told, it takes from anybody; the connection it accepts holds no
-slot and counts as no handshake.
+What breaks in the library's relay transport: `host.connect` fails for a `/p2p-circuit` address. A failed or cancelled
+dial leaves its stream open. The relayed peer accepts connections from any peer that claims to be a relay, and they
+hold no slot and count as no handshake.
 Measure: `request_circuit` and `accept_circuit`, on our own streams.
 Upstream: no upstream report found (November 2026).
 """
@@ -29,7 +29,7 @@ __all__ = ["accept_circuit", "circuit_address", "request_circuit"]
 
 
 class _CircuitStream(ReadWriteCloser):
-    """A stream in the place of a socket."""
+    """A stream used as a socket."""
 
     def __init__(self, stream: PeerStream) -> None:
         self._stream = stream
@@ -55,7 +55,7 @@ class _CircuitStream(ReadWriteCloser):
         await self._stream.aclose()
 
     def get_remote_address(self) -> None:
-        """Nobody but the relay knows."""
+        """None: only the relay knows the peer's address."""
 
 
 def circuit_address(relay_id: str, peer_id: str) -> Multiaddr:
@@ -69,9 +69,9 @@ def _connection(stream: PeerStream, peer_id: str, is_initiator: bool) -> RawConn
 
 
 async def request_circuit(stream: PeerStream, target: PeerAddress) -> RawConnection:
-    """Ask the relay at the other end of a HOP stream for a connection to `target`; the stream becomes it.
+    """Request a connection to `target` from the relay at the other end of a HOP stream; the stream becomes it.
 
-    Raises DialError `relay_failed`. Whatever it raises, the stream is over.
+    Raises DialError `relay_failed`. The stream is reset if anything is raised.
     """
     try:
         peer = PeerId(id=target.peer_id.to_bytes())
@@ -94,11 +94,11 @@ async def request_circuit(stream: PeerStream, target: PeerAddress) -> RawConnect
 
 
 async def accept_circuit(stream: PeerStream) -> RawConnection:
-    """Take the connection that the relay at the other end of a STOP stream offers. Raises RelayMessageError."""
+    """Accept the connection that the relay at the other end of a STOP stream offers. Raises RelayMessageError."""
     offer = await read_message(stream, StopMessage)
     if offer.type != StopMessage.CONNECT or not offer.peer.id:
         await write_message(stream, StopMessage(type=StopMessage.STATUS, status=Status.UNEXPECTED_MESSAGE))
         raise RelayMessageError("no offer of a connection")
     await write_message(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
-    # Who it really is, the handshake will prove; the relay's word is good for a name in an address.
+    # The handshake proves which peer it is; the relay's claim only names the address.
     return _connection(stream, ID(offer.peer.id).to_base58(), is_initiator=False)

@@ -1,4 +1,4 @@
-"""What relays and those who use them say to each other, before a stream becomes a connection.
+"""The messages between relays and peers, before a stream becomes a connection.
 
 Circuit relay v2 (https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md): HOP from a peer to its relay, STOP
 from the relay to the peer that is reached. Each message is protobuf behind its length; nothing beyond it is read, since
@@ -28,7 +28,7 @@ Message = TypeVar("Message", HopMessage, StopMessage)
 
 
 class RelayMessageError(BaseLibp2pError):
-    """The other side did not say in time what it has to, or its stream is gone."""
+    """The other side did not send the expected message in time, or its stream is gone."""
 
 
 async def read_message(stream: PeerStream, message_type: type[Message]) -> Message:
@@ -38,7 +38,7 @@ async def read_message(stream: PeerStream, message_type: type[Message]) -> Messa
             data = await _read_exactly(stream, await _read_length(stream))
         message = message_type()
         message.ParseFromString(data)
-    # The library of protobuf has errors of its own for what it cannot read.
+    # protobuf raises errors of its own for what it cannot read.
     except Exception as error:
         raise RelayMessageError(f"no message of a relay: {type(error).__name__}") from error
     return message
@@ -46,7 +46,7 @@ async def read_message(stream: PeerStream, message_type: type[Message]) -> Messa
 
 async def _read_length(stream: PeerStream) -> int:
     length = 0
-    # 16 KiB: the specification names no bound, and a message has a peer id and some addresses in it.
+    # At most 16 KiB: the specification names no bound; a message holds a peer id and some addresses.
     for shift in (0, 7):
         (byte,) = await _read_exactly(stream, 1)
         length |= (byte & 0x7F) << shift

@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 # Seconds: a reservation is renewed when three quarters of its time are over, but not more often and not later.
 EARLIEST_RENEWAL = 5.0
 LATEST_RENEWAL = 3600.0
-# Seconds between two attempts at a relay that does not answer: doubling from the one to the other.
+# Seconds between two attempts at a relay that does not answer; the pause doubles up to the latest.
 FIRST_RETRY = 1.0
 LATEST_RETRY = 300.0
-# Addresses of one relay that are passed on.
+# The most addresses of one relay that are announced.
 MAX_ADDRESSES = 4
-# Whoever closes idle connections leaves those with a tag alone.
+# The connection pool does not close connections with a tag.
 PROTECTION = "relay"
 
 
 class Reservations:
-    """Keeps a place at each of some relays, and takes what comes from there."""
+    """Keeps a reservation at each of some relays, and accepts the connections that they pass on."""
 
     def __init__(self, host: IHost, swarm: HardenedSwarm, relays: Sequence[PeerAddress]) -> None:
         self._host = host
@@ -51,23 +51,23 @@ class Reservations:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where this host is reached at the moment by way of relays."""
+        """The addresses of this host behind the relays where it has a reservation now."""
         return tuple(address for addresses in self._held.values() for address in addresses)
 
     async def keep(self) -> None:
-        """Reserve, renew, and begin again when a relay was lost, until cancelled."""
+        """Reserve, renew, and reserve again after a relay was lost, until cancelled."""
         async with trio.open_nursery() as nursery:
             for relay in self._relays:
                 nursery.start_soon(self._keep, relay)
 
     async def answer(self, stream: PeerStream, peer_id: str) -> None:
-        """Answer a STOP stream, and hold its connection for as long as it lasts. Raises RelayMessageError."""
+        """Answer a STOP stream, and hold its connection until it ends. Raises RelayMessageError."""
         if peer_id not in self._held:
-            # Whoever else wants to connect may do so in person.
+            # Any other peer can connect directly.
             await write_message(stream, StopMessage(type=StopMessage.STATUS, status=Status.PERMISSION_DENIED))
             return
         raw = await accept_circuit(stream)
-        # All that come by one relay count as one machine.
+        # All connections through one relay count as one machine.
         await self._swarm.accept(raw, circuit_address(peer_id, self._host.get_id().to_base58()), f"relay {peer_id}")
 
     async def _keep(self, relay: PeerAddress) -> None:
@@ -90,9 +90,9 @@ class Reservations:
             self._swarm.unprotect(relay.peer_id, PROTECTION)
 
     async def _reserve(self, relay: PeerAddress, relay_id: str) -> float:
-        """Make or renew the reservation; returns after how many seconds to do it again."""
+        """Make or renew the reservation; returns the seconds until the next renewal."""
         await dial(self._host, relay.text)
-        # Its connection is what the reservation lasts as long as.
+        # The reservation lasts as long as this connection.
         self._swarm.protect(relay.peer_id, PROTECTION)
         async with await open_stream(self._host, relay_id, [HOP]) as stream:
             await write_message(stream, HopMessage(type=HopMessage.RESERVE))
@@ -104,7 +104,7 @@ class Reservations:
         return max(EARLIEST_RENEWAL, min(LATEST_RENEWAL, renewal))
 
     async def _wait_lost(self, relay_id: str, renewal: float) -> None:
-        """Wait until it is time to renew. Raises DialError when the connection is gone before."""
+        """Wait until it is time to renew. Raises DialError if the connection ends before."""
         connections = living_connections(self._host, ID.from_string(relay_id))
         with trio.move_on_after(renewal):
             for muxed in (connection.muxed_conn for connection in connections[:1]):
@@ -115,7 +115,7 @@ class Reservations:
             )
 
     def _addresses(self, relay: PeerAddress, named: Sequence[bytes]) -> tuple[str, ...]:
-        """Where the relay is, as we know and as it says itself, and we behind it."""
+        """Our addresses behind the relay, from the address that we dialled and those that it named."""
         peer_id = self._host.get_id().to_base58()
         texts = [relay.text, *_readable(named, relay.peer_id)]
         return tuple(f"{text}/p2p-circuit/p2p/{peer_id}" for text in dict.fromkeys(texts))[:MAX_ADDRESSES]
@@ -127,7 +127,7 @@ def _readable(named: Sequence[bytes], relay_id: ID) -> list[str]:
         try:
             target = parse_peer_address(str(Multiaddr(address)))
         except Exception:
-            # A relay may say anything; each of the library's codecs refuses with an error of its own.
+            # Each of the library's codecs raises its own error.
             continue
         if target.peer_id == relay_id and not target.relayed:
             found.append(target.text)

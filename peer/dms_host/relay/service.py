@@ -1,9 +1,10 @@
 """A relay: connects peers that cannot reach each other, within bounds.
 
-What breaks in the library's relay: a reservation is made for whichever peer the message names, so that anybody may fill
-the table in others' names; a circuit on which nothing moves outlives its duration, since the time is looked at only
-when something was read; circuits are counted for the peer that is reached alone; two circuits of one peer end each
-other; when one direction ends, so does the other; a write that stalls is cancelled in the middle of a frame.
+What breaks in the library's relay:
+- A reservation is made for the peer that the message names, so that any peer can fill the table in others' names.
+- An idle circuit outlives its duration: the time is checked only when something was read.
+- Circuits are counted for the reached peer alone, and two circuits of one peer end each other.
+- When one direction ends, so does the other; a write that stalls is cancelled in the middle of a frame.
 Measure: `RelayService`, which uses the library's messages and our own streams.
 Upstream: no upstream report found (November 2026).
 """
@@ -64,13 +65,13 @@ class RelayService:
 
     @property
     def reservations(self) -> int:
-        """How many peers are reached here at the moment."""
+        """How many peers have a reservation."""
         return len(self._places)
 
     async def answer(self, stream: PeerStream, peer_id: str) -> None:
-        """Answer one message of a peer, and carry its circuit for as long as it lasts. Raises RelayMessageError."""
+        """Answer one message of a peer, and carry its circuit until it ends. Raises RelayMessageError."""
         if stream.relayed:
-            # A relay of a relay would be a way around the bounds of both.
+            # A circuit over a circuit would go around the bounds of both relays.
             await write_hop_status(stream, Status.PERMISSION_DENIED)
             return
         message = await read_message(stream, HopMessage)
@@ -89,7 +90,7 @@ class RelayService:
         if not self._has_place(peer_id, group):
             await write_hop_status(stream, Status.RESERVATION_REFUSED)
             return
-        # Whoever the message names: it is for the one whose handshake proved who asks.
+        # For the peer whose handshake proved its id, whatever the message names.
         self._places[peer_id] = _Place(trio.current_time() + self._limits.reservation_ttl, group)
         addresses = [Multiaddr(text).to_bytes() for text in host_addresses(self._host)[:MAX_ADDRESSES]]
         reservation = Reservation(expire=int(time.time() + self._limits.reservation_ttl), addrs=addresses)
@@ -162,7 +163,7 @@ class RelayService:
             yield
         finally:
             self.circuits -= 1
-            # Without those that are zero, which a Counter would keep: one for each peer that ever came.
+            # Subtraction drops zeros, which a Counter would keep for each peer that ever connected.
             self._circuits -= Counter((source, target))
             self._circuits_from -= Counter((group,))
 
@@ -189,7 +190,7 @@ class RelayService:
                 for source, target in ((left, right), (right, left)):
                     nursery.start_soon(self._copy, source, target, ended, nursery.cancel_scope)
         if len(ended) < 2:
-            # Both ends must see that it was cut.
+            # Both ends must see that the circuit was cut.
             await left.areset()
             await right.areset()
 

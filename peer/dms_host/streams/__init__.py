@@ -1,1 +1,1 @@
-"""Streams: opening them, serving protocols on them, and reading and writing that cancellation leaves whole."""
+"""Streams: opening them, serving protocols on them, reading and writing them with safe cancellation."""

@@ -1,10 +1,9 @@
-"""Stream handlers that can fail without harm.
+"""Stream handlers that may fail.
 
-What breaks: the library runs a stream's handler in the host's own nursery. A handler that raises, or a peer that sends
-garbage where a protocol's name should be, ends the host; a handler that returns without closing leaves the stream open
-for good.
-Measure: `guarded` wraps a handler; whatever it raises ends in one rate-limited line and a reset of its stream, and its
-return closes the stream. Both are shielded and have a deadline.
+What breaks: the library runs a stream's handler in the host's own nursery. A handler that raises ends the host, and so
+does a peer that sends garbage in place of a protocol's name. A handler that returns without closing leaks its stream.
+Measure: `guarded` wraps a handler. If it raises, its stream is reset and one rate-limited line is logged; when it
+returns, its stream is closed. Both are shielded and have a deadline.
 Upstream: https://github.com/libp2p/py-libp2p/issues/417 (a failed negotiation takes the listener down),
 https://github.com/libp2p/py-libp2p/issues/1120 (the same with pubsub's streams).
 """
@@ -28,7 +27,7 @@ limiter = RateLimiter()
 
 
 def guarded(handler: StreamHandlerFn, close_timeout: float) -> StreamHandlerFn:
-    """`handler` in a cage: no exception leaves it, and its stream ends when it does, within `close_timeout` seconds."""
+    """Wrap `handler`: no exception leaves it, and its stream ends within `close_timeout` seconds after it."""
 
     async def guarded_handler(stream: INetStream) -> None:
         use_quick_lock(stream)
@@ -37,7 +36,7 @@ def guarded(handler: StreamHandlerFn, close_timeout: float) -> StreamHandlerFn:
             await handler(stream)
             finished = True
         except* Exception as group:
-            # `except*`, because a handler's nursery may raise its errors together with a cancellation, which goes on.
+            # `except*`: a nursery of the handler may raise errors together with a cancellation, which must go on.
             _report(stream, group)
         finally:
             if finished:
@@ -52,7 +51,7 @@ def _report(stream: INetStream, group: BaseExceptionGroup[Exception]) -> None:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    # A peer that hangs up is no news; an error of ours is.
+    # A peer that hangs up is ordinary; a bug of ours is not.
     level = logging.DEBUG if isinstance(error, BaseLibp2pError | OSError | EOFError) else logging.ERROR
     peer, protocol = stream.muxed_conn.peer_id, stream.get_protocol() or "no protocol yet"
     log_limited(logger, limiter, level, "a stream of %s (%s) failed: %s", peer, protocol, _one_line(error))

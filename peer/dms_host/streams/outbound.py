@@ -1,7 +1,7 @@
-"""Opening streams to a peer that is connected.
+"""Open streams to a connected peer.
 
-What breaks: opening a stream waits for ever on a peer that acknowledges nothing, and a cancelled one is lost half-open;
-agreeing on a protocol takes two round trips.
+What breaks: opening a stream waits for ever on a peer that acknowledges nothing, and leaks a half-open stream when it
+is cancelled. Negotiating a protocol takes two round trips.
 Measure: `open_stream` has a deadline, picks a living connection, leaves no stream behind and takes one round trip.
 Upstream: no upstream report found (November 2026).
 """
@@ -27,7 +27,7 @@ __all__ = ["living_connections", "open_stream"]
 
 
 def living_connections(host: IHost, peer_id: ID) -> list[INetConn]:
-    """The connections to a peer that are not known to be over, the newest first: the peer itself believes in it."""
+    """The connections to a peer that are not known to have ended, the newest first: the peer itself uses that one."""
     return [conn for conn in reversed(host.get_network().get_connections(peer_id)) if not conn.is_closed]
 
 

@@ -1,7 +1,7 @@
-"""Attaching protocols to a host, ours or somebody else's, and taking them off again.
+"""Attach protocols to a host, ours or a plain one, and remove them again.
 
-What breaks: removing a handler leaves its running calls behind; on a plain host a handler that raises ends the host.
-Measure: `attach_protocols`; who is connected is told by `announcements`.
+What breaks: removing a handler leaves its running calls behind. On a plain host, a handler that raises ends the host.
+Measure: `attach_protocols`; connected peers are told by `identify.push`.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -38,11 +38,11 @@ async def attach_protocols(
 ) -> AsyncIterator[None]:
     """Serve protocols on `host` while the block runs: `handlers` maps a protocol id to `handler(stream, peer_id)`.
 
-    A handler owns its stream until it returns; then the stream is closed, or reset when the handler raised. Leaving the
-    block unregisters the handlers, lets those that run receive no more, gives them `stop_timeout` seconds to finish and
-    then cancels them. Connected peers are told soon after the beginning and the end; in a block of `announcing` each is
-    told once of all that is attached or taken off together.
-    Raises ProtocolError when a protocol is already served there. An error raised in the block comes out as it is.
+    A handler owns its stream until it returns; then the stream is closed, or reset if the handler raised. At the end of
+    the block the handlers are unregistered and their streams receive no more; after `stop_timeout` seconds they are
+    cancelled. Connected peers are told at the beginning and at the end; inside a block of `announcing`
+    they are told once of all protocols that are attached or removed together.
+    Raises ProtocolTakenError if the host already serves a protocol. An exception of the block is raised as it is.
     """
     attached = _Attached(host, handlers)
     attached.register()
@@ -59,12 +59,12 @@ async def attach_protocols(
             await attached.stop(0 if failed else stop_timeout)
             announcements.changed()
             if announcements.over:
-                # They were somebody else's, who is gone already.
+                # The outer block that announced has ended already.
                 await announcements.goodbye()
 
 
 class _Attached:
-    """The handlers on one host, and their calls that run."""
+    """The handlers on one host, and their running calls."""
 
     def __init__(self, host: IHost, handlers: Mapping[str, StreamHandler]) -> None:
         self._host = host
@@ -97,10 +97,10 @@ class _Attached:
             stream = PeerStream(net_stream, self._limits.close_timeout)
             peer_id = stream.remote_peer_id
             if self._stopped:
-                # Its protocol was agreed on just before the handlers were taken off.
+                # Its protocol was negotiated just before the handlers were removed.
                 await reset_stream(net_stream, self._limits.close_timeout)
                 return
-            # Our own host bounds this per connection; on a foreign one nobody does.
+            # Our own host bounds this for each connection; a plain host does not.
             if self._calls_per_peer[peer_id] >= self._limits.max_inbound_streams:
                 log_limited(logger, limiter, logging.INFO, "reset a stream of %s: it has too many", peer_id)
                 await reset_stream(net_stream, self._limits.close_timeout)
@@ -123,7 +123,7 @@ class _Attached:
             yield
         finally:
             self._calls_per_peer[peer_id] -= 1
-            # Zeros are kept by a Counter, one for each peer that ever came.
+            # A Counter keeps zeros, one for each peer that ever connected.
             if not self._calls_per_peer[peer_id]:
                 del self._calls_per_peer[peer_id]
             if not self._calls_per_peer:
@@ -133,7 +133,7 @@ class _Attached:
         """Wait for the running calls, then cancel them and wait for that. Not cancellable, but bounded."""
         self._stopped = True
         for stream in self._calls.values():
-            # Who waits for the next request has nothing to finish.
+            # A handler that waits for the next request has nothing to finish.
             stream.end_receiving()
         with trio.CancelScope(shield=True):
             await self._wait_idle(timeout)

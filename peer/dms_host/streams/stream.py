@@ -1,9 +1,9 @@
-"""A libp2p stream as a trio stream, and ways to end one that never hurt its connection.
+"""A libp2p stream as a trio stream, and ways to end one that never harm its connection.
 
-What stands above (`dms_protocols`) knows byte streams and trio's errors only. On our own host a cancelled read or write
-leaves stream and connection whole; the library's own streams lose bytes when a read is cancelled and break the whole
-connection when a write is (see `host/yamux.py`), so on somebody else's host a write is shielded, in pieces and with a
-deadline, and a cancelled read ends its stream rather than lose bytes in silence.
+Protocols above know byte streams and trio's errors only. On our own host a cancelled read or write leaves stream and
+connection intact. The library's own streams lose bytes when a read is cancelled, and break the connection when a write
+is (see `dms_host.yamux`). So on a plain host a write is shielded, in pieces, with a deadline, and a cancelled read
+resets its stream rather than lose bytes silently.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Bytes: how much is read at most when the caller does not say, and how much of a foreign write is one shielded piece.
+# Bytes that are read at once unless the caller says otherwise, and of one shielded piece of a write on a plain host.
 PIECE = 64 * 1024
-# Seconds that one shielded piece may take; then the peer takes no frames and loses its connection.
+# Seconds for one shielded piece; then the peer takes no frames and loses its connection.
 PIECE_TIMEOUT = 20.0
-# Seconds that a foreign stream may wait for its reader, as on our own host.
+# Seconds that a stream on a plain host may wait for its reader, as on our own host.
 WINDOW_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 2.0
 
@@ -57,17 +57,17 @@ class PeerStream(trio.abc.HalfCloseableStream):
 
     @property
     def remote_peer_id(self) -> str:
-        """The peer at the other end, as its connection's handshake proved."""
+        """The id of the peer at the other end, proved by the handshake."""
         return self._stream.muxed_conn.peer_id.to_base58()
 
     @property
     def protocol(self) -> str:
-        """The protocol that was agreed on, or an empty string."""
+        """The negotiated protocol, or an empty string."""
         return str(self._stream.get_protocol() or "")
 
     @property
     def over(self) -> bool:
-        """Whether it is known that nothing can be sent any more."""
+        """Whether the stream is known to take nothing more."""
         return self._closed or self._broken or bool(getattr(self._muxed, "reset_received", False))
 
     @property
@@ -78,7 +78,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
     # Sending
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of `data`. Cancelled after a part of it was sent, it resets the stream."""
+        """Send all of `data`. Cancelled after a part was sent, it resets the stream."""
         with self._busy("_sending", "another task is sending on this stream"):
             self._raise_if_unsendable()
             if not data:
@@ -105,7 +105,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
                 if sent:
                     await self._break()
                 raise
-            # At least one byte, so that a stream that is gone says so.
+            # At least one byte, so that a stream that is gone raises.
             piece = data[sent : sent + max(1, min(PIECE, self._foreign_window()))]
             with shielded(PIECE_TIMEOUT) as scope:
                 await self._translated(self._stream.write, piece)
@@ -114,14 +114,14 @@ class PeerStream(trio.abc.HalfCloseableStream):
             sent += len(piece)
 
     def _foreign_window(self) -> int:
-        # The library's Yamux would wait for room inside the write, where it must not be cancelled.
+        # The library's Yamux would wait for window inside the write, where it must not be cancelled.
         return int(getattr(self._muxed, "send_window", PIECE))
 
     async def _wait_foreign_window(self) -> None:
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(WINDOW_TIMEOUT):
             while self._foreign_window() <= 0 and not getattr(self._muxed, "closed", False):  # noqa: ASYNC110
-                # Nothing announces it; the library itself looks as often.
+                # Nothing announces it; the library itself polls as often.
                 await trio.sleep(0.01)
             return
         await self._break()
@@ -133,14 +133,14 @@ class PeerStream(trio.abc.HalfCloseableStream):
         raise trio.BrokenResourceError("the peer takes nothing")
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the peer has room for more."""
+        """Wait until the peer has room for more data."""
         with self._busy("_sending", "another task is sending on this stream"):
             self._raise_if_unsendable()
             await trio.lowlevel.checkpoint()
             await self._translated(getattr(self._muxed, "wait_writable", self._wait_foreign_window))
 
     async def send_eof(self) -> None:
-        """Say that nothing more will be sent; receiving goes on. May be called twice."""
+        """Send FIN: nothing more will be sent; receiving goes on. May be called twice."""
         with self._busy("_sending", "another task is sending on this stream"):
             if self._finished and not self._closed:
                 await trio.lowlevel.checkpoint()
@@ -167,7 +167,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
     # Receiving
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Some bytes, or b"" once the peer has said all. Cancelled on a foreign host, it resets the stream."""
+        """Some bytes, or b"" after the peer's FIN. Cancelled on a plain host, it resets the stream."""
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         with self._busy("_receiving", "another task is receiving on this stream"):
@@ -202,14 +202,14 @@ class PeerStream(trio.abc.HalfCloseableStream):
     # Ending
 
     def end_receiving(self) -> None:
-        """Nothing more is received, as if the peer had said all; sending goes on. On a foreign host nothing changes."""
+        """Receive nothing more, as after a FIN; sending goes on. On a plain host this does nothing."""
         if self._cancel_safe:
             self._ended = True
             if self._receive_scope is not None:
                 self._receive_scope.cancel()
 
     async def aclose(self) -> None:
-        """End the stream both ways. Cancelled or not, it is over afterwards; takes a few seconds at most."""
+        """End the stream both ways, within a few seconds. Cancelled or not, it has ended afterwards."""
         if not self._closed:
             self._stop_receiving()
             if self._broken:
@@ -219,7 +219,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
     async def areset(self) -> None:
-        """End the stream at once, so that the peer sees that it was cut. Not cancellable."""
+        """Reset the stream, so that the peer sees that it was cut. Not cancellable."""
         self._stop_receiving()
         await self._break()
 
@@ -247,7 +247,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
             setattr(self, flag, False)
 
     async def _translated(self, call: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Call the library; whatever it raises becomes one of trio's two errors."""
+        """Call the library; its exceptions become one of trio's two errors."""
         try:
             return await call(*args)
         except StreamEOF:
@@ -260,11 +260,11 @@ class PeerStream(trio.abc.HalfCloseableStream):
 
 
 async def close_stream(stream: INetStream, timeout: float) -> None:  # noqa: ASYNC109  # shielded
-    """End a stream politely: say FIN, then read no more. Never raises; not cancellable, but bounded."""
+    """Send FIN and read no more. Never raises. Not cancellable; bounded by `timeout`."""
     with shielded(timeout):
         try:
             await stream.close()
-            # Our own streams can be told that nobody reads them any more.
+            # Our own streams can be told that they are not read any more.
             stop_reading = getattr(getattr(stream, "muxed_stream", None), "stop_reading", None)
             if stop_reading is not None:
                 stop_reading()
@@ -275,7 +275,7 @@ async def close_stream(stream: INetStream, timeout: float) -> None:  # noqa: ASY
 
 
 async def reset_stream(stream: INetStream, timeout: float) -> None:  # noqa: ASYNC109  # shielded
-    """End a stream at once. Never raises; not cancellable, but bounded: if need be its connection goes too."""
+    """Reset a stream, and close its connection if that stalls. Never raises. Not cancellable; bounded by `timeout`."""
     with shielded(timeout) as scope, suppress(Exception):
         await stream.reset()
     if scope.cancelled_caught:
@@ -283,7 +283,7 @@ async def reset_stream(stream: INetStream, timeout: float) -> None:  # noqa: ASY
 
 
 async def drop_connection(stream: INetStream, timeout: float) -> None:  # noqa: ASYNC109  # shielded
-    """Close the socket below a stream whose writes stall: half a frame may be out, nothing may follow it."""
+    """Close the socket below a stream whose writes stall: half a frame may be on the wire."""
     secured = getattr(stream.muxed_conn, "secured_conn", stream.muxed_conn)
     with shielded(timeout), suppress(Exception):
         await secured.close()

@@ -1,4 +1,4 @@
-"""Tells who connects to a host, who leaves it, and who has said what it serves; nobody has to look again and again."""
+"""Events of a host's connections: a peer connected, disconnected, or told which protocols it serves."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TELLING: Final = frozenset({IDENTIFY, ID_PUSH})
 
 
 def _nothing(peer_id: ID) -> None:
-    """It is not of interest."""
+    """Ignore the event."""
 
 
 class ConnectionEvents(INotifee):
-    """Calls what it is given; none of it may wait."""
+    """Calls the given functions, which must not block."""
 
     def __init__(
         self, came: Callable[[ID], None], left: Callable[[ID], None], told: Callable[[ID], None] = _nothing
@@ -35,31 +35,31 @@ class ConnectionEvents(INotifee):
         self._told = told
 
     async def connected(self, network: INetwork, conn: INetConn) -> None:
-        """Somebody has connected, or was reached."""
+        """A connection was made, in either direction."""
         self._came(conn.muxed_conn.peer_id)
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:
-        """A connection has ended; there may be another one to the same peer."""
+        """A connection has ended; there may be another to the same peer."""
         self._left(conn.muxed_conn.peer_id)
 
     async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
-        """Nothing."""
+        """Ignored."""
 
     async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
-        """What a peer says of itself is in the peer store when the stream on which it said so is over."""
+        """An identify stream has ended: what the peer said is in the peer store now."""
         if stream.get_protocol() in _TELLING:
             self._told(stream.muxed_conn.peer_id)
 
     async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        """Nothing."""
+        """Ignored."""
 
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        """Nothing."""
+        """Ignored."""
 
 
 @contextmanager
 def watching(host: IHost, events: ConnectionEvents) -> Iterator[None]:
-    """Tells `arrivals` while the block runs."""
+    """Report to `events` while the block runs."""
     host.get_network().register_notifee(events)
     try:
         yield
@@ -69,6 +69,6 @@ def watching(host: IHost, events: ConnectionEvents) -> Iterator[None]:
 
 
 def notifees(host: IHost) -> list[INotifee]:
-    """Whom a host tells, for taking one off: the library has no other way."""
+    """The list of a host's notifees; the library has no method to remove one."""
     found: list[INotifee] = host.get_network().notifees  # type: ignore[attr-defined]  # INetwork lacks it
     return found

@@ -1,4 +1,4 @@
-"""Who may connect: lists of peers and of address ranges, for both directions."""
+"""Lists of peers and address ranges that may connect, in both directions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Network = IPv4Network | IPv6Network
 class ConnectionGater:
     """Peer ids and address ranges (CIDR, or one address) that are allowed or denied.
 
-    An empty list of allowed ones means everybody; what is denied is denied even if it is allowed too. An IPv4 address
-    that comes over an IPv6 socket counts as the IPv4 address it is. Raises ValueError for what is no peer id or range.
+    An empty list of allowed ones allows all. A denied peer or address is denied even if it is allowed too. An IPv4
+    address that arrives over an IPv6 socket counts as IPv4. Raises ValueError for an invalid peer id or range.
     """
 
     allow_peers: frozenset[str] = frozenset()
@@ -46,7 +46,7 @@ class ConnectionGater:
         return peer_id not in self.deny_peers and (not self.allow_peers or peer_id in self.allow_peers)
 
     def allows_address(self, address: str) -> bool:
-        """Whether this IP address may be connected. What is no IP address is allowed only where no list forbids it."""
+        """Whether this IP address may be connected. Other text is allowed if no range is listed as allowed."""
         if not self._allowed and not self._denied:
             return True
         ip = _address(address)
@@ -57,7 +57,7 @@ class ConnectionGater:
 
 
 def address_group(address: str) -> str:
-    """What counts as one machine: an IPv4 address, or the /64 network of an IPv6 address, which one machine gets."""
+    """What counts as one machine: an IPv4 address, or the /64 network of an IPv6 address."""
     ip = _address(address)
     if isinstance(ip, IPv6Address):
         return str(IPv6Network((ip, 64), strict=False))
@@ -65,10 +65,7 @@ def address_group(address: str) -> str:
 
 
 def end_site(address: str) -> str:
-    """What one customer of a network may have of its addresses: the /48 network of an IPv6 address (RFC 6177).
-
-    Empty for an IPv4 address, of which everybody has few.
-    """
+    """The addresses of one customer of a network: the /48 network of an IPv6 address (RFC 6177), else empty."""
     ip = _address(address)
     return str(IPv6Network((ip, 48), strict=False)) if isinstance(ip, IPv6Address) else ""
 

@@ -1,11 +1,13 @@
-"""Reaching a peer at an address, or at the first of several that answers.
+"""Dial a peer at an address, or at the first of several addresses that answers.
 
-What breaks with `host.connect`: a peer that moved is looked for at its old address first, and a negative cache then
-refuses the new one for a minute; a listener that says nothing costs two minutes (four attempts of thirty seconds); a
-cancelled dial leaves its socket open; a connection that is dead but not yet noticed is taken for a living one.
-Measure: `dial` opens the socket itself, to the address it was given, once, within a deadline, and closes it whatever
-happens; a connection that exists is asked for a sign of life first. `dial_any` does so with several addresses, each a
-head start after the one before it, so that one that swallows packets holds up none; those behind relays come last.
+What breaks with `host.connect`:
+- A peer that moved is dialled at its old address first; a negative cache then refuses the new one for a minute.
+- A silent listener costs two minutes (four attempts of thirty seconds).
+- A cancelled dial leaves its socket open.
+- A connection that is dead but not yet noticed is used.
+Measure: `dial` opens one socket to the given address within a deadline, and closes it whatever happens. An existing
+connection is pinged first. `dial_any` races several addresses, each a head start after the one before it, so that an
+address that swallows packets holds up none of the others; addresses behind relays come last.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -37,9 +39,9 @@ __all__ = ["dial", "dial_any", "has_living_connection"]
 
 # Seconds that an address of a peer is remembered for.
 ADDRESS_TTL = 3600
-# Seconds after which relays are tried too, when some other address has said neither yes nor no.
+# Seconds after which relays are tried too, while a direct address is still silent.
 RELAY_PATIENCE = 2.0
-# Seconds for closing a connection that nobody wants any more.
+# Seconds for closing a connection that is not needed any more.
 CLOSE_TIMEOUT = 2.0
 
 
@@ -57,7 +59,7 @@ async def dial(host: IHost, address: str, deadline: float = 15.0) -> str:
     """Connect to the peer at `address`, a multiaddr that ends in /p2p/PEER_ID, and return its peer id.
 
     Takes `deadline` seconds at most. A living connection to that peer is used as it is, wherever it leads. Raises
-    AddressError for an address that nobody could dial, DialError when the peer is not reached. May be cancelled.
+    AddressError for an address that cannot be dialled, DialError when the peer is not reached. May be cancelled.
     """
     target = parse_peer_address(address)
     await dial_any(host, [target], deadline=deadline, attempt_deadline=deadline)
@@ -72,9 +74,9 @@ async def dial_any(
     attempt_deadline: float = 8.0,
     head_start: float = 0.25,
 ) -> PeerAddress | None:
-    """Connect to a peer at the first of its addresses that answers, and return that one.
+    """Connect to a peer at the first of its addresses that answers, and return that address.
 
-    None is returned where a living connection is used instead. Takes `deadline` seconds at most, of which each address
+    Returns None if a living connection is used instead. Takes `deadline` seconds at most, of which each address
     may take `attempt_deadline`; the next is tried once one has failed or `head_start` seconds have passed, relayed ones
     when all others have failed or RELAY_PATIENCE is over. Raises the DialError of the first address. May be cancelled.
     """
@@ -96,7 +98,7 @@ async def dial_any(
 
 
 def gate_of(host: IHost) -> ConnectionGater:
-    """The lists of a host; a foreign one has none."""
+    """The lists of a host; a plain one has none."""
     gate: ConnectionGater = getattr(host, "gate", ConnectionGater())
     return gate
 
@@ -113,7 +115,7 @@ def _check_gate(host: IHost, target: PeerAddress) -> None:
 
 
 async def has_living_connection(host: IHost, peer_id: ID, deadline: float) -> bool:
-    """Whether a connection to the peer gives a sign of life within `deadline` seconds; those that do not are closed."""
+    """Whether a connection to the peer answers a ping within `deadline` seconds; those that do not are closed."""
     for connection in living_connections(host, peer_id):
         muxed = connection.muxed_conn
         if not isinstance(muxed, BoundedYamux):
@@ -126,7 +128,7 @@ async def has_living_connection(host: IHost, peer_id: ID, deadline: float) -> bo
 
 
 class _Race:
-    """Several addresses of one peer, of which the first that shakes hands wins."""
+    """Dials several addresses of one peer; the first completed handshake wins."""
 
     def __init__(self, host: IHost, attempt_deadline: float, head_start: float) -> None:
         self._host = host
@@ -137,7 +139,7 @@ class _Race:
         self._failures: dict[PeerAddress, DialError] = {}
 
     async def run(self, targets: Sequence[PeerAddress]) -> PeerAddress:
-        """The address that won. Raises the DialError of the first; cancelled, it leaves no connection behind."""
+        """The address that won. Raises the first address's DialError. Cancelled, it leaves no connection behind."""
         try:
             await self._start(targets)
         except BaseException:
@@ -158,7 +160,7 @@ class _Race:
             await self._launch([target for target in targets if target.relayed], nursery)
 
     async def _launch(self, targets: Sequence[PeerAddress], nursery: trio.Nursery) -> list[trio.Event]:
-        """Start an attempt at each, and say how to know that it is over."""
+        """Start an attempt at each target; returns an event for the end of each."""
         ends = []
         for target in targets:
             over = trio.Event()
@@ -173,7 +175,7 @@ class _Race:
             with trio.move_on_after(self._attempt_deadline) as scope:
                 connection = await self._connect(target)
                 if self._winner is not None:
-                    # Both shook hands in the same turn, and one connection is enough.
+                    # Two attempts completed in the same turn, and one connection is enough.
                     await connection.muxed_conn.close()
                     return
                 self._winner, self._connection = target, connection
@@ -212,7 +214,7 @@ class _Race:
 
 def _remember(host: IHost, target: PeerAddress) -> None:
     peerstore = host.get_peerstore()
-    # Only where it answered: the library tries old addresses first.
+    # Only the address that answered: the library tries old addresses first.
     peerstore.clear_addrs(target.peer_id)
     peerstore.add_addr(target.peer_id, target.transport, ADDRESS_TTL)
     network = host.get_network()

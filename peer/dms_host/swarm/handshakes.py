@@ -1,4 +1,4 @@
-"""Handshakes under way: how many there may be, and who gives way when there are as many."""
+"""Bounds the handshakes under way, shared fairly between addresses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["Handshakes"]
 
 
 class Handshakes:
-    """At most `most` handshakes of strangers at a time, shared between the addresses that they come from.
+    """At most `most` handshakes of strangers at a time.
 
-    When there are as many, the address with the most gives way to one that has fewer: a few machines that connect and
-    say nothing do not keep everybody else out.
+    At the limit, the address with the most handshakes loses its oldest one to an address that has fewer. So a few
+    machines that connect and stay silent do not keep the others out.
     """
 
     def __init__(self, most: int) -> None:
@@ -23,7 +23,7 @@ class Handshakes:
         return sum(map(len, self._under_way.values()))
 
     def begin(self, group: str) -> trio.CancelScope | None:
-        """A scope for one more handshake, which is cancelled when it has to give way; None where there is no room."""
+        """A scope for one more handshake, which is cancelled when another takes its slot; None if there is no slot."""
         if len(self) >= self._most and not self._free_a_slot(group):
             return None
         scope = trio.CancelScope()
@@ -31,7 +31,7 @@ class Handshakes:
         return scope
 
     def end(self, group: str, scope: trio.CancelScope) -> None:
-        """Takes a handshake away that `begin` has counted."""
+        """Free the slot of a handshake that `begin` has counted."""
         own = self._under_way.get(group, {})
         own.pop(scope, None)
         if not own:

@@ -1,4 +1,4 @@
-"""One lock for each peer that is being worked on, and none for the others."""
+"""One lock for each peer that a task works on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["PeerLocks"]
 
 
 class PeerLocks:
-    """Locks that exist only while somebody holds them or waits for them."""
+    """Locks that exist only while a task holds them or waits for them."""
 
     def __init__(self) -> None:
         self._locks: dict[str, tuple[trio.Lock, int]] = {}

@@ -1,12 +1,12 @@
-"""The swarm that keeps accepting, and what it keeps of each peer.
+"""A swarm that goes on accepting connections, within bounds.
 
 What breaks in py-libp2p's `Swarm`:
-- each inbound connection holds its slot and its task until the swarm ends: after 250 connections it accepts no more;
-- a peer may hold any number of connections, as long as they are young, and so may a machine with many keys;
-- a handshake of ours has a deadline for a part of it only;
-- it remembers something of every peer that ever connected;
-- closing it closes one connection after the other, a fifth of a second each, and cancelled it closes none;
-- a listen address that is refused is only logged.
+- Each inbound connection holds its slot and its task until the swarm ends: after 250 connections it accepts no more.
+- A peer may hold any number of young connections, and so may a machine with many keys.
+- An outbound handshake has a deadline for a part of it only.
+- Something of every peer that ever connected is kept.
+- Closing takes a fifth of a second for each connection in turn; cancelled, it closes none.
+- A refused listen address is only logged.
 Measure: this class.
 Upstream: no upstream report found (November 2026).
 """
@@ -58,12 +58,12 @@ logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
 STREAM_EVENTS = frozenset(("opened_stream", "closed_stream"))
-# Two peers that dial each other at the same moment end up with two; more is none of anybody's business.
+# Two peers that dial each other at the same moment end up with two.
 CONNECTIONS_PER_PEER = 2
 
 
 class _NoAutoConnector(AutoConnector):
-    """Dials nobody: the original dials whomever it has heard of until half of max_connections are in use."""
+    """Dials no peer. The original dials every peer it has heard of until half of max_connections are in use."""
 
     async def maybe_connect(self) -> None:
         """Do nothing."""
@@ -79,7 +79,7 @@ class HardenedSwarm(Swarm):
         self, key_pair: KeyPair, limits: HostLimits, gate: ConnectionGater | None = None, psk: bytes | None = None
     ) -> None:
         peer_id = ID.from_pubkey(key_pair.public_key)
-        # Its tables: addresses and protocols that peers tell of themselves.
+        # Holds the addresses and protocols that peers tell of themselves.
         peerstore = BoundedPeerStore(max_records=2 * limits.max_connections, max_peers=2 * limits.max_connections)
         peerstore.add_key_pair(peer_id, key_pair)
         limits_hit: Counter[str] = Counter()
@@ -89,7 +89,7 @@ class HardenedSwarm(Swarm):
             peerstore,
             hardened_upgrader(key_pair, limits, self._allows_peer, limits_hit, self._accounts),
             transports=[ExclusiveTCP(self._allows_address)],
-            # Retries are the caller's, who knows what the time is worth.
+            # The caller decides about retries.
             retry_config=RetryConfig(max_retries=0),
             connection_config=_connection_config(limits),
         )
@@ -104,7 +104,7 @@ class HardenedSwarm(Swarm):
 
     @property
     def inbound_handshakes(self) -> int:
-        """How many strangers are shaking hands."""
+        """How many inbound handshakes are under way."""
         return len(self._handshakes)
 
     # Listening
@@ -140,14 +140,14 @@ class HardenedSwarm(Swarm):
     def _allows(self, connection: IMuxedConn) -> bool:
         if not self._allows_peer(connection.peer_id):
             return False
-        # Behind a relay there is no address, and the relay's own was looked at when it connected.
+        # Behind a relay there is no address, and the relay's own was checked when it connected.
         relayed = connection.get_connection_type() is ConnectionType.RELAYED
         return relayed or self._allows_address(remote_ip(connection))
 
     async def change_gater(self, gate: ConnectionGater) -> int:
-        """Let these lists decide from now on, and close what they do not allow; returns how many that were.
+        """Use these lists from now on and close the connections that they do not allow; returns how many.
 
-        Not cancellable, but bounded by close_timeout.
+        Not cancellable; bounded by close_timeout.
         """
         self.gate = gate
         unwanted = [connection for connection in self.get_connections() if not self._allows(connection.muxed_conn)]
@@ -160,7 +160,7 @@ class HardenedSwarm(Swarm):
     # Accepting
 
     async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
-        """Hold a slot for as long as the connection lives; the listener closes the socket after."""
+        """Hold a slot until the connection ends; the listener closes the socket after."""
         address = (read_write_closer.get_remote_address() or ("", 0))[0]
         if not self._allows_address(address):
             self.limits_hit["denied_addresses"] += 1
@@ -170,10 +170,10 @@ class HardenedSwarm(Swarm):
         await self.accept(raw, maddr, address_group(address), end_site(address))
 
     async def accept(self, raw: IRawConnection, maddr: Multiaddr, group: str, site: str = "") -> None:
-        """Shake hands on an inbound connection and hold a slot for as long as it lives.
+        """Perform the handshake of an inbound connection and hold a slot until it ends.
 
-        `group` is what counts as one machine, `site` (empty: nothing) as one owner of many. Whoever calls closes `raw`
-        after.
+        `group` is what counts as one machine, `site` (may be empty) as one customer of a network. The caller closes
+        `raw` after.
         """
         if self.inbound_connections >= self.limits.max_inbound_connections:
             self._turn_away("inbound_connections", f"{self.inbound_connections} are open")
@@ -190,7 +190,7 @@ class HardenedSwarm(Swarm):
         with self._slot(group, site):
             connection = await self._shake_hands(raw, maddr, group)
             if connection is not None:
-                # The lists may have changed while it shook hands.
+                # The lists may have changed during the handshake.
                 if not self._allows(connection):
                     await connection.close()
                 await connection.event_closed.wait()
@@ -224,7 +224,7 @@ class HardenedSwarm(Swarm):
                 connection: BoundedYamux = await self.upgrade_inbound_raw_conn(raw, maddr)  # type: ignore[assignment]  # ours
                 return connection
         except Exception as error:
-            # A stranger can make each layer of the handshake fail in its own way, and all of them are its business.
+            # A stranger can make each layer of the handshake fail in its own way.
             logger.debug("an inbound handshake failed: %r", error)
             return None
         finally:
@@ -250,20 +250,20 @@ class HardenedSwarm(Swarm):
                 connection = await super().upgrade_outbound_raw_conn(self._protected(raw_conn), peer_id, pre_scope)
         except trio.TooSlowError as error:
             raise SwarmException(f"no handshake within {self.limits.handshake_timeout:g} seconds") from error
-        # The lists may have changed while they shook hands.
+        # The lists may have changed during the handshake.
         if not self._allows(connection.muxed_conn):
             await connection.close()
             raise SwarmException(f"{peer_id} is not allowed")
         return connection
 
     def _protected(self, raw: IRawConnection) -> IRawConnection:
-        # Before anything else, so that nobody outside the network gets as far as a byte of ours.
+        # Below everything else, so that a peer outside the network gets no byte of ours.
         return raw if self._psk is None else ProtectedConnection(raw, self._psk)
 
     # Keeping
 
     def _trim_connections(self, peer_id: ID) -> None:
-        """Close the oldest connections of a peer that has too many; the newest is the one it believes in."""
+        """Close the oldest connections of a peer that has too many; the peer itself uses the newest."""
         connections = self.connections[peer_id]
         excess, self.connections[peer_id] = (
             connections[:-CONNECTIONS_PER_PEER],
@@ -273,7 +273,7 @@ class HardenedSwarm(Swarm):
             self.manager.run_task(self._close_connection_async, connection)
 
     async def notify_disconnected(self, conn: INetConn) -> None:
-        """Tell those who watch, and forget a peer that is gone."""
+        """Notify, and forget a peer without connections or known addresses."""
         await self._notify("disconnected", conn)
         peer_id = conn.muxed_conn.peer_id
         if peer_id in self.connections:
@@ -282,7 +282,7 @@ class HardenedSwarm(Swarm):
             self.peerstore.clear_peerdata(peer_id)
 
     async def _notify(self, method: str, *args: Any) -> None:
-        """Tell of a stream to one after the other; the original makes a task for each, which costs more."""
+        """Notify of a stream in this task; the original makes a task for each notifee, which costs more."""
         if method not in STREAM_EVENTS:
             await super()._notify(method, *args)
             return
@@ -296,13 +296,13 @@ class HardenedSwarm(Swarm):
         try:
             return self.peerstore.addrs(peer_id)
         except Exception:
-            # "None" is an error of its own kind in each of the library's peer stores.
+            # Each of the library's peer stores raises its own error for an unknown peer.
             return ()
 
     # Closing
 
     async def close(self) -> None:
-        """Close everything, all connections at once, within close_timeout; then whatever is left is cut."""
+        """Close everything at once, within close_timeout; what is left then is cut."""
         if self._closing:
             return
         self._closing = True
@@ -318,7 +318,7 @@ class HardenedSwarm(Swarm):
 
 
 def remote_ip(connection: IMuxedConn) -> str:
-    """The IP address at the other end of a connection; empty where there is none, as behind a relay."""
+    """The IP address at the other end of a connection; empty if there is none, as behind a relay."""
     address: tuple[str, int] | None = getattr(connection, "get_remote_address", lambda: None)()
     return "" if address is None else address[0]
 
@@ -333,7 +333,7 @@ def _connection_config(limits: HostLimits) -> ConnectionConfig:
         max_connections_per_peer=1,
         inbound_upgrade_timeout=limits.handshake_timeout,
         outbound_upgrade_timeout=limits.handshake_timeout,
-        # Read as whole seconds by the library; the exact value is BoundedMultiselect's.
+        # The library reads whole seconds; BoundedMultiselect applies the exact value.
         outbound_stream_protocol_negotiation_timeout=max(1.0, limits.negotiation_timeout),
         inbound_stream_protocol_negotiation_timeout=max(1.0, limits.negotiation_timeout),
     )

@@ -1,7 +1,7 @@
-"""The socket below a connection that this host makes.
+"""Open the socket of an outbound connection.
 
 What breaks: a connect that the library cancels leaves its file descriptor open.
-Measure: `open_socket` opens it with trio, to addresses that the gate allows, and tells why it could not.
+Measure: `open_socket` opens it with trio, to addresses that the gater allows, and reports why it could not.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -20,13 +20,13 @@ from .tcp import PeerSocket
 
 __all__ = ["open_socket"]
 
-# Of a name, as many addresses are tried, one after the other.
+# The most addresses of a name that are tried, one after the other.
 MAX_RESOLVED = 4
 FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
 
 
 async def open_socket(target: PeerAddress, gate: ConnectionGater) -> IRawConnection:
-    """A TCP connection to where `target` is. Raises DialError; cancelled, it leaves no socket open."""
+    """Open a TCP connection to `target`. Raises DialError. Cancelled, it leaves no socket open."""
     try:
         addresses = await _resolve(target)
     except OSError as error:

@@ -1,12 +1,14 @@
-"""Protocol negotiation that garbage cannot break or bloat.
+"""Protocol negotiation within bounds.
 
-What breaks: `MultiselectCommunicator.read` believes the length a peer announces, so that a peer that has proved nothing
-can make us collect as much as it sends until the deadline; bytes that are not UTF-8 raise UnicodeDecodeError, which no
-caller expects; a negotiation may go on for any number of lines; and asking for a protocol waits for a greeting first,
-a round trip for nothing.
-Measure: `BoundedCommunicator` bounds the line and the number of lines and turns everything into the one error that the
-callers expect; it greets and asks in one go, and on our streams its lines go out with what is said next.
-`BoundedMultiselect`, `BoundedClient` and `BoundedSelector` put it in the place of the original.
+What breaks:
+- `MultiselectCommunicator.read` believes the announced length of a line: a peer that has proved nothing can make us
+  buffer whatever it sends until the deadline.
+- Bytes that are not UTF-8 raise UnicodeDecodeError, which no caller expects.
+- A negotiation may have any number of lines.
+- A request for a protocol waits for the greeting first, which costs a round trip.
+Measure: `BoundedCommunicator` bounds lines and their number, and raises the one error that callers expect. It sends the
+greeting with the request, and on our streams both leave with what is written next. `BoundedMultiselect`,
+`BoundedClient` and `BoundedSelector` use it in place of the original.
 Upstream: https://github.com/libp2p/py-libp2p/issues/417 (a failed negotiation takes the listener down); for the
 unbounded line no upstream report found (November 2026).
 """
@@ -56,13 +58,13 @@ class BoundedCommunicator(MultiselectCommunicator):
 
     def __init__(self, stream: ReadWriteCloser, limits: HostLimits) -> None:
         super().__init__(stream)
-        # Both sides begin with the same line: what announces a longer one is no negotiation, and not worth a wait.
+        # Both sides begin with the same line; a longer one is no negotiation.
         self._max_line = GREETING_LINE
         self._max_further_line = limits.max_negotiation_line
         self._lines_left = limits.max_negotiation_lines
 
     async def write(self, msg_str: str) -> None:
-        """Send one line; on our own streams with whatever is said next, unless an answer is waited for before."""
+        """Send one line; on our own streams together with the next write, or before this side reads."""
         await self._write_lines(msg_str)
 
     async def _write_lines(self, *lines: str) -> None:
@@ -77,9 +79,9 @@ class BoundedCommunicator(MultiselectCommunicator):
             raise MultiselectCommunicatorError("the stream is gone") from error
 
     async def propose(self, protocol: TProtocol) -> bool:
-        """Greet and ask for a protocol in one go, and say whether the other side agrees.
+        """Send the greeting and the request for a protocol together; whether the other side agrees.
 
-        Raises MultiselectClientError for what is neither yes nor no, and MultiselectCommunicatorError.
+        Raises MultiselectClientError for an invalid answer, and MultiselectCommunicatorError.
         """
         await self._write_lines(MULTISELECT_PROTOCOL_ID, protocol)
         greeting = await self.read()
@@ -91,7 +93,7 @@ class BoundedCommunicator(MultiselectCommunicator):
         return answer == protocol
 
     async def read(self) -> str:
-        """One line without its end. Cancellation loses at most a negotiation that is over anyway."""
+        """One line without its end. Cancelled, the negotiation is lost."""
         self._lines_left -= 1
         if self._lines_left < 0:
             raise MultiselectCommunicatorError("too many lines in one negotiation")
@@ -116,7 +118,7 @@ def _bounded(communicator: IMultiselectCommunicator, limits: HostLimits) -> IMul
 
 
 class BoundedMultiselect(Multiselect):
-    """The answering side, within the host's bounds whatever the caller asks for."""
+    """The answering side, within the host's bounds whatever the caller requests."""
 
     def __init__(self, handlers: dict[TProtocol | None, StreamHandlerFn | None], limits: HostLimits) -> None:
         super().__init__(handlers)
@@ -132,7 +134,7 @@ class BoundedMultiselect(Multiselect):
 
 
 class BoundedClient(MultiselectClient):
-    """The asking side, within the host's bounds: the answering peer may be just as hostile."""
+    """The requesting side, within the host's bounds: the answering peer may be hostile too."""
 
     def __init__(self, limits: HostLimits) -> None:
         super().__init__()

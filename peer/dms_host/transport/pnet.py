@@ -1,13 +1,13 @@
-"""A private network: nothing but noise for whoever does not have its key.
+"""Private networks: connections that are encrypted from the first byte with a key that all members share.
 
-Everything on the connection, from the first byte, is encrypted with XSalsa20 under a key that all members share, each
-direction under a random nonce that goes before it (https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md).
-It keeps strangers out; who is who is Noise's matter, inside.
+The cipher is XSalsa20. Each direction has a random nonce, which is sent first
+(https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md). It keeps strangers out; Noise, inside,
+proves the peers.
 
-What breaks: the library encrypts with Salsa20 and a nonce of 8 bytes, which no other libp2p understands; a peer without
+What breaks: the library encrypts with Salsa20 and a nonce of 8 bytes, which no other libp2p understands. A peer without
 the key, or with another, is noticed only when a timeout ends its handshake.
-Measure: `ProtectedConnection` does what the specification says, and refuses at once what does not begin as every
-connection begins, in the clear or under another key.
+Measure: `ProtectedConnection` follows the specification, and refuses at once a connection whose first bytes are not the
+expected greeting, be it in the clear or under another key.
 Upstream: https://github.com/libp2p/py-libp2p/pull/1002 brought it; no report of the cipher found (November 2026).
 """
 
@@ -53,7 +53,7 @@ class ProtectedConnection(RawConnection):
         self._greeting = GREETING
 
     async def write(self, data: bytes) -> None:
-        """Encrypt and send. Raises as the connection below does; a cancelled write ends its usefulness, as there."""
+        """Encrypt and send. Raises as the connection below does. A cancelled write makes the connection unusable."""
         nonce = b""
         if self._outgoing is None:
             nonce = secrets.token_bytes(NONCE_SIZE)
@@ -70,7 +70,7 @@ class ProtectedConnection(RawConnection):
         return data
 
     async def _read_nonce(self) -> bytes:
-        # Who greets in the clear sends these bytes and then waits for ours: the rest of a nonce would not come.
+        # A peer that greets in the clear sends these bytes and then waits for ours.
         start = await read_exactly(self._connection, len(GREETING))
         if start == GREETING:
             raise OtherNetworkError("the other side is in no private network")
@@ -86,7 +86,7 @@ class ProtectedConnection(RawConnection):
         await self._connection.close()
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        """Where the other side is, as far as the connection below knows."""
+        """As the connection below says."""
         return self._connection.get_remote_address()
 
     def get_transport_addresses(self) -> list[Multiaddr]:
@@ -99,7 +99,7 @@ class ProtectedConnection(RawConnection):
 
 
 def xsalsa20(key: bytes, nonce: bytes) -> Salsa20.Salsa20Cipher:
-    """The stream cipher XSalsa20 with a nonce of 24 bytes: Salsa20 under a key that is made of its first 16.
+    """The stream cipher XSalsa20 with a nonce of 24 bytes: Salsa20 under a key derived from its first 16.
 
     D. J. Bernstein, "Extending the Salsa20 nonce", 2011. No library that we have offers it as a stream.
     """

@@ -1,14 +1,15 @@
-"""TCP listening that is exclusive and keeps its tasks where somebody waits for them.
+"""Exclusive TCP listening, with tasks in the swarm's nursery.
 
-What breaks: the library listens with SO_REUSEPORT, so that a second peer on the same port starts without complaint and
-the kernel deals connections out between the two; its accept loop is a trio system task, which nobody waits for and
-whose failure ends the program; a refused address is only logged; of a connection over IPv6 it does not know the other
-side's address, so that its own connection gate lets everybody through; every message is fetched in two system calls,
-its length and the rest, and what is not encrypted yet in one for each byte; and the end of a connection is looked at a
-hundred times.
-Measure: `ExclusiveTCP` listens without SO_REUSEPORT, in the swarm's nursery, and reports the operating system's error;
-`PeerSocket` knows the address and reads ahead; what the gate does not allow is not dialled, on whichever of the
-library's ways.
+What breaks:
+- The library listens with SO_REUSEPORT: a second peer on the same port starts without complaint, and the kernel deals
+  connections out between the two.
+- Its accept loop is a trio system task, whose failure ends the program. A refused address is only logged.
+- It does not know the other side's address over IPv6, so that its own connection gate lets every peer through.
+- Each message takes two system calls, and each byte one before encryption. The end of a connection is read a hundred
+  times.
+Measure: `ExclusiveTCP` listens without SO_REUSEPORT in the swarm's nursery, and reports the operating system's error.
+`PeerSocket` knows the address and reads ahead. Addresses that the gater denies are not dialled by any of the library's
+methods either.
 Upstream: https://github.com/libp2p/py-libp2p/issues/1212 (a hundred looks at the end of a connection, there of a
 WebSocket); for the others no upstream report found (November 2026).
 """
@@ -38,12 +39,12 @@ logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
 
-# Bytes that are fetched at once, and kept at most.
+# The most bytes that are fetched at once and kept.
 FETCH_SIZE = 64 * 1024
 
 
 class PeerSocket(TrioTCPStream):
-    """A socket that knows where the other side is, and fetches as much at once as there is.
+    """A socket that knows the other side's address and reads ahead.
 
     Read by one task at a time.
     """
@@ -58,7 +59,7 @@ class PeerSocket(TrioTCPStream):
         self._ended = False
 
     async def read(self, n: int | None = None) -> bytes:
-        """Up to `n` bytes as soon as there are any; none at the end, and at the next time an error.
+        """Up to `n` bytes as soon as there are any; none at the end, and after that an error.
 
         Raises ConnectionClosedError. May be cancelled.
         """
@@ -132,7 +133,7 @@ class _ExclusiveListener(IListener):
 
 
 class ExclusiveTCP(TCP):
-    """The TCP transport with our listener, and a gate for what is dialled."""
+    """The TCP transport with our listener, and a gater for outbound connections."""
 
     def __init__(self, allows_address: Callable[[str], bool]) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Turn a raw connection into a secured, multiplexed one: Noise, then Yamux, and nothing else.
 
-What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer is whoever it says, and secio; Mplex, where one
-frame can end the host and one slow stream stops all others; and `MuxerMultistream.new_conn` builds the library's own
-Yamux whatever class is configured. Who a peer is decides nothing.
+What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer is whoever it claims to be, and secio; and Mplex,
+where one frame can end the host and one slow stream stops all others. `MuxerMultistream.new_conn` builds the library's
+own Yamux whatever class is configured. No list of peers is checked.
 Measure: `hardened_upgrader` offers Noise and BoundedYamux alone. It closes the connection of a peer that is not allowed
 as soon as the handshake has proved the peer's id, before any byte of a protocol is read.
 Upstream: no upstream report found (November 2026).
@@ -37,7 +37,7 @@ __all__ = ["hardened_upgrader"]
 
 YAMUX: Final = TProtocol("/yamux/1.0.0")
 
-# The first thing that a stranger sends is a key.
+# The first message of a stranger holds a key.
 bound_rsa_keys()
 
 
@@ -52,7 +52,7 @@ class _NoiseOnly(SecurityMultistream):
 
 
 class _YamuxOnly(MuxerMultistream):
-    """Chooses between one multiplexer and none, and builds ours."""
+    """Negotiates Yamux or fails, and builds ours."""
 
     def __init__(self, limits: HostLimits, limits_hit: Counter[str], accounts: Accounts) -> None:
         super().__init__({})
@@ -72,7 +72,7 @@ class _YamuxOnly(MuxerMultistream):
 
 
 class _GatedUpgrader(TransportUpgrader):
-    """Asks about each peer between the one layer and the other."""
+    """Checks each peer between the handshake and the multiplexer."""
 
     def __init__(self, allows_peer: Callable[[ID], bool], limits_hit: Counter[str]) -> None:
         super().__init__({}, {})
@@ -91,20 +91,20 @@ class _GatedUpgrader(TransportUpgrader):
         return secured
 
 
-def _everybody(peer_id: ID) -> bool:
+def _allow_all(peer_id: ID) -> bool:
     return True
 
 
 def hardened_upgrader(
     key_pair: KeyPair,
     limits: HostLimits,
-    allows_peer: Callable[[ID], bool] = _everybody,
+    allows_peer: Callable[[ID], bool] = _allow_all,
     limits_hit: Counter[str] | None = None,
     accounts: Accounts | None = None,
 ) -> TransportUpgrader:
-    """An upgrader that secures the connection, asks `allows_peer` and multiplexes with BoundedYamux, or fails.
+    """An upgrader that secures a connection, checks `allows_peer` and multiplexes with BoundedYamux, or fails.
 
-    What is turned away is counted in `limits_hit`; what costs more than it carries is charged to `accounts`.
+    Refused peers are counted in `limits_hit`; frames that carry nothing are charged to `accounts`.
     """
     limits_hit = Counter() if limits_hit is None else limits_hit
     upgrader = _GatedUpgrader(allows_peer, limits_hit)
