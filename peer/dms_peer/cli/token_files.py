@@ -23,6 +23,7 @@ from dms_protocols.tokens.grants import Grants, GrantTerms
 from ..config.access import OPERATIONS
 from ..errors import PeerError, UsageError
 from ..home.home import Home
+from .token_terms import check_narrower, effective_terms
 
 __all__ = [
     "MadeToken",
@@ -43,17 +44,22 @@ _MAX_TEXT: Final = MAX_TOKEN_BYTES * 4 // 3 + 16
 
 
 class MadeToken(Struct, frozen=True, kw_only=True):
-    """A token as text, what it grants, and the file where it was put."""
+    """A token as text, the `id` of its last block, what it grants, and the file where it was put."""
 
     token: str
+    id: str
     grants: Grants
     file: str | None = None
 
 
 class TokenReport(Struct, frozen=True, kw_only=True):
-    """What a token grants. `own`: this home's key granted it; `revoked` are its blocks that this home has revoked."""
+    """What a token grants, block by block, and what is left of it when all blocks hold (`effective`).
+
+    `own`: this home's key granted it; `revoked` are its blocks that this home has revoked.
+    """
 
     grants: Grants
+    effective: GrantTerms
     own: bool
     revoked: tuple[str, ...]
 
@@ -66,7 +72,11 @@ def create(home: Home, terms: GrantTerms, output: Path | None) -> MadeToken:
 
 
 def attenuate(token: bytes, terms: GrantTerms, output: Path | None) -> MadeToken:
-    """The token with a block more. Needs nobody's key. Raises AccessError and PeerError. Blocks on disk."""
+    """The token with one more block. Needs no key. Blocks on disk.
+
+    Raises UsageError for terms that claim more than the token grants, AccessError and PeerError.
+    """
+    check_narrower(open_token(token, _granter_key(token)).grants, terms)
     return _made(attenuate_token(token, _granter_key(token), terms), output)
 
 
@@ -78,6 +88,7 @@ def inspect(home: Home, token: bytes) -> TokenReport:
     revoked = Revocations(home.revocations_path)
     return TokenReport(
         grants=grants,
+        effective=effective_terms(grants),
         own=home.key_path.exists() and load_or_create_identity(home.key_path).peer_id == grants.granted_by,
         revoked=tuple(block.id for block in grants.blocks if block.id in revoked),
     )
@@ -154,7 +165,7 @@ def _made(token: bytes, output: Path | None) -> MadeToken:
     if output is not None:
         _write(output, text)
     grants = open_token(token, _granter_key(token)).grants
-    return MadeToken(token=text, grants=grants, file=None if output is None else str(output))
+    return MadeToken(token=text, id=grants.blocks[-1].id, grants=grants, file=None if output is None else str(output))
 
 
 def _write(path: Path, text: str) -> None:

@@ -44,7 +44,7 @@ class Allowance(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     def describe(self) -> str:
         """One line for people: "8 cores, 1 GPU"; "everything" where nothing is bounded."""
         parts = [
-            f"{show(most)} {name.removesuffix('s') if most == 1 and name in _COUNTED else name}"
+            f"{show(most)} {name.removesuffix('s') if name in _COUNTED and show(most) == '1' else name}"
             for (name, show), most in zip(_DIMENSIONS, self._bounds(), strict=True)
             if most is not None
         ]
@@ -64,7 +64,7 @@ _DIMENSIONS: Final[tuple[tuple[str, Callable[[int], str]], ...]] = (
 )
 
 
-_COUNTED: Final = ("GPUs", "leases")
+_COUNTED: Final = ("cores", "GPUs", "leases")
 
 
 class Account(Struct, frozen=True, kw_only=True):

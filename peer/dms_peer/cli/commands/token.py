@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["token"]
 
 token = typer.Typer(
-    help="Make, cut, look at and revoke tokens: grants that are passed on without asking anybody.",
+    help="Create, narrow, inspect and revoke tokens: grants that their holders pass on offline.",
 )
 
 TokenArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="TOKEN", help="The file that holds the token.")]
@@ -46,18 +46,19 @@ UntilOption: TypeAlias = Annotated[
     typer.Option("--until", metavar="TIME", help="2026-11-27 (all of that day) or 2026-11-27T18:00, in local time."),
 ]
 ForOption: TypeAlias = Annotated[
-    float | None, typer.Option("--for", parser=duration, metavar="DURATION", help="From now on, such as 12h or 7d.")
+    float | None,
+    typer.Option("--for", parser=duration, metavar="DURATION", help="Time until it ends, such as 12h or 7d."),
 ]
 OperationOption: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--operation", metavar="NAME", help="Only for this, such as commit; may be repeated."),
+    typer.Option("--operation", metavar="NAME", help="Only for this operation, such as commit (repeatable)."),
 ]
 PeerOption: TypeAlias = Annotated[
-    list[str] | None, typer.Option("--peer", metavar="PEER_ID", help="Only for this peer to use; may be repeated.")
+    list[str] | None, typer.Option("--peer", metavar="PEER_ID", help="Only for this peer to use (repeatable).")
 ]
 ProviderOption: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--provider", metavar="PEER_ID", help="Only at this provider; may be repeated."),
+    typer.Option("--provider", metavar="PEER_ID", help="Only at this provider (repeatable)."),
 ]
 OutputOption: TypeAlias = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to put the token.", show_default="printed")
@@ -82,7 +83,10 @@ def create(
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Grant a part of what this home's peer offers; what is not named is not bounded."""
+    """Grant a part of what this home's peer offers; a dimension without an option is not bounded.
+
+    Example: dms-peer token create --cpu 4 --for 7d -o friend.token
+    """
     from ..tables.tokens import show_made_token
     from ..token_files import create as make
 
@@ -108,7 +112,10 @@ def attenuate(
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Cut a part off a token to pass it on: it can be made smaller, and never larger. Needs no key and no network."""
+    """Derive a narrower token to pass on. Needs no key and no network; terms beyond the token are refused.
+
+    Example: dms-peer token attenuate friend.token --cpu 1 -o part.token
+    """
     from ..tables.tokens import show_made_token
     from ..token_files import attenuate as cut
     from ..token_files import read_token_file
@@ -121,7 +128,10 @@ def attenuate(
 def inspect(
     source: TokenArgument, home: HomeOption = None, as_json: JSONOption = False, debug: DebugOption = False
 ) -> None:
-    """Show what a token grants, block by block, and whether its signatures hold."""
+    """Verify a token, and show what it grants: block by block, and what is effective.
+
+    Example: dms-peer token inspect friend.token
+    """
     from ..tables.tokens import show_token
     from ..token_files import inspect as look_at
     from ..token_files import read_token_file
@@ -137,14 +147,17 @@ def revoke(
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option("--token", metavar="FILE", help="The last block of this token, and with it what came of it."),
+        typer.Option("--token", metavar="FILE", help="Revoke this token and every token derived from it."),
     ] = None,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="For yourself, to remember why.")] = "",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="A note for yourself.")] = "",
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Make grants count no more at this home's peer, running or not; without any, show those that were revoked."""
+    """Revoke grants at this home's peer, running or not; without an id, show what was revoked.
+
+    Example: dms-peer token revoke --token friend.token
+    """
     from ...owner.client import read_revocations, revoke_grants
     from ..tables.tokens import show_revocations, show_revoked
     from ..token_files import last_grant, read_token_file

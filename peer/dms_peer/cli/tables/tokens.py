@@ -8,20 +8,24 @@ from dms_protocols.tokens.grants import GrantTerms
 
 from ...owner.messages import RevocationsAnswer, RevokeAnswer
 from ...text import printable
-from ..output import say
+from ..output import comment, say
 from ..token_files import MadeToken, TokenReport
+from ..token_terms import effective_terms
 from .common import show_table
 
 __all__ = ["show_made_token", "show_revocations", "show_revoked", "show_token"]
 
 
 def show_made_token(made: MadeToken) -> None:
-    """The token, or where it was put and what it grants."""
+    """Prints the token, or the file that has it; and its id, with what it grants."""
+    terms = describe_terms(effective_terms(made.grants))
+    line = f"id {made.id}: {terms}; to revoke it: dms-peer token revoke {made.id}"
     if made.file is None:
         say(made.token)
-        return
-    last = made.grants.blocks[-1]
-    say(f"{made.file}: {describe_terms(last.terms)}; to revoke it: dms-peer token revoke {last.id}")
+        # Standard output has the token alone, so that it can be piped.
+        comment(line)
+    else:
+        say(f"{made.file}: {line}")
 
 
 def show_token(report: TokenReport) -> None:
@@ -33,6 +37,10 @@ def show_token(report: TokenReport) -> None:
         for number, block in enumerate(report.grants.blocks)
     ]
     show_table("blocks: all of them hold", ("", "id", "at most", ""), rows)
+    if report.revoked:
+        say("effective: nothing, because a block is revoked")
+    else:
+        say(f"effective: {describe_terms(report.effective)}")
 
 
 def show_revoked(answer: RevokeAnswer) -> None:

@@ -32,6 +32,7 @@ from dms_protocols.tokens.biscuits import granter_of, open_token
 from dms_resources.ledger.accounts import Allowance
 
 PEER = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
+OTHER = "12D3KooWEFqgCwFkGcjuuf1JYbF4mF2d1rkqEMbgtW8W8Dq81M1M"
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": [{"vram": "24GiB"}]}
 
 
@@ -342,3 +343,53 @@ async def test_rules_or_a_list_that_cannot_be_read_stop_the_peer(running: Any, h
 def test_errors_of_tokens_are_the_wires() -> None:
     with pytest.raises(AccessError):
         granter_of(b"")
+
+
+@pytest.mark.parametrize(
+    ("wider", "named"),
+    [
+        (["--cpu", "3"], "--cpu"),
+        (["--ram", "9GiB"], "--ram"),
+        (["--leases", "6"], "--leases"),
+        (["--operation", "release"], "--operation release"),
+        (["--peer", OTHER], f"--peer {OTHER}"),
+        (["--provider", OTHER], f"--provider {OTHER}"),
+        (["--for", "2d"], "the end of the grant"),
+    ],
+)
+def test_a_token_that_is_passed_on_cannot_claim_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wider: list[str], named: str
+) -> None:
+    home, whole, part = tmp_path / "home", tmp_path / "whole", tmp_path / "part"
+    bounds = ["--cpu", "2", "--ram", "8GiB", "--leases", "5", "--for", "1d", "--operation", "commit"]
+    who = ["--peer", PEER, "--provider", PEER]
+    assert run_command(["token", "create", *bounds, *who, "--home", str(home), "-o", str(whole)]) == 0
+    capsys.readouterr()
+    assert run_command(["token", "attenuate", str(whole), *wider, "-o", str(part), "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert named in error["message"]
+    assert not part.exists()
+
+
+def test_inspect_shows_what_is_effective_and_create_prints_the_id(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, whole, part = str(tmp_path / "home"), tmp_path / "whole", tmp_path / "part"
+    assert run_command(["token", "create", "--cpu", "4", "--ram", "8GiB", "--home", home]) == 0
+    out, err = capsys.readouterr()
+    whole.write_text(out)
+    assert run_command(["token", "inspect", str(whole), "--home", home, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["grants"]["blocks"][0]["id"] in err
+    assert run_command(["token", "attenuate", str(whole), "--cpu", "1", "-o", str(part), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["id"] == made["grants"]["blocks"][-1]["id"]
+    assert run_command(["token", "inspect", str(part), "--home", home, "--json"]) == 0
+    effective = json.loads(capsys.readouterr().out)["effective"]
+    assert effective["allowance"] == {"millicores": 1000, "ram": 8 * 2**30}
+    assert run_command(["token", "inspect", str(part), "--home", home]) == 0
+    assert "effective: 1 core, 8 GiB RAM" in capsys.readouterr().out
+    assert run_command(["token", "revoke", "--token", str(whole), "--home", home]) == 0
+    capsys.readouterr()
+    assert run_command(["token", "inspect", str(part), "--home", home]) == 0
+    assert "effective: nothing" in capsys.readouterr().out
