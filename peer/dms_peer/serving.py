@@ -11,6 +11,8 @@ from libp2p.abc import IHost
 
 from dms_host.keys.identity import Identity
 from dms_host.streams.protocols import attach_protocols
+from dms_host.streams.stream import PeerStream
+from dms_host.swarm.connection_gater import address_group
 from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding.service import BidTerms, CurrentTerms, bid_operations
 from dms_protocols.bidding.versions import BID_VERSIONS
@@ -66,9 +68,15 @@ class Serving:
     ) -> None:
         try:
             with shares.stream(peer_id) as share:
-                await serve_stream(stream, operations, Caller(peer_id), self._limits, counts, share, self._access)
+                caller = Caller(peer_id, group=_address_group(stream))
+                await serve_stream(stream, operations, caller, self._limits, counts, share, self._access)
         except BusyError as error:
             await refuse_stream(stream, error, self._limits)
+
+
+def _address_group(stream: trio.abc.HalfCloseableStream) -> str:
+    address = stream.remote_address if isinstance(stream, PeerStream) else ""
+    return address_group(address) if address else ""
 
 
 @asynccontextmanager

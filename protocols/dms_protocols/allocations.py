@@ -178,7 +178,7 @@ class _Allocations:
             ports=bid.public_ports,
             ttl=ttl,
             price=bid.price,
-            accounts=caller.grants.accounts if caller.grants else (),
+            accounts=self._outstanding.accounts(caller),
             until=caller.grants.expires if caller.grants else None,
             share=self._outstanding.of(caller),
         )

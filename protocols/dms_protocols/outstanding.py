@@ -1,11 +1,16 @@
-"""What callers may have outstanding at this peer: their share of what is onboarded, and for how long."""
+"""What callers may have outstanding at this peer: their share of what is onboarded, and for how long.
+
+A stranger is a caller that the access rules do not list and that shows no token. What strangers at one address have
+outstanding counts together, because one machine can have any number of peer ids.
+"""
 
 from __future__ import annotations
 
 from dms_resources.components import OnboardedResources
-from dms_resources.ledger.accounts import Allowance, HolderShare
+from dms_resources.ledger.accounts import Account, Allowance, HolderShare
 from dms_resources.ledger.charging import too_long
 from dms_resources.manager import ResourceManager
+from dms_resources.units import GIB
 
 from .rpc.limits import Share, Shares
 from .rpc.operations import Caller
@@ -13,6 +18,10 @@ from .rpc.operations import Caller
 __all__ = ["OutstandingShares"]
 
 _WHOLE = 1000
+# A part of a small offer that no job can run in would be no offer at all.
+_LEAST_MILLICORES = 1000
+_LEAST_BYTES = GIB
+_STRANGERS = "all peers at one address, unknown to the owner,"
 
 
 class OutstandingShares:
@@ -23,6 +32,7 @@ class OutstandingShares:
         self._shares = shares
         self._onboarded: OnboardedResources | None = None
         self._share = self._share_of(None)
+        self._strangers: tuple[OnboardedResources | None, Allowance] | None = None
 
     def of(self, caller: Caller) -> HolderShare | None:
         """What this caller, and all together, may have outstanding."""
@@ -32,6 +42,21 @@ class OutstandingShares:
         if onboarded is not self._onboarded:
             self._onboarded, self._share = onboarded, self._share_of(onboarded)
         return self._share
+
+    def accounts(self, caller: Caller) -> tuple[Account, ...]:
+        """What a lease of this caller is charged to: its grants, or as a stranger the share of its address."""
+        if caller.grants is not None:
+            return caller.grants.accounts
+        if caller.local or caller.known or self._shares.stranger_capacity == _WHOLE:
+            return ()
+        allowance = self._strangers_allowance()
+        return (Account(id=f"strangers at {caller.group or caller.peer_id}", allowance=allowance, shared=_STRANGERS),)
+
+    def _strangers_allowance(self) -> Allowance:
+        onboarded = self._manager.get_onboarded_resources()
+        if self._strangers is None or onboarded is not self._strangers[0]:
+            self._strangers = (onboarded, _stranger_allowance(self._shares.stranger_capacity, onboarded))
+        return self._strangers[1]
 
     def check_ttl(self, ttl: float, caller: Caller) -> None:
         """Raises ShareError when `ttl` seconds more are longer than callers may have."""
@@ -56,6 +81,24 @@ def _allowance(share: Share, onboarded: OnboardedResources | None) -> Allowance:
         disk=_part(onboarded.disk.size, share),
         vram=_part(sum(gpu.vram for gpu in onboarded.gpus), share),
         leases=share.commitments,
+    )
+
+
+def _stranger_allowance(thousandths: int, onboarded: OnboardedResources | None) -> Allowance:
+    if onboarded is None:
+        return Allowance()
+    gpus = sorted((gpu.vram for gpu in onboarded.gpus), reverse=True)
+    count = max(1, len(gpus) * thousandths // _WHOLE)
+
+    def part(amount: int, least: int) -> int:
+        return max(least, amount * thousandths // _WHOLE)
+
+    return Allowance(
+        millicores=part(onboarded.cpu.cores.millicores, _LEAST_MILLICORES),
+        ram=part(onboarded.ram.size, _LEAST_BYTES),
+        disk=part(onboarded.disk.size, _LEAST_BYTES),
+        gpus=count,
+        vram=sum(gpus[:count]),
     )
 
 

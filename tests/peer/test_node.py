@@ -159,11 +159,11 @@ async def test_a_running_peer_keeps_its_machine(home: Home, running: Any, machin
 async def test_onboarding_goes_on_while_capacity_is_promised(home: Home, running: Any, client: HardenedHost) -> None:
     async with running() as ready:
         await in_thread(owner.onboard_resources, home, OFFER)
-        await _committed(client, ready, cores=3)
+        await _committed(client, ready, cores=1)
         more = await in_thread(owner.onboard_resources, home, Offer(cpu=Cores.of(6), ram=16 * GIB, disk=100 * GIB))
-        assert more.free.cpu.cores == Cores.of(3)
+        assert more.free.cpu.cores == Cores.of(5)
         with pytest.raises(RemoteError, match="promised"):
-            await in_thread(owner.onboard_resources, home, Offer(cpu=Cores.of(2), ram=16 * GIB, disk=100 * GIB))
+            await in_thread(owner.onboard_resources, home, Offer(cpu=Cores.of(0.5), ram=16 * GIB, disk=100 * GIB))
         with pytest.raises(RemoteError) as caught:
             await in_thread(owner.withdraw_offer, home, drain=False, tell=print)
         assert caught.value.code == "still_promised"

@@ -309,9 +309,9 @@ class Provider:
         return resource_operations(self.manager) | bids | allocations | exchange | self.deliveries.operations
 
     @asynccontextmanager
-    async def connect(self, peer_id: str = "local", *, local: bool = False) -> AsyncIterator[Client]:
+    async def connect(self, peer_id: str = "local", *, local: bool = False, group: str = "") -> AsyncIterator[Client]:
         ours, theirs = trio.testing.memory_stream_pair()
-        caller = Caller(peer_id, local)
+        caller = Caller(peer_id, local, group=group)
         self._nursery.start_soon(partial(serve_stream, theirs, self.operations, caller, access=self.access))
         async with open_client(ours) as client:
             yield client

@@ -75,6 +75,14 @@ class PeerStream(trio.abc.HalfCloseableStream):
         """Whether its connection goes through a relay."""
         return self._stream.muxed_conn.get_connection_type() is ConnectionType.RELAYED
 
+    @property
+    def remote_address(self) -> str:
+        """The IP address at the other end of its connection; empty for a relayed one, or where it is not known."""
+        if self.relayed:
+            return ""
+        address = getattr(self._stream, "get_remote_address", lambda: None)()
+        return address[0] if address else ""
+
     # Sending
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

@@ -14,7 +14,7 @@ from dms_protocols.rpc.limits import Share, Shares
 
 from .yaml_fields import Field, parse_fields, read_file, read_peer_id
 
-__all__ = ["OPERATIONS", "OwnerAccess", "parse_access", "read_access", "read_access_file"]
+__all__ = ["OPERATIONS", "OUT_OF_THE_BOX", "OwnerAccess", "parse_access", "read_access", "read_access_file"]
 
 OPERATIONS: Final = (
     "free", "onboarded", "allocated", "machine", "usage", "watch",
@@ -30,11 +30,15 @@ _LONGEST: Final = 30 * 86400.0
 _RULES: Final = {"anyone": ANYONE, "nobody": AccessRule(), "token": AccessRule(token=True)}
 
 
+OUT_OF_THE_BOX: Final = Shares(stranger_capacity=250)
+"""The shares where the owner writes none: a quarter for all strangers at one address together."""
+
+
 class OwnerAccess(Struct, frozen=True, kw_only=True):
     """The owner's access rules, and the shares of peers."""
 
     rules: AccessRules = AccessRules()
-    shares: Shares = Shares()
+    shares: Shares = OUT_OF_THE_BOX
 
 
 def read_access_file(path: Path) -> OwnerAccess:
@@ -55,7 +59,7 @@ def read_access(field: Field) -> OwnerAccess:
         others=fields.get("others", _rule, ANYONE),
         trusted=fields.get("trusted", lambda one: tuple(map(read_granter, one.items(_MOST_TRUSTED))), ()),
     )
-    return OwnerAccess(rules=rules, shares=fields.get("shares", _shares, Shares()))
+    return OwnerAccess(rules=rules, shares=fields.get("shares", _shares, OUT_OF_THE_BOX))
 
 
 def read_granter(field: Field) -> str:
@@ -74,9 +78,11 @@ def _operations(field: Field) -> dict[str, AccessRule]:
 
 def _rule(field: Field) -> AccessRule:
     if field.is_mapping:
-        fields = field.fields(("peers", "token"))
+        fields = field.fields(("anyone", "peers", "token"))
         return AccessRule(
-            peers=frozenset(fields.get("peers", _peers, ())), token=fields.get("token", Field.flag, False)
+            anyone=fields.get("anyone", Field.flag, False),
+            peers=frozenset(fields.get("peers", _peers, ())),
+            token=fields.get("token", Field.flag, False),
         )
     return _RULES[field.choice(tuple(_RULES))]
 
@@ -87,10 +93,11 @@ def _peers(field: Field) -> tuple[str, ...]:
 
 def _shares(field: Field) -> Shares:
     fields = field.fields(Shares.__struct_fields__)
-    usual = Shares()
+    usual = OUT_OF_THE_BOX
     return Shares(
         peer=fields.get("peer", lambda one: _share(one, usual.peer), usual.peer),
         total=fields.get("total", lambda one: _share(one, usual.total), usual.total),
+        stranger_capacity=fields.get("stranger_capacity", lambda one: one.whole(1, 1000), usual.stranger_capacity),
         assured_requests=fields.get("assured_requests", _number, usual.assured_requests),
         assured_bids=fields.get("assured_bids", _number, usual.assured_bids),
         assured_bytes=fields.get("assured_bytes", _bytes, usual.assured_bytes),

@@ -308,7 +308,7 @@ class _Bidding:
             demand=node.resources,
             ports=node.public_ports,
             ttl=ttl,
-            accounts=grants.accounts if grants else (),
+            accounts=self._outstanding.accounts(asking.caller),
             until=grants.expires if grants else None,
             share=self._outstanding.of(asking.caller),
         )

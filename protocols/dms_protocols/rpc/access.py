@@ -20,8 +20,15 @@ from .operations import Caller
 __all__ = ["ANYONE", "NOBODY", "Access", "AccessRule", "AccessRules", "CurrentRules"]
 
 
+# Operations that what a caller has outstanding counts for.
+_CHARGED = frozenset({"bid_request", "commit"})
+
+
 class AccessRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may request an operation: `anyone`, or one of `peers`, or the holder of a `token`; otherwise nobody."""
+    """Who may request an operation: `anyone`, or one of `peers`, or the holder of a `token`; otherwise nobody.
+
+    With `anyone`, the `peers` and the holders of a token may have more outstanding than strangers may.
+    """
 
     anyone: bool = False
     peers: frozenset[str] = frozenset()
@@ -107,16 +114,29 @@ class Access:
         if public is None:
             public = self._public[operation] = self.rules.is_public(operation)
         if public:
-            return caller
+            return self._recognize(operation, caller, message) if operation in _CHARGED else caller
         if caller.local or self.rules.admits(operation, caller.peer_id):
-            return caller
+            return replace(caller, known=True) if operation in _CHARGED else caller
         rule = self.rules.rule(operation)
         if not rule.token:
             who = "some peers, not for you" if rule.peers else "nobody"
             raise AccessError(f"{operation} is for {who}")
-        token = message.get("token")
-        if token is None:
+        if message.get("token") is None:
             raise AccessError(f"{operation} needs a token", code="token_required")
+        return self._with_grants(operation, caller, message)
+
+    def _recognize(self, operation: str, caller: Caller, message: Mapping[str, Any]) -> Caller:
+        """A caller of an operation that is for anyone, as the rule for commitments knows it."""
+        rule = self.rules.rule("commit")
+        if caller.peer_id in rule.peers or not rule.anyone:
+            # Where strangers may not commit, they take nothing from others by asking.
+            return replace(caller, known=True)
+        if rule.token and message.get("token") is not None:
+            return self._with_grants(operation, caller, message)
+        return caller
+
+    def _with_grants(self, operation: str, caller: Caller, message: Mapping[str, Any]) -> Caller:
+        token = message["token"]
         if type(token) is not bytes:
             raise MessageError("token: bytes are expected", path="token")
         grants = self._tokens.check(token, operation=operation, peer=caller.peer_id)

@@ -12,6 +12,8 @@ from msgspec import Struct
 
 __all__ = ["ServiceLimits", "Share", "Shares"]
 
+_WHOLE = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
@@ -111,6 +113,10 @@ class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         commitments=16_384,
     )
     """What all peers may have together."""
+    stranger_capacity: int = _WHOLE
+    """How much of what is onboarded all peers at one address may have outstanding together, in thousandths of each
+    dimension, if the access rules do not list them and they have no token. At least 1 core, 1 GiB of RAM and of disk
+    and one GPU."""
     assured_requests: float = 50.0
     """Requests per second that a peer gets although all together have used up theirs."""
     assured_bids: float = 5.0
@@ -130,5 +136,9 @@ class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name in ("requests", "bids", "bytes", "operations", "streams"):
             if getattr(self, f"assured_{name}") < 1:
                 raise ValueError(f"assured_{name} must be at least 1")
+        if self.stranger_capacity < 1:
+            raise ValueError("stranger_capacity must be at least 1")
+        if self.stranger_capacity > _WHOLE:
+            raise ValueError("stranger_capacity is in thousandths: at most 1000")
         if self.remembered < 1:
             raise ValueError("remembered must be at least 1")

@@ -32,14 +32,18 @@ Request = TypeVar("Request", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the peer id that the transport vouches for; `local` when it came by this machine's own socket.
+    """The peer that sent a request, whose id the transport vouches for.
 
-    `grants` is what the token says that the request needed; None where it needed none. `trace` is what the peer calls
-    the errand, where requests are logged.
+    `local`: the request came by this machine's own socket. `known`: the owner's rules list the peer for what it
+    requests. `group` is the address that it comes from, which other peer ids may share; empty where it is not known.
+    `grants` is what its token says; None where it needed none. `trace` is the requester's name for what the request is
+    part of, where requests are logged.
     """
 
     peer_id: str
     local: bool = False
+    known: bool = False
+    group: str = ""
     grants: Grants | None = None
     trace: str = ""
 

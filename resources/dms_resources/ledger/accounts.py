@@ -68,10 +68,14 @@ _COUNTED: Final = ("cores", "GPUs", "leases")
 
 
 class Account(Struct, frozen=True, kw_only=True):
-    """What a lease is charged to, and the most that may be charged to it at a time."""
+    """What a lease is charged to, and the most that may be charged to it at a time.
+
+    `shared` names those who share it, for people, where it is no grant but a part of the owner's offer.
+    """
 
     id: str
     allowance: Allowance
+    shared: str = ""
 
 
 class HolderShare(Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..components import Resources
 from ..refusals import AccountError, GrantExpiredError, ShareError
-from .accounts import NOTHING, HolderShare, Outstanding, Sums
+from .accounts import NOTHING, Allowance, HolderShare, Outstanding, Sums
 from .leases import Lease, LeaseRequest
 
 __all__ = ["Charges", "outlasting", "too_long"]
@@ -48,6 +48,8 @@ class Charges:
             outstanding = self._accounts.get(account.id) or self._sums.by_account.get(account.id, NOTHING)
             charged[account.id] = outstanding = outstanding.plus(resources, 1)
             problems = account.allowance.exceeded_by(outstanding)
+            if problems and account.shared:
+                raise self._too_much(account.shared, problems, account.allowance, resources)
             if problems:
                 raise AccountError(f"more than the grant {account.id} allows: {'; '.join(problems)}", problems=problems)
         return charged
@@ -61,11 +63,15 @@ class Charges:
         ):
             problems = allowance.exceeded_by(outstanding)
             if problems:
-                # What is too much by itself does not wait for others.
-                wait = None if allowance.exceeded_by(NOTHING.plus(resources, 1)) else self._next_end
-                sentence = f"more than {whose} may have: {'; '.join(problems)}"
-                raise ShareError(sentence, problems=problems, retry_after=wait)
+                raise self._too_much(whose, problems, allowance, resources)
         self._holders[holder], self._everything = own, everything
+
+    def _too_much(
+        self, whose: str, problems: tuple[str, ...], allowance: Allowance, resources: Resources
+    ) -> ShareError:
+        # A request that is too much by itself does not wait for others.
+        wait = None if allowance.exceeded_by(NOTHING.plus(resources, 1)) else self._next_end
+        return ShareError(f"more than {whose} may have: {'; '.join(problems)}", problems=problems, retry_after=wait)
 
 
 def too_long(ttl: float, longest: float) -> ShareError:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from dms_host.keys.identity import new_identity
-from dms_peer.config.access import OPERATIONS, OwnerAccess, parse_access, read_access_file
+from dms_peer.config.access import OPERATIONS, OUT_OF_THE_BOX, OwnerAccess, parse_access, read_access_file
 from dms_peer.errors import DocumentError
 from dms_peer.serving import peer_operations
 from dms_protocols.rpc.access import ANYONE, AccessRule, AccessRules
@@ -30,7 +30,7 @@ OFFICE = "12D3KooWBaNnGphBxVkQNWkpqmpoh1GVUbXBKFSxAD96zaqdX4BK"
 def test_the_file_in_the_docs_says_what_it_seems_to(tmp_path: Path) -> None:
     path = tmp_path / "access.yaml"
     path.write_text(EXAMPLE)
-    usual = Shares()
+    usual = OUT_OF_THE_BOX
     assert read_access_file(path) == OwnerAccess(
         rules=AccessRules(
             operations={
@@ -65,6 +65,14 @@ async def test_there_are_rules_for_every_operation_of_a_peer(tmp_path: Path) -> 
     assert served == set(OPERATIONS)
 
 
+def test_one_line_changes_what_strangers_may_have() -> None:
+    assert OwnerAccess().shares.stranger_capacity == 250
+    found = parse_access(b"shares: {stranger_capacity: 1000}", "access.yaml")
+    assert found == OwnerAccess(shares=replace(OUT_OF_THE_BOX, stranger_capacity=1000))
+    found = parse_access(f"operations: {{commit: {{anyone: true, peers: [{LISTED}]}}}}".encode(), "access.yaml")
+    assert found.rules.operations == {"commit": AccessRule(anyone=True, peers=frozenset({LISTED}))}
+
+
 def test_an_empty_mapping_is_what_holds_without_one() -> None:
     assert parse_access(b"{}", "access.yaml") == OwnerAccess()
 
@@ -74,7 +82,7 @@ def test_an_empty_mapping_is_what_holds_without_one() -> None:
     [
         ("operations: {comit: token}", "operations.comit"),
         ("operations: {commit: somebody}", "operations.commit"),
-        ("operations: {commit: {anyone: true}}", "operations.commit.anyone"),
+        ("operations: {commit: {anyone: always}}", "operations.commit.anyone"),
         ("operations: {commit: {peers: [me]}}", "operations.commit.peers[0]"),
         ("operations: {commit: {token: maybe}}", "operations.commit.token"),
         ("others: [nobody]", "others"),
@@ -85,6 +93,8 @@ def test_an_empty_mapping_is_what_holds_without_one() -> None:
         ("shares: {peer: {capacity: 1001}}", "shares.peer.capacity"),
         ("shares: {peer: {longest_ttl: 40d}}", "shares.peer.longest_ttl"),
         ("shares: {peer: {bytes_in_flight: 0}}", "shares.peer.bytes_in_flight"),
+        ("shares: {stranger_capacity: 0}", "shares.stranger_capacity"),
+        ("shares: {stranger_capacity: 1001}", "shares.stranger_capacity"),
         ("shares: {everybody: {}}", "shares.everybody"),
         ("shares: {assured_bids: none}", "shares.assured_bids"),
         ("rules: {}", "rules"),
