@@ -123,7 +123,10 @@ class Programs:
         dms_peer = [sys.executable, "-m", "dms_peer"]
         onboard = ["onboard", "--home", home, "--machine", str(machine), *OFFER, "--gpu", "all", "--json"]
         subprocess.run([*dms_peer, *onboard], env=_environment(), check=True, capture_output=True, timeout=PATIENCE)
-        return [*dms_peer, "run", "--home", home, "--listen", "/ip4/127.0.0.1/tcp/0", "--json"]
+        access = self._scratch / "access.yaml"
+        access.write_text("shares: {stranger_capacity: 1000}\n")
+        listen = ["--listen", "/ip4/127.0.0.1/tcp/0"]
+        return [*dms_peer, "run", "--home", home, *listen, "--access", str(access), "--json"]
 
 
 def _environment() -> dict[str, str]:

@@ -73,7 +73,9 @@ async def home(tmp_path: Path) -> Home:
 
 @asynccontextmanager
 async def _running(home: Home) -> AsyncIterator[Provider]:
-    command = ["run", "--home", str(home.path), "--listen", "/ip4/127.0.0.1/tcp/0", "--json"]
+    access = home.path.parent / "access.yaml"
+    access.write_text("shares: {stranger_capacity: 1000}\n")
+    command = ["run", "--home", str(home.path), "--listen", "/ip4/127.0.0.1/tcp/0", "--access", str(access), "--json"]
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "dms_peer", *command], stdout=subprocess.PIPE, env=ENVIRONMENT
     )

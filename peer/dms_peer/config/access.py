@@ -94,10 +94,13 @@ def _peers(field: Field) -> tuple[str, ...]:
 def _shares(field: Field) -> Shares:
     fields = field.fields(Shares.__struct_fields__)
     usual = OUT_OF_THE_BOX
+    peer = fields.get("peer", lambda one: _share(one, usual.peer), usual.peer)
+    # An owner who says what each peer may have means strangers too.
+    strangers = usual.stranger_capacity if peer.capacity == usual.peer.capacity else peer.capacity
     return Shares(
-        peer=fields.get("peer", lambda one: _share(one, usual.peer), usual.peer),
+        peer=peer,
         total=fields.get("total", lambda one: _share(one, usual.total), usual.total),
-        stranger_capacity=fields.get("stranger_capacity", lambda one: one.whole(1, 1000), usual.stranger_capacity),
+        stranger_capacity=fields.get("stranger_capacity", lambda one: one.whole(1, 1000), strangers),
         assured_requests=fields.get("assured_requests", _number, usual.assured_requests),
         assured_bids=fields.get("assured_bids", _number, usual.assured_bids),
         assured_bytes=fields.get("assured_bytes", _bytes, usual.assured_bytes),

@@ -101,14 +101,13 @@ def restored(lease: Lease, due: float | None, boot_id: str, clock: Clock) -> Rec
     now = Moment(wall=clock.wall(), steady=clock.steady())
     longest = min([lease.ttl or float("inf"), *(limit.seconds for limit in _limits(lease))])
     left = remaining_after_restart(clock, due=due, boot_id=boot_id, deadline=lease.deadline, ttl=longest)
-    record = Record(lease, now.steady + left)
     if left > 0 or lease.grace or end_reason(lease)[0] is not EndReason.LOST:
-        return record
-    after = renewed(Record(replace(lease, grace=True), record.due), now, lease.ttl)
-    # Its longest time, or the owner's notice, may have passed too.
-    return (
-        after if after.due is None or after.due > now.steady else Record(replace(after.lease, grace=False), after.due)
-    )
+        return Record(lease, now.steady + max(0.0, left))
+    after = renewed(Record(replace(lease, grace=True), now.steady + left), now, lease.ttl)
+    if after.due is not None and after.due <= now.steady:
+        # Its longest time, or the owner's notice, has passed too.
+        return Record(replace(after.lease, grace=False), now.steady)
+    return after
 
 
 def _limits(lease: Lease) -> list[Limit]:

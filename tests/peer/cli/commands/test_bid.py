@@ -15,13 +15,19 @@ from libp2p.peer.envelope import unmarshal_envelope
 from dms_host.keys.identity import load_identity
 from dms_peer.__main__ import run_command
 from dms_peer.cli.bid_files import read_bids
+from dms_peer.config.access import OwnerAccess
 from dms_peer.config.terms import read_terms_file
 from dms_peer.home.home import Home
 from dms_peer.node import Node, Ready
 from dms_peer.owner import client as owner
 from dms_peer.owner.offers import GPUChoice, Offer
+from dms_protocols.rpc.limits import Shares
 from dms_resources.components import PortRange
 from dms_resources.units import GIB, Cores
+
+# These tests are not about strangers: anyone may have the whole offer.
+WHOLE_OFFER = OwnerAccess(shares=Shares())
+
 
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": [{"vram": "24GiB"}]}
 OFFER = Offer(
@@ -65,7 +71,9 @@ async def ready(tmp_path: Path) -> AsyncIterator[Ready]:
     terms.write_text(TERMS)
     home = Home(tmp_path / "provider")
     await trio.to_thread.run_sync(partial(owner.onboard_resources, home, OFFER, str(machine)))
-    async with Node(home=home, listen=("/ip4/127.0.0.1/tcp/0",), terms=read_terms_file(terms)).open() as peer:
+    async with Node(
+        home=home, listen=("/ip4/127.0.0.1/tcp/0",), access=WHOLE_OFFER, terms=read_terms_file(terms)
+    ).open() as peer:
         yield peer
 
 

@@ -15,13 +15,19 @@ import trio
 
 from dms_peer.__main__ import run_command
 from dms_peer.cli.tables.common import short_peer_id
+from dms_peer.config.access import OwnerAccess
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.home.home import Home
 from dms_peer.home.lease_journal import LeaseJournal
 from dms_peer.node import Node, Ready
 from dms_peer.owner import client as owner
 from dms_peer.owner.offers import Offer
+from dms_protocols.rpc.limits import Shares
 from dms_resources.units import GIB, Cores
+
+# These tests are not about strangers: anyone may have the whole offer.
+WHOLE_OFFER = OwnerAccess(shares=Shares())
+
 
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": []}
 OFFER = Offer(cpu=Cores.of(4), ram=8 * GIB, disk=10 * GIB)
@@ -42,7 +48,7 @@ async def peers(tmp_path: Path) -> AsyncIterator[tuple[Ready, Ready]]:
         for name in ("provider", "own"):
             home = Home(tmp_path / name)
             await trio.to_thread.run_sync(partial(owner.onboard_resources, home, OFFER, str(machine)))
-            node = Node(home=home, listen=("/ip4/127.0.0.1/tcp/0",), discovery=QUIET)
+            node = Node(home=home, listen=("/ip4/127.0.0.1/tcp/0",), access=WHOLE_OFFER, discovery=QUIET)
             ready.append(await stack.enter_async_context(node.open()))
         yield ready[0], ready[1]
 
@@ -186,7 +192,7 @@ async def test_a_provider_that_is_gone_is_named_and_its_leases_are_still_shown(
     machine.write_text(json.dumps(MACHINE))
     home, bid = Home(tmp_path / "provider"), tmp_path / "bid.cbor"
     await trio.to_thread.run_sync(partial(owner.onboard_resources, home, OFFER, str(machine)))
-    async with Node(home=home, listen=("/ip4/127.0.0.1/tcp/0",), discovery=QUIET).open() as ready:
+    async with Node(home=home, listen=("/ip4/127.0.0.1/tcp/0",), access=WHOLE_OFFER, discovery=QUIET).open() as ready:
         assert (await command("bid", ready.addrs[0], *SMALL, "-o", str(bid)))[0] == 0
         assert (await command("commit", ready.addrs[0], str(bid), "--ttl", "1h"))[0] == 0
     code, out, _ = await command("leases", "--json")

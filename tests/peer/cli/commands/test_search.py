@@ -21,6 +21,7 @@ from dms_peer.__main__ import run_command
 from dms_peer.cli.child_process import run_child, stopped_by_signals
 from dms_peer.cli.failures import describe_failure
 from dms_peer.cli.tables.search import _LiveView
+from dms_peer.config.access import OwnerAccess
 from dms_peer.discovery.settings import DiscoverySettings
 from dms_peer.errors import PeerError, StoppedError
 from dms_peer.home.home import Home
@@ -29,8 +30,11 @@ from dms_peer.owner import client as owner
 from dms_peer.owner.offers import GPUChoice, Offer
 from dms_peer.requesting.progress import ProgressLog
 from dms_peer.requesting.reports import FoundRow
+from dms_protocols.rpc.limits import Shares
 from dms_resources.units import GIB, Cores
 
+# These tests are not about strangers: anyone may have the whole offer.
+WHOLE_OFFER = OwnerAccess(shares=Shares())
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": [{"vram": "24GiB"}]}
 ENSEMBLE = """
@@ -58,7 +62,7 @@ async def providers(tmp_path: Path) -> AsyncIterator[list[Ready]]:
             gpus = (GPUChoice(device="all"),) if number < 2 else ()
             offer = Offer(cpu=Cores.of(4), ram=16 * GIB, disk=100 * GIB, gpus=gpus)
             await trio.to_thread.run_sync(partial(owner.onboard_resources, home, offer, str(machine)))
-            node = Node(home=home, listen=(LOOPBACK,), discovery=QUIET)
+            node = Node(home=home, listen=(LOOPBACK,), access=WHOLE_OFFER, discovery=QUIET)
             ready.append(await stack.enter_async_context(node.open()))
         yield ready
 
@@ -164,6 +168,7 @@ def test_what_makes_no_sense_is_said_in_a_line(
 
 CHILD = """
 import json, os, sys
+
 taken = json.loads(os.environ["DMS_RESERVATION"])
 assert os.environ["DMS_NODE_IDS"] == "a b"
 assert os.environ["DMS_LEASE_IDS"].split() == [node["lease_id"] for node in taken["nodes"]]

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Final
 
 from dms_resources.ledger.leases import Lease, LeaseState
 
-__all__ = ["Promise", "Request"]
+__all__ = ["KEEP_ALIVE", "Promise", "Request"]
+
+KEEP_ALIVE: Final = 900.0
+"""Seconds for which an allocation of these providers lasts without a renewal."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,32 +59,44 @@ class Promise:
 
     def acknowledge(self, request: Request, lease: Lease, now: float, order: int) -> None:
         """Take note of an answer: it outweighs all that was over before it was asked for."""
+        # An allocation that is asked for again answers what the first one did, whose answer may have been lost.
+        since = min([request.since, *(one.since for one in self.open if one.kind == request.kind == "allocate")])
         others = [one for one in self.open if one is not request and not one.over_before(request)]
         if others:
             # What was asked for at the same time may have been decided before or after.
             request.ended, request.until = order, now
             others.append(request)
         self.open[:] = others
-        if self.allocated:
+        if self.allocated and (request.kind != "renew" or lease.state is not LeaseState.ALLOCATED):
             # The answer to a renewal may be told after that of the allocation that came behind it.
             return
         self.lease = lease
         if lease.deadline is None:
             self.low = self.high = math.inf
         else:
-            self.low, self.high = request.since + lease.ttl, now + lease.ttl
+            self.low, self.high = since + lease.ttl, now + lease.ttl
 
     def bounds(self, now: float) -> tuple[float, float]:
         """When it ends at the earliest and at the latest, with all that may have happened."""
         if self.asked("release"):
             return -math.inf, self._latest(now)
-        renewals = [one.since + one.ttl for one in self.open if one.kind == "renew"]
-        return min([self.low, *renewals]), self._latest(now)
+        earliest = [one.since + ttl for one in self.open for ttl in self._times_to_live(one)]
+        return min([self.low, *earliest]), self._latest(now)
+
+    def grant_grace(self, lease: Lease, ends: float) -> None:
+        """Take note that the provider gave an allocation another keep-alive when it came back."""
+        self.lease, self.low, self.high = lease, ends, ends
 
     def _latest(self, now: float) -> float:
-        if self.allocated or self.asked("allocate"):
-            return math.inf
-        return max([self.high, *(min(one.until, now) + one.ttl for one in self.open if one.kind == "renew")])
+        latest = [min(one.until, now) + ttl for one in self.open for ttl in self._times_to_live(one)]
+        return max([self.high, *latest])
+
+    def _times_to_live(self, request: Request) -> list[float]:
+        """For how long the lease may last after this request, if it happened."""
+        found = [request.ttl] if request.kind == "renew" and not self.allocated else []
+        if request.kind == "allocate" or (request.kind == "renew" and (self.allocated or self.asked("allocate"))):
+            found.append(KEEP_ALIVE)
+        return found
 
     def rebase(
         self, lease: Lease | None, opened: tuple[float, float], wall: tuple[float, float], *, sure: bool
@@ -90,8 +106,6 @@ class Promise:
         `lease` is what the file has; what remains follows from its deadline. Where it is not `sure` that there was a
         reboot as the ledger sees it, the old bounds are possible too.
         """
-        if self.allocated:
-            return
         body = lease or self.lease
         if body.deadline is None:
             return
@@ -103,5 +117,5 @@ class Promise:
         self.low, self.high = (first, last) if sure else (min(first, self.low), max(last, self.high))
         if lease is not None and self.open:
             # What was asked before has left its deadline in the file, or has not happened.
-            self.open[:] = [one for one in self.open if one.kind != "renew"]
+            self.open[:] = [one for one in self.open if one.kind not in ("renew", "allocate")]
             self.lease = lease

@@ -3,7 +3,8 @@
 Rules that have to hold, whatever happens:
 
 1. A lease that was acknowledged is in the ledger as it was acknowledged, until its deadline, or until its holder asked
-   for its release; an allocation until then. This holds in memory at every step, and of the file after every restart.
+   for its release. This holds in memory at every step, and of the file after every restart. An allocation that could
+   not be renewed while its provider was away may last for another keep-alive, once.
 2. A released lease does not come back.
 3. Nothing of a lease changes but by a request of its holder, and no lease is there that its holder did not ask for.
 4. Fencing numbers of later leases are greater; no two leases have the same.
@@ -29,12 +30,14 @@ from dms_resources.errors import ResourcesError, StorageError
 from dms_resources.ledger.leases import Lease, LeaseState
 
 from ..signing import SimulatedOpener
-from .promises import Promise, Request
+from .promises import KEEP_ALIVE, Promise, Request
 
 __all__ = ["Tellings", "Witness", "watched"]
 
 # Floats of different clocks.
 _NEAR = 1e-4
+# A ledger is read some moments before the witness hears of it.
+_GRACE_NEAR = 1.0
 
 
 class Tellings:
@@ -233,12 +236,18 @@ class Witness:
     def _check_gone(self, lease_id: str, promise: Promise, now: float) -> None:
         low, _ = promise.bounds(now)
         if now < low - _NEAR:
-            until = "its release" if promise.allocated else f"{low:.4f}"
-            self._fail(f"{self.peer_id} lost {lease_id}, which it acknowledged until {until}: {promise.lease}")
+            self._fail(f"{self.peer_id} lost {lease_id}, which it acknowledged until {low:.4f}: {promise.lease}")
         if not promise.asked("release"):
             del self.promises[lease_id]
 
     def _check_kept(self, lease: Lease, ends: float | None, promise: Promise, now: float) -> None:
+        low, _ = promise.bounds(now)
+        if lease.grace and not promise.lease.grace and ends is not None and low <= self._loaded + _NEAR:
+            # It could not be renewed while the provider was away: it lasts from when the ledger was read.
+            if abs(ends - self._loaded - KEEP_ALIVE) > _GRACE_NEAR:
+                self._fail(f"{self.peer_id} gives {lease} a grace until {ends:.4f}, loaded {self._loaded:.4f}")
+            promise.grant_grace(lease, ends)
+            return
         known = promise.lease
         if not promise.open and lease != known:
             self._fail(f"{self.peer_id} changed {known} to {lease}, and nobody asked for it")
