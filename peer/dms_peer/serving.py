@@ -75,8 +75,10 @@ class Serving:
 
 
 def _address_group(stream: trio.abc.HalfCloseableStream) -> str:
-    address = stream.remote_address if isinstance(stream, PeerStream) else ""
-    return address_group(address) if address else ""
+    if not isinstance(stream, PeerStream):
+        return ""
+    # A relay hides the address, so all that come through relays count as one.
+    return "relays" if stream.relayed else address_group(stream.remote_address)
 
 
 @asynccontextmanager
