@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +193,75 @@ def test_the_example_in_the_documents_can_be_read() -> None:
     text = (Path(__file__).parents[3] / "docs" / "hardware.md").read_text("utf-8")
     example = text.partition("```json\n")[2].partition("```")[0]
     assert parse_machine(example.encode(), "hardware.md").gpus[0].vram == 40 * GIB
+
+
+@pytest.mark.parametrize(
+    ("clock", "hertz"),
+    [(2304000000, 2304000000), (2.304e9, 2304000000), (2399999999.6, 2400000000), (0.0, 0)],
+)
+def test_a_clock_is_any_number_of_hertz(clock: float, hertz: int) -> None:
+    document = {**_SMALL, "cpu": {"cores": 1, "clock_speed": clock, "base_clock_speed": clock}}
+    machine = parse_machine(json.dumps(document).encode(), "machine.json")
+    assert (machine.cpu.clock_speed, machine.cpu.base_clock_speed) == (hertz, hertz)
+
+
+@pytest.mark.parametrize("clock", [-1.5, 1e30, 9.3e18])
+def test_a_clock_out_of_range_is_an_error(clock: float) -> None:
+    document = {**_SMALL, "cpu": {"cores": 1, "clock_speed": clock}}
+    with pytest.raises(MachineFileError, match=r"cpu.clock_speed: .* is out of range"):
+        parse_machine(json.dumps(document).encode(), "machine.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "spelling"),
+    [
+        ("amd64", "x86_64"),
+        ("x86-64", "x86_64"),
+        ("aarch64", "arm64"),
+        ("ARM64", "arm64"),
+        ("i686", "x86"),
+        ("vax", "vax"),
+    ],
+)
+def test_an_architecture_has_any_of_its_names(name: str, spelling: str) -> None:
+    document = {**_SMALL, "cpu": {"cores": 1, "architecture": name}}
+    assert parse_machine(json.dumps(document).encode(), "machine.json").cpu.architecture == spelling
+
+
+def test_numbers_of_gpus_are_kept_whatever_their_order() -> None:
+    gpus = tuple(GPU(uuid=f"gpu-{index}", index=index, vram=1) for index in (2, 0, 5))
+    machine = MachineResources(cpu=CPU(cores=Cores(1000)), ram=RAM(size=0), disk=Disk(size=0), gpus=gpus)
+    written = json.dumps(machine_document(machine)).encode()
+    assert parse_machine(written, "machine.json").gpus == gpus
+
+
+def test_the_largest_amounts_can_be_read_again() -> None:
+    most = 2**63 - 1
+    machine = MachineResources(
+        cpu=CPU(cores=Cores(10**12), clock_speed=most, cache_size=most),
+        ram=RAM(size=most),
+        disk=Disk(size=most),
+        gpus=(GPU(uuid="a", vram=most),),
+    )
+    written = json.dumps(machine_document(machine)).encode()
+    assert parse_machine(written, "machine.json") == replace(machine, simulated=True)
+
+
+def test_a_machine_comes_from_standard_input() -> None:
+    script = """
+        from pathlib import Path
+        from dms_resources.machine.file import read_machine_file
+        first, second = (read_machine_file(Path("-")) for _ in range(2))
+        assert first == second
+        print(first.ram.size)
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], input=json.dumps(_SMALL).encode(), capture_output=True
+    )
+    assert found.stdout.decode().strip() == str(16 * GIB), found.stderr
+
+
+def test_standard_input_that_is_no_machine_is_named() -> None:
+    script = "from pathlib import Path; from dms_resources.machine.file import read_machine_file as r; r(Path('-'))"
+    found = subprocess.run([sys.executable, "-c", script], input=b"nonsense", capture_output=True)
+    assert b"standard input: invalid JSON" in found.stderr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from ..options.common import (
     DebugOption,
     HomeOption,
     JSONOption,
-    MachineOption,
     OptionalPeer,
     TokenOption,
     home_at,
@@ -20,7 +21,14 @@ __all__ = ["hardware"]
 
 def hardware(
     peer: OptionalPeer = None,
-    machine: MachineOption = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            "--machine",
+            metavar="FILE",
+            help="Show the machine that this JSON file describes (`-`: standard input) instead; nothing is remembered.",
+        ),
+    ] = None,
     token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,

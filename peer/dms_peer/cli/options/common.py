@@ -131,8 +131,8 @@ MachineOption: TypeAlias = Annotated[
     typer.Option(
         "--machine",
         metavar="FILE",
-        help="A JSON description that replaces the measured hardware, remembered in the home directory; "
-        "`measured` goes back to the hardware.",
+        help="A JSON description that replaces the measured hardware (`-`: standard input), remembered in the home "
+        "directory; `measured` goes back to the hardware.",
     ),
 ]
 JSONOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
