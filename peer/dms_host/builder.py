@@ -37,12 +37,14 @@ async def open_host(
     psk: bytes | None = None,
     relay: RelayLimits | None = None,
     reserve_at: Sequence[str] = (),
+    agent: str = "",
 ) -> AsyncIterator[HardenedHost]:
     """Yield a started host with this identity that listens on `listen_addrs` (multiaddrs); close it after the block.
 
     `gate` decides which peers may connect (default: all). `psk` is the 32-byte key of a private network; the host then
     connects to members only. `relay` makes the host a relay for others within these limits. At each relay in
     `reserve_at` (multiaddrs with peer ids) the host keeps a reservation, so that peers reach it through that relay.
+    `agent` is the agent version that identify tells, such as `name/1.0`; empty for that of the library.
     Raises ValueError for a key of another length, AddressError or ListenError for an address that cannot be used.
     Closing takes at most HostLimits.close_timeout and a second, also when cancelled. An exception of the block is
     raised as it is, not in a group.
@@ -52,7 +54,7 @@ async def open_host(
     route_library_logs()
     addresses = [parse_listen_address(address) for address in listen_addrs]
     relays = [_parse_relay(address) for address in reserve_at]
-    host = HardenedHost(identity_key, limits or HostLimits(), gate, psk)
+    host = HardenedHost(identity_key, limits or HostLimits(), gate, psk, agent)
     failure: Exception | None = None
     running, closed = trio.Event(), trio.Event()
     async with trio.open_nursery() as nursery:

@@ -31,8 +31,14 @@ class HardenedHost(BasicHost):
     """
 
     def __init__(
-        self, identity: Identity, limits: HostLimits, gate: ConnectionGater | None = None, psk: bytes | None = None
+        self,
+        identity: Identity,
+        limits: HostLimits,
+        gate: ConnectionGater | None = None,
+        psk: bytes | None = None,
+        agent: str = "",
     ) -> None:
+        self.agent = agent
         self.swarm = HardenedSwarm(identity.key_pair(), limits, gate, psk)
         super().__init__(self.swarm, disable_identify_address_discovery=True)
         self.limits = limits

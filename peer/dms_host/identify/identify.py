@@ -13,21 +13,25 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from libp2p.abc import IPeerStore
+from libp2p.abc import IHost, IPeerStore
 from libp2p.host import basic_host
+from libp2p.identity.identify import identify as library
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.identity.identify_push import identify_push
 from libp2p.identity.update import update_peerstore_from_identify
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
 from ..bounded import BoundedDict
 from ..logs import RateLimiter, log_limited
 
-__all__ = ["BoundedPeerStore", "bound_identify"]
+__all__ = ["BoundedPeerStore", "bound_identify", "identify_message"]
 
 logger = logging.getLogger(__name__)
 limiter = RateLimiter()
+
+_library_message = library._mk_identify_protobuf
 
 # Bytes. A message of go-libp2p has 8 KiB at most, with its signed record.
 MAX_MESSAGE: Final = 8 * 1024
@@ -59,9 +63,19 @@ class BoundedPeerStore(PeerStore):
 
 
 def bound_identify() -> None:
-    """Make the library read bounded messages only. A second call changes nothing."""
+    """Make the library read bounded messages only, and send a host's agent version. A second call changes nothing."""
+    for named in (library, identify_push):
+        named._mk_identify_protobuf = identify_message  # type: ignore[attr-defined]  # imported there
     for module in (basic_host, identify_push):
         module.update_peerstore_from_identify = _update  # type: ignore[attr-defined]  # imported there
+
+
+def identify_message(host: IHost, observed: Multiaddr | None) -> Identify:
+    """Returns what a host says of itself, with its own agent version if it has one, else with that of the library."""
+    message = _library_message(host, observed)
+    if agent := getattr(host, "agent", ""):
+        message.agent_version = agent
+    return message
 
 
 async def _update(peerstore: IPeerStore, peer_id: ID, identify_msg: Identify) -> None:

@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 
 import trio
 from libp2p.abc import IHost
-from libp2p.identity.identify.identify import _mk_identify_protobuf
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.peer.id import ID
 from libp2p.utils.varint import encode_uvarint
@@ -26,6 +25,7 @@ from libp2p.utils.varint import encode_uvarint
 from ..errors import DialError
 from ..streams.outbound import open_stream
 from ..tasks import open_background, shielded
+from .identify import identify_message
 
 __all__ = ["Announcements", "announcing"]
 
@@ -107,7 +107,7 @@ async def _push(host: IHost) -> None:
     if not peers:
         return
     try:
-        message = _mk_identify_protobuf(host, None).SerializeToString()
+        message = identify_message(host, None).SerializeToString()
         frame = encode_uvarint(len(message)) + message
     except Exception as error:
         # A foreign host that is being closed has no addresses.

@@ -11,6 +11,7 @@ from dms_host import ConnectionGater, HardenedHost, HostLimits, RelayLimits, ope
 from dms_host.keys.identity import Identity
 from dms_host.keys.swarm_key import load_swarm_key
 
+from .. import __version__
 from ..errors import PeerError
 from .home import Home
 from .network import NetworkSettings
@@ -57,5 +58,6 @@ async def open_home_host(
         psk=key,
         relay=relay_limits or RelayLimits() if settings.relay else None,
         reserve_at=settings.reserve_at,
+        agent=f"dms-peer/{__version__}",
     ) as host:
         yield host

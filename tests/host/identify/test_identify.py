@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+from libp2p.identity.identify.identify import parse_identify_response
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.peer.envelope import seal_record
@@ -13,7 +14,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peer_record import PeerRecord
 from multiaddr import Multiaddr
 
-from dms_host import dial, host_addresses, open_stream
+from dms_host import dial, host_addresses, new_identity, open_host, open_stream
 from dms_host.identify import identify
 from dms_protocols.wire.frames import encode_frame
 
@@ -88,3 +89,20 @@ def test_whose_messages_are_counted_is_bounded() -> None:
     for number in range(identify.MAX_PEERS + 10):
         assert store.admits(ID(number.to_bytes(4, "big")))
     assert len(store._heard) == identify.MAX_PEERS
+
+
+@pytest.mark.parametrize("agent", ["dms-peer/9.8.7", ""])
+async def test_a_host_tells_its_agent_version(agent: str) -> None:
+    async with (
+        open_host(new_identity(), ["/ip4/127.0.0.1/tcp/0"], agent=agent) as named,
+        open_host(new_identity()) as asking,
+    ):
+        stream = await open_stream(asking, await dial(asking, host_addresses(named)[0]), [IDENTIFY])
+        raw = b""
+        while part := await stream.receive_some():
+            raw += part
+        message = parse_identify_response(raw)
+    if agent:
+        assert message.agent_version == agent
+    else:
+        assert message.agent_version.startswith("py-libp2p/")
