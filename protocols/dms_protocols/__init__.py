@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         NodeRequest,
         Place,
         Price,
+        Reason,
         Refusal,
     )
     from .protocol_ids import (
@@ -128,6 +129,7 @@ __all__ = [
     "Price",
     "PricesPerHour",
     "ProtocolError",
+    "Reason",
     "Refusal",
     "RemoteError",
     "ResourcesClient",
@@ -192,6 +194,7 @@ _MODULES = {
         "NodeRequest",
         "Place",
         "Price",
+        "Reason",
         "Refusal",
     ),
     ".protocol_ids": (

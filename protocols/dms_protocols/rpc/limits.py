@@ -1,6 +1,6 @@
 """Every bound of a service, in one place; those of a client are in `client_limits`.
 
-Sizes are in bytes, times in seconds. What is not bounded here is bounded by one of these.
+Sizes are in bytes, times in seconds.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ _WHOLE = 1000
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """What one stream may cost the side that answers."""
+    """What one stream may cost the service."""
 
     frame_bytes: int = 64 * 1024
-    """The largest request; a larger one is answered with `frame_too_large` and passed over."""
+    """The largest request; a larger one is answered with `frame_too_large` and skipped."""
     skip_bytes: int = 1024 * 1024
-    """The largest request that is passed over; one that announces more ends the stream."""
+    """The largest request that is skipped; a larger one is answered with `frame_too_large` and ends the stream."""
     answer_bytes: int = 1024 * 1024
     """The largest answer; a larger one becomes `answer_too_large`."""
     depth: int = 16
-    """Containers within containers in a request."""
+    """The depth of containers within the map of a request."""
     items: int = 4096
     """Values in a request, at every depth together."""
     read_bytes: int = 64 * 1024
     """The most that is taken from the stream at once."""
     batch_frames: int = 256
-    """Requests that are answered before other streams get their turn."""
+    """Requests of one peer that are answered before other peers have their turn."""
     operations_in_flight: int = 64
     """Slow operations that run at the same time; one more is answered with `busy`."""
     watches: int = 8
     """Watches that run at the same time; one more is answered with `busy`."""
     busy_retry_after: float = 1.0
-    """When a request that was answered with `busy` may be tried again."""
+    """After how long a request that was answered with `busy` may be sent again."""
     operation_deadline: float = 30.0
     """The longest that a slow operation may take; then it is cancelled and answered with `deadline_exceeded`."""
     outgoing_bytes: int = 64 * 1024
-    """Answers that wait to be written; above it nothing is read until the peer takes its answers."""
+    """Answers that wait to be written; above this, nothing is read until the peer takes its answers."""
     write_deadline: float = 20.0
     """The longest that one write may stall before the stream is dropped."""
     close_deadline: float = 2.0
-    """The longest that closing a stream in good order may take; then it is dropped."""
+    """The longest that the orderly close of a stream may take; then it is dropped."""
     idle_deadline: float = 300.0
-    """The longest without a whole request and without anything running; then the stream is closed."""
+    """The longest time without a whole request and without a running operation; then the stream is closed."""
 
 
 class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,11 +56,11 @@ class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     commitment with `share_exceeded`."""
 
     requests: float
-    """Requests per second, in the long run."""
+    """Requests per second, on average."""
     requests_burst: float
-    """Requests that may come at once, when there were few before."""
+    """Requests that may come at once, after a time with few."""
     bids: float
-    """Requests for bids per second, in the long run: each costs signatures."""
+    """Requests for bids per second, on average; each costs signatures."""
     bids_burst: float
     """Requests for bids that may come at once."""
     bytes_in_flight: int
@@ -72,7 +72,7 @@ class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     commitments: int
     """Holds, commitments and allocations that are outstanding at the same time."""
     capacity: int = 1000
-    """How much of what is onboarded may be outstanding, in thousandths of each dimension."""
+    """The part of each onboarded dimension that may be outstanding, in thousandths."""
     longest_ttl: float = inf
     """The longest that a commitment may last before it is renewed, in seconds; the ledger allows 30 days."""
 
@@ -88,8 +88,10 @@ class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How peers share one peer. The defaults bound memory and keep anybody from starving others; who wants to keep the
-    machine for itself sets them lower."""
+    """How peers share one peer. The defaults bound memory and keep each peer from starving the others.
+
+    An owner who keeps the machine for other uses sets them lower.
+    """
 
     peer: Share = Share(
         requests=5_000,
@@ -118,18 +120,18 @@ class Shares(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dimension, if the access rules do not list them and they have no token. At least 1 core, 1 GiB of RAM and of disk
     and one GPU."""
     assured_requests: float = 50.0
-    """Requests per second that a peer gets although all together have used up theirs."""
+    """Requests per second that a peer gets when all peers together have used up their share."""
     assured_bids: float = 5.0
-    """Requests for bids per second that a peer gets although all together have used up theirs."""
+    """Requests for bids per second that a peer gets when all peers together have used up their share."""
     assured_bytes: int = 64 * 1024
-    """Bytes in flight that a peer gets although all together have used up theirs."""
+    """Bytes in flight that a peer gets when all peers together have used up their share."""
     assured_operations: int = 4
-    """Slow operations and watches of a peer that run although all together have used up theirs."""
+    """Slow operations and watches of a peer that run when all peers together have used up their share."""
     assured_streams: int = 4
-    """Streams of a peer that are served although all together have used up theirs."""
+    """Streams of a peer that are served when all peers together have used up their share."""
     remembered: int = 4_096
-    """Peers without a stream whose use is remembered until their rates are what they were; the one that was away for
-    longest is forgotten first."""
+    """Peers without a stream whose use is remembered until their rates are full again; the peer that left first is
+    forgotten first."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a bound that would let nothing through."""
