@@ -25,7 +25,7 @@ class RunSignals:
     @property
     def numbers(self) -> tuple[signal.Signals, ...]:
         """The signals to receive."""
-        # Whoever starts the peer with SIGHUP ignored, as nohup does, wants it to survive the terminal.
+        # A peer that is started with SIGHUP ignored, as nohup does, shall survive its terminal.
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         return (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
 

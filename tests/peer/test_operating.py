@@ -87,7 +87,7 @@ async def test_status_says_what_was_refused_and_why(running: Opened, requester: 
         words = ["bid", ready.addrs[0], "--cpu", "64", "--ram", "1GiB", "--disk", "1GiB", "--home", str(requester.path)]
         for _ in range(2):
             done = await trio.run_process([sys.executable, "-m", "dms_peer", *words], capture_stderr=True, check=False)
-            assert done.returncode == 1
+            assert done.returncode == 3
         status = await trio.to_thread.run_sync(owner.read_status, Home(tmp_path / "provider"))
         assert status.refusals == {"resources": 2}
         assert status.limits_hit == {}

@@ -98,11 +98,11 @@ def _peers(field: Field) -> PeerList:
     def peers(one: Field) -> frozenset[str]:
         return frozenset(map(read_peer_id, one.items(_MOST_PEERS)))
 
-    nobody: frozenset[str] = frozenset()
-    allow = fields.get("allow", peers, nobody)
+    none: frozenset[str] = frozenset()
+    allow = fields.get("allow", peers, none)
     if "allow" in fields and not allow:
         fields["allow"].fail("is empty", "remove it to bid for every peer; `dms-peer offboard` stops all bids")
-    return PeerList(allow=allow, deny=fields.get("deny", peers, nobody))
+    return PeerList(allow=allow, deny=fields.get("deny", peers, none))
 
 
 def _policies(field: Field, folder: Path) -> tuple[PolicySettings, ...]:

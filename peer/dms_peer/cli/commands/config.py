@@ -56,7 +56,9 @@ def show(
 ) -> None:
     """Show the settings that `dms-peer run` would use, and where each value comes from.
 
-    A running peer may have been started with options, or before the file was changed. Example: dms-peer config show
+    A running peer may have been started with options, or before the file was changed.
+
+    Example: dms-peer config show
     """
     loaded = _sources(home, config).load()
     settings = tuple(_settings(loaded))

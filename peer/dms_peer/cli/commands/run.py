@@ -20,6 +20,7 @@ from ..options.discovery import (
     MDNSSetting,
 )
 from ..options.operator import (
+    FILES_PANEL,
     AllowAddressOption,
     AllowPeerOption,
     ConfigOption,
@@ -75,7 +76,12 @@ def run(
     ] = None,
     terms: Annotated[
         Path | None,
-        typer.Option("--terms", metavar="FILE", help="Prices, location, executors and policies; see docs/policies.md."),
+        typer.Option(
+            "--terms",
+            metavar="FILE",
+            help="Prices, location, executors and policies; see docs/policies.md.",
+            rich_help_panel=FILES_PANEL,
+        ),
     ] = None,
     bootstrap: BootstrapOption = None,
     known: KnownSetting = None,
@@ -86,7 +92,10 @@ def run(
     access: Annotated[
         Path | None,
         typer.Option(
-            "--access", metavar="FILE", help="Which peers may call what, and their shares; see docs/access.md."
+            "--access",
+            metavar="FILE",
+            help="Which peers may call what, and their shares; see docs/access.md.",
+            rich_help_panel=FILES_PANEL,
         ),
     ] = None,
     allow_peer: AllowPeerOption = None,
@@ -107,8 +116,13 @@ def run(
 ) -> None:
     """Run the peer until SIGTERM or SIGINT (Ctrl-C) stops it.
 
-    Each option can also stand in the configuration file (see `dms-peer config`) or in the environment, such as
-    DMS_PEER_LISTEN for --listen. SIGHUP reads terms, access and limits again.
+    The configuration file (see `dms-peer config`) has the same settings.
+
+    Each option has a variable, such as DMS_PEER_LISTEN for --listen.
+
+    SIGHUP reads terms, access and limits again.
+
+    Example: dms-peer run --listen /ip4/0.0.0.0/tcp/4001
     """
     from ...config.sources import ConfigSources
     from ...node import Node, announce, announce_json

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
 __all__ = [
+    "FILES_PANEL",
     "AllowAddressOption",
     "AllowPeerOption",
     "ConfigOption",
@@ -23,6 +24,11 @@ __all__ = [
     "ReserveAtOption",
     "metrics_address",
 ]
+
+FILES_PANEL: Final = "Files"
+"""The heading above the options that name files of the owner."""
+_TELEMETRY: Final = "Metrics and logs"
+_CONNECTIONS: Final = "Which peers may connect"
 
 
 class LogLevel(Enum):
@@ -51,7 +57,7 @@ AllowPeerOption: TypeAlias = Annotated[
         metavar="PEER_ID",
         help="Allow only this peer to connect (repeatable).",
         show_default="everybody",
-        rich_help_panel="Who may connect",
+        rich_help_panel=_CONNECTIONS,
     ),
 ]
 DenyPeerOption: TypeAlias = Annotated[
@@ -60,7 +66,7 @@ DenyPeerOption: TypeAlias = Annotated[
         "--deny-peer",
         metavar="PEER_ID",
         help="Refuse connections of this peer (repeatable).",
-        rich_help_panel="Who may connect",
+        rich_help_panel=_CONNECTIONS,
     ),
 ]
 AllowAddressOption: TypeAlias = Annotated[
@@ -70,7 +76,7 @@ AllowAddressOption: TypeAlias = Annotated[
         metavar="RANGE",
         help="Allow only connections from this range, such as 192.0.2.0/24 (repeatable).",
         show_default="everywhere",
-        rich_help_panel="Who may connect",
+        rich_help_panel=_CONNECTIONS,
     ),
 ]
 DenyAddressOption: TypeAlias = Annotated[
@@ -79,7 +85,7 @@ DenyAddressOption: TypeAlias = Annotated[
         "--deny-address",
         metavar="RANGE",
         help="Refuse connections from this range (repeatable).",
-        rich_help_panel="Who may connect",
+        rich_help_panel=_CONNECTIONS,
     ),
 ]
 RelayOption: TypeAlias = Annotated[
@@ -96,7 +102,8 @@ MetricsOption: TypeAlias = Annotated[
         parser=metrics_address,
         metavar="[HOST:]PORT",
         help="Serve metrics for Prometheus here; on loopback by default.",
-        show_default="nowhere",
+        show_default="none",
+        rich_help_panel=_TELEMETRY,
     ),
 ]
 ConfigOption: TypeAlias = Annotated[
@@ -106,17 +113,33 @@ ConfigOption: TypeAlias = Annotated[
         metavar="FILE",
         help="The configuration file; see docs/configuration.md.",
         show_default="DMS_CONFIG, else peer.yaml in the home directory",
+        rich_help_panel=FILES_PANEL,
     ),
 ]
 LimitsOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--limits", metavar="FILE", help="Limits that differ from the defaults; see docs/limits.md."),
+    typer.Option(
+        "--limits",
+        metavar="FILE",
+        help="Limits that differ from the defaults; see docs/limits.md.",
+        rich_help_panel=FILES_PANEL,
+    ),
 ]
 LogLevelOption: TypeAlias = Annotated[
     LogLevel | None,
-    typer.Option("--log-level", help="The least level that is logged on stderr.", show_default="warning"),
+    typer.Option(
+        "--log-level",
+        help="The least level that is logged on stderr.",
+        show_default="warning",
+        rich_help_panel=_TELEMETRY,
+    ),
 ]
 LogJSONOption: TypeAlias = Annotated[
     bool | None,
-    typer.Option("--log-json/--no-log-json", help="Log JSON objects instead of key=value.", show_default="no"),
+    typer.Option(
+        "--log-json/--no-log-json",
+        help="Log JSON objects instead of key=value.",
+        show_default="no",
+        rich_help_panel=_TELEMETRY,
+    ),
 ]
