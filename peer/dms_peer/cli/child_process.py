@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import trio
 from ..errors import PeerError, StoppedError
 from . import child_watcher
 
-__all__ = ["run_child", "stopped_by_signals"]
+__all__ = ["check_command", "run_child", "stopped_by_signals"]
 
 # Seconds that a command has to end after SIGTERM.
 _GRACE: Final = 10.0
@@ -37,6 +38,14 @@ _SIGNAL_BASE: Final = 128
 # Seconds in which a signal is noticed that has ended the command already.
 _LATE: Final = 0.05
 _HANDED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Raise PeerError `command_not_found` where the command does not exist, before anything is taken for it."""
+    if command and shutil.which(command[0]) is None:
+        raise PeerError(
+            f"there is no command {command[0]}", code="command_not_found", hint="check its name, or give its path"
+        )
 
 
 class _Watcher:

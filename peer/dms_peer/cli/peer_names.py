@@ -113,6 +113,11 @@ def _known(home: Home) -> dict[str, tuple[str, ...]]:
     except RemoteError:
         # A peer that runs without discovery knows no others.
         peers = []
+    except PeerError as error:
+        # A home that has only requested so far.
+        if error.code != "no_peer":
+            raise
+        peers = []
     for peer_id, addrs in _in_order(peers, journal):
         known[peer_id] = tuple(dict.fromkeys((*known.get(peer_id, ()), *addrs)))[:16]
     return known

@@ -6,7 +6,6 @@ either, and the addresses that the caller gives.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,20 +13,19 @@ from contextlib import asynccontextmanager
 import trio
 
 from dms_host.keys.identity import load_or_create_identity
-from dms_resources.ledger.leases import Lease
 
 from ..config.ensemble import EnsembleFile
 from ..discovery.open import open_requester
 from ..discovery.settings import DiscoverySettings
-from ..errors import PeerError
 from ..home.home import Home
 from ..home.host import open_home_host
 from ..owner.requesting import found_row
-from ..requesting import AssignmentRules, Requester, Reservation, SearchProgress
+from ..owner.reserving import reserved_report
+from ..requesting import AssignmentRules, Requester, SearchProgress
 from ..requesting.progress import OnProgress
-from ..requesting.reports import Found, FoundRow, Reserved, ReservedNode
-from .child_process import run_child, stopped_by_signals
-from .output import json_line
+from ..requesting.reports import Found, FoundRow, Reserved
+from .child_process import check_command, run_child, stopped_by_signals
+from .peer_reservation import command_environment
 
 __all__ = ["hold_ensemble", "search_peers"]
 
@@ -92,10 +90,7 @@ async def hold_ensemble(
     IdentityError, and StoppedError for SIGTERM and SIGHUP while no command runs. For the main thread alone. May be
     cancelled.
     """
-    if command and shutil.which(command[0]) is None:
-        raise PeerError(
-            f"there is no command {command[0]}", code="command_not_found", hint="check its name, or give its path"
-        )
+    check_command(command)
     request = ensemble.asked(deadline=time.time() + timeout)
     rules = AssignmentRules(different_peers=ensemble.different_peers, pins=ensemble.pins)
     async with (
@@ -107,42 +102,6 @@ async def hold_ensemble(
     ):
         if allocate:
             await reservation.allocate()
-        reserved = _reserved(request.id, reservation, allocated=allocate)
+        reserved = reserved_report(request.id, reservation, allocated=allocate)
         tell(reserved)
-        return await run_child(command, _environment(reserved))
-
-
-def _environment(reserved: Reserved) -> dict[str, str]:
-    """What the command is told: lists in the order of the nodes, and everything as JSON."""
-    return {
-        "DMS_ENSEMBLE_ID": reserved.ensemble_id,
-        "DMS_NODE_IDS": " ".join(node.node_id for node in reserved.nodes),
-        "DMS_LEASE_IDS": " ".join(node.lease_id for node in reserved.nodes),
-        "DMS_PEER_IDS": " ".join(node.peer_id for node in reserved.nodes),
-        "DMS_RESERVATION": json_line(reserved),
-    }
-
-
-def _reserved(ensemble_id: str, reservation: Reservation, *, allocated: bool) -> Reserved:
-    leases, addrs = reservation.leases, reservation.addrs
-    return Reserved(
-        ensemble_id=ensemble_id,
-        allocated=allocated,
-        nodes=tuple(
-            _node(node_id, peer_id, addrs[node_id], leases[node_id]) for node_id, peer_id in reservation.peers.items()
-        ),
-        progress=reservation.progress,
-    )
-
-
-def _node(node_id: str, peer_id: str, addrs: tuple[str, ...], lease: Lease) -> ReservedNode:
-    return ReservedNode(
-        node_id=node_id,
-        peer_id=peer_id,
-        addrs=addrs,
-        lease_id=lease.lease_id,
-        fence=lease.fence,
-        resources=lease.resources,
-        ports=lease.ports,
-        price=lease.price,
-    )
+        return await run_child(command, command_environment(reserved))

@@ -14,7 +14,8 @@ from dms_protocols.messages.allocation import LeaseID, Seconds
 from dms_protocols.messages.bid import MAX_NODES, EnsembleRequest
 from dms_resources.components import Amount
 
-from ..requesting.reports import Found, FoundRow, SearchProgress
+from ..requesting.reasons import NodeReasons
+from ..requesting.reports import Found, FoundRow, Reserved, SearchProgress
 
 __all__ = [
     "DiscoverRequest",
@@ -29,6 +30,9 @@ __all__ = [
     "RemoteReleaseRequest",
     "RemoteRenewRequest",
     "RemoteUsageRequest",
+    "ReservationFailure",
+    "ReserveEvent",
+    "ReserveRequest",
     "SearchEvent",
 ]
 
@@ -114,3 +118,39 @@ class SearchEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     progress: SearchProgress | None = None
     row: FoundRow | None = None
     found: Found | None = None
+
+
+class ReserveRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="reserve"):
+    """Takes all nodes of the ensemble or none, and holds them while the watch is open; answered with ReserveEvents.
+
+    `pins` has the peer that is to take a node, by node id; commitments last `ttl` seconds and are renewed. With
+    `allocate` they become allocations at once.
+    """
+
+    ensemble: EnsembleRequest
+    strategy: str = "cheapest"
+    currency: str = ""
+    different_peers: bool = False
+    pins: dict[str, str] = {}
+    ttl: Seconds = 60.0
+    wait: bool = False
+    allocate: bool = False
+    token: bytes | None = None
+
+
+class ReservationFailure(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why nothing is held, or no longer: a ReservationError; with `node_ids`, a ReservationLostError."""
+
+    code: str
+    message: str
+    hint: str = ""
+    reasons: tuple[NodeReasons, ...] = ()
+    node_ids: tuple[str, ...] = ()
+
+
+class ReserveEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a reservation is: its `progress`, what is held (`reserved`), or its end (`failure`)."""
+
+    progress: SearchProgress | None = None
+    reserved: Reserved | None = None
+    failure: ReservationFailure | None = None

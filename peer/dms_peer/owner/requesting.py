@@ -35,7 +35,7 @@ from dms_resources.ledger.leases import Lease
 
 from ..errors import PeerError
 from ..requesting.discovering import FoundPeer
-from ..requesting.network import PeerNetwork
+from ..requesting.network import PeerNetwork, PeerObserver
 from ..requesting.reports import (
     EnsembleBidReport,
     Found,
@@ -79,10 +79,13 @@ Ping = Callable[[str, Sequence[str]], Awaitable[tuple[float, bool]]]
 
 
 class RemoteRequests:
-    """Performs requests to other peers as one requester, over `network`."""
+    """Performs requests to other peers as one requester, over `network`; `observer` is told of peers that answer."""
 
-    def __init__(self, network: PeerNetwork, opener: EnvelopeOpener, ping: Ping) -> None:
+    def __init__(
+        self, network: PeerNetwork, opener: EnvelopeOpener, ping: Ping, observer: PeerObserver | None = None
+    ) -> None:
         self._network = network
+        self._observer = observer
         self._opener = opener
         self._ping = ping
 
@@ -93,6 +96,14 @@ class RemoteRequests:
         cannot be believed. May be cancelled; whether a change took place is then unknown.
         """
         _check_addresses(request.addrs)
+        answer = await self._perform(request)
+        if self._observer is not None and request.peer_id != self._network.peer_id:
+            # The next search begins with this peer.
+            free = answer.plain() if isinstance(answer, PeerFree) else None
+            self._observer.seen(request.peer_id, request.addrs, free)
+        return answer
+
+    async def _perform(self, request: PeerRequest) -> Struct:
         match request:
             case RemotePingRequest():
                 return await self._pong(request)

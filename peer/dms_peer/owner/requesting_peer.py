@@ -19,6 +19,7 @@ from ..requesting.own_peer import OwnPeer
 from ..requesting.requester import Requester
 from ..signing import EnvelopeChecker
 from .requesting import RemoteRequests, discover_operations, remote_operations
+from .reserving import reserve_operations
 
 __all__ = ["requesting_operations"]
 
@@ -38,5 +39,5 @@ def requesting_operations(
     def requester(token: bytes | None) -> Requester:
         return replace(discovery, sources=(own, *discovery.sources)).requester(token=token, network=own)
 
-    requests = RemoteRequests(own, EnvelopeChecker(), partial(ping_peer, host, pool))
-    return remote_operations(requests) | discover_operations(requester)
+    requests = RemoteRequests(own, EnvelopeChecker(), partial(ping_peer, host, pool), discovery.known)
+    return remote_operations(requests) | discover_operations(requester) | reserve_operations(requester)

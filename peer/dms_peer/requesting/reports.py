@@ -36,6 +36,10 @@ class PeerFree(FreeResources, frozen=True, kw_only=True):
 
     peer_id: str
 
+    def plain(self) -> FreeResources:
+        """The figures alone."""
+        return FreeResources(**{name: getattr(self, name) for name in FreeResources.__struct_fields__})
+
 
 class PeerUsage(Resources, frozen=True, kw_only=True):
     """What the machine of a peer uses now."""

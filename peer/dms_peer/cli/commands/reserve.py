@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...discovery.settings import DiscoverySettings
 from ..options.common import DebugOption, HomeOption, JSONOption, TokenOption, home_at, time_to_live
 from ..options.discovery import (
     BootstrapOption,
@@ -20,6 +22,10 @@ from ..options.discovery import (
     discovery_settings,
 )
 from ..output import print_json
+
+if TYPE_CHECKING:
+    from ...requesting.progress import OnProgress
+    from ...requesting.reports import Reserved
 
 __all__ = ["reserve"]
 
@@ -63,19 +69,41 @@ def reserve(
     which ends the command.
     """
     from ...config.ensemble import read_ensemble_file
+    from ...home.lease_journal import LeaseJournal
     from ...telemetry.logs import show_warnings
+    from ..child_process import check_command
     from ..event_loop import run_async
-    from ..search import hold_ensemble
+    from ..peer_reservation import hold_in_peer
     from ..tables.search import show_reserved, watched_progress
 
     show_warnings()
     settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
-    take = partial(
-        hold_ensemble, home_at(home), settings, read_ensemble_file(file), tuple(command or ()), strategy=strategy,
-        currency=currency, ttl=ttl, timeout=timeout, wait=wait, allocate=allocate,
-        token=token,
-    )  # fmt: skip
+    place, ensemble = home_at(home), read_ensemble_file(file)
+    journal = LeaseJournal(place.path)
+
+    def hold(show: Callable[[Reserved], None], on_progress: OnProgress | None = None) -> int:
+        def tell(reserved: Reserved) -> None:
+            # Before anything else: what outlives this process is found by the providers' lists.
+            for node in reserved.nodes:
+                journal.note_provider(node.peer_id, node.addrs)
+            show(reserved)
+
+        options: dict[str, Any] = {
+            "strategy": strategy, "currency": currency, "ttl": ttl, "timeout": timeout, "wait": wait,
+            "allocate": allocate, "token": token, "tell": tell, "on_progress": on_progress,
+        }  # fmt: skip
+        words = tuple(command or ())
+        # The running peer searches with its own settings: others are for a host of the command's own.
+        if settings == DiscoverySettings():
+            check_command(words)
+            code = run_async(partial(hold_in_peer, place, ensemble, words, **options))
+            if code is not None:
+                return code
+        from ..search import hold_ensemble
+
+        return run_async(partial(hold_ensemble, place, settings, ensemble, words, **options))
+
     if as_json:
-        return run_async(partial(take, tell=print_json))
+        return hold(print_json)
     with watched_progress() as on_progress:
-        return run_async(partial(take, tell=partial(show_reserved, out=sys.stderr), on_progress=on_progress))
+        return hold(partial(show_reserved, out=sys.stderr), on_progress)

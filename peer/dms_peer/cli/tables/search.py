@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -15,7 +15,7 @@ from dms_resources.units import format_duration, format_size
 
 from ...text import printable
 from ..output import say
-from .common import short_peer_id, show_table
+from .common import short_ids, short_peer_id, show_table
 from .layout import Column
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["progress_line", "search_view", "show_found", "show_peers", "show_reserved", "watched_progress"]
 
 COLUMNS: Final = ("peer", "source", "takes it", "CPU", "RAM", "disk", "GPUs", "price", "age", "round trip")
-# The end of a peer id tells it from others, its beginning is the same for most; pipes and --json have the whole.
-_END: Final = 10
+# Characters of usual values, for rows that are printed before the others are known.
+_USUAL: Final = (52, 9, 13, 4, 8, 8, 8, 17, 5, 10)
 # On a narrow terminal these columns alone are drawn.
 _NARROW: Final = 100
 _NEEDED: Final = ("peer", "takes it", "CPU", "RAM", "GPUs", "price")
@@ -75,14 +75,22 @@ def _amounts(free: Resources | None) -> list[str]:
 
 
 class _PlainView:
-    """Lines as they come, for a pipe; the progress is said at the end."""
+    """Lines as they come under a heading, for a pipe; the progress is printed at the end."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        self._begun = False
 
     def found(self, row: FoundRow, progress: SearchProgress) -> None:
-        cells = [printable(cell) for cell in _row(row)]
-        say("  ".join(cells), self._out)
+        if not self._begun:
+            self._line(COLUMNS)
+            self._begun = True
+        self._line([printable(cell) for cell in _row(row)])
+
+    def _line(self, cells: Sequence[str]) -> None:
+        # A later row may be wider than all that came before: the widths are those of usual values.
+        padded = (cell.ljust(width) for cell, width in zip(cells, _USUAL, strict=True))
+        say("  ".join(padded).rstrip(), self._out)
 
     def progress(self, progress: SearchProgress) -> None:
         """Not in a pipe."""
@@ -98,7 +106,7 @@ class _LiveView:
 
     def found(self, row: FoundRow, progress: SearchProgress) -> None:
         peer_id, *cells = map(printable, _row(row))
-        self._rows.append([f"…{peer_id[-_END:]}", *cells])
+        self._rows.append([short_peer_id(peer_id), *cells])
         self.progress(progress)
 
     def progress(self, progress: SearchProgress) -> None:
@@ -141,7 +149,9 @@ def show_found(found: Found) -> None:
     peers = "one peer" if found.able == 1 else f"{found.able or 'no'} peers"
     line = f"{peers} would take it: {progress_line(replace(found.progress, source=''))}"
     nobody = not (found.able or found.progress.asked or found.progress.skipped)
-    say(line + "; name a peer to begin with (--bootstrap), or switch more sources on" * nobody)
+    say(line + "; name a peer to bootstrap from (--bootstrap), or switch more sources on" * nobody)
+    if found.able:
+        say("next: dms-peer bid PEER, or dms-peer reserve -f FILE")
 
 
 @contextmanager
@@ -170,18 +180,29 @@ def watched_progress(out: TextIO | None = None) -> Iterator[Callable[[SearchProg
 def show_reserved(reserved: Reserved, out: TextIO | None = None) -> None:
     """Prints what is held, and where."""
     what = "allocated" if reserved.allocated else "committed"
+    leases = short_ids([node.lease_id for node in reserved.nodes])
     rows = [
         [
             node.node_id,
-            node.peer_id,
-            node.lease_id,
+            short_peer_id(node.peer_id),
+            lease,
             *_amounts(node.resources),
             ", ".join(map(str, node.ports)) or "-",
             node.price.describe() if node.price else "-",
         ]
-        for node in reserved.nodes
+        for node, lease in zip(reserved.nodes, leases, strict=True)
     ]
-    columns = ("node", "peer", "lease", "CPU", "RAM", "disk", "GPUs", "ports", "price")
+    columns = (
+        Column("node"),
+        Column("peer"),
+        Column("lease", 9),
+        Column("CPU", 6),
+        Column("RAM", 5),
+        Column("disk", 3),
+        Column("GPUs", 4),
+        Column("ports", 7),
+        Column("price", 8),
+    )
     show_table(f"{reserved.ensemble_id} is {what}", columns, rows, out or sys.stderr)
 
 
@@ -200,7 +221,7 @@ def show_peers(answer: PeersAnswer) -> None:
         for peer in answer.peers
     ]
     if not rows:
-        say("no peer is known yet: begin with `dms-peer run --bootstrap MULTIADDR`, or on a network with mDNS")
+        say("no peer is known yet: start `dms-peer run --bootstrap MULTIADDR`, or use a network with mDNS")
         return
     columns = (
         Column("peer"),
@@ -217,6 +238,7 @@ def show_peers(answer: PeersAnswer) -> None:
     show_table(
         f"{answer.peer_count} peers known" + ("" if answer.running else ", the peer does not run"), columns, rows
     )
+    say("next: dms-peer bid PEER, with the id of a row")
 
 
 def _age(seconds: float | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -200,3 +202,90 @@ async def test_a_provider_that_is_gone_is_named_and_its_leases_are_still_shown(
     assert code == 1
     assert [one["peer_id"] for one in report["unanswered"]] == [ready.peer_id]
     assert [one["peer_id"] for one in report["leases"]] == [ready.peer_id]
+
+
+ENSEMBLE = """
+different_peers: true
+request:
+- {node_id: a, resources: {cpu: {cores: 1}, ram: {size: 1GiB}, disk: {size: 1GiB}}}
+- {node_id: b, resources: {cpu: {cores: 1}, ram: {size: 1GiB}, disk: {size: 1GiB}}}
+"""
+
+
+async def leases_at(tmp_path: Path, name: str) -> int:
+    status = await trio.to_thread.run_sync(owner.read_status, Home(tmp_path / name))
+    return status.lease_count
+
+
+async def reserving(tmp_path: Path, *words: str) -> trio.Process:
+    """`dms-peer reserve` in a process of its own."""
+    file = tmp_path / "ensemble.yaml"
+    file.write_text(ENSEMBLE)
+    return await trio.lowlevel.open_process(
+        [sys.executable, "-m", "dms_peer", "reserve", "-f", str(file), "--home", str(tmp_path / "own"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+async def test_reserve_through_the_running_peer_takes_its_own_capacity_too(
+    peers: tuple[Ready, Ready], command: Command, tmp_path: Path
+) -> None:
+    # Known from the first answer on.
+    assert (await command("free", peers[0].addrs[0]))[0] == 0
+    script = "import os, sys; print(os.environ['DMS_PEER_IDS']); sys.exit(7)"
+    process = await reserving(tmp_path, "--", sys.executable, "-c", script)
+    assert process.stdout is not None
+    out = b"".join([part async for part in process.stdout]).decode()
+    assert process.stderr is not None
+    err = b"".join([part async for part in process.stderr]).decode()
+    assert await process.wait() == 7, err
+    assert set(out.split()) == {peers[0].peer_id, peers[1].peer_id}
+    # All was released before the command ended.
+    assert [await leases_at(tmp_path, name) for name in ("provider", "own")] == [0, 0]
+    assert {one.peer_id for one in LeaseJournal(tmp_path / "own").providers()} == set(out.split())
+
+
+async def test_a_reservation_of_a_running_peer_that_cannot_be_had_says_why(
+    peers: tuple[Ready, Ready], tmp_path: Path
+) -> None:
+    # One provider alone is known, and the nodes are for different peers.
+    process = await reserving(tmp_path, "--json", "--timeout", "3", "--", "true")
+    assert process.stdout is not None
+    out = b"".join([part async for part in process.stdout]).decode()
+    assert await process.wait() == 3
+    error = json.loads(out)["error"]
+    assert error["code"] == "no_assignment"
+    assert error["reasons"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_what_a_killed_reserve_held_is_released_at_once(
+    peers: tuple[Ready, Ready], command: Command, tmp_path: Path, number: signal.Signals
+) -> None:
+    assert (await command("free", peers[0].addrs[0]))[0] == 0
+    process = await reserving(tmp_path, "--json", "--ttl", "10m", "--", "sleep", "60")
+    assert process.stdout is not None
+    with trio.fail_after(30):
+        assert json.loads(bytes(await process.stdout.receive_some()).decode())["event"] == "reserved"
+        assert [await leases_at(tmp_path, name) for name in ("provider", "own")] == [1, 1]
+        process.send_signal(number)
+        await process.wait()
+        while [await leases_at(tmp_path, name) for name in ("provider", "own")] != [0, 0]:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_lost_reservation_ends_its_command(
+    peers: tuple[Ready, Ready], command: Command, tmp_path: Path
+) -> None:
+    assert (await command("free", peers[0].addrs[0]))[0] == 0
+    process = await reserving(tmp_path, "--json", "--ttl", "1s", "--", "sleep", "60")
+    assert process.stdout is not None
+    with trio.fail_after(30):
+        reserved = json.loads(bytes(await process.stdout.receive_some()).decode())
+        lease = next(node for node in reserved["nodes"] if node["peer_id"] == peers[0].peer_id)["lease_id"]
+        assert (await command("release", peers[0].addrs[0], lease))[0] == 0
+        out = b"".join([part async for part in process.stdout]).decode()
+        assert await process.wait() == 1
+    assert json.loads(out)["error"]["code"] == "reservation_lost"
+    assert await leases_at(tmp_path, "own") == 0

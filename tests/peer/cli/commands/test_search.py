@@ -136,7 +136,7 @@ async def test_an_address_where_nobody_is_is_named_and_what_to_do(command: Comma
     code, out, err = await command("discover", "--cpu", "1", *ALONE, "--bootstrap", absent)
     assert code == 3
     assert out.startswith("no peers would take it: 0 asked, 0 answered (")
-    assert out.endswith("; name a peer to begin with (--bootstrap), or switch more sources on\n")
+    assert out.endswith("; name a peer to bootstrap from (--bootstrap), or switch more sources on\n")
     assert err.startswith("dms-peer: a bootstrap peer is not there: ")
     assert absent in err
     assert err.count("\n") == 1
