@@ -1,4 +1,4 @@
-"""One spelling for each CPU architecture, whoever named it: the kernel, Go, Docker or a person."""
+"""One spelling for each CPU architecture, whether the kernel, Go, Docker or a person named it."""
 
 from __future__ import annotations
 

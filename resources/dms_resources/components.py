@@ -98,7 +98,7 @@ class Disk(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GPU(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One GPU device. `uuid` names it for ever; `index` is where the driver lists it now.
+    """One GPU device. `uuid` identifies it for good; `index` is its number in the list of all devices now.
 
     `vram` is in bytes: all of it for a machine's device, the part concerned for what is onboarded, free or granted.
     `exclusive` says that a lease has the whole device to itself; of a machine's device it says that it must, because

@@ -1,7 +1,7 @@
-"""What a job asks for, and by how much it falls short.
+"""What a job requests, and what a machine is short of.
 
 A demand decodes from the DMS's resource maps: `cpu{cores, architecture, clock_speed}`, `ram{size}`, `disk{size}`,
-`gpus[{vram, vendor, model, uuid, exclusive}]`. Each GPU asked for is one device; the order of the list means nothing.
+`gpus[{vram, vendor, model, uuid, exclusive}]`. Each requested GPU is one device. The order of the list has no meaning.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ANY_VENDOR = (GPUVendor.UNKNOWN, GPUVendor.NONE)
 
 
 class CPUDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Cores asked for; optionally of one architecture ("x86_64", "arm64") and at least `clock_speed` hertz."""
+    """Requested cores, optionally of one architecture ("x86_64", "arm64") and of at least `clock_speed` hertz."""
 
     cores: Cores = Cores(0)
     architecture: str = ""
@@ -44,13 +44,13 @@ class CPUDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RAMDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Main memory asked for, in bytes."""
+    """Requested main memory, in bytes."""
 
     size: Amount = 0
 
 
 class DiskDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Disk space asked for, in bytes."""
+    """Requested disk space, in bytes."""
 
     size: Amount = 0
 
@@ -59,7 +59,7 @@ class GPUDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One GPU with at least `vram` bytes free on it; optionally of a vendor, of a model, or a certain device.
 
     `model` asks for its words, in any order and case: "A100" is met by "NVIDIA A100-SXM4-80GB", "T4" is not met by
-    "T400". `exclusive` asks for a device that nobody else uses.
+    "T400". `exclusive` requests a device that no other job uses.
     """
 
     vram: Amount = 0
@@ -69,7 +69,7 @@ class GPUDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
     exclusive: bool = False
 
     def accepts(self, device: GPU) -> bool:
-        """Whether this device is one that is asked for, whatever is free on it."""
+        """Whether this device is of the requested kind, regardless of what is free on it."""
         return (
             (self.vendor in _ANY_VENDOR or self.vendor is device.vendor)
             and (not self.uuid or self.uuid == device.uuid)
@@ -108,7 +108,7 @@ def _describe(demand: Demand) -> str:
 
 
 class PortDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Public ports asked for: the numbers in `static`, and any `dynamic` more."""
+    """Requested public ports: the numbers in `static`, and `dynamic` further ones of any number."""
 
     static: tuple[Port, ...] = ()
     dynamic: Amount = 0
@@ -118,7 +118,7 @@ NO_PORTS = PortDemand()
 
 
 class CPUShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="cpu"):
-    """Too few cores are free, or the CPU is not of the architecture or clock asked for."""
+    """Too few cores are free, or the CPU does not have the requested architecture or clock."""
 
     asked: CPUDemand
     free: CPUDemand
@@ -142,7 +142,7 @@ class DiskShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag
 
 
 class GPUShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="gpus"):
-    """No set of free devices matches the GPUs asked for.
+    """No set of free devices matches the requested GPUs.
 
     `free` and `total` name devices with their free and offered bytes: asking for `free` would be granted.
     """
@@ -153,7 +153,7 @@ class GPUShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag=
 
 
 class PortShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="ports"):
-    """Ports asked for are taken or outside the range: asking for `free` would be granted."""
+    """Requested ports are taken, in use or outside the range: requesting `free` would be granted."""
 
     asked: PortDemand
     free: PortDemand

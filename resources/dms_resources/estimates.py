@@ -1,6 +1,6 @@
-"""Whether a job would find room in what a peer said, some time ago, that it has free; and as much of that as is needed.
+"""Whether a job would fit into the free resources that a peer reported some time ago.
 
-An estimate for choosing whom to ask: the peer alone decides, by its ledger.
+A requester uses this estimate to choose which peers to ask. The peer alone decides, by its ledger.
 """
 
 from __future__ import annotations

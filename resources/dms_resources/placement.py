@@ -1,7 +1,7 @@
 """Which GPUs serve which demands: a complete matching, best fit first.
 
 Rules:
-1. Two GPUs asked for are two devices; several leases may share a device as long as the bytes suffice.
+1. Two requested GPUs are two devices. Several leases may share a device as long as its memory is enough.
 2. A device that is requested exclusively, or whose driver allows one process only, must be unused. It is taken whole.
 3. If a placement exists, it is found.
 4. Among the possible placements the one is taken that uses the devices with the least free VRAM, so that large cards
@@ -23,7 +23,7 @@ from .demands import GPUDemand
 
 __all__ = ["DeviceState", "Placement", "place", "place_together"]
 
-# The search goes as deep as there are GPUs asked for.
+# The search is as deep as the number of requested GPUs.
 _MOST_SEARCHED = 64
 
 
@@ -114,8 +114,8 @@ def place_together(
     """Places several jobs at once; None when no placement exists, or none was found within `steps`.
 
     Jobs may share a device, so this is bin packing: the greedy placement is tried first (largest job first), then a
-    search over all of them, bounded by `steps` because its worst case is exponential and whoever asks chooses what it
-    is (some 20 ms); it is not begun for more than 64 GPUs.
+    search over all of them. `steps` bounds it (some 20 ms), because its worst case is exponential and the requester
+    chooses the input. It does not start for more than 64 GPUs.
     """
     if len(jobs) == 1:
         # `place` is complete for one job: what cannot be placed alone cannot be placed together.

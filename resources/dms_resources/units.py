@@ -36,7 +36,7 @@ GIB: Final = 2**30
 TIB: Final = 2**40
 """1 TiB, 2^40 bytes."""
 
-# Both scales are kept apart for ever: the Go DMS reads GB as 10^9 in one place and 2^30 in another.
+# GB and GiB are different units here. The Go DMS reads GB as 10^9 in one place and as 2^30 in another.
 _SIZE_UNITS: Final = {
     "": 1,
     "B": 1,
@@ -101,7 +101,7 @@ class Cores:
         text = str(cores).strip()
         # Decimal also reads "1_0", "inf" and the digits of every script.
         if not _NUMBER.fullmatch(text):
-            raise AmountError(f"{text[:40]!r} is no number of cores (write 2 or 0.5)", value=text[:40])
+            raise AmountError(f"invalid number of cores {text[:40]!r} (write 2 or 0.5)", value=text[:40])
         millicores = _EXACT.multiply(Decimal(text), Decimal(1000))
         if millicores != millicores.to_integral_value():
             raise AmountError(f"{text} cores are not a multiple of 0.001", value=text)
@@ -171,7 +171,7 @@ def parse_size(text: str) -> int:
     found = _QUANTITY.fullmatch(text)
     unit = _FOLDED_UNITS.get(found[2].casefold()) if found else None
     if found is None or unit is None:
-        raise AmountError(f"{text!r} is no size (write 4GiB, 512MiB, 10GB or a number of bytes)", value=text)
+        raise AmountError(f"invalid size {text!r} (write 4GiB, 512MiB, 10GB or a number of bytes)", value=text)
     size = Decimal(found[1]) * unit
     # "1.3GiB" is what people write and read; "0.3" or "1.5B" is a mistake.
     if unit == 1 and size != size.to_integral_value():
@@ -184,7 +184,7 @@ def parse_size(text: str) -> int:
 def format_size(size: int) -> str:
     """Shows bytes in binary units with at most two decimals: "4 GiB", "1.5 MiB", "17 B".
 
-    Rounds down, so that what is shown as free can be asked for.
+    Rounds down, so that a job can request what is shown as free.
     """
     for name, unit in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if size >= unit:
@@ -202,7 +202,7 @@ def parse_duration(text: str) -> float:
     found = _QUANTITY.fullmatch(text)
     unit = _DURATION_UNITS.get(found[2].casefold()) if found else None
     if found is None or unit is None:
-        raise AmountError(f"{text!r} is no duration (write 90s, 5m or 2h)", value=text)
+        raise AmountError(f"invalid duration {text!r} (write 90s, 5m or 2h)", value=text)
     return float(Decimal(found[1]) * unit)
 
 

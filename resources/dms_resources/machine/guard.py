@@ -1,4 +1,4 @@
-"""Whether what a job asks for fits what is physically free now, whatever the ledger promises."""
+"""Whether a demand fits what is physically free now, regardless of what the ledger has free."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def physical_shortages(demand: Demand, sample: UsageSample, machine: MachineReso
 
 
 def _gpus_fit(demands: tuple[GPUDemand, ...], free: GPUs) -> bool:
-    # Of a device that is asked for exclusively only the bytes asked for must be free: the driver has some of its own.
+    # Of an exclusive device only the requested bytes must be free: the driver uses some of the memory itself.
     return place(demands, [DeviceState(device=gpu, total=gpu.vram) for gpu in free]) is not None
 
 

@@ -1,7 +1,7 @@
 """Takes one sample of the machine's use: what is in use, and what could physically be had.
 
-Both add up to the machine: what anybody has of the CPUs, the memory, the disk and the VRAM that this process may use is
-not free to it. Jobs whose cgroups are followed are told apart from the rest.
+Both add up to the machine: CPU, memory, disk and VRAM that any program uses are not free to this process. Jobs whose
+cgroups are followed are reported apart from the rest.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Sampler:
         )
 
     def _free_cores(self, millicores: int, now: float) -> int:
-        """The millicores that nobody used since the last reading, of those that this process may use."""
+        """The millicores that were idle since the last reading, of those that this process may use."""
         before, self._before = self._before, read_times(self._roots, self._domain, now)
         cpus = len(self._domain.cpus)
         idle = cpus * 1000 - cores_in_use(before, self._before, cpus) if cpus else millicores
@@ -150,7 +150,7 @@ def _without_jobs(used: Resources, jobs: tuple[JobUsage, ...]) -> Resources:
 
 
 def _unused(machine: MachineResources, now: float) -> UsageSample:
-    """The sample of a simulated machine, of which nobody uses anything."""
+    """The sample of a simulated machine: all of it is free."""
     none = replace(_amounts(0, 0, 0), gpus=tuple(replace(gpu, vram=0) for gpu in machine.gpus))
     free = Resources(cpu=machine.cpu, ram=machine.ram, disk=machine.disk, gpus=machine.gpus)
     return UsageSample(usage=none, free=free, rest=none, taken_at=now, gpus_taken_at=now)

@@ -115,11 +115,11 @@ class UsageMonitor:
         return self._sample
 
     def follow(self, lease_id: str, cgroup: str) -> None:
-        """Tells the use of a lease's cgroup (its name as in `/proc/PID/cgroup`) apart from the rest."""
+        """Reports the use of a lease's cgroup (its name as in `/proc/PID/cgroup`) apart from the rest."""
         self._followed = {**self._followed, lease_id: cgroup}
 
     def unfollow(self, lease_id: str) -> None:
-        """No longer tells a lease's use apart; one that was not followed is let be."""
+        """No longer reports a lease's use apart; does nothing for a lease that is not followed."""
         self._followed = {lease: cgroup for lease, cgroup in self._followed.items() if lease != lease_id}
 
     async def run(self, *, task_status: _Started = trio.TASK_STATUS_IGNORED) -> None:
@@ -189,7 +189,7 @@ class UsageMonitor:
         return read_machine(self._work_dir, self._roots, replace(report, devices=devices)), devices
 
     def _with_known_names(self, device: GPUDevice) -> GPUDevice:
-        """The device as it was first measured: only then were all libraries asked for its names."""
+        """The device as it was first measured: later surveys do not ask every library for names."""
         known = self._known.get(device.gpu.uuid)
         if known is None or known.vram != device.gpu.vram:
             return device

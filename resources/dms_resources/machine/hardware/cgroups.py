@@ -131,7 +131,7 @@ def _mount_of(membership: Membership, mounts: tuple[Mount, ...]) -> tuple[str, s
     else:
         fitting = [m for m in mounts if m.kind == "cgroup2"]
         usual = "/sys/fs/cgroup"
-    # The same tree may be mounted more than once: the one that shows this process's group tells most.
+    # The same tree may be mounted more than once: the one that shows this process's group has the most to read.
     fitting.sort(key=lambda mount: not (membership.path + "/").startswith(mount.root.rstrip("/") + "/"))
     return (fitting[0].root, fitting[0].point) if fitting else ("/", usual)
 
@@ -160,7 +160,7 @@ def _read_cpu_quota(directory: Path) -> int | None:
 
 
 def parse_cpu_quota(text: str) -> int | None:
-    """Millicores of "QUOTA PERIOD" in microseconds; None for "max 100000", for -1 and for what makes no sense."""
+    """Millicores of "QUOTA PERIOD" in microseconds; None for "max 100000", for -1 and for invalid text."""
     quota, period = [parse_amount(field) for field in (*text.split()[:2], "", "")][:2]
     if quota is None or period is None or quota == 0 or period == 0:
         return None

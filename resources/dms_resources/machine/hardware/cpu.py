@@ -42,8 +42,8 @@ class CPUFiles(NamedTuple):
     """The texts that describe the CPU, None where a file is not there.
 
     `siblings` are the hardware threads of each CPU's core, `caches` the levels and sizes of the first CPU's caches;
-    `renumbered` is told by `are_renumbered`; `counted` is the operating system's own count of CPUs, for where no file
-    tells.
+    `renumbered` is the result of `are_renumbered`. `counted` is the operating system's own count of CPUs, used where
+    no file has it.
     """
 
     cpuinfo: str = ""
@@ -108,7 +108,7 @@ def _read_siblings(cpu: Path) -> str | None:
 
 
 def parse_cpu(files: CPUFiles, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
-    """Makes the CPU of what was read; what no file tells is left at its default."""
+    """Makes the CPU of what was read; what no file has is left at its default."""
     processors = _parse_cpuinfo(files.cpuinfo)
     present, online = _count_cpus(files, processors)
     cores, limits = _usable_cores(files, present, online, cgroups)
@@ -217,7 +217,7 @@ def _usable_cores(
 
 
 def _count_cores(files: CPUFiles, processors: tuple[Mapping[str, str], ...]) -> int:
-    """The physical cores: distinct sets of sibling threads, else distinct core numbers; 0 where nothing tells."""
+    """The physical cores: distinct sets of sibling threads, else distinct core numbers; 0 where neither is known."""
     cores = {cpus for text in files.siblings if (cpus := parse_cpu_list(text)) is not None}
     numbers = {(block.get("physical id"), block["core id"]) for block in processors if "core id" in block}
     return len(cores) or len(numbers) or files.counted_physical or 0

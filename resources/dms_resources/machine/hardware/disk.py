@@ -149,7 +149,7 @@ def read_block_device(roots: Roots, mount: Mount) -> BlockDevice:
 
 
 def _whole_device(device: Path) -> Path:
-    # A volume may lie on a volume; eight deep is more than anybody stacks.
+    # A volume may lie on a volume. Real machines stack fewer than eight.
     for _ in range(8):
         if (device / "partition").exists():
             device = device.parent

@@ -83,7 +83,7 @@ def _read_cpu_time(folder: Path) -> int | None:
 
 
 def _read_ram(folder: Path) -> int | None:
-    """The bytes that cannot be had back at once: the page cache that nobody uses does not count."""
+    """The bytes that cannot be reclaimed at once. Inactive page cache does not count."""
     used = parse_amount(read_text(folder / "memory.current") or read_text(folder / "memory.usage_in_bytes"))
     if used is None:
         return None

@@ -89,12 +89,15 @@ def _ask_file(path: Path, request: int, argument: bytes) -> bytes | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError):
         return None
+    # A buffer that may be changed: fcntl copies others only up to 1024 bytes.
+    answer = bytearray(argument)
     try:
-        return fcntl.ioctl(descriptor, request, argument)
-    except OSError:
+        fcntl.ioctl(descriptor, request, answer, True)
+    except (OSError, ValueError):
         return None
     finally:
         os.close(descriptor)
+    return bytes(answer)
 
 
 def _ask_kernel(source: str, kind: int, number: int) -> int | None:

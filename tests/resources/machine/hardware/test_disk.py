@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +26,7 @@ from dms_resources.machine.hardware.disk import (
     read_disk,
     read_space,
 )
+from dms_resources.machine.hardware.gpu.process import environment
 from dms_resources.machine.hardware.mounts import Mount, parse_mounts
 from dms_resources.machine.hardware.quotas import Quota, read_quota, subvolume_quota
 from dms_resources.units import GIB
@@ -184,7 +188,12 @@ def test_the_quota_of_the_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_the_quota_of_the_project_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = _Library(hard=4, soft=0, kind=2)
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
-    monkeypatch.setattr(fcntl, "ioctl", lambda file, request, argument: struct.pack("=IIIII8x", 0, 0, 0, 17, 0))
+
+    def answer(file: int, request: int, argument: bytearray, change: bool) -> int:
+        argument[:] = struct.pack("=IIIII8x", 0, 0, 0, 17, 0)
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", answer)
     assert read_quota(_on("/dev/sda2"), tmp_path, HOST) == Quota(4096, "project 17")
     assert library.asked[-1] == (0x80000702, b"/dev/sda2", 17)
 
@@ -266,3 +275,37 @@ def test_odd_answers_of_a_file_system(
     found = SimpleNamespace(**{**plain, "f_files": 9, "f_favail": 9, "f_flag": 0, **answer})
     monkeypatch.setattr(os, "statvfs", lambda _: found)
     assert read_space(Path("/"))[:2] == (total, free)
+
+
+def test_a_file_system_that_is_not_btrfs_answers_no_subvolume(tmp_path: Path) -> None:
+    assert read_quota(_on("/dev/sda2", "btrfs"), tmp_path, HOST) is None
+
+
+def test_a_real_quota_group_of_btrfs_is_read(tmp_path: Path) -> None:
+    """Needs root, btrfs-progs and a kernel with btrfs; the file system lies in a file."""
+    if os.getuid() != 0 or not all(map(shutil.which, ("btrfs", "mkfs.btrfs", "unshare"))):
+        pytest.skip("needs root and btrfs-progs")
+    measure = (
+        "import sys; from pathlib import Path; from dms_resources.machine.hardware import HOST;"
+        "from dms_resources.machine.hardware.disk import read_disk;"
+        "print(read_disk(Path(sys.argv[1]), HOST).value.size)"
+    )
+    script = f"""
+        set -e
+        cd {tmp_path}
+        truncate -s 256M image; mkfs.btrfs -q image >&2; mkdir mount; mount -o loop image mount || exit 77
+        trap 'umount mount' EXIT
+        btrfs subvolume create mount/one >/dev/null; btrfs quota enable mount; btrfs qgroup limit 20M mount/one
+        mkdir mount/one/home
+        {sys.executable} -c '{measure}' mount/one/home
+        {sys.executable} -c '{measure}' mount
+    """
+    found = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script], env={**os.environ, **environment()}, capture_output=True, timeout=60
+    )
+    if found.returncode == 77:
+        pytest.skip("this kernel mounts no btrfs")
+    assert found.returncode == 0, found.stderr
+    limited, whole = map(int, found.stdout.split()[-2:])
+    assert limited == 20 * 2**20
+    assert whole > limited

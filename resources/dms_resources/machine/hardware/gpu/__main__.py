@@ -39,7 +39,7 @@ def _take_standard_output() -> IO[bytes]:
 
 
 def _report(vendor: str, seconds: float, output: IO[bytes]) -> None:
-    # Should the parent be gone when the library hangs, nobody else ends this process.
+    # If the parent is gone and the library hangs, only this alarm ends the process.
     signal.alarm(math.ceil(seconds) + 1)
     output.write(msgspec.json.encode(_REPORTS[vendor]()) + b"\n")
     output.flush()
