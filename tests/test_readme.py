@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from dms_peer.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,84 +21,49 @@ def block(name: str) -> list[str]:
     return found[1].splitlines()
 
 
-class Shell:
-    """A user's shell: `dms-peer` is on the PATH, and the home directory is empty."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        commands = directory / "bin"
-        commands.mkdir()
-        script = commands / "dms-peer"
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dms_peer "$@"\n')
-        script.chmod(0o755)
-        self.directory = directory
-        self._environment = {
-            **os.environ,
-            "PATH": f"{commands}:{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "HOME": str(directory),
-            "XDG_DATA_HOME": str(directory / "data"),
-        }
-
-    def run(self, line: str, code: int = 0) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", line], cwd=self.directory, env=self._environment, timeout=120,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, f"{line}\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-    def start(self, line: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["bash", "-c", f"exec {line.removesuffix('&')}"], cwd=self.directory, env=self._environment,
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+def _typed(lines: list[str]) -> str:
+    """A script that types the lines one after another in one shell, and reports each line's exit code."""
+    typed = []
+    for number, line in enumerate(lines):
+        typed.append(f"{line}\n" if line.endswith("&") else f"{line}\nprintf '\\n@@ {number} %s\\n' $?\n")
+    return "set -m\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n" + "".join(typed)
 
 
-@pytest.fixture
-def provider(tmp_path: Path) -> Iterator[Shell]:
-    """The owner's first five minutes, up to a peer that runs."""
-    shell = Shell(tmp_path / "owner")
-    lines = block("owner")
-    background = [line for line in lines if line.endswith("&")]
-    assert background == ["dms-peer run &"]
-    before, after = lines[: lines.index(background[0])], lines[lines.index(background[0]) + 1 :]
-    for line in before:
-        shell.run(line)
-    with shell.start(background[0]) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("peer 12D3KooW")
-            for line in after:
-                assert "running" in shell.run(line)
-            yield shell
-        finally:
-            process.terminate()
-        assert process.wait(30) == 0
-
-
-def test_the_first_five_minutes(provider: Shell, tmp_path: Path) -> None:
-    address = json.loads(provider.run("dms-peer status --json"))["addrs"][0]
-    shell = Shell(tmp_path / "requester")
-    script = block("requester")
-    assert script[0].startswith("PEER=")
-    lease_id = ""
-    for line in script[1:]:
+def test_the_first_minutes_typed_word_by_word(tmp_path: Path) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    script = commands / "dms-peer"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dms_peer "$@"\n')
+    script.chmod(0o755)
+    (tmp_path / "ensemble.yaml").write_text("\n".join(block("ensemble")))
+    lines = [line for name in ("owner", "requester", "search", "owner-end") for line in block(name)]
+    environment = {
+        **os.environ,
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+    }
+    done = subprocess.run(
+        ["bash", "-c", _typed(lines)], cwd=tmp_path, env=environment, timeout=240,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    text = done.stdout + done.stderr
+    outputs = re.split(r"\n@@ (\d+) (\d+)\n", done.stdout)
+    said = {lines[int(outputs[at + 1])]: (int(outputs[at + 2]), outputs[at]) for at in range(0, len(outputs) - 1, 3)}
+    for line, (code, output) in said.items():
         # The dry run asks for more than there is.
-        code = 3 if "--dry-run" in line else 0
-        output = shell.run(f"PEER={address}; {line.replace('LEASE_ID', lease_id)}", code)
-        if " commit " in line:
-            lease_id = re.findall(r"lease (\S+) is committed", output)[0]
-    assert f"lease {lease_id}" in output
-    assert "released" in output
-    (shell.directory / "ensemble.yaml").write_text("\n".join(block("ensemble")))
-    outputs = [shell.run(f"PEER={address}; {line}") for line in block("search")]
-    assert "one peer would take it" in outputs[0]
-    assert len(re.findall(r"[0-9a-f]{32}", outputs[1])) == 2, "both nodes were held while the command ran"
-    assert address.rpartition("/")[2][:16] in outputs[2]
-    for line in block("owner-end"):
-        output = provider.run(line)
-    assert "offboard" in output
+        assert code == (3 if "--dry-run" in line else 0), f"{line}\n{output}\n{text}"
+    assert len(said) == len([line for line in lines if not line.endswith("&")]), text
+    assert "not running" not in text
+    (held,) = [output for line, (_, output) in said.items() if line.startswith("dms-peer reserve")]
+    assert len(re.findall(r"[0-9a-f]{32}", held)) == 2, "both nodes were held while the command ran"
+    assert "released" in said["dms-peer release $PEER $LEASE"][1]
+    assert "offboard" in said["dms-peer history"][1]
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    assert re.findall(r"^\| `dms-peer (\w+)` \|", README, re.MULTILINE) == list(COMMANDS)
 
 
 def test_the_two_commands_of_a_new_user() -> None:
