@@ -75,3 +75,13 @@ def test_the_threat_model_names_tests_that_exist() -> None:
     for name in named:
         there = (tests.parent / name).exists() if "/" in name else any(tests.rglob(f"{name}.py"))
         assert there, name
+
+
+def test_the_table_of_the_architecture_names_what_exists() -> None:
+    root = DOCS.parent
+    rows = re.findall(r"^\| [^|]+\? \| `([^`]+)` \| `(\w+)` \|$", (DOCS / "architecture.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    for path, name in rows:
+        assert re.search(rf"^(?:async def|def|class) {name}\b", (root / path).read_text(), re.MULTILINE), (
+            f"{path}: {name}"
+        )
