@@ -84,8 +84,12 @@ def running_provider(home: Path) -> Iterator[str]:
         check=True,
         stdout=subprocess.DEVNULL,
     )
+    # Peers that this provider does not know may have all that it offers; by default it is a quarter.
+    access = home / "example-access.yaml"
+    access.write_text("shares: {stranger_capacity: 1000}\n")
     # The requester gets the address from here, so mDNS is not needed.
-    command = dms_peer("run", "--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", "--json")
+    options = ("--listen", "/ip4/127.0.0.1/tcp/0", "--access", str(access), "--no-mdns", "--json")
+    command = dms_peer("run", "--home", str(home), *options)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

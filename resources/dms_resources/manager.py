@@ -440,6 +440,28 @@ class ResourceManager:
         """Stops taking, or takes again, new commitments; what runs goes on. May be cancelled."""
         await self._change_offer("drain" if draining else "undrain", "", draining=draining)
 
+    async def drain(self, *, evict: bool = False, deadline: float = 0.0, reason: str = "") -> Eviction:
+        """Stops taking new commitments. Jobs go on, unless `evict` ends every lease after `deadline` seconds at the
+        latest, in the same step; with deadline 0 they end at once.
+
+        The holders are told `evicted` with the reason. Raises `AmountError` or `StorageError`; then nothing changed.
+        May be cancelled.
+        """
+        eviction = await self._ledger.change(
+            lambda now: decisions.drain(self._ledger.book, now, evict=evict, deadline=deadline, reason=reason)
+        )
+        for ended in eviction.ended:
+            self._unfollow_use(ended.lease_id)
+        return eviction
+
+    async def cancel_drain(self) -> tuple[Lease, ...]:
+        """Takes new commitments again, and takes back the notices that a drain gave; returns these leases.
+
+        Notices of `evict` stand. Raises `StorageError`. May be cancelled.
+        """
+        leases = await self._ledger.change(lambda now: decisions.cancel_drain(self._ledger.book, now))
+        return tuple(leases)
+
     async def wait_drained(self) -> None:
         """Returns when nothing is promised any more. May be cancelled."""
         await trio.lowlevel.checkpoint()

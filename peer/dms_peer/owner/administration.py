@@ -199,20 +199,16 @@ class LocalAdministration:
         return _only(name, "holders", [one.holder for one in self._manager.leases() if one.holder.startswith(name)])
 
     async def start_drain(self, request: StartDrainRequest) -> DrainAnswer:
-        """Takes nothing new from now on. Raises what `ResourceManager.evict` raises."""
-        await self._manager.set_draining(True)
-        evicted = 0
-        if request.evict:
-            eviction = await self._manager.evict(everything=True, reason=_DRAINED, notice=request.notice)
-            evicted = len(eviction.ended) + len(eviction.noticed)
+        """Takes nothing new from now on. Raises what `ResourceManager.drain` raises."""
+        reason = _DRAINED if request.evict else ""
+        eviction = await self._manager.drain(evict=request.evict, deadline=request.notice, reason=reason)
+        evicted = len(eviction.ended) + len(eviction.noticed)
         return DrainAnswer(leases=len(self._manager.leases()), evicted=evicted, running=self._addrs is not None)
 
     async def cancel_drain(self) -> CancelDrainAnswer:
-        """Takes new commitments again. Raises what `ResourceManager.withdraw_notices` raises."""
+        """Takes new commitments again. Raises what `ResourceManager.cancel_drain` raises."""
         drained = self._manager.draining
-        withdrawn = await self._manager.withdraw_notices()
-        if drained:
-            await self._manager.set_draining(False)
+        withdrawn = await self._manager.cancel_drain()
         return CancelDrainAnswer(drained=drained, withdrawn=len(withdrawn))
 
     async def drain(self, tell: Callable[[int], None]) -> None:

@@ -37,12 +37,13 @@ from ..refusals import (
     RequestError,
     WindowError,
 )
+from . import endings
 from .accounts import MOST_ACCOUNTS
 from .book import NOTHING_OFFERED, Book, Change, OfferState, Record
 from .capacity import FreeCapacity, Granted
 from .charging import Charges, outlasting
 from .deadlines import AllocationTerms, renewed, shifted
-from .endings import LONGEST_ID, check_text, held_lease, raise_if_ended
+from .endings import LONGEST_ID, Eviction, check_text, held_lease, raise_if_ended
 from .history import HistoryEntry
 from .leases import Lease, LeaseRequest, LeaseState, Limit, ResourceAllocation
 from .moment import Moment
@@ -51,8 +52,10 @@ from .onboarding import onboarding_problems
 __all__ = [
     "LONGEST_TTL",
     "allocate",
+    "cancel_drain",
     "change_offer",
     "commit",
+    "drain",
     "fit",
     "hold",
     "objections",
@@ -198,6 +201,22 @@ def change_offer(book: Book, offer: OfferState, now: Moment, *, action: str, det
         return Change()
     entry = HistoryEntry(at=now.wall, actor="owner", action=action, detail=detail)
     return Change(offer=(book.offer, offer), entries=(entry,))
+
+
+def drain(book: Book, now: Moment, *, evict: bool, deadline: float, reason: str) -> tuple[Change, Eviction]:
+    """Takes nothing new; with `evict`, every lease ends `deadline` seconds from now at the latest."""
+    change = change_offer(book, replace(book.offer, draining=True), now, action="drain", detail=reason)
+    if not evict:
+        return change, Eviction()
+    ends, eviction = endings.evict(book, tuple(book.leases), now, reason=reason, notice=deadline, drain=True)
+    return replace(ends, offer=change.offer, entries=change.entries + ends.entries), eviction
+
+
+def cancel_drain(book: Book, now: Moment) -> tuple[Change, list[Lease]]:
+    """Takes new commitments again, and takes back the notices that the drain gave."""
+    change = change_offer(book, replace(book.offer, draining=False), now, action="undrain")
+    notices, leases = endings.withdraw_notices(book, now, drain=True)
+    return replace(notices, offer=change.offer, entries=change.entries + notices.entries), leases
 
 
 def offboard(book: Book, now: Moment) -> Change:

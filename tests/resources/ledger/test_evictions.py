@@ -12,6 +12,7 @@ from dms_resources.demands import Demand
 from dms_resources.errors import AmountError, EvictedError, ExpiredError, NotAllocatedError, NotHolderError
 from dms_resources.ledger.leases import EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from dms_resources.manager import AllocationTerms, ResourceManager
+from dms_resources.refusals import DrainingError
 
 NewDemand = Callable[..., Demand]
 FIFTEEN_MINUTES = 900.0
@@ -156,6 +157,35 @@ async def test_a_clock_that_is_years_behind_does_not_keep_a_lease_that_is_evicte
     async with open_ledger() as manager:
         clock.suspend(101.0)
         assert manager.leases() == ()
+
+
+async def test_a_drain_with_a_deadline_ends_all_leases_and_can_be_cancelled(
+    manager: ResourceManager, new_demand: NewDemand, clock: Any, mock_clock: Any
+) -> None:
+    await allocate(manager, new_demand(1), "job")
+    await allocate(manager, new_demand(1), "noticed")
+    await manager.evict(["noticed"], notice=50.0, reason="mine")
+    assert (await manager.drain()).noticed == ()
+    eviction = await manager.drain(evict=True, deadline=100.0, reason="new disk")
+    assert {one.lease_id: one.deadline for one in eviction.noticed} == {
+        "job": pytest.approx(clock.wall() + 100),
+        "noticed": pytest.approx(clock.wall() + 50),
+    }
+    with pytest.raises(DrainingError):
+        await commit(manager, new_demand(1), "late")
+    (kept,) = await manager.cancel_drain()
+    assert (kept.lease_id, kept.notice, manager.draining) == ("job", None, False)
+    clock.suspend(51.0)
+    assert [lease.lease_id for lease in manager.leases()] == ["job"]
+    await manager.drain(evict=True, deadline=10.0, reason="new disk")
+    clock.suspend(10.0)
+    assert manager.leases() == ()
+    await manager.wait_drained()
+    with pytest.raises(EvictedError, match="evicted job: new disk"):
+        await manager.renew("job", ttl=9.0)
+    await manager.cancel_drain()
+    await commit(manager, new_demand(1), "again")
+    assert (await manager.drain(evict=True, reason="now")).ended[0].detail == "now"
 
 
 # Allocations end

@@ -198,6 +198,8 @@ class Promise:
     notice: float | None = None
     longest: float | None = None
     grace: bool = False
+    # Whether the notice is a drain's.
+    drained: bool = False
 
 
 @dataclass(frozen=True)
@@ -812,7 +814,7 @@ class Evict(Operation):
             if not self.notice:
                 model.end(lease_id, EndReason.EVICTED)
             elif one.notice is None or one.notice > model.steady + self.notice:
-                one = replace(one, notice=model.steady + self.notice)
+                one = replace(one, notice=model.steady + self.notice, drained=isinstance(self, DrainAway))
                 # Its own deadline stays if it is earlier.
                 left = self.notice if one.due is None else min(self.notice, one.due - model.steady)
                 model.live[lease_id] = replace(one, due=model.steady + left, deadline=model.wall + left)
@@ -827,20 +829,40 @@ class Evict(Operation):
 
 
 @dataclass(frozen=True)
+class DrainAway(Evict):
+    """Drains, and ends all leases, at once or with notice."""
+
+    async def run(self, manager: ResourceManager) -> Eviction:
+        return await manager.drain(evict=True, deadline=self.notice, reason="mine")
+
+    def happen(self, model: Model, answer: Eviction | None, after: dict[str, Lease]) -> None:
+        model.draining = True
+        super().happen(model, answer, after)
+
+
+@dataclass(frozen=True)
 class Withdraw(Operation):
-    """The owner takes all notices back."""
+    """The owner takes all notices back, or those of a drain with the drain."""
+
+    drain: bool = False
 
     async def run(self, manager: ResourceManager) -> tuple[Lease, ...]:
-        return await manager.withdraw_notices()
+        return await (manager.cancel_drain() if self.drain else manager.withdraw_notices())
 
     def allowed(self, model: Model) -> set[type[Exception]]:
         return set()
 
     def happen(self, model: Model, answer: tuple[Lease, ...] | None, after: dict[str, Lease]) -> None:
-        noticed = {lease_id for lease_id, one in model.live.items() if one.notice is not None}
+        if self.drain:
+            model.draining = False
+        noticed = {
+            lease_id
+            for lease_id, one in model.live.items()
+            if one.notice is not None and (one.drained or not self.drain)
+        }
         for lease_id in noticed:
             one = model.live[lease_id]
-            model.live[lease_id] = model.lasting(replace(one, notice=None), one.ttl)
+            model.live[lease_id] = model.lasting(replace(one, notice=None, drained=False), one.ttl)
         assert answer is None or {lease.lease_id for lease in answer} == noticed
 
 
@@ -1059,6 +1081,8 @@ _KINDS = (
     "evict_holder",
     "evict_all",
     "withdraw",
+    "drain_away",
+    "cancel_drain",
     "drain",
     "undrain",
     "offboard",
@@ -1125,8 +1149,10 @@ def _make(draft: Draft, lease_id: str, wanted: Wanted, holder: str, fence: int |
             return Evict(holder=holder, notice=_notice(draft))
         case "evict_all":
             return Evict(everything=True, notice=_notice(draft))
-        case "withdraw":
-            return Withdraw()
+        case "withdraw" | "cancel_drain":
+            return Withdraw(drain=draft.kind == "cancel_drain")
+        case "drain_away":
+            return DrainAway(everything=True, notice=_notice(draft))
         case "uncommit":
             return End(lease_id, anyone, fence, (HELD, COMMITTED))
         case "deallocate":
