@@ -15,7 +15,6 @@ Rules:
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -31,9 +30,9 @@ from dms_resources.ledger.leases import Lease
 from dms_resources.private_files import write_private
 from dms_resources.units import decode_value, encode_value
 
-__all__ = ["HeldLease", "LeaseJournal", "Provider"]
+from .state_files import read_state, set_aside
 
-_log = logging.getLogger(__name__)
+__all__ = ["HeldLease", "LeaseJournal", "Provider"]
 
 _VERSION: Final = 1
 _MOST_READ: Final = 64 * 1024 * 1024
@@ -152,18 +151,12 @@ class LeaseJournal:
 
     def _read(self) -> _Contents:
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            contents = _decoder.decode(read_state(self._path, _MOST_READ))
+            if contents.version != _VERSION:
+                raise ValueError(f"it is of version {contents.version}")
         except FileNotFoundError:
             return _Contents()
-        try:
-            with open(descriptor, "rb") as file:
-                contents = _decoder.decode(file.read(_MOST_READ))
-            if contents.version != _VERSION:
-                raise ValueError(f"version {contents.version}")
-        except (ValueError, RecursionError) as error:
-            aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
-            self._path.replace(aside)
-            reason = " ".join(str(error).split())[:200]
-            _log.warning("the lease journal %s cannot be read (%s): set aside as %s", self._path, reason, aside.name)
+        except (OSError, ValueError, RecursionError) as error:
+            set_aside(self._path, error)
             return _Contents()
         return contents

@@ -6,10 +6,20 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from dms_peer.owner.remote_messages import (
+    RemoteAllocateRequest,
+    RemoteBidRequest,
+    RemoteCommitRequest,
+    RemoteListRequest,
+    RemoteReleaseRequest,
+    RemoteRenewRequest,
+)
+from dms_peer.owner.requesting import RemoteRequests
 from dms_peer.requesting import AssignmentRules
 from dms_peer.requesting.errors import ReservationError
 from dms_peer.requesting.peers import CallError, PeerCalls, PeerRef
 from dms_protocols.bidding.signing import open_bid, seal_bid
+from dms_protocols.errors import ProtocolError
 from dms_protocols.messages.bid import Place
 from dms_protocols.protocol_ids import (
     ALLOCATION_PROTOCOL,
@@ -206,3 +216,55 @@ async def test_what_only_the_provider_knows_is_believed(two, autojump_clock):
     async with two.requester().discover(two.ensemble("a", cores=1)) as peers:
         assert {peer.peer_id async for peer in peers} == {"p0", "p1"}
     await trio.lowlevel.checkpoint()
+
+
+async def no_ping(peer_id, addrs):
+    raise AssertionError("nobody is pinged")
+
+
+@pytest.mark.parametrize(
+    ("name", "lie"),
+    [
+        *(("bid_request", {field: value}) for field, value in LIES_OF_BIDS.items()),
+        *(("commit", {field: value}) for field, value in LIES_OF_LEASES.items()),
+        ("renew", {"holder": "somebody"}),
+        ("allocate", {"state": LeaseState.COMMITTED}),
+        ("release", {"lease_id": "f" * 32}),
+        ("list", {"holder": "somebody"}),
+    ],
+    ids=str,
+)
+async def test_a_command_refuses_an_answer_with_a_wrong_field(two, autojump_clock, monkeypatch, name, lie):
+    def change(request, answer):
+        if name == "bid_request":
+            bids = [replace(open_bid(raw, SimulatedOpener()), **lie) for raw in answer.bids]
+            return replace(answer, bids=tuple(seal_bid(bid, SimulatedSigner("p0")) for bid in bids))
+        if name in ("commit", "list"):
+            return replace(answer, leases=tuple(replace(one, **lie) for one in answer.leases))
+        return replace(answer, lease=replace(answer.lease, **lie))
+
+    # The commands compare with the clock of the machine, which here is that of the market.
+    monkeypatch.setattr("time.time", two.clock.wall)
+    liars = lies(two, "p0", BIDS if name == "bid_request" else ALLOCATIONS, name, change)
+    requests = RemoteRequests(two.network.peer("requester"), SimulatedOpener(), no_ping)
+    asked = RemoteBidRequest(peer_id="p0", ensemble=two.ensemble("a", cores=1))
+    if name != "bid_request":
+        bids = await requests.perform(asked)
+        envelopes = tuple(one.envelope for one in bids.bids)
+    lease_id = "unused"
+    if name not in ("bid_request", "commit"):
+        taken = await requests.perform(RemoteCommitRequest(peer_id="p0", bids=envelopes, ttl=60))
+        lease_id = taken.leases[0].lease_id
+    with pytest.raises(ProtocolError) as caught:
+        await requests.perform(
+            {
+                "bid_request": lambda: asked,
+                "commit": lambda: RemoteCommitRequest(peer_id="p0", bids=envelopes, ttl=60),
+                "renew": lambda: RemoteRenewRequest(peer_id="p0", lease_id=lease_id, ttl=60),
+                "allocate": lambda: RemoteAllocateRequest(peer_id="p0", lease_id=lease_id),
+                "release": lambda: RemoteReleaseRequest(peer_id="p0", lease_id=lease_id),
+                "list": lambda: RemoteListRequest(peer_id="p0"),
+            }[name]()
+        )
+    assert told(liars) == 1
+    assert caught.value.code in ("bad_answer", "bad_bid", "not_my_bid", "not_your_bid")
