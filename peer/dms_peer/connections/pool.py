@@ -84,7 +84,7 @@ class ConnectionPool:
 
     @property
     def peer_id(self) -> str:
-        """Who asks."""
+        """The peer id of this host."""
         return self._host.get_id().to_base58()
 
     @property
@@ -195,7 +195,7 @@ class ConnectionPool:
             return ID.from_string(peer_id)
         except ValueError:
             raise DialError(
-                f"{peer_id!r} is no peer id", code="no_address", address=peer_id, hint="one looks like 12D3KooW..."
+                f"{peer_id!r} is not a peer id", code="no_address", address=peer_id, hint="one looks like 12D3KooW..."
             ) from None
 
     async def _dial(self, peer_id: str, remote: ID, targets: Sequence[PeerAddress]) -> None:

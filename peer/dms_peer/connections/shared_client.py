@@ -102,7 +102,7 @@ class SharedClient:
             with trio.move_on_at(self.used_at + self._idle if self.unused else float("inf")):
                 await self._changed.wait()
                 continue
-            # Whoever comes from here on gets another one.
+            # A caller that comes from here on gets another client.
             self.close()
             return
 

@@ -1,10 +1,10 @@
-"""Known peers: who answered before, where, and what they had free then.
+"""Known peers: peers that answered before, their addresses, and what they had free then.
 
-Those that had room are the cheapest source of all. The others are the dearest but for the broadcast, and come last:
-whoever has been on a network for an hour has met hundreds of peers of which it knows nothing else.
+Known peers with free capacity are the cheapest source. The others are the dearest source except the broadcast and come
+last: after an hour on a network a peer has met hundreds of peers of which it knows nothing else.
 
-The table is in memory; a task of its own writes it down at intervals and at the end, in a thread, never on the way of a
-request. It is bounded: the least recently seen peer goes first.
+The table is in memory. A task saves it at intervals and at the end, in a thread, never on the path of a request. The
+table is bounded: the least recently seen peer leaves first.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ class KnownPeers:
     # PeerObserver
 
     def seen(self, peer_id: str, addrs: Sequence[str], free: FreeResources | None = None) -> None:
-        """As the protocol says."""
         now = self._clock()
         before = self._peers.pop(peer_id, None) or KnownPeer(peer_id=peer_id, addrs=(), last_seen=now)
         newest_first = dict.fromkeys(addr for addr in (*addrs, *before.addrs) if len(addr) <= _LONGEST_ADDRESS)
@@ -92,7 +91,6 @@ class KnownPeers:
         self.changes += 1
 
     def unreachable(self, peer_id: str) -> None:
-        """As the protocol says."""
         if (before := self._peers.get(peer_id)) is not None:
             self._peers[peer_id] = replace(before, failures=before.failures + 1, last_failure=self._clock())
             self.changes += 1
@@ -100,7 +98,7 @@ class KnownPeers:
     # CandidateSource
 
     def candidates(self, request: EnsembleRequest) -> AbstractAsyncContextManager[AsyncIterator[Candidate]]:
-        """As the protocol says: those that had room when they last said what is free, the freshest figure first."""
+        """Yield the peers that last reported free capacity, the freshest figure first."""
         return self._named(self._able, request)
 
     def other_candidates(self, request: EnsembleRequest) -> AbstractAsyncContextManager[AsyncIterator[Candidate]]:
@@ -139,23 +137,22 @@ class KnownPeers:
     # Keeping
 
     def table(self) -> dict[str, KnownPeer]:
-        """A copy, for whoever writes it down."""
+        """Return a copy of the table, to be saved."""
         return dict(self._peers)
 
     def absorb(self, peers: dict[str, KnownPeer]) -> None:
-        """Takes in what other programs of this home learned."""
+        """Merge what other programs of this home learned."""
         self._peers = merge_peers(self._peers.values(), peers.values(), most=self._most, now=self._clock())
 
 
 class _Others:
-    """The known peers that are not likely to have room: a CandidateSource."""
+    """A CandidateSource of the known peers that are not likely to have free capacity."""
 
     def __init__(self, peers: KnownPeers) -> None:
         self.name = peers.name
         self._peers = peers
 
     def candidates(self, request: EnsembleRequest) -> AbstractAsyncContextManager[AsyncIterator[Candidate]]:
-        """As the protocol says."""
         return self._peers.other_candidates(request)
 
 

@@ -235,24 +235,24 @@ def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
                     mailbox.put(_Heard(record.name, text, 0.0 if record.is_expired(now) else record.ttl))
 
         def async_update_records_complete(self) -> None:
-            """Nothing is left to do."""
+            """zeroconf calls this after each batch; there is nothing to finish."""
 
     class Asking(ServiceListener):
         """Makes zeroconf ask for the service, at the intervals that the standard wants; `Records` hears the answers."""
 
         def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-            """Nothing."""
+            pass
 
         def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-            """Nothing."""
+            pass
 
         def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-            """Nothing."""
+            pass
 
     try:
         zeroconf = Zeroconf(
             interfaces=InterfaceChoice.All if interfaces is None else list(interfaces),
-            # A thread of its own, whatever runs in ours.
+            # zeroconf runs in a thread of its own.
             use_asyncio=False,
         )
     except Exception as error:

@@ -1,8 +1,8 @@
-"""Keeps a peer in company: with nobody connected, nothing can be heard of anybody.
+"""Keeps a peer connected to a few others; without connections it hears of nobody.
 
-At the start, and whenever fewer than a few peers are connected, the bootstrap addresses are dialled, and those peers
-that were seen last. Such connections are protected from being closed for idleness. What is connected and serves our
-protocols is noted among the known peers, so that a later start needs no bootstrap address.
+At the start, and while too few peers are connected, it dials the bootstrap addresses and the peers that were seen last.
+The pool does not close these connections for being idle. Connected peers that serve our protocols become known peers,
+so that a later start needs no bootstrap address.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _JITTER: Final = 0.25
 _OUR_CODES: Final = frozenset({"backing_off", "busy", "denied", "closed"})
 # Seconds for which it need not be noted again that somebody is there.
 _NOTED: Final = 60.0
-_TAG: Final = "dms-company"
+_TAG: Final = "dms-peering"
 
 
 def bootstrap_peers(addresses: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Answers broadcast requests: a provider that can bid on something brings its bids to whoever asked.
+"""Answers broadcast requests: a provider that can bid delivers its bids to the requester.
 
 Rules:
 
@@ -146,7 +146,7 @@ class BroadcastAnswers:
         """How many requests were answered."""
 
     def put(self, broadcast: OpenedBroadcast) -> None:
-        """Answer this request when its time has come, if there is room. Never waits."""
+        """Queue this request, to be answered at its time, if the queue has space. Never waits."""
         with suppress(trio.WouldBlock):
             self._sender.send_nowait(broadcast)
 

@@ -37,7 +37,10 @@ _WAITING: Final = 16
 
 
 class ExchangeSource:
-    """Peers that others know to have room: a CandidateSource. `partners` names whom to ask, with their addresses."""
+    """A CandidateSource of peers that others know to have free capacity.
+
+    `partners` maps the peers to ask to their addresses.
+    """
 
     name = "exchange"
 
@@ -95,7 +98,7 @@ class ExchangeSource:
 
 
 class _Asking:
-    """What one search has found; a peer is named once, whoever knows it."""
+    """What one search has found; each peer is named once."""
 
     def __init__(
         self,

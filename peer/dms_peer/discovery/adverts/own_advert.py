@@ -49,7 +49,7 @@ class OwnAdvert:
 
     @property
     def peer_id(self) -> str:
-        """Of whom."""
+        """The peer that the advert describes."""
         return self._signer.peer_id
 
     @property

@@ -46,7 +46,7 @@ class AdvertValidator:
 
 
 class AdvertSource:
-    """The peers whose adverts say that they have room: a CandidateSource that asks nobody."""
+    """A CandidateSource of the peers whose adverts report enough free capacity. It asks no peer."""
 
     name = "adverts"
 

@@ -1,4 +1,4 @@
-"""Kademlia: providers are found by the capability classes that they announce, whoever knows them.
+"""Kademlia: finds providers by the capability classes that they announce.
 
 A running peer serves the DHT (server mode), a short-lived requester only asks.
 

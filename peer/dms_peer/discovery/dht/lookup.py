@@ -132,7 +132,7 @@ class Walk:
         self._late_at[peer_id] = trio.current_time() + _LATE
         try:
             message = await self._ask(peer_id)
-            # Whoever waits for the answers is not late.
+            # A caller that waits for the answers is not late.
             self._late_at[peer_id] = math.inf
             if message is None:
                 self._candidates.pop(peer_id, None)

@@ -1,10 +1,10 @@
-"""Gossipsub in a cage: topics that everybody on the network hears, whatever anybody sends.
+"""Gossipsub, guarded: topics that all peers of the network hear, whatever strangers send.
 
 Rules:
 1. Nothing that a peer sends, and nothing that the library does with it, ends more than that peer's stream.
 2. Where the library fails all the same, gossip is started anew, later each time, with one line in the log; the peer and
    everything else that it serves goes on.
-3. What is published is lost where nobody is there to hear it: whoever needs to be heard says it again.
+3. A message is lost when no subscriber is connected; a publisher that needs to be heard publishes again.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class PeerScore:
 
 
 class PeerScores:
-    """The conduct of `limits.remembered` peers; who was silent for longest is forgotten first."""
+    """The scores of at most `limits.remembered` peers; the peer that was silent for longest is forgotten first."""
 
     def __init__(self, limits: GossipLimits) -> None:
         self._limits = limits
@@ -40,7 +40,7 @@ class PeerScores:
         return len(self._peers)
 
     def of(self, peer: bytes) -> PeerScore:
-        """The conduct of the peer with this id (its bytes)."""
+        """Return the score of the peer with this id (its bytes)."""
         known = self._peers.recent(peer)
         if known is None:
             limits, now = self._limits, trio.current_time()
@@ -59,7 +59,7 @@ class PeerScores:
         return admitted
 
     def penalty(self, peer: bytes) -> bool:
-        """Note that a peer sent what no honest one does; whether it is shunned from now on."""
+        """Note that a peer sent what no honest peer sends; return whether it is ignored from now on."""
         scores = self.of(peer)
         scores.penalties += 1
         if scores.penalties < self._limits.penalties:

@@ -4,7 +4,7 @@ What breaks in py-libp2p's `Pubsub`, beside what `gossip_rpcs` says:
 - each message becomes a task, however many come, and a task that fails ends the service; of one that comes from two
   sides at once, both are handled and passed on;
 - a peer whose stream failed is tried for ever, every ten seconds, also when it does not speak the protocol;
-- whoever connects waits in a channel that a dead service never empties, and with it whoever connects after;
+- a new peer waits in a channel that a dead service never empties, and so do all peers that connect later;
 - the cache of seen messages has no bound and a thread of its own, which nobody stops;
 - the router remembers when each message came, and who is to stay out of a mesh, for good.
 Measure: this class. One task reads each stream, and hands what it has read to the library one by one, so that a slow
@@ -108,7 +108,7 @@ class GuardedPubsub(Pubsub):
     # Running
 
     async def run_tasks(self) -> None:
-        """Take in whoever is connected or connects, and forget what the library would keep. Runs until cancelled."""
+        """Take in peers as they connect, and forget what the library would keep. Runs until cancelled."""
         try:
             async with trio.open_nursery() as self._nursery:
                 self.host.get_network().register_notifee(self._events)
@@ -208,7 +208,7 @@ class GuardedPubsub(Pubsub):
             await self.push_msg(peer_id, message)
         finally:
             self._looking_at.discard(name)
-        # Shunned for what this message was.
+        # Ignored because of this message.
         if self.is_peer_blacklisted(peer_id):
             raise GossipViolationError("messages that are none")
 
@@ -227,7 +227,7 @@ class GuardedPubsub(Pubsub):
 
     def _penalize(self, peer_id: ID, why: str) -> None:
         ignored = self.scores.penalty(peer_id.to_bytes())
-        limited_log.log(logging.INFO, "%s sent %s%s", peer_id, why, "; shunned" if ignored else "")
+        limited_log.log(logging.INFO, "%s sent %s%s", peer_id, why, "; ignored" if ignored else "")
         if ignored:
             self._handle_dead_peer(peer_id)
 
