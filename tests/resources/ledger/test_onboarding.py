@@ -46,7 +46,7 @@ async def test_all_that_is_wrong_is_named_at_once(
             "GPU",
             "GPU",
             "ports",
-            "'whenever'",
+            "invalid",
         ]
         assert manager.get_onboarded_resources() is None
 
