@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from libp2p.abc import IHost
 from libp2p.peer.id import ID
@@ -29,6 +31,19 @@ HOST_PROTOCOLS = ("ip4", "ip6", "dns", "dns4", "dns6")
 # What may follow the host.
 DIRECT = ["tcp", "p2p"]
 RELAYED = ["tcp", "p2p", "p2p-circuit", "p2p"]
+_UNSUPPORTED = {
+    "ws": "WebSocket is not supported",
+    "wss": "WebSocket is not supported",
+    "tls": "TLS is not supported",
+    "udp": "UDP is not supported, and neither is QUIC",
+    "quic": "QUIC is not supported",
+    "quic-v1": "QUIC is not supported",
+    "webtransport": "WebTransport is not supported",
+    "webrtc-direct": "WebRTC is not supported",
+    "dnsaddr": "dnsaddr is not supported; its TXT records (_dnsaddr.NAME) have addresses that may be",
+    "unix": "UNIX sockets are not supported",
+}
+_LAST_PORT = 65535
 # The most addresses that a peer announces.
 _MOST_ANNOUNCED = 8
 
@@ -69,8 +84,10 @@ class PeerAddress:
 def parse_peer_address(text: str) -> PeerAddress:
     """Read a multiaddr of the form /ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT/p2p/PEER_ID. Raises AddressError.
 
-    A peer behind a relay is .../p2p/RELAY_ID/p2p-circuit/p2p/PEER_ID.
+    A peer behind a relay is .../p2p/RELAY_ID/p2p-circuit/p2p/PEER_ID. The older /ipfs/PEER_ID is read as /p2p/PEER_ID.
     """
+    text = text.replace("/ipfs/", "/p2p/")
+    _refuse_unsupported(text, "dial", EXAMPLE)
     parts = _parts(text, EXAMPLE)
     names = [name for name, _ in parts]
     if len(names) >= 2 and "p2p" not in names:
@@ -81,10 +98,9 @@ def parse_peer_address(text: str) -> PeerAddress:
             hint="append /p2p/ and its peer id",
         )
     if names[0] not in HOST_PROTOCOLS or names[1:] not in (DIRECT, RELAYED):
-        raise AddressError(
-            f"cannot dial {text}: only TCP is supported", code="unsupported_address", address=text, hint=EXAMPLE
-        )
+        raise _unsupported(f"cannot dial {text}: it is not an address over TCP", text, EXAMPLE)
     host, port, listener, peer = parts[0][1], int(parts[1][1]), ID.from_string(parts[2][1]), parts[-1][1]
+    _refuse_listen_only(text, names[0], host, port)
     if len(parts) == len(DIRECT) + 1:
         return PeerAddress(text, names[0], host, port, listener)
     return PeerAddress(text, names[0], host, port, ID.from_string(peer), listener)
@@ -92,15 +108,38 @@ def parse_peer_address(text: str) -> PeerAddress:
 
 def parse_listen_address(text: str) -> Multiaddr:
     """Read a multiaddr of the form /ip4|ip6/ADDRESS/tcp/PORT. Raises AddressError."""
+    _refuse_unsupported(text, "listen on", LISTEN_EXAMPLE)
     names = [name for name, _ in _parts(text, LISTEN_EXAMPLE)]
     if names not in (["ip4", "tcp"], ["ip6", "tcp"]):
-        raise AddressError(
-            f"cannot listen on {text}: only TCP is supported",
-            code="unsupported_address",
-            address=text,
-            hint=LISTEN_EXAMPLE,
-        )
+        raise _unsupported(f"cannot listen on {text}: it is not an IP address with a TCP port", text, LISTEN_EXAMPLE)
     return Multiaddr(text)
+
+
+def _unsupported(message: str, text: str, hint: str) -> AddressError:
+    return AddressError(message, code="unsupported_address", address=text, hint=hint)
+
+
+def _refuse_unsupported(text: str, purpose: str, example: str) -> None:
+    """Name what this host does not support, before the library reports something else."""
+    parts = text.split("/")
+    names = parts[1::2]
+    # The second is the value of the first.
+    for name in (*parts[1:2], *parts[3:]):
+        if name in _UNSUPPORTED:
+            raise _unsupported(f"cannot {purpose} {text}: {_UNSUPPORTED[name]}", text, example)
+    if names[:1] == ["ip6zone"] or "%" in text:
+        raise _unsupported(f"cannot {purpose} {text}: zones of IPv6 addresses are not supported", text, example)
+    if names == ["p2p"]:
+        raise _unsupported(f"{text} names a peer, but not where it listens", text, example)
+
+
+def _refuse_listen_only(text: str, kind: str, host: str, port: int) -> None:
+    if port == 0 or (kind in ("ip4", "ip6") and ip_address(host).is_unspecified):
+        hint = "use one of the addresses that the peer prints when it starts"
+        raise _unsupported(f"cannot dial {text}: that is an address to listen on", text, hint)
+    if kind == "ip6" and ip_address(host).is_link_local:
+        hint = "use another address of that peer; on one network, mDNS finds it"
+        raise _unsupported(f"cannot dial {text}: a link-local address needs a zone, which is not supported", text, hint)
 
 
 def _parts(text: str, example: str) -> list[tuple[str, str]]:
@@ -109,8 +148,43 @@ def _parts(text: str, example: str) -> list[tuple[str, str]]:
             return parts
     except Exception as error:
         # Each of the library's codecs raises its own error.
-        raise AddressError(f"{text!r} is no multiaddr", code="bad_address", address=text, hint=example) from error
+        reason, hint = _reason(text) or ("", example)
+        message = f"invalid multiaddr {text!r}{reason and ': '}{reason}"
+        raise AddressError(message, code="bad_address", address=text, hint=hint) from error
     raise AddressError("the address is empty", code="bad_address", address=text, hint=example)
+
+
+def _reason(text: str) -> tuple[str, str] | None:
+    """Which part of an invalid multiaddr is wrong, and what to do; None if that is not clear."""
+    parts = text.split("/")
+    for name, value in zip(parts[1::2], parts[2::2], strict=False):
+        if name in ("ip4", "ip6") and not _is_ip(value, name):
+            family = {"ip4": "IPv4", "ip6": "IPv6"}[name]
+            hint = (
+                "write it without brackets" if value.startswith("[") else "a name is written as /dns4/NAME or /dns/NAME"
+            )
+            return f"{value} is not an {family} address", hint
+        if name == "tcp" and not (value.isascii() and value.isdigit() and int(value[:6]) <= _LAST_PORT):
+            return f"{value} is not a port", f"a port is a number from 1 to {_LAST_PORT}"
+        if name == "p2p" and not _is_peer_id(value):
+            return f"{value[:80]} is not a peer id", "a peer id looks like 12D3KooW..."
+    return None
+
+
+def _is_peer_id(text: str) -> bool:
+    try:
+        Multiaddr(f"/p2p/{text}")
+    except Exception:
+        # Each of the library's codecs raises its own error.
+        return False
+    return True
+
+
+def _is_ip(text: str, kind: str) -> bool:
+    try:
+        return ip_address(text).version == (4 if kind == "ip4" else 6)
+    except ValueError:
+        return False
 
 
 def host_addresses(host: IHost) -> tuple[str, ...]:
@@ -134,15 +208,49 @@ def _concrete(address: str) -> list[str]:
 
 
 def announced_addresses(addrs: Sequence[str]) -> tuple[str, ...]:
-    """The addresses (multiaddrs) of a peer that others can use: loopback only if there is nothing else."""
-    others = [address for address in addrs if not is_loopback(address)]
-    return tuple(others or addrs)[:_MOST_ANNOUNCED]
+    """The addresses (multiaddrs) of this host that others can use, the most useful eight, best first.
+
+    First the address of the default route, then public ones, those behind relays, private ones. Loopback and link-local
+    ones only if there is nothing else. Queries the operating system.
+    """
+    others = [address for address in addrs if not is_loopback(address) and not _is_link_local(address)]
+    sources = _default_route_sources()
+    return tuple(sorted(others or addrs, key=lambda address: _rank(address, sources))[:_MOST_ANNOUNCED])
+
+
+def _rank(address: str, sources: frozenset[str]) -> int:
+    ip = _ip(address)
+    if "/p2p-circuit" in address:
+        return 2
+    if ip is not None and str(ip) in sources:
+        return 0
+    return 1 if ip is None or ip.is_global else 3
+
+
+def _default_route_sources() -> frozenset[str]:
+    """The addresses that this machine sends from by default. A datagram socket is connected, which sends nothing."""
+    found = set()
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
+            found.add(str(probe.getsockname()[0]))
+    return frozenset(found)
 
 
 def is_loopback(address: str) -> bool:
-    """Whether the address leads nowhere but to the machine itself."""
+    """Whether the address (a multiaddr) reaches the machine itself alone."""
+    ip = _ip(address)
+    return ip is not None and ip.is_loopback
+
+
+def _is_link_local(address: str) -> bool:
+    ip = _ip(address)
+    return ip is not None and ip.is_link_local
+
+
+def _ip(address: str) -> IPv4Address | IPv6Address | None:
     _, _, host, *_ = (*address.split("/"), "", "", "")
     try:
-        return ip_address(host).is_loopback
+        return ip_address(host)
     except ValueError:
-        return False
+        return None

@@ -8,7 +8,9 @@ from contextlib import suppress
 from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service.exceptions import LifecycleError
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
+from .addresses import announced_addresses, host_addresses
 from .keys.identity import Identity
 from .limits import HostLimits
 from .relay.reservations import Reservations
@@ -47,6 +49,10 @@ class HardenedHost(BasicHost):
         self.multiselect = BoundedMultiselect(self.multiselect.handlers, limits)
         self.multiselect_client = BoundedClient(limits)
         self.swarm.set_stream_handler(guarded(self._swarm_stream_handler, limits.close_timeout))
+
+    def get_addrs(self) -> list[Multiaddr]:
+        """The addresses that identify tells other peers. The original tells wildcards such as 0.0.0.0."""
+        return [Multiaddr(address) for address in announced_addresses(host_addresses(self))]
 
     @property
     def relayed_addresses(self) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ __all__ = ["MAX_RSA_BYTES", "bound_rsa_keys"]
 MAX_RSA_BYTES: Final = 1024
 """Bytes of an RSA key's encoding. One of 4096 bits, the longest that the library takes, has 550."""
 
+# As in go-libp2p: shorter ones can be broken.
+_LEAST_BITS: Final = 2048
 # In use are 65537 and a few smaller ones.
 _MOST_EXPONENT: Final = 2**32
 
@@ -48,6 +50,8 @@ def _read(key_bytes: bytes) -> library.RSAPublicKey:
     if not isinstance(key, rsa.RSAPublicKey):
         raise CryptographyError("not an RSA key")
     library.validate_rsa_key_length(key.key_size)
+    if key.key_size < _LEAST_BITS:
+        raise CryptographyError(f"an RSA key of {key.key_size} bits, {_LEAST_BITS} are needed")
     if key.public_numbers().e >= _MOST_EXPONENT:
         raise CryptographyError("the exponent of the RSA key is too long")
     return _read_unbounded(key_bytes)

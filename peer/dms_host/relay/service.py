@@ -24,7 +24,7 @@ from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Limit, PeerId, Reservation, Status, StopMessage
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
-from ..addresses import host_addresses
+from ..addresses import announced_addresses, host_addresses
 from ..errors import DialError
 from ..limits import RelayLimits
 from ..streams.outbound import living_connections, open_stream
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 PIECE = 64 * 1024
 # Seconds to reach the other end.
 CONNECT_TIMEOUT = 10.0
-# Of a relay's own addresses, how many a reservation names.
-MAX_ADDRESSES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ class RelayService:
             return
         # For the peer whose handshake proved its id, whatever the message names.
         self._places[peer_id] = _Place(trio.current_time() + self._limits.reservation_ttl, group)
-        addresses = [Multiaddr(text).to_bytes() for text in host_addresses(self._host)[:MAX_ADDRESSES]]
+        addresses = [Multiaddr(text).to_bytes() for text in announced_addresses(host_addresses(self._host))]
         reservation = Reservation(expire=int(time.time() + self._limits.reservation_ttl), addrs=addresses)
         await write_message(
             stream,

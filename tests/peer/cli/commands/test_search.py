@@ -147,7 +147,7 @@ async def test_an_address_where_nobody_is_is_named_and_what_to_do(command: Comma
     [
         (("discover",), "say what is asked for"),
         (("discover", "--cpu", "1", "--count", "0"), "--count"),
-        (("discover", "--cpu", "1", "--bootstrap", "nowhere"), "no multiaddr"),
+        (("discover", "--cpu", "1", "--bootstrap", "nowhere"), "invalid multiaddr"),
         (("reserve", "-f", "ensemble.yaml", "--strategy", "clever"), "cheapest"),
         (("reserve", "-f", "ensemble.yaml", "--", "no-such-command"), "no command no-such-command"),
         (("reserve", "-f", "missing.yaml"), "missing.yaml"),

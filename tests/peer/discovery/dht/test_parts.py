@@ -345,7 +345,10 @@ async def test_many_messages_of_a_bounded_size_are_read_at_a_bounded_pace(autoju
         (["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1"], ("/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1")),
         (["/dns4/localhost/tcp/1", "/ip4/127.0.0.2/tcp/1"], ("/dns4/localhost/tcp/1",)),
         ([], ()),
-        ([f"/ip4/192.0.2.{number}/tcp/1" for number in range(20)], tuple(f"/ip4/192.0.2.{n}/tcp/1" for n in range(8))),
+        (
+            [f"/ip4/203.0.113.{number}/tcp/1" for number in range(20)],
+            tuple(f"/ip4/203.0.113.{n}/tcp/1" for n in range(8)),
+        ),
     ],
 )
 def test_the_addresses_that_others_are_told(addrs: list[str], told: tuple[str, ...]) -> None:
