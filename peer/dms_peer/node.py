@@ -12,7 +12,6 @@ ignored (nohup) goes on ignoring it.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -63,7 +62,7 @@ from .run_signals import RunSignals, has_terminal
 from .serving import Serving, peer_operations, serve
 from .telemetry.heap import return_free_memory
 
-__all__ = ["Node", "Ready", "announce", "announce_json"]
+__all__ = ["Node", "Ready"]
 
 _log = logging.getLogger(__name__)
 
@@ -308,6 +307,10 @@ class _Running:
         except DocumentError as error:
             _log.error("the old configuration stays in force: %s", "; ".join(filter(None, (error.message, error.hint))))
             return
+        except OSError as error:
+            # For example, the working directory was removed.
+            _log.error("the old configuration stays in force: %s", error)
+            return
         owner_terms = new.terms or OwnerTerms()
         # Policies are processes and connections of their own: those of the start stay.
         self.terms.terms = owner_terms.bid_terms(self.terms.terms.async_policies)
@@ -316,35 +319,3 @@ class _Running:
         _log.info("the configuration was read again")
         if self.started is not None and (unchanged := needs_restart(self.started, new)):
             _log.warning("changed in the configuration, but in force only after a restart: %s", ", ".join(unchanged))
-
-
-def announce(ready: Ready | None) -> None:
-    """Prints for a person that the peer is ready, or has stopped (None)."""
-    if ready is None:
-        print("stopped", flush=True)
-        return
-    print(f"peer {ready.peer_id} listens on {' '.join(ready.addrs)}", flush=True)
-    if ready.simulated:
-        print("its machine is simulated", flush=True)
-    if ready.metrics:
-        print(f"metrics at {ready.metrics}", flush=True)
-    if not ready.offers:
-        print("it offers nothing yet: use `dms-peer onboard`", flush=True)
-
-
-def announce_json(ready: Ready | None) -> None:
-    """Prints the same for a program: one JSON object per line."""
-    if ready is None:
-        print(json.dumps({"event": "stopped"}), flush=True)
-        return
-    event = {
-        "event": "ready",
-        "version": __version__,
-        "peer_id": ready.peer_id,
-        "addrs": list(ready.addrs),
-        "simulated": ready.simulated,
-        "onboarded": ready.offers,
-    }
-    if ready.metrics:
-        event["metrics"] = ready.metrics
-    print(json.dumps(event), flush=True)

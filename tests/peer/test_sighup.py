@@ -84,6 +84,17 @@ def test_a_running_peer_reads_its_terms_again_and_refuses_bad_ones(home: Home) -
         assert process.wait(SECONDS) == 0
 
 
+def test_a_working_directory_that_was_removed_does_not_end_the_peer(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    with running(home, cwd=tmp_path / "gone") as process:
+        (tmp_path / "gone").rmdir()
+        process.send_signal(signal.SIGHUP)
+        log_line(process, "the old configuration stays in force")
+        assert read_status(home).running
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+
+
 def test_under_nohup_sighup_is_ignored(home: Home) -> None:
     with running(home, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
         process.send_signal(signal.SIGHUP)

@@ -13,7 +13,7 @@ from msgspec import Struct
 from ...errors import DocumentError, PeerError
 from ..options.common import DebugOption, HomeOption, JSONOption, home_at
 from ..options.operator import ConfigOption
-from ..output import print_json, say
+from ..output import comment, print_json, say
 
 if TYPE_CHECKING:
     from ...config.effective import ConfigValue
@@ -130,7 +130,7 @@ def init(
         print_json({"file": str(path)})
     else:
         say(f"wrote {path}")
-        say("next: edit it, then dms-peer config check")
+        comment("next: edit it, then dms-peer config check")
 
 
 def _sources(home: Path | None, file: Path | None) -> ConfigSources:
@@ -187,12 +187,10 @@ def _settings(loaded: LoadedConfig) -> list[EffectiveSetting]:
 
 
 def _show(loaded: LoadedConfig, settings: tuple[EffectiveSetting, ...], everything: bool) -> None:
-    from ...text import printable
-
-    say(f"configuration file: {printable(str(loaded.file)) if loaded.file else 'none'}")
+    say(f"configuration file: {loaded.file if loaded.file else 'none'}")
     quiet = ("access.shares.", "limits.")
     rows = [
-        (one.path, _text(one.value), printable(one.source))
+        (one.path, _text(one.value), one.source)
         for one in settings
         if everything or one.source != "default" or not one.path.startswith(quiet)
     ]
@@ -202,16 +200,14 @@ def _show(loaded: LoadedConfig, settings: tuple[EffectiveSetting, ...], everythi
     for path, value, source in rows:
         say(f"{path:<{widths[0]}}  {value:<{value_width}}  {source}".rstrip())
     if not everything:
-        say("shares and limits with their default are not shown: dms-peer config show --all")
+        comment("shares and limits with their default are not shown: dms-peer config show --all")
 
 
 def _text(value: ConfigValue) -> str:
-    from ...text import printable
-
     if value is None or value == []:
         return "-"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return printable(", ".join(value))
-    return printable(f"{value:g}" if isinstance(value, float) else str(value))
+        return ", ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

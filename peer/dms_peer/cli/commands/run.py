@@ -125,8 +125,9 @@ def run(
     Example: dms-peer run --listen /ip4/0.0.0.0/tcp/4001
     """
     from ...config.sources import ConfigSources
-    from ...node import Node, announce, announce_json
+    from ...node import Node
     from ...telemetry.logs import write_logs
+    from ..announcements import announce, announce_json
     from ..event_loop import run_async
 
     where = home_at(home)
