@@ -73,6 +73,8 @@ _FLUSH_SECONDS = 10.0
 _AUDIT_SECONDS = 600.0
 _FOLLOW_SECONDS = 5.0
 _WARN_SECONDS = 60.0
+# Reading the kernel's tables takes milliseconds of CPU time. Ports are checked again when they are granted.
+_PORTS_SECONDS = 30.0
 
 _NOT_ALLOCATED = (LeaseState.HELD, LeaseState.COMMITTED)
 _ANY_STATE = tuple(LeaseState)
@@ -95,7 +97,7 @@ async def open_manager(
     A `usage_monitor` runs meanwhile, and the manager follows its surveys of the machine. `guard` says what happens to a
     commitment that the machine itself is short of now: it is taken, taken with a warning in the log (refused where the
     disk is full), or refused. `allocation_terms` say how long an allocation lasts without a renewal, and at most.
-    `read_ports` says which ports programs use, so that none of them is granted; it is called every 5 seconds and before
+    `read_ports` says which ports programs use, so that none of them is granted; it is called every 30 seconds and before
     each change that grants ports. `worker` runs blocking calls of the disk, by default in threads that nothing else in
     this process can use up. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError`
     when the ledger cannot be opened. On exit all changes that wait for the disk are written, for 10 seconds at most.
@@ -601,7 +603,7 @@ class ResourceManager:
 
     async def _follow_ports(self) -> None:
         while True:
-            await trio.sleep(_FOLLOW_SECONDS)
+            await trio.sleep(_PORTS_SECONDS)
             await self._update_ports()
 
     async def _update_ports(self, asked: Iterable[PortDemand] | None = None) -> None:
