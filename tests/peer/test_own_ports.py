@@ -41,7 +41,7 @@ async def test_a_running_peer_reserves_what_it_listens_on(tmp_path: Path, monkey
         machine=str(machine),
         metrics="127.0.0.1:0",
     )
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         async with node.open() as ready:
             assert ready.metrics is not None
             own = {int(ready.addrs[0].split("/tcp/")[1].split("/")[0]), int(ready.metrics.split(":")[2].split("/")[0])}
