@@ -97,8 +97,8 @@ async def open_manager(
     A `usage_monitor` runs meanwhile, and the manager follows its surveys of the machine. `guard` says what happens to a
     commitment that the machine itself is short of now: it is taken, taken with a warning in the log (refused where the
     disk is full), or refused. `allocation_terms` say how long an allocation lasts without a renewal, and at most.
-    `read_ports` says which ports programs use, so that none of them is granted; it is called every 30 seconds and
-    before each change that grants ports. `worker` runs blocking calls of the disk, by default in threads that nothing else in
+    `read_ports` says which ports programs use, so that none of them is granted; called every 30 seconds and before
+    each change that grants ports. `worker` runs blocking calls of the disk, by default in threads that nothing else in
     this process can use up. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError`
     when the ledger cannot be opened. On exit all changes that wait for the disk are written, for 10 seconds at most.
     """
