@@ -4,7 +4,8 @@ What breaks: py-libp2p reports ordinary disconnects and failed negotiations as e
 traceback. `SwarmConn` calls `logging.debug()`, which installs a handler on stderr. A peer could fill a disk by
 connecting and leaving.
 Measure: `route_library_logs` adds one handler to the logger `libp2p`. It passes the first line of each report, rate
-limited, to `dms_peer.libp2p` at INFO or below. LIBP2P_DEBUG, the library's own switch, turns it off.
+limited, to `dms_peer.libp2p` at INFO or below. LIBP2P_DEBUG, the library's own switch, turns it off. When file
+descriptors run out, trio reports it ten times a second, with a traceback; one line a minute is left.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable
 __all__ = ["RateLimiter", "log_limited", "route_library_logs"]
 
 LIBRARY = "libp2p"
+ACCEPTING = "trio.serve_listeners"
 MAX_LINE = 200
 # Lines at once, and per second after that.
 BURST = 20
@@ -90,8 +92,30 @@ class _FirstLines(logging.Handler):
         log_limited(self._target, self._limiter, level, "%s: %s", record.name, text)
 
 
+class _OncePerMinute(logging.Filter):
+    """Makes one line a minute, without a traceback, of what trio reports ten times a second while `accept` fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limiter = RateLimiter(1, 1 / 60)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self._limiter.admit():
+            return False
+        reason = record.args[0] if isinstance(record.args, tuple) and record.args else "an error"
+        record.msg = "no connection can be accepted (%s): new ones wait; close programs or raise the limit (ulimit -n)"
+        record.args, record.exc_info, record.exc_text = (reason,), None, None
+        return True
+
+
 def route_library_logs(level: int = logging.WARNING) -> None:
-    """Send what libp2p logs at `level` and above to the logger `dms_peer.libp2p`. May be called again."""
+    """Send what libp2p logs at `level` and above to the logger `dms_peer.libp2p`, and bound what trio logs.
+
+    May be called again.
+    """
+    accepting = logging.getLogger(ACCEPTING)
+    if not any(isinstance(one, _OncePerMinute) for one in accepting.filters):
+        accepting.addFilter(_OncePerMinute())
     root = logging.getLogger()
     if not root.handlers:
         # logging.debug() and its like, as the library calls them, would install one that prints to stderr.

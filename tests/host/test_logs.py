@@ -1,8 +1,10 @@
+import errno
 import logging
 import subprocess
 import sys
 
 import pytest
+import trio
 
 from dms_host.logs import RateLimiter, _FirstLines, log_limited, route_library_logs
 
@@ -85,3 +87,29 @@ trio.run(main)
     )
     assert done.stdout == ""
     assert done.stderr == ""
+
+
+async def test_descriptors_that_run_out_are_one_line(library_logger, caplog, monkeypatch, autojump_clock) -> None:
+    accepting = logging.getLogger("trio.serve_listeners")
+    monkeypatch.setattr(accepting, "filters", [])
+    route_library_logs()
+    route_library_logs()
+
+    class Exhausted(trio.abc.Listener):
+        calls = 0
+
+        async def accept(self):
+            self.calls += 1
+            await trio.lowlevel.checkpoint()
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        async def aclose(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+    listener = Exhausted()
+    with trio.move_on_after(20):
+        await trio.serve_listeners(trio.aclose_forcefully, [listener])
+    assert listener.calls > 100
+    (record,) = caplog.records
+    assert "no connection can be accepted (EMFILE)" in record.getMessage()
+    assert record.exc_info is None
