@@ -94,7 +94,7 @@ class Node:
     home: Home
     listen: tuple[str, ...] = ()
     machine: str | None = None
-    guard: Guard = "warn"
+    guard: Guard = "enforce"
     sample_interval: float = 5.0
     terms: OwnerTerms | None = None
     discovery: DiscoverySettings | None = None

@@ -26,12 +26,14 @@ from .components import (
 from .demands import (
     NO_PORTS,
     CPUDemand,
+    CPUShortage,
     Demand,
     DiskDemand,
-    DiskShortage,
     GPUDemand,
+    GPUShortage,
     PortDemand,
     RAMDemand,
+    RAMShortage,
     Shortage,
     describe_shortage,
 )
@@ -62,7 +64,11 @@ if TYPE_CHECKING:
 __all__ = ["AllocationTerms", "Eviction", "Guard", "ResourceManager", "open_manager"]
 
 Guard: TypeAlias = Literal["off", "warn", "enforce"]
-"""What to do when the ledger has free capacity but the machine itself is busy: off, warn, or enforce (refuse)."""
+"""What to do when the ledger has free capacity but the machine itself does not.
+
+`enforce` refuses what memory, disk or VRAM lacks now, and warns in the log of a busy CPU; `warn` refuses what the disk
+lacks, and warns of the rest; `off` does neither.
+"""
 
 ReadPorts: TypeAlias = Callable[[], frozenset[int] | None]
 """Reads which ports programs use now (None: it cannot be known); called in a worker thread."""
@@ -574,14 +580,15 @@ class ResourceManager:
     def _physical_shortages(self, demand: Demand) -> tuple[Shortage, ...]:
         sample = self.usage_sample
         shortages = physical_shortages(demand, sample, self._ledger.book.machine) if sample else ()
-        if self._guard == "enforce" or not shortages:
-            return shortages
-        # Anybody may ask for a bid as often as they like: that must not fill the log.
-        if self._ledger.clock.steady() >= self._warned + _WARN_SECONDS:
+        # CPU time is shared and may be free in a second: a busy CPU never refuses. Memory of others may come back, and
+        # `warn` takes that risk; a disk that is full stays full.
+        tolerated = (CPUShortage,) if self._guard == "enforce" else (CPUShortage, RAMShortage, GPUShortage)
+        passed = [shortage for shortage in shortages if isinstance(shortage, tolerated)]
+        # Anybody may request bids as often as they like: that must not fill the log.
+        if passed and self._ledger.clock.steady() >= self._warned + _WARN_SECONDS:
             self._warned = self._ledger.clock.steady()
-            _log.warning("promised beyond what is free now: %s", "; ".join(map(describe_shortage, shortages)))
-        # What others use of the CPU or the memory may be free in a minute; a disk that is full stays full.
-        return tuple(shortage for shortage in shortages if isinstance(shortage, DiskShortage))
+            _log.warning("promised beyond what is free now: %s", "; ".join(map(describe_shortage, passed)))
+        return tuple(shortage for shortage in shortages if not isinstance(shortage, tolerated))
 
     async def _watch(self) -> AsyncGenerator[FreeResources, None]:
         seen = -1

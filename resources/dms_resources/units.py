@@ -164,15 +164,19 @@ def decode_value(kind: type, value: Any) -> Any:
 
 
 def parse_size(text: str) -> int:
-    """Reads a size such as "4GiB", "500 MB" or "1.3TiB" as bytes, rounded down; a bare number is bytes.
+    """Reads a size such as "4GiB", "500 MB" or "1.3TiB" as bytes, rounded down; a number needs a unit.
 
     GiB is 2^30 and GB is 10^9. Raises `AmountError` for anything else, and for a fraction of a byte that is meant so.
     """
     found = _QUANTITY.fullmatch(text)
     unit = _FOLDED_UNITS.get(found[2].casefold()) if found else None
     if found is None or unit is None:
-        raise AmountError(f"invalid size {text!r} (write 4GiB, 512MiB, 10GB or a number of bytes)", value=text)
+        raise AmountError(f"invalid size {text!r} (write 4GiB, 512MiB or 10GB)", value=text)
     size = Decimal(found[1]) * unit
+    if not found[2] and size:
+        # Read as bytes, a forgotten unit would offer or ask for nothing.
+        meant = f"{text.strip()}GiB" if size < MIB else f"{text.strip()}B"
+        raise AmountError(f"{text!r} has no unit (write {meant})", value=text)
     # "1.3GiB" is what people write and read; "0.3" or "1.5B" is a mistake.
     if unit == 1 and size != size.to_integral_value():
         raise AmountError(f"{text!r} is not a whole number of bytes", value=text)

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from dms_resources.components import MachineResources, OnboardedResources
-from dms_resources.demands import Demand, DiskShortage, GPUDemand, PortDemand, RAMShortage
+from dms_resources.demands import CPUDemand, CPUShortage, Demand, DiskShortage, GPUDemand, PortDemand, RAMShortage
 from dms_resources.errors import NotAllocatedError, NotCommittedError
 from dms_resources.ledger.capacity import Granted
 from dms_resources.ledger.leases import EndReason, LeaseRequest, LeaseState, ResourceAllocation
@@ -329,3 +329,16 @@ async def test_a_caller_that_asks_again_after_every_refusal_does_not_keep_others
                     await manager.commit_resources("lease", new_demand(10_000), holder="peer", ttl=60)
             assert turns >= 10
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("guard", ["warn", "enforce"])
+async def test_a_busy_cpu_is_warned_about_and_never_refuses(
+    open_ledger: Any, machine: MachineResources, new_demand: NewDemand, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, guard: str,
+) -> None:  # fmt: skip
+    cores = CPUDemand(cores=Cores(1000))
+    busy = CPUShortage(asked=cores, free=CPUDemand(cores=Cores(0)), total=cores)
+    monkeypatch.setattr("dms_resources.manager.physical_shortages", lambda *rest: (busy,))
+    async with open_ledger(usage_monitor=Monitor(machine), guard=guard) as manager:
+        assert isinstance(manager.would_fit(new_demand(1, 1)), Granted)
+        assert "promised beyond what is free now" in caplog.text

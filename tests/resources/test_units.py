@@ -19,6 +19,7 @@ from dms_resources.units import (
     Cores,
     decode_value,
     encode_value,
+    format_cores,
     format_duration,
     format_size,
     parse_duration,
@@ -163,7 +164,6 @@ def test_more_than_there_is_cannot_be_taken() -> None:
         ("1.5TiB", TIB * 3 // 2),
         ("500 MB", 500 * 10**6),
         ("512MiB", 512 * MIB),
-        ("17", 17),
         ("17B", 17),
         ("1kB", 1000),
         ("1KiB", 1024),
@@ -171,7 +171,7 @@ def test_more_than_there_is_cannot_be_taken() -> None:
         # What is shown of a size can be written again.
         ("1.3GiB", 1395864371),
         ("0", 0),
-        ("9223372036854775807", 2**63 - 1),
+        ("9223372036854775807B", 2**63 - 1),
     ],
 )
 def test_sizes(written: str, size: int) -> None:
@@ -268,3 +268,17 @@ def test_what_is_no_duration(written: str) -> None:
 )
 def test_durations_are_shown_in_two_units(seconds: float, shown: str) -> None:
     assert format_duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("8", "8GiB"), (" 16 ", "16GiB"), ("1.5", "1.5GiB"), ("4294967296", "4294967296B")]
+)
+def test_a_size_without_a_unit_is_refused_and_told_what_to_write(written: str, meant: str) -> None:
+    with pytest.raises(AmountError, match=f"write {meant}"):
+        parse_size(written)
+    assert parse_size(meant) > 0
+    assert parse_size("0") == 0, "nothing needs no unit"
+
+
+def test_one_core_is_not_called_cores() -> None:
+    assert [format_cores(Cores(number)) for number in (1000, 500, 2000)] == ["1 core", "0.5 cores", "2 cores"]

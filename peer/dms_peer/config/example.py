@@ -14,8 +14,9 @@ EXAMPLE: Final = """\
 # Where to listen. Without it: all IPv4 addresses, on a free port that is kept for the next start.
 #listen: [/ip4/0.0.0.0/tcp/4001]
 
-# What to do when the ledger has free capacity but the machine is actually busy: off, warn, or enforce (refuse).
-#guard: warn
+# What to do when the ledger has free capacity but the machine does not: enforce refuses what memory, disk or VRAM lacks
+# now, warn refuses only what the disk lacks, off refuses nothing. A busy CPU is only warned about.
+#guard: enforce
 
 # Time between samples of the machine's use.
 #sample_interval: 5s

@@ -53,7 +53,7 @@ class PeerConfig(Struct, frozen=True, kw_only=True):
 
     listen: tuple[str, ...] = ()
     machine: str | None = None
-    guard: Guard = "warn"
+    guard: Guard = "enforce"
     sample_interval: float = 5.0
     discovery: DiscoverySettings = DiscoverySettings()
     terms: OwnerTerms | None = None

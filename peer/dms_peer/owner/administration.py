@@ -21,6 +21,7 @@ from dms_resources.ledger.leases import EndedLease
 from dms_resources.ledger.missing import describe_missing
 from dms_resources.machine.advice import offer_warnings
 from dms_resources.machine.listening import read_ephemeral_ports
+from dms_resources.units import format_size
 
 from .messages import (
     AuditAnswer,
@@ -48,6 +49,7 @@ from .messages import (
 from .offers import onboarded_resources
 
 if TYPE_CHECKING:
+    from dms_resources.components import Resources
     from dms_resources.manager import ResourceManager
 
     from ..config.terms import OwnerTerms
@@ -91,6 +93,7 @@ class LocalAdministration:
     """Administers an open ledger in this process; `addrs` are where the peer listens, None when it does not run.
 
     `terms` are those on which it bids, `counts` what it counts of its answers, `limits_hit` what its host turned away.
+    `free_now` is how many bytes of RAM and disk the machine had free, where nothing watches it.
     """
 
     def __init__(
@@ -102,9 +105,11 @@ class LocalAdministration:
         *,
         counts: ServiceCounts | None = None,
         limits_hit: Mapping[str, int] | None = None,
+        free_now: tuple[int | None, int | None] = (None, None),
     ) -> None:
         self._manager = manager
         self._peer_id = peer_id
+        self._free_now = free_now
         self._addrs = addrs
         self.terms = terms
         self._counts = counts or ServiceCounts()
@@ -162,12 +167,22 @@ class LocalAdministration:
                 onboarded=onboarded,
                 free=self._manager.get_free_resources(),
                 simulated=machine.simulated,
-                warnings=warnings,
+                warnings=(*warnings, *self._short_now(onboarded)),
             )
         await self._manager.update_onboarded_resources(onboarded)
         if self._manager.draining:
             await self._manager.set_draining(False)
-        return replace(self._offer(), warnings=warnings)
+        return replace(self._offer(), warnings=(*warnings, *self._short_now(self._manager.get_free_resources())))
+
+    def _short_now(self, promised: Resources) -> tuple[str, ...]:
+        """Where the machine has less RAM or disk free now than this; nothing where that is not known."""
+        sample = self._manager.usage_sample
+        ram, disk = self._free_now if sample is None else (sample.free.ram.size, sample.free.disk.size)
+        return tuple(
+            f"{name}: {format_size(asked)} could be promised, but the machine has {format_size(free)} free now"
+            for name, asked, free in (("RAM", promised.ram.size, ram), ("disk", promised.disk.size, disk))
+            if free is not None and free < asked
+        )
 
     async def offboard(self) -> OnboardAnswer:
         """Offers nothing. Raises what `ResourceManager.offboard` raises."""

@@ -171,8 +171,12 @@ def read_status(home: Home) -> StatusAnswer:
 
 
 def read_peers(home: Home, limit: int = 100) -> PeersAnswer:
-    """The peers that the running peer knows, or that the last one wrote down. Raises PeerError."""
-    _prepare(home, reads=True)
+    """The peers that the running peer knows, or that the last one wrote down; none in a home without a peer.
+
+    Raises PeerError.
+    """
+    if home.path.exists():
+        home.prepare()
     connection = connect(home.socket_path)
     if connection is not None:
         with connection:

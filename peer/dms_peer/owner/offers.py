@@ -50,7 +50,20 @@ class Offer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def onboarded_resources(offer: Offer, machine: MachineResources) -> OnboardedResources:
-    """The offer as a part of this machine. Raises `OnboardingError` for a GPU that the machine does not have."""
+    """The offer as a part of this machine.
+
+    Raises `OnboardingError` for an offer of nothing, and for a GPU that the machine does not have.
+    """
+    nothing = [
+        f"{what} of nothing cannot be offered: {remedy}"
+        for amount, what, remedy in (
+            (offer.cpu.millicores, "CPU", "give --cpu, such as 1"),
+            (offer.ram, "RAM", "give --ram, such as 1GiB"),
+        )
+        if not amount
+    ]
+    if nothing:
+        raise OnboardingError(tuple(nothing), hint="to offer nothing any more, use `dms-peer offboard`")
     return OnboardedResources(
         cpu=replace(machine.cpu, cores=offer.cpu),
         ram=RAM(size=offer.ram, clock_speed=machine.ram.clock_speed, type=machine.ram.type),

@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 from dms_host.keys.identity import load_identity, load_or_create_identity
 from dms_protocols.rpc.operations import Caller, Operations, operation_name
 from dms_resources.components import CPU, RAM, Disk, FreeResources, Resources
+from dms_resources.machine.usage import free_now
 from dms_resources.manager import open_manager
 from dms_resources.units import Cores
 
@@ -97,7 +98,8 @@ async def open_ledger(
     async with open_manager(home.ledger_path, measured) as manager:
         # After the ledger: a home that cannot be used gets no key.
         identity = load_or_create_identity(home.key_path) if create else load_identity(home.key_path)
-        administration = LocalAdministration(manager, identity.peer_id)
+        free = (None, None) if measured.simulated else await trio.to_thread.run_sync(free_now, home.path)
+        administration = LocalAdministration(manager, identity.peer_id, free_now=free)
         revocations = Revocations(home.revocations_path)
         operations = administration_operations(administration) | revocation_operations(revocations)
         yield operations, Caller(identity.peer_id, local=True)

@@ -149,7 +149,9 @@ class _Description:
         try:
             return parse_size(value)
         except AmountError as error:
-            self._fail(f"{where}.{name}: {error}", "write 4GiB, 512MiB, 10GB or a number of bytes")
+            self._fail(
+                f"{where}.{name}: {error}", 'write "4GiB", "512MiB" or "10GB", or a number of bytes without quotes'
+            )
 
     def _gpus(self, value: Any) -> tuple[GPU, ...]:
         if not isinstance(value, list):

@@ -19,6 +19,7 @@ from .hardware.gpu.devices import GPUDevice, GPUReport
 from .hardware.gpu.inventory import merge_reports
 from .hardware.gpu.process import DEADLINE
 from .hardware.gpu.watch import GPUWatch, open_gpu_watch
+from .hardware.load import free_disk, free_ram, read_domain
 from .hardware.measurement import read_machine
 from .hardware.roots import HOST, Roots
 from .sampling import JobUsage, Sampler, UsageSample
@@ -26,7 +27,7 @@ from .sampling import JobUsage, Sampler, UsageSample
 if TYPE_CHECKING:
     from ..tasks import Worker
 
-__all__ = ["JobUsage", "UsageMonitor", "UsageSample"]
+__all__ = ["JobUsage", "UsageMonitor", "UsageSample", "free_now"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ class _Started(Protocol):
 
     def started(self) -> None:
         """Says that the service is ready."""
+
+
+def free_now(work_dir: Path, roots: Roots = HOST) -> tuple[int | None, int | None]:
+    """The bytes of RAM and of the disk of `work_dir` that are free now; None for what cannot be read. Blocks."""
+    return free_ram(roots, read_domain(roots)), free_disk(work_dir)
 
 
 class UsageMonitor:

@@ -203,7 +203,7 @@ def test_a_bad_file_is_refused_with_line_column_and_field(
         ("{cpu: {cores: 0.0001}, ram: {size: 1GiB}, disk: {size: 0}}", "cpu.cores", "0.001"),
         ("{cpu: {cores: .inf}, ram: {size: 1GiB}, disk: {size: 0}}", "cpu.cores", "no number of cores"),
         ("{cpu: {cores: 1}, ram: {size: 2 parsecs}, disk: {size: 0}}", "ram.size", "no size"),
-        ("{cpu: {cores: 1}, ram: {size: 1.5}, disk: {size: 0}}", "ram.size", "whole number of bytes"),
+        ("{cpu: {cores: 1}, ram: {size: 1.5}, disk: {size: 0}}", "ram.size", "has no unit"),
         ("{cpu: {cores: 1}, ram: {size: 99999PiB}, disk: {size: 0}}", "ram.size", "larger than any machine"),
         ("{cpu: {cores: 1}, ram: {size: 1B}, disk: {size: 0}, gpus: [{}]}", "gpus[0]", "vram is missing"),
         (

@@ -164,7 +164,7 @@ def test_the_example_changes_nothing_until_it_is_uncommented(tmp_path: Path) -> 
 def test_values_are_shown_as_they_are_written() -> None:
     values = config_values(PeerConfig())
     assert {one.path for one in SETTINGS} - {"terms", "access", "limits"} <= values.keys()
-    assert (values["guard"], values["metrics.address"], values["access.others"]) == ("warn", None, "anyone")
+    assert (values["guard"], values["metrics.address"], values["access.others"]) == ("enforce", None, "anyone")
     assert values["limits.service.frame_bytes"] == "64KiB"
     assert values["access.shares.peer.longest_ttl"] is None
 

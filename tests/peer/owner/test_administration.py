@@ -185,3 +185,24 @@ async def test_the_owner_releases_a_lease_as_its_holder_would(administration):
     ended = await ours.release(ReleaseLeaseRequest(lease="aaaaaaaa"))
     assert (ended.lease_id, ended.reason) == ("a" * 32, EndReason.RELEASED)
     assert await ours.release(ReleaseLeaseRequest(lease="a" * 32)) == ended
+
+
+@pytest.mark.parametrize(("cpu", "ram", "said"), [(0, GIB, "CPU"), (1000, 0, "RAM"), (0, 0, "CPU")])
+async def test_an_offer_of_nothing_is_refused(administration, cpu, ram, said):
+    ours, manager = administration
+    with pytest.raises(OnboardingError, match=f"{said} of nothing") as caught:
+        await ours.onboard(OnboardRequest(offer=Offer(cpu=Cores(cpu), ram=ram, disk=0)))
+    assert len(caught.value.problems) == [cpu, ram].count(0)
+    assert manager.get_onboarded_resources() is None
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_more_than_the_machine_has_free_now_is_warned_about(administration, dry_run):
+    _, manager = administration
+    ours = LocalAdministration(manager, "peer", free_now=(2 * GIB, GIB))
+    answer = await ours.onboard(OnboardRequest(offer=OFFER, dry_run=dry_run))
+    assert [warning.partition(":")[0] for warning in answer.warnings][-2:] == ["RAM", "disk"]
+    assert "8 GiB could be promised, but the machine has 2 GiB free now" in answer.warnings[-2]
+    less = Offer(cpu=Cores(1000), ram=GIB, disk=GIB // 2)
+    answer = await ours.onboard(OnboardRequest(offer=less, dry_run=dry_run))
+    assert not [warning for warning in answer.warnings if "free now" in warning]

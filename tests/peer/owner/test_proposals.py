@@ -47,6 +47,7 @@ def test_a_core_is_left_to_the_owner_where_there_are_two():
     ("name", "answer"),
     [
         ("cpu", "0"), ("cpu", "9"), ("cpu", "many"), ("ram", "1GiB"), ("ram", "15GiB"), ("ram", "2 parsecs"),
+        ("ram", "8"),
         ("disk", "95GiB"), ("GPU-0", "23GiB"), ("GPU-0", "1GiB"),
     ],
 )  # fmt: skip

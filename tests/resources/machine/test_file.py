@@ -79,7 +79,7 @@ def test_any_number_of_gpus() -> None:
         ({**_SMALL, "ram": {"size": -1}}, "machine.json: ram.size: Expected `int` >= 0"),
         ({**_SMALL, "ram": {"size": 1.5}}, "machine.json: ram.size: Expected `int`, got `float`"),
         ({**_SMALL, "ram": {"size": 2**63}}, "machine.json: ram.size: Expected `int` <= 9223372036854775807"),
-        ({**_SMALL, "ram": {"size": "1", "type": 5}}, "machine.json: ram.type: Expected `str`, got `int`"),
+        ({**_SMALL, "ram": {"size": "1B", "type": 5}}, "machine.json: ram.type: Expected `str`, got `int`"),
         ({**_SMALL, "disk": {"size": True}}, "machine.json: disk.size: Expected `int`, got `bool`"),
         ({**_SMALL, "gpus": {}}, "machine.json: gpus is not a list"),
         ({**_SMALL, "gpus": [7]}, "machine.json: gpus[0] is not an object"),

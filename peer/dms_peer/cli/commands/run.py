@@ -59,9 +59,10 @@ def run(
         GuardChoice | None,
         typer.Option(
             "--guard",
-            help="What to do when the ledger has free capacity but the machine is actually busy: nothing, warn, or "
-            "refuse (enforce). With warn, requests are still refused if the disk is full.",
-            show_default="warn",
+            help="What to do when the ledger has free capacity but the machine does not: enforce refuses what memory, "
+            "disk or VRAM lacks now, warn refuses what the disk lacks, off refuses nothing. A busy CPU is only "
+            "warned about.",
+            show_default="enforce",
         ),
     ] = None,
     sample_interval: Annotated[

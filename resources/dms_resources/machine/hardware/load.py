@@ -83,13 +83,15 @@ def _read_cpu_time(folder: Path) -> int | None:
 
 
 def _read_ram(folder: Path) -> int | None:
-    """The bytes that cannot be reclaimed at once. Inactive page cache does not count."""
+    """The bytes that the kernel cannot take back: neither page cache nor the slabs that it gives up count."""
     used = parse_amount(read_text(folder / "memory.current") or read_text(folder / "memory.usage_in_bytes"))
     if used is None:
         return None
     statistics = read_text(folder / "memory.stat")
-    idle = _field(statistics, "total_inactive_file")
-    return max(0, used - (_field(statistics, "inactive_file") or 0 if idle is None else idle))
+    # Version 1 counts the groups below under names of their own.
+    total = "" if _field(statistics, "total_inactive_file") is None else "total_"
+    caches = (f"{total}inactive_file", f"{total}active_file", "slab_reclaimable")
+    return max(0, used - sum(_field(statistics, name) or 0 for name in caches))
 
 
 def _field(text: str | None, name: str) -> int | None:

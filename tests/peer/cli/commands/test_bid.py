@@ -43,7 +43,7 @@ location: {continent: Europe, country: DE}
 executors: [docker]
 prices: {currency: EUR, core: 0.1}
 """
-ONE = ["--cpu", "1", "--ram", "1", "--disk", "1"]
+ONE = ["--cpu", "1", "--ram", "1B", "--disk", "1B"]
 SMALL = "resources: {cpu: {cores: 1}, ram: {size: 1B}, disk: {size: 1B}}"
 ABSENT = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
 OTHER = "12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
@@ -226,7 +226,7 @@ async def test_nodes_for_different_peers_are_not_written_to_be_committed_at_one(
         ([*ONE, "--port", "0"], 2, "usage", "--port"),
         ([*ONE, "--location", "a/b/c/d"], 2, "usage", "Europe/DE"),
         ([*ONE, "--location", "/"], 2, "usage", "Europe/DE"),
-        ([*ONE, *["--gpu", "1"] * 65], 2, "usage", "64 GPUs"),
+        ([*ONE, *["--gpu", "1B"] * 65], 2, "usage", "64 GPUs"),
         ([*ONE, "--ports", "1025"], 2, "usage", "1024"),
         ([*ONE, "--ports", "65000", "--dry-run"], 2, "usage", "1024"),
         ([*ONE, "--port", "20000", "--ports", "1024"], 2, "usage", "at most 1024 ports"),

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import trio
 
-from dms_host.keys.identity import load_identity, public_key_of
+from dms_host.keys.identity import load_identity, load_or_create_identity, public_key_of
 from dms_peer.__main__ import run_command
 from dms_peer.config.access import read_access_file
 from dms_peer.errors import DocumentError, PeerError
@@ -149,6 +149,8 @@ def test_inspect_shows_every_block_and_what_was_revoked(cli: Any, home: str, tmp
 
 
 def test_the_list_of_revoked_grants_is_kept_and_shown(cli: Any, home: str) -> None:
+    Path(home).mkdir(mode=0o700)
+    load_or_create_identity(Path(home) / "key")
     assert cli("token", "revoke", "--home", home) == "nothing was revoked\n"
     assert cli("token", "revoke", "--home", home, "a" * 32, "b" * 32, "--json")["added"] == 2
     assert cli("token", "revoke", "--home", home, "b" * 32, "c" * 32, "--reason", "why not", "--json")["added"] == 1
