@@ -13,6 +13,7 @@ import trio
 
 from dms_host import HardenedHost, dial
 from dms_peer.clients import open_allocations, open_bids
+from dms_peer.config.access import parse_access
 from dms_peer.config.terms import read_terms_file
 from dms_peer.errors import DocumentError, PolicyError
 from dms_peer.home.home import Home
@@ -25,6 +26,7 @@ from dms_resources.demands import CPUDemand, Demand
 from dms_resources.ledger.leases import Price
 from dms_resources.units import GIB, Cores
 
+ALL_FOR_STRANGERS = parse_access(b"shares: {stranger_capacity: 1000}", "access.yaml")
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}}
 
@@ -47,7 +49,9 @@ async def bids_of(tmp_path: Path, client: HardenedHost) -> Any:
     @asynccontextmanager
     async def open_bidder(text: str) -> AsyncIterator[BidClient]:
         file.write_text(text)
-        async with Node(home=home, listen=LOOPBACK, terms=read_terms_file(file)).open() as ready:
+        async with Node(
+            home=home, listen=LOOPBACK, terms=read_terms_file(file), access=ALL_FOR_STRANGERS
+        ).open() as ready:
             peer_id = await dial(client, ready.addrs[0])
             async with open_bids(client, peer_id) as bids:
                 yield bids
