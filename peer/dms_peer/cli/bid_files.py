@@ -21,12 +21,12 @@ _KEY: Final = "bids"
 
 
 def bids_document(envelopes: Sequence[bytes]) -> bytes:
-    """What is written to a file of these bids, of which there is at least one."""
+    """The content of a file with these bids, at least one."""
     return envelopes[0] if len(envelopes) == 1 else encode_deterministic({_KEY: list(envelopes)})
 
 
 def read_bids(content: bytes) -> tuple[bytes, ...]:
-    """The envelopes in a file, not opened yet. Raises EnvelopeError `bad_envelope`."""
+    """The envelopes in the content of a file, unopened. Raises EnvelopeError `bad_envelope`."""
     if content[:1] == _ENVELOPE_BEGINS:
         return (content,)
     try:
@@ -34,14 +34,14 @@ def read_bids(content: bytes) -> tuple[bytes, ...]:
     except CBORError:
         envelopes = None
     if not isinstance(envelopes, list) or not 1 <= len(envelopes) <= MAX_NODES:
-        raise EnvelopeError("the file holds no signed bids")
+        raise EnvelopeError("the file has no signed bids")
     if not all(isinstance(envelope, bytes) for envelope in envelopes):
-        raise EnvelopeError("the file holds something else than signed bids")
+        raise EnvelopeError("the file has entries that are not signed bids")
     return tuple(envelopes)
 
 
 def read_bids_file(path: Path) -> tuple[bytes, ...]:
-    """The same of a file. Raises EnvelopeError and OSError. Blocks on disk."""
+    """The envelopes in a file, unopened. Raises EnvelopeError and OSError. Blocks on disk."""
     with open(path, "rb") as file:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:

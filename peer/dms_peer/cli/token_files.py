@@ -1,4 +1,4 @@
-"""Tokens in files and on the command line: made with the home's key, cut, and looked at."""
+"""Tokens in files and on the command line: created with the home's key, narrowed, and inspected."""
 
 from __future__ import annotations
 
@@ -169,12 +169,12 @@ def _made(token: bytes, output: Path | None) -> MadeToken:
 
 
 def _write(path: Path, text: str) -> None:
-    # Who can read it can use it, unless it is for certain peers only.
+    # Anyone who can read a token can use it, unless it names its peers.
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                # It may have been there before, for everybody to read.
+                # An older file may have been readable by everybody.
                 os.fchmod(descriptor, 0o600)
             file.write(text + "\n")
     except OSError as error:

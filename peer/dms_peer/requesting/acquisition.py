@@ -2,17 +2,19 @@
 
 Rules:
 
-1. Bids are collected until an assignment of all nodes is among them and either as many as are wanted are in, or better
-   ones were waited for long enough.
-2. All peers of an assignment are asked to commit at the same time, each for all its nodes at once.
-3. When some fail, their bids are dropped, and the next best assignment is tried at once; what is committed stays where
-   it is while an assignment has it there, and is given back otherwise, before anything else is taken.
-4. Where no assignment is left, fresh bids are asked for, first for what is missing while the rest is kept for some
-   seconds, then for everything, with nothing kept: two requesters that each hold half of what both want would else
-   wait for each other. Before that there is a pause of a random length.
-5. A node that peers refused, without any failure to commit, is given up at once, unless it is to be waited for.
-6. Whoever did not keep a bid may have lost a race, or bids what it never keeps. Its further bids come last, others are
-   asked in its place, and after the second time they are waited for: the fastest to bid are not all there are.
+1. Bids are collected until they allow an assignment of all nodes, and either enough bids have arrived or the wait for
+   better ones is over.
+2. All peers of an assignment commit at the same time, each for all its nodes at once.
+3. When some fail, their bids are dropped and the next best assignment is tried at once. A commitment stays where it is
+   while the assignment has it there; otherwise it is released before anything else is taken.
+4. A provider that is silent for `hedge_delay` is not waited for: the next best assignment is tried beside it. Its
+   commitment counts when it arrives in time to be needed, and is released otherwise.
+5. When no assignment is left, fresh bids are requested: first for the missing nodes, while the rest is kept for some
+   seconds; then, after a random pause, for all nodes with nothing kept. Otherwise two requesters that each hold half of
+   what both want would wait for each other.
+6. A node that peers refused, without a failure to commit, is given up at once, unless the caller waits for it.
+7. A peer that did not keep a bid may have lost a race, or may never keep its bids. Its next bids rank last, and others
+   are queried in its place. After the second time the search no longer counts on it.
 """
 
 from __future__ import annotations
@@ -44,11 +46,11 @@ from .strategies import Strategy
 __all__ = ["Acquisition"]
 
 
-# Our own mistakes: whoever asks again gets the same answer.
+# Errors in the request itself: a repetition gets the same answer.
 _HOPELESS: Final = frozenset({"bad_amount", "bad_message", "frame_too_large", "unknown_operation"})
-# While bids arrive it is enough to see in a moment that they suffice; what takes longer is found when the search ends.
+# While bids arrive, only a quick check is made; assignments that take longer are found when the search ends.
 _GLANCE_STEPS: Final = 8
-# After so many bids that a peer did not keep, nobody's search ends because of it.
+# After this many broken bids, a peer's bids no longer end a search.
 _FORGIVEN: Final = 2
 
 _Option: TypeAlias = Option[ReceivedBid | Holding]
@@ -135,7 +137,7 @@ class Acquisition:
         def arrived(answer: PeerAnswer) -> None:
             self._bids += answer.bids
             for holding in self._kept.values():
-                # Whatever was bid now was bid beside what stands there.
+                # A new bid of this peer was made beside the commitment that stands there.
                 if holding.bid.peer_id == answer.peer_id:
                     self._stood_in[holding].add(answer.number)
 
@@ -188,7 +190,7 @@ class Acquisition:
         self._drop_lapsed()
         usable = list(self._bids)
         costs = self._strategy.costs(usable)
-        # Whatever they would cost, those that cannot be relied on are taken when there is nobody else.
+        # Unreliable peers are taken only when there is no other, at any price.
         costs = [math.inf if bid.peer_id in self._broken else cost for bid, cost in zip(usable, costs, strict=True)]
         fresh = _options(usable, costs)
         kept = [self._kept_option(holding) for holding in self._kept.values()]
@@ -204,7 +206,7 @@ class Acquisition:
 
     def _glance(self) -> int:
         """How many nodes are not covered by any assignment, as far as that is seen at once: asked at each answer."""
-        # A bid that will not be valid when better ones were waited for is none to end the search with.
+        # A bid that ends during the wait for better ones does not end the search.
         until = self._context.clock() + self._context.limits.settle
         usable = [one for one in self._bids if one.bid.valid_until > until and self._broken[one.peer_id] < _FORGIVEN]
         options = [self._kept_option(one) for one in self._kept.values()] + _options(usable, [0] * len(usable))
@@ -212,7 +214,7 @@ class Acquisition:
 
     def _drop_lapsed(self) -> None:
         now = self._context.clock()
-        # Not the other way round: what is no number is never valid.
+        # Not the other way round: NaN is never valid.
         lapsed = [one for one in self._bids if not one.bid.valid_until > now]
         if lapsed:
             self._bids = [one for one in self._bids if one.bid.valid_until > now]
@@ -324,7 +326,7 @@ class Acquisition:
             # A provider that does not answer, or lies, is not queried again so soon.
             self._pass_over(peer_id)
         else:
-            # What was counted on there is no longer there.
+            # The capacity behind this answer is gone.
             answers = {bid.answer for bid in bids}
             self._bids = [bid for bid in self._bids if bid.answer not in answers]
         if error.uncertain:

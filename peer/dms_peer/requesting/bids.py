@@ -1,4 +1,4 @@
-"""What a requester received: bids with what is known of who made them."""
+"""Bids that a requester received, with what is known of their providers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds peers and what they have free, without taking anything."""
+"""Finds peers and what they have free. Takes nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FoundPeer:
 
 
 class FoundPeers:
-    """Peers as they answer, able and unable ones; iterating ends when enough are able, or nobody is left to ask."""
+    """Peers as they answer, able and unable ones. Iteration ends when enough are able, or no peer is left to query."""
 
     def __init__(self, peers: trio.MemoryReceiveChannel[FoundPeer], progress: ProgressLog) -> None:
         self._peers = peers
@@ -74,7 +74,7 @@ class FoundPeers:
 async def find_peers(
     context: RequesterContext, request: EnsembleRequest, *, count: int | None, ttl: float, progress: ProgressLog
 ) -> AsyncIterator[FoundPeers]:
-    """Asks until `count` peers would take a node of the request (None: everybody there is), or until its deadline."""
+    """Queries peers until `count` would take a node of the request (None: all peers), or until its deadline."""
     send, receive = trio.open_memory_channel[FoundPeer](math.inf)
     finding = _Finding(context, request, count, ttl, progress, send)
 
@@ -114,13 +114,13 @@ class _Finding:
         await self._search.run(self._context.sources, self._request, last_resort=last_resort)
 
     def _missing(self) -> int:
-        # Whoever wants all of them is always short of as many as can be asked at once.
+        # A search for all peers always misses as many as can be queried at once.
         return self._context.limits.peers_in_flight if self._count is None else max(0, self._count - len(self._able))
 
     def _inquiry(self, candidate: Candidate) -> Inquiry | None:
         age = candidate.age(self._context.clock())
         fresh = age is not None and age < self._context.limits.hint_age
-        # Who wants to see everybody sees those, too, that are full.
+        # A search for all peers shows full ones too.
         if self._count is not None and fresh and candidate.free is not None:
             free = candidate.free
             if not any(would_fit(free, node.resources) for node in self._request.request):
@@ -146,7 +146,7 @@ class _Finding:
         calls, budget, clock = self._context.calls, self._context.limits.peer_budget, self._context.clock
         answer, round_trip = await calls.dry_run(peer, self._asked(), ttl=self._ttl, budget=budget)
         free, age = candidate.free, candidate.age(clock())
-        # Where the peer does not say, what was known before is all that is known, with its age.
+        # Where the peer does not answer, the cached value is shown with its age.
         with suppress(CallError):
             free, age = await calls.free(peer, budget=budget), 0.0
         return FoundPeer(

@@ -52,7 +52,7 @@ class _Placing:
         distances: dict[int, int] = {}
         queue: list[tuple[int, int]] = []
         nodes, peers = {node: 0}, dict[int, int]()
-        # The least that placing it costs, where the path to that ends, and who goes there.
+        # The least cost of placing the node, where that path ends, and the node that takes that place.
         least, end, last = math.inf, None, node
         reached: list[tuple[int, int]] = [(node, 0)]
         while True:

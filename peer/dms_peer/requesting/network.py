@@ -1,4 +1,4 @@
-"""What a requester needs of a network: who might have capacity, and a way to ask them.
+"""What a requester needs of a network: sources of candidates, and clients for them.
 
 The real one is made of libp2p (`dms_peer.connections`, `dms_peer.discovery`), the one of the simulations of streams in
 memory: the requester cannot tell them apart.
@@ -42,14 +42,14 @@ class PeerNetwork(Protocol):
 
     @property
     def peer_id(self) -> str:
-        """Who asks."""
+        """The requester's peer id."""
         ...
 
     def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AbstractAsyncContextManager[Client]:
         """A client of one protocol of a peer, over a connection and stream that are reused where they live.
 
         Of the protocol, named by any of its versions, the newest is spoken that the peer has: `Client.protocol`.
-        Connects where no connection is, at `addrs` or at whatever addresses are known. Raises DialError.
+        Connects where there is no connection, at `addrs` or at known addresses. Raises DialError.
         """
         ...
 
@@ -80,7 +80,7 @@ class BroadcastBids:
 
 
 class Broadcast(Protocol):
-    """Asks everybody at once: the last resort."""
+    """Broadcasts a request: the last resort."""
 
     def ask(
         self, request: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0

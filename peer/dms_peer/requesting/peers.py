@@ -1,4 +1,4 @@
-"""Calls of single peers, each with a time budget, and their errors as one kind."""
+"""Calls to single peers, each with a time budget; all their errors become CallError."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ __all__ = ["CallError", "PeerCalls", "PeerRef"]
 
 _T = TypeVar("_T")
 
-# The answer says that it may have happened all the same.
+# Errors after which the operation may have taken place.
 _UNCERTAIN: Final = frozenset({"deadline_exceeded", "internal"})
-# The peer is not where it was looked for; whoever knows it should know that.
+# The peer was not reached: the table of known peers records that.
 _UNREACHABLE: Final = frozenset(
     {"unreachable", "refused", "timeout", "wrong_peer", "handshake_failed", "not_connected", "no_address",
      "relay_failed", "stream_failed"}
@@ -77,7 +77,7 @@ class _NoObserver:
 
 
 class PeerCalls:
-    """Asks peers over a network, as one requester, which shows its `token` to those who ask for one.
+    """Calls peers over a network, as one requester; sends its `token` to providers that require one.
 
     Every call raises CallError, and may be cancelled at any time.
     """
@@ -100,7 +100,7 @@ class PeerCalls:
 
     @property
     def requester(self) -> str:
-        """Who asks."""
+        """The requester's peer id."""
         return self._network.peer_id
 
     async def bids(

@@ -1,4 +1,4 @@
-"""How far a search has come, for whoever watches it."""
+"""The progress of a search, for a user interface."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OnProgress: TypeAlias = Callable[[SearchProgress], None]
 
 
 class ProgressLog:
-    """Counts what happens in one search or reservation, and tells it."""
+    """Counts the events of one search or reservation, and reports them."""
 
     def __init__(self, tell: OnProgress | None = None) -> None:
         self._tell = tell
@@ -58,12 +58,12 @@ class ProgressLog:
         self._changed()
 
     def at_source(self, name: str) -> None:
-        """Peers are looked for elsewhere from now on."""
+        """Peers come from this source from now on."""
         self._source = name
         self._changed()
 
     def skipped(self) -> None:
-        """A peer need not be asked."""
+        """A peer was not queried, because it is known to be full."""
         self._skipped += 1
         self._changed()
 

@@ -63,7 +63,7 @@ def _named(node_ids: Sequence[str]) -> str:
 
 
 class ReasonLog:
-    """Collects reasons; bounded, whatever peers say."""
+    """Collects reasons, a bounded number of them."""
 
     def __init__(self) -> None:
         self._by_node: dict[str, dict[tuple[str, str], CountedReason]] = {}

@@ -80,7 +80,7 @@ class Reservation:
 
     @property
     def progress(self) -> SearchProgress:
-        """What it took to reserve."""
+        """The progress of the search and the commitments."""
         return self._progress.snapshot()
 
     async def allocate(self) -> dict[str, Lease]:

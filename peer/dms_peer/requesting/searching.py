@@ -54,7 +54,7 @@ class Search:
         self._inquire = inquire
         self._at_source = at_source
         self._skip = frozenset(skip)
-        # Where each peer was asked, who was not reached there, and where else it is said to be.
+        # The addresses at which each peer was queried, the peers not reached there, and their further addresses.
         self._asked_at: dict[str, set[str]] = {}
         self._unreached: set[str] = set()
         self._elsewhere: dict[str, Candidate] = {}
@@ -96,7 +96,7 @@ class Search:
                 self._at_source(source.name)
                 async with source.candidates(request) as found:
                     await self._use(found)
-            # Who is late may still answer, but is not waited for before the last resort is tried.
+            # A late peer may still answer, but the last resort does not wait for it.
             while self._on_time() or self._put_again():
                 await self._wait_for_news()
                 self._pump()

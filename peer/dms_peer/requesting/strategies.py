@@ -60,7 +60,7 @@ StrategyFactory: TypeAlias = Callable[[StrategyOptions], Strategy]
 
 
 class _Even:
-    """Nothing is needed besides the bids, and many nodes on one peer are as good as on many."""
+    """Needs only the bids; many nodes on one peer are as good as on many peers."""
 
     needs_free = False
 

@@ -49,24 +49,24 @@ def bid(
     hold: Annotated[
         float | None,
         typer.Option(
-            "--hold", parser=duration, metavar="SECONDS", help="Ask that the offer be held.", show_default="0, no hold"
+            "--hold", parser=duration, metavar="SECONDS", help="Time to hold the offer.", show_default="0, no hold"
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only ask: would you, and if not, why not?")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Query only: no bid is signed or held.")] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to put the signed bids.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="File to write the signed bids to.")
     ] = None,
     token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> int:
-    """Ask another peer for a bid on a job, or for bids on the nodes of an ensemble file.
+    """Request a bid from a peer for one node, or for the nodes of an ensemble file.
 
-    Ends with exit code 3 when a node is refused.
+    Ends with exit code 3 when a node is refused. Example: dms-peer bid PEER --cpu 1 --ram 1GiB --disk 1GiB -o bid.cbor
     """
     if dry_run and output is not None:
-        raise typer.BadParameter("a dry run makes no bid that could be written with -o")
+        raise typer.BadParameter("a dry run signs no bid: leave -o out")
     from ..remote import ask_bid, ask_bids
     from ..tables.bids import show_bid, show_bids
 
@@ -78,7 +78,7 @@ def bid(
         show_answer(as_json, show_bids, report)
         return _tell(report.peer_id, len(report.refusals), len(report.bids))
     if cpu is None or ram is None or disk is None:
-        raise typer.BadParameter("--cpu, --ram and --disk are all needed, or -f with an ensemble file")
+        raise typer.BadParameter("give --cpu, --ram and --disk, or -f with an ensemble file")
     demand = Demand(
         cpu=CPUDemand(cores=cpu), ram=RAMDemand(size=ram), disk=DiskDemand(size=disk), gpus=tuple(gpu or ())
     )

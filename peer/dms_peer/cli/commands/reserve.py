@@ -33,22 +33,26 @@ __all__ = ["reserve"]
 def reserve(
     file: Annotated[Path, typer.Option("-f", "--file", metavar="FILE", help="The ensemble file.")],
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- COMMAND ...]", help="What to run while it is held.")
+        list[str] | None, typer.Argument(metavar="[-- COMMAND ...]", help="Command to run while the nodes are held.")
     ] = None,
     strategy: Annotated[
         str,
         typer.Option("--strategy", metavar="NAME", help="cheapest, tightest, spread, nearest, random, or your own."),
     ] = "cheapest",
     currency: Annotated[
-        str, typer.Option("--currency", metavar="NAME", help="Prices in another one come last.", show_default="any")
+        str,
+        typer.Option(
+            "--currency", metavar="NAME", help="Preferred currency; bids in others rank last.", show_default="any"
+        ),
     ] = "",
     ttl: Annotated[
-        float, typer.Option("--ttl", parser=time_to_live, metavar="TIME", help="Commit for so long, and renew.")
+        float,
+        typer.Option("--ttl", parser=time_to_live, metavar="TIME", help="Commitment time; renewed automatically."),
     ] = 60.0,
     timeout: Annotated[
-        float, typer.Option("--timeout", parser=time_to_live, metavar="TIME", help="How long to try at most.")
+        float, typer.Option("--timeout", parser=time_to_live, metavar="TIME", help="Longest time to search.")
     ] = 30.0,
-    wait: Annotated[bool, typer.Option("--wait", help="Try until the timeout, even when nobody bids.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Search until the timeout, even when nobody bids.")] = False,
     allocate: Annotated[bool, typer.Option("--allocate", help="Allocate the nodes before the command runs.")] = False,
     bootstrap: BootstrapOption = None,
     known: KnownOption = True,

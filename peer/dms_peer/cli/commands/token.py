@@ -33,13 +33,14 @@ token = typer.Typer(
 
 TokenArgument: TypeAlias = Annotated[Path, typer.Argument(metavar="TOKEN", help="The file that holds the token.")]
 GPUsOption: TypeAlias = Annotated[
-    int | None, typer.Option("--gpus", min=0, metavar="NUMBER", help="GPUs, whatever their VRAM.")
+    int | None, typer.Option("--gpus", min=0, metavar="NUMBER", help="Number of GPUs (any VRAM).")
 ]
 VRAMOption: TypeAlias = Annotated[
     int | None, typer.Option("--vram", parser=size, metavar="SIZE", help="VRAM on all of them together.")
 ]
 LeasesOption: TypeAlias = Annotated[
-    int | None, typer.Option("--leases", min=0, metavar="NUMBER", help="Commitments and allocations at a time.")
+    int | None,
+    typer.Option("--leases", min=0, metavar="NUMBER", help="Number of commitments and allocations at a time."),
 ]
 UntilOption: TypeAlias = Annotated[
     str | None,
@@ -61,7 +62,8 @@ ProviderOption: TypeAlias = Annotated[
     typer.Option("--provider", metavar="PEER_ID", help="Only at this provider (repeatable)."),
 ]
 OutputOption: TypeAlias = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to put the token.", show_default="printed")
+    Path | None,
+    typer.Option("-o", "--output", metavar="FILE", help="File to write the token to.", show_default="printed"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""What a job asks for: an ensemble file, or options for one node."""
+"""The demand of a job: an ensemble file, or options for one node."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def asked_ensemble(
     if ensemble is not None:
         return ensemble
     if all(one is None for one in given):
-        raise typer.BadParameter("say what is asked for: --cpu, --ram, --disk, --gpu, or -f with an ensemble file")
+        raise typer.BadParameter("give the demand: --cpu, --ram, --disk, --gpu, or -f with an ensemble file")
     demand = Demand(
         cpu=CPUDemand(cores=cpu or Cores(0)),
         ram=RAMDemand(size=ram or 0),
@@ -67,7 +67,7 @@ def ensemble_file(file: Path | None, *given: object) -> EnsembleFile | None:
     if file is None:
         return None
     if any(one is not None for one in given):
-        raise typer.BadParameter("the file of -f says what is asked for: leave the other options for it out")
+        raise typer.BadParameter("-f has the whole demand: leave the other demand options out")
     return read_ensemble_file(file)
 
 

@@ -1,4 +1,4 @@
-"""Options that say where peers are looked for, of all commands that look for some."""
+"""Options of all commands that find peers: which sources they use."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ BootstrapOption: TypeAlias = Annotated[
     typer.Option(
         "--bootstrap",
         metavar="MULTIADDR",
-        help="A peer to begin with; ends in /p2p/PEER_ID; may be repeated.",
+        help="Address of a bootstrap peer, ending in /p2p/PEER_ID (repeatable).",
         show_default="the peers that answered before, and the local network",
     ),
 ]
 _KNOWN: Final[Any] = typer.Option("--known/--no-known", help="Use and remember the peers that answered before.")
 _EXCHANGE: Final[Any] = typer.Option("--exchange/--no-exchange", help="Exchange signed adverts with connected peers.")
-_MDNS: Final[Any] = typer.Option("--mdns/--no-mdns", help="Look on the local network, by mDNS.")
-_DHT: Final[Any] = typer.Option("--dht/--no-dht", help="Look in the Kademlia DHT.")
+_MDNS: Final[Any] = typer.Option("--mdns/--no-mdns", help="Find peers on the local network by mDNS.")
+_DHT: Final[Any] = typer.Option("--dht/--no-dht", help="Find peers in the Kademlia DHT.")
 _GOSSIP: Final[Any] = typer.Option("--gossip/--no-gossip", help="Pass adverts and broadcast requests on, by gossipsub.")
 
 KnownOption: TypeAlias = Annotated[bool, _KNOWN]

@@ -15,7 +15,7 @@ from ..output import say
 from .common import show_resources, show_table
 
 if TYPE_CHECKING:
-    # They come with libp2p, which those who only show something do not load.
+    # For types alone.
     from ...requesting.reports import BidReport, EnsembleBidReport
 
 __all__ = ["show_bid", "show_bids", "show_refusals"]

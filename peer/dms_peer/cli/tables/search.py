@@ -34,7 +34,7 @@ _NEEDED: Final = ("peer", "takes it", "CPU", "RAM", "GPUs", "price")
 
 
 def progress_line(progress: SearchProgress) -> str:
-    """One line: whom a search has asked, who answered, and why others did not take it."""
+    """One line: how many peers were queried and answered, and why others did not take it."""
     parts = [f"{progress.asked} asked", f"{progress.answered} answered"]
     if progress.in_flight:
         parts.append(f"{progress.in_flight} awaited")
@@ -178,7 +178,7 @@ def watched_progress(out: TextIO | None = None) -> Iterator[Callable[[SearchProg
 
 
 def show_reserved(reserved: Reserved, out: TextIO | None = None) -> None:
-    """Prints what is held, and where."""
+    """Prints the nodes that are held, and their providers."""
     what = "allocated" if reserved.allocated else "committed"
     leases = short_ids([node.lease_id for node in reserved.nodes])
     rows = [

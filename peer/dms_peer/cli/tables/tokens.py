@@ -29,7 +29,7 @@ def show_made_token(made: MadeToken) -> None:
 
 
 def show_token(report: TokenReport) -> None:
-    """Who granted it, and its blocks, the first one first."""
+    """Prints the granter, the blocks in their order, and what is effective."""
     whose = "this home's own key" if report.own else "another key than this home's"
     say(f"granted by {report.grants.granted_by} ({whose}); the signatures hold")
     rows = [
@@ -44,13 +44,13 @@ def show_token(report: TokenReport) -> None:
 
 
 def show_revoked(answer: RevokeAnswer) -> None:
-    """That it was done."""
+    """Prints how many grants were revoked."""
     again = len(answer.grants) - answer.added
     say(f"{answer.added} revoked" + (f", {again} were so already" if again else ""))
 
 
 def show_revocations(answer: RevocationsAnswer) -> None:
-    """The list, newest first."""
+    """Prints the revocations, newest first."""
     if not answer.revocations:
         say("nothing was revoked")
         return

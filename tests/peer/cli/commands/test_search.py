@@ -145,7 +145,7 @@ async def test_an_address_where_nobody_is_is_named_and_what_to_do(command: Comma
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("discover",), "say what is asked for"),
+        (("discover",), "give the demand"),
         (("discover", "--cpu", "1", "--count", "0"), "--count"),
         (("discover", "--cpu", "1", "--bootstrap", "nowhere"), "invalid multiaddr"),
         (("reserve", "-f", "ensemble.yaml", "--strategy", "clever"), "cheapest"),
