@@ -85,7 +85,7 @@ class ConnectionAccount:
         return self.address.frames.admit(frames)
 
     def earn(self, size: int) -> None:
-        """Credit `size` bytes of data that somebody reads."""
+        """Credit `size` bytes of data for an open stream."""
         self._left = min(OWN_ALLOWANCE, self._left + size // BYTES_PER_FRAME)
 
 

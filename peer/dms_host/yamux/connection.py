@@ -136,7 +136,7 @@ class BoundedYamux(IMuxedConn):
         finally:
             with shielded(self.limits.close_timeout):
                 await self._clean_up()
-            # The clean-up may have been cut; whoever waits for the end must still learn of it.
+            # The clean-up may have been cut; tasks that wait for the end must still learn of it.
             self.event_closed.set()
             self._heard.set()
             scope.cancel()
