@@ -99,6 +99,16 @@ class PeerLimit(logging.Filter):
         return True
 
 
+_verbosity: str | None = None
+
+
+def set_verbosity(level: str) -> None:
+    """Logs at `level` and above from now on, in the place of what a command chooses (-v, -q)."""
+    global _verbosity
+    _verbosity = level
+    show_warnings()
+
+
 def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
     """Writes the log of our packages at `level` and above to stderr, one line each.
 
@@ -109,7 +119,7 @@ def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
     handler.addFilter(PeerLimit())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for package in _PACKAGES:
-        logging.getLogger(package).setLevel(level.upper())
+        logging.getLogger(package).setLevel((_verbosity or level).upper())
 
 
 def show_warnings() -> None:

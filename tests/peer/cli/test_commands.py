@@ -42,6 +42,16 @@ def machine_file(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --color and -q change is changed back after each test."""
+    monkeypatch.setattr("dms_peer.cli.output._quiet", False)
+    monkeypatch.setattr("dms_peer.telemetry.logs._verbosity", None)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> str:
     return str(tmp_path / "home")
@@ -415,7 +425,7 @@ def test_what_nobody_expected_is_one_line_too(failing: Any, home: str, monkeypat
 
 def test_every_command_has_help_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(getattr(one.callback, "__name__", "") for one in command_app().registered_commands) == sorted(
-        COMMANDS
+        (*COMMANDS, "completion")
     )
     for command in COMMANDS:
         assert run_command([command, "--help"]) == 0
@@ -475,3 +485,37 @@ def test_who_reads_no_further_is_told_nothing(
     monkeypatch.setattr("dms_peer.cli.commands.history.history", history)
     assert run_command(["history"]) == 1
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_commands_are_completed(shell: str, cli: Any) -> None:
+    script = cli("completion", shell)
+    assert "_DMS_PEER_COMPLETE" in script
+    words = {"COMP_WORDS": "dms-peer ev", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "dms-peer ev"}
+    asked = {"_TYPER_COMPLETE_FISH_ACTION": "get-args", "_DMS_PEER_COMPLETE": f"complete_{shell}"}
+    program = "import sys; from dms_peer.__main__ import main; sys.argv = ['dms-peer']; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**ENVIRONMENT, **words, **asked}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert "evict" in done.stdout, done.stderr
+
+
+def test_the_version_is_shown_without_typer() -> None:
+    program = (
+        "import sys\nfrom dms_peer.__main__ import run_command\n"
+        "assert run_command(['--version']) == 0\nassert 'typer' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("dms-peer ")
+
+
+def test_every_command_has_the_options_for_output(cli: Any, failing: Any, home: str, machine_file: str) -> None:
+    shown = cli("hardware", "--machine", machine_file, "--color", "always")
+    assert "\x1b[1m" in shown
+    assert "\x1b" not in cli("hardware", "--machine", machine_file, "--color", "never", "-v")
+    code, error, _ = failing("hardware", "--machine", machine_file, "-q", "-v")
+    assert (code, error["code"]) == (2, "usage")
+    code, error, line = failing("hardware", "--color", "sometimes")
+    assert "always" in line
