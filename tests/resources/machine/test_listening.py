@@ -134,3 +134,15 @@ async def test_a_promised_port_that_another_program_took_is_found(
             # The job of an allocation is what uses its ports.
             await manager.allocate_resources(ResourceAllocation(lease_id="a", holder="p"))
             assert not [one for one in await manager.audit() if f"port {port} " in one.message]
+
+
+async def test_a_ledger_that_is_read_again_knows_the_ports(
+    open_ledger: Any, new_demand: NewDemand, range_of_ports: Any
+) -> None:
+    async with open_ledger(onboarded=range_of_ports, read_ports=lambda: frozenset({20000})) as manager:
+        await manager.commit_resources("a", new_demand(1), holder="p", ttl=60)
+        # The audit finds a difference, and makes the book anew of its file.
+        manager._ledger.storage._db.execute("DELETE FROM leases")
+        await manager.audit(repair=True)
+        assert not manager.is_committed("a")
+        assert manager.get_free_resources().ports == 10

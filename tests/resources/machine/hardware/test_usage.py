@@ -233,6 +233,21 @@ async def test_a_gpu_that_is_lost_is_missing_until_it_comes_back(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_compute_mode_that_changes_is_followed(watched: Callable[..., UsageMonitor], fake_nvml: Behave) -> None:
+    monitor = watched()
+    names = [gpu.uuid for gpu in monitor.machine.gpus]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(monitor.run)
+        fake_nvml(devices=2, mode=3)
+        await _until(monitor, lambda _: all(gpu.exclusive for gpu in monitor.machine.gpus))
+        assert [gpu.uuid for gpu in monitor.machine.gpus] == names
+        fake_nvml(devices=2, mode=2)
+        await _until(monitor, lambda _: monitor.machine.gpus == ())
+        fake_nvml(devices=2)
+        await _until(monitor, lambda _: [gpu.exclusive for gpu in monitor.machine.gpus] == [False, False])
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("how", [{"fail": "nvmlInitWithFlags:999"}, {"crash": "nvmlInitWithFlags"}])
 async def test_a_driver_that_fails_has_lost_its_gpus_only_when_it_keeps_failing(
     watched: Callable[..., UsageMonitor], fake_nvml: Behave, how: dict[str, str]
