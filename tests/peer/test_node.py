@@ -169,6 +169,22 @@ async def test_onboarding_goes_on_while_capacity_is_promised(home: Home, running
         assert caught.value.code == "still_promised"
 
 
+async def test_strangers_at_one_address_share_a_part_of_the_offer(
+    home: Home, running: Any, client: HardenedHost, server: HardenedHost
+) -> None:
+    async with running() as ready:
+        await in_thread(owner.onboard_resources, home, OFFER)
+        lease_id = await _committed(client, ready)
+        # Another peer id at the same address gets no bid on a second core.
+        with pytest.raises(IndexError):
+            await _committed(server, ready)
+        async with open_allocations(client, ready.peer_id) as allocations:
+            (lease,) = (await allocations.list()).leases
+            assert lease.accounts == ("strangers at 127.0.0.1",)
+            await allocations.release(lease_id)
+        await _committed(server, ready)
+
+
 async def test_draining_waits_for_what_is_promised(home: Home, running: Any, client: HardenedHost) -> None:
     heard: list[int] = []
     async with running() as ready, trio.open_nursery() as nursery:

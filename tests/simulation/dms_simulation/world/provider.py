@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.components import MachineResources
 from dms_resources.errors import StorageError
 from dms_resources.ledger.book import Book
+from dms_resources.ledger.leases import Lease
 from dms_resources.manager import ResourceManager
 
 from ..network import GOOD_LINK, LinkConditions
@@ -89,6 +91,8 @@ class Provider:
         self.witness = Witness(peer_id, story.fail)
         self.conditions = GOOD_LINK
         self.disturbed_at = 0.0
+        # When the owner ended which leases.
+        self.evicted: dict[str, float] = {}
         """When something last happened to it that may leave a request under way for longer than its link takes."""
         self.rebooted_at = -1.0
         self._folder = folder
@@ -166,6 +170,26 @@ class Provider:
             await trio.sleep(seconds)
             life.disk.failing = False
             self.disturbed_at = trio.current_time()
+
+    async def evict(self, leases: Sequence[Lease]) -> None:
+        """The owner ends these leases. For the witness that is as if their holders had released them."""
+        life = self._life
+        if life is None or life.dead:
+            return
+        asked = [(self.witness.begin("release", one.holder, one.lease_id), one) for one in leases]
+        self.evicted |= {one.lease_id: trio.current_time() for one in leases}
+        ended = False
+        try:
+            await self.manager.evict([one.lease_id for one in leases], reason="the owner wants it back")
+            ended = not life.dead
+        except StorageError:
+            pass
+        finally:
+            for request, lease in asked:
+                if ended:
+                    self.witness.released(request, lease.holder, lease.lease_id, lease.holder)
+                else:
+                    self.witness.unknown(request, (lease.lease_id,))
 
     def heal(self) -> None:
         """Nothing fails any more."""

@@ -199,6 +199,16 @@ class _World:
         provider.time.skew = rng.uniform(-most, most)
         self.story.say("clock set", peer=provider.peer_id, skew=f"{provider.time.skew:.3f}")
 
+    async def _evicted(self, provider: Provider, rng: random.Random) -> None:
+        """The owner ends one lease, or all of them."""
+        leases = provider.manager.leases() if provider.up else ()
+        if not leases:
+            return
+        chosen = leases if rng.random() < 0.3 else (rng.choice(leases),)
+        self.story.say("evicted", peer=provider.peer_id, leases=len(chosen))
+        provider.disturbed_at = trio.current_time()
+        await provider.evict(chosen)
+
     async def _disk_failed(self, provider: Provider, rng: random.Random) -> None:
         self.story.say("disk failed", peer=provider.peer_id)
         await provider.fail_disk(rng.choice((0.5, 5.0, 30.0)))
@@ -269,7 +279,7 @@ _REPEATED = {CommitRequest: CommitAnswer, AllocateRequest: LeaseAnswer, ReleaseR
 
 _TROUBLES = (
     "_killed", "_killed", "_killed_in_write", "_killed_in_write", "_rebooted", "_clock_set", "_disk_failed",
-    "_link_changed", "_connection_cut",
+    "_link_changed", "_connection_cut", "_evicted",
 )  # fmt: skip
 
 
