@@ -9,11 +9,11 @@
     │   ├── ConflictError      "conflict"        the same id with other contents
     │   ├── NotCommittedError  "not_committed"   no commitment of that id
     │   ├── NotAllocatedError  "not_allocated"   no allocation of that id
-    │   ├── ExpiredError       "expired"         the deadline passed; the capacity may be somebody else's
+    │   ├── ExpiredError       "expired"         the deadline passed; another lease may have the capacity
     │   ├── EvictedError       "evicted"         the owner ended the lease; the message has the owner's reason
     │   ├── EndedError         "ended"           the id was released; it is not given out again
     │   ├── StaleFenceError    "stale_fence"     a fencing number that is not the lease's
-    │   └── NotHolderError     "not_holder"      the lease is somebody else's
+    │   └── NotHolderError     "not_holder"      the lease belongs to another holder
     ├── OnboardingError        "onboarding"      above the machine, or below what is promised
     ├── StillPromisedError     "still_promised"  offboarding while something is promised
     └── StorageError           "storage"         the disk refuses; nothing was promised

@@ -562,14 +562,14 @@ class ResourceManager:
         return ended
 
     async def _follow_use(self, leases: Iterable[Lease]) -> None:
-        """Has the use of jobs told apart from the rest, where their processes have cgroups of their own."""
+        """Measures the use of each job, where its processes have a cgroup of their own."""
         known = {lease.lease_id: lease.processes[0][0] for lease in leases if lease.processes}
         if self._usage_monitor is None or not known:
             return
         groups: dict[str, str | None] = {}
         await self._ledger.work(lambda: groups.update((key, own_group(number)) for key, number in known.items()))
         for lease_id, group in groups.items():
-            # It may have been given back while its group was looked up.
+            # It may have been released while its group was looked up.
             if group is not None and lease_id in self._ledger.book.leases:
                 self._usage_monitor.follow(lease_id, group)
 

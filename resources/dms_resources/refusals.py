@@ -67,7 +67,7 @@ class InsufficientError(RequestError):
 
 
 class PhysicalError(InsufficientError):
-    """The ledger has room but the machine itself is short of it at this time."""
+    """The ledger has free capacity, but the machine itself is short of it now."""
 
     code = "physical"
 

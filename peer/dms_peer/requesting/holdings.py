@@ -1,4 +1,4 @@
-"""Leases at peers: how they are taken, kept and given back.
+"""Leases at peers: committing, renewing and releasing them.
 
 Rules:
 
@@ -34,7 +34,7 @@ __all__ = ["Holding", "HoldingState", "Holdings"]
 
 _T = TypeVar("_T")
 
-# What a peer answers about a lease that has ended there, one that it does not know, and one that is somebody else's.
+# What a peer answers about a lease that has ended, one that it does not know, and one of another holder.
 _ENDED: Final = frozenset({"ended", "evicted", "expired"})
 _UNKNOWN: Final = frozenset({"not_committed", "not_allocated"})
 _NOT_OURS: Final = frozenset({"not_holder", "stale_fence"})
@@ -48,7 +48,7 @@ _UNKNOWN_ANSWERS: Final = 4
 
 class HoldingState(Enum):
     """`ASKED`: it may stand or not. `COMMITTED`, `ALLOCATED`: it stands until its deadline, if it has one.
-    `RELEASING`: it is being given back. `GONE`: it does not stand, and will not."""
+    `RELEASING`: it is being released. `GONE`: it does not stand, and will not."""
 
     ASKED = "asked"
     COMMITTED = "committed"

@@ -1,7 +1,7 @@
 """What is outstanding together, and how much of it is allowed: for a holder, for all, for each grant that is passed on.
 
 A grant ("up to 8 cores") is an account: every lease that is made under it is charged to it while it lasts, and to the
-grants from which it was cut. Whoever cuts a grant in two cannot make more of it than it was.
+grants from which it was cut. A grant that is cut in two is not worth more than before.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Book:
         self.ports = PortPool(_port_range(offer))
         self.used_ports: frozenset[int] = frozenset()
         self._due: list[tuple[float, str]] = []
-        # Asked for with every bid, and the same until something is promised, given back or offered.
+        # Every bid needs it. It stays the same until something is promised, released or offered.
         self._capacity: FreeCapacity | None = None
         self.offer = NOTHING_OFFERED
         self._set_offer(offer)
@@ -171,7 +171,7 @@ class Book:
         self.version += 1
 
     def capacity(self) -> FreeCapacity:
-        """The room there is now."""
+        """The free capacity now."""
         if self._capacity is None:
             self._capacity = self._measure_capacity()
         return self._capacity

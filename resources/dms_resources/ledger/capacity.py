@@ -1,6 +1,6 @@
-"""How much room there is at one instant, and whether a demand fits: pure values, nothing is changed.
+"""The free capacity at one instant, and whether a demand fits. Pure values: nothing is changed.
 
-The room that is left after a demand is another room, so several demands can be tried together.
+The capacity that is left after a demand is another value, so several demands can be tried together.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ class FreeCapacity(Struct, frozen=True, kw_only=True):
         )
 
     def keeping(self, ports: Iterable[int]) -> FreeCapacity:
-        """The room without these ports."""
+        """The capacity without these ports."""
         spoken_for = self.spoken_for.union(ports)
         return self if spoken_for == self.spoken_for else replace(self, spoken_for=spoken_for)
 
     def less(self, demand: Demand, granted: Granted) -> FreeCapacity:
-        """The room that is left when this was granted."""
+        """The capacity that is left when this was granted."""
         taken = {gpu.uuid: gpu for gpu in granted.resources.gpus}
         return replace(
             self,

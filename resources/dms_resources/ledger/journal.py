@@ -106,7 +106,7 @@ class Journal:
                     await self._worker(lambda: self._storage.write(batch.changes))  # noqa: B023 - awaited at once
                 self.metrics.written(batch.changes, time.perf_counter() - started)
             except BaseException as error:
-                # Whatever it was, nobody may be told that the disk has it.
+                # Whatever the error was, the change must not be acknowledged.
                 self._fail(current(), batch, _as_storage_error(error))
                 tell()
                 if not isinstance(error, Exception):
@@ -116,7 +116,7 @@ class Journal:
                 batch.done.set()
 
     def close(self, book: Book) -> None:
-        """Takes nothing more; who still waits is told that it did not happen."""
+        """Takes no more changes. Callers that still wait get an error: their changes did not happen."""
         self.closed = True
         self._fail(book, Batch(), StorageError("the ledger is closed"))
 

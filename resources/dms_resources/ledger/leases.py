@@ -48,7 +48,7 @@ class Price(Struct, frozen=True, kw_only=True):
 
 
 class LeaseRequest(Struct, frozen=True, kw_only=True):
-    """One commitment to make: who asks (`holder`, a peer id or a local name), for what, for `ttl` seconds.
+    """One commitment to make, for `ttl` seconds; `holder` is a peer id or a local name.
 
     `price` is what was agreed, kept with the lease; it is no part of what is asked for. Nor is on what it counts:
     the lease is charged to all `accounts`, does not outlast `until` (Unix seconds), and has to keep within `share`.

@@ -82,7 +82,7 @@ class Ledger:
         try:
             change, answer = decide(self.now())
         except ResourcesError:
-            # Whoever asks again and again after refusals must not keep everybody else from running.
+            # A caller that retries after each refusal must let other tasks run.
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise
         batch = self.journal.submit(self.book, change)
@@ -113,7 +113,7 @@ class Ledger:
             self.book = self._build(found[0], before.machine)
             self.book.version = before.version + 1
             self.book.set_used_ports(before.used_ports)
-            # A number that somebody may have seen is not given out again.
+            # A number that a holder may have seen is not given out again.
             self.book.fence = max(before.fence, self.book.fence)
             self.journal.failed = None
             self._rebase(found[0])

@@ -188,7 +188,7 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
     if mode != "wal":
         raise StorageError(f"the disk of {path} has no shared memory for a write-ahead log", hint="choose a local disk")
     db.execute("PRAGMA synchronous = FULL")
-    # While another program reads for long, the log cannot be begun anew and grows; afterwards its space is given back.
+    # While another program reads for long, the log cannot be reset and grows; its space is freed afterwards.
     db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     empty_log(db, path)
 

@@ -26,7 +26,7 @@ _MIGRATIONS: Final = ("", "")
 class Schema(Struct, frozen=True, kw_only=True):
     """`sql` makes an empty ledger of the newest version; `migrations[n]` makes version n + 2 of version n + 1.
 
-    An upgraded file has to be the same as a fresh one: whoever changes `sql` adds a migration.
+    An upgraded file has to be the same as a fresh one: a change of `sql` needs a migration.
     """
 
     sql: str

@@ -41,7 +41,7 @@ from .schema import Schema, ledger_schema
 __all__ = ["MOST_HISTORY", "Contents", "SQLiteStorage", "StoredLease"]
 
 MOST_HISTORY = 1_000_000
-"""So many entries the history has at most: whoever may commit and release could else fill the owner's disk."""
+"""Entries in the history at most. Without a limit, peers that commit and release could fill the owner's disk."""
 
 _encoder = msgspec.json.Encoder(enc_hook=encode_value)
 _lease_decoder = msgspec.json.Decoder(Lease, dec_hook=decode_value)
