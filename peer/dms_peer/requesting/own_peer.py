@@ -13,6 +13,7 @@ from typing import TypeAlias
 import trio
 
 from dms_protocols.messages.bid import EnsembleRequest
+from dms_protocols.protocol_ids import versions_of
 from dms_protocols.rpc.client import Client, open_client
 from dms_resources.tasks import open_background
 
@@ -21,7 +22,30 @@ from .network import Candidate, PeerNetwork
 __all__ = ["OwnPeer", "ServeOwn"]
 
 ServeOwn: TypeAlias = Callable[[str, trio.abc.HalfCloseableStream], Awaitable[None]]
-"""Answers requests of one protocol (by its id, any version) on a stream of the peer to itself."""
+"""Answers requests of one protocol (its id, with the version) on a stream of the peer to itself."""
+
+
+class _OwnStream(trio.abc.HalfCloseableStream):
+    """A stream of the peer to itself, with the version of the protocol that is spoken on it."""
+
+    def __init__(self, stream: trio.SocketStream, protocol: str) -> None:
+        self.protocol = protocol
+        self._stream = stream
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class OwnPeer:
@@ -46,13 +70,14 @@ class OwnPeer:
             async with self._network.client(peer_id, protocol, addrs) as client:
                 yield client
             return
+        newest = versions_of(protocol)[0]
         ours, theirs = map(trio.socket.from_stdlib_socket, socket.socketpair())
 
         async def serve() -> None:
             async with trio.SocketStream(theirs) as stream:
-                await self._serve(protocol, stream)
+                await self._serve(newest, stream)
 
-        async with open_background(serve), open_client(trio.SocketStream(ours)) as own:
+        async with open_background(serve), open_client(_OwnStream(trio.SocketStream(ours), newest)) as own:
             yield own
 
     @asynccontextmanager

@@ -131,6 +131,11 @@ async def test_a_peer_is_its_own_requester(peers: tuple[Ready, Ready], command: 
     assert [(row["peer_id"], row["source"], row["able"]) for row in rows] == [(own.peer_id, "own", True)]
     assert (await command("bid", own.peer_id, *SMALL, "-o", str(bid)))[0] == 0
     assert (await command("commit", own.peer_id, str(bid)))[0] == 0
+    (held,) = json.loads((await command("leases", "--json"))[1])["leases"]
+    assert (await command("allocate", held["lease"]["lease_id"][:8]))[0] == 0
+    # An allocation is renewed in version 1.1 of the protocol alone.
+    code, out, err = await command("renew", held["lease"]["lease_id"][:8], "--ttl", "5m", "--json")
+    assert (code, json.loads(out)["state"]) == (0, "allocated"), err
     status = await trio.to_thread.run_sync(owner.read_status, Home(tmp_path / "own"))
     assert [lease.holder for lease in status.leases] == [own.peer_id]
     assert json.loads((await command("peers", "--json"))[1])["peers"] == [], "it does not know itself as another peer"
