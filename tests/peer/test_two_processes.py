@@ -385,3 +385,23 @@ async def test_an_interrupted_drain_goes_on_and_says_so(home: Home, tmp_path: Pa
         assert b"drain --cancel" in said
         assert b"Traceback" not in said
         assert (await dms_peer("status", "--home", mine))[1]["draining"] is True
+
+
+async def test_an_allocation_of_a_stranger_who_vanished_ends_with_its_keep_alive(
+    home: Home, tmp_path: Path, dms_peer: Any
+) -> None:
+    (home.path / "peer.yaml").write_text("allocations: {keep_alive: 1s}\n")
+    stranger, bid_file, mine = str(tmp_path / "stranger"), str(tmp_path / "bid.cbor"), str(home.path)
+    async with _running(home) as provider:
+        await dms_peer("bid", provider.address, "--home", stranger, *DEMANDED, "-o", bid_file)
+        code, lease = await dms_peer("commit", provider.address, bid_file, "--ttl", "600s", "--home", stranger)
+        assert code == 0
+        code, allocated = await dms_peer("allocate", provider.address, lease["lease_id"], "--home", stranger)
+        assert (code, allocated["state"]) == (0, "allocated")
+        assert allocated["deadline"] - time.time() <= 1
+        # Nobody types anything: the drain only waits for the machine to be free.
+        code, drained = await dms_peer("drain", "--deadline", "30s", "--home", mine)
+        assert (code, drained["leases"]) == (0, 0)
+        code, history = await dms_peer("history", "--limit", "10", "--home", mine)
+        ended = next(one for one in history["entries"] if one["lease_id"] == lease["lease_id"])
+        assert ended["reason"] == "lost"

@@ -18,7 +18,7 @@ __all__ = ["Column", "show_table"]
 
 _GAP: Final = "  "
 # A column of sentences is not made narrower than this while a lighter column could be left out.
-_LEAST_SENTENCE: Final = 24
+_LEAST_SENTENCE: Final = 16
 _LEAST: Final = 6
 # Amounts are compared digit by digit and stand on the right; everything else is text and stands on the left.
 _AMOUNT: Final = re.compile(r"|[-?]|[+-]?[\d.,]+ ?(?:%|B|[KMGTP]i?B|cores?|ms|s|GHz|MHz|[MG]bit/s)?", re.ASCII)

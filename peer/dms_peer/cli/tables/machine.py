@@ -8,7 +8,7 @@ from dms_resources.components import MachineResources, NetworkInterface
 from dms_resources.units import format_size
 
 from ..output import say
-from .layout import show_table
+from .layout import Column, show_table
 
 __all__ = ["show_hardware"]
 
@@ -27,12 +27,12 @@ def show_hardware(machine: MachineResources) -> None:
         say(f"  problem: {sentence}")
 
 
-def _tables(machine: MachineResources) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
+def _tables(machine: MachineResources) -> Iterator[tuple[str, Sequence[str | Column], list[list[str]]]]:
     cpu, ram, disk = machine.cpu, machine.ram, machine.disk
     threads = f"{cpu.physical_cores or '?'} / {cpu.threads or '?'}"
     yield (
         "CPU",
-        ("model", "usable cores", "physical / logical", "clock", "cache", "architecture"),
+        (Column("model", sentences=True), "usable cores", "physical / logical", "clock", "cache", "architecture"),
         [
             [
                 _words(cpu.vendor, cpu.model) or "unknown",
