@@ -12,11 +12,11 @@ from libp2p.identity.identify_push.identify_push import ID_PUSH
 from libp2p.peer.envelope import seal_record
 from libp2p.peer.id import ID
 from libp2p.peer.peer_record import PeerRecord
+from libp2p.utils.varint import encode_varint_prefixed
 from multiaddr import Multiaddr
 
 from dms_host import dial, host_addresses, new_identity, open_host, open_stream
 from dms_host.identify import identify
-from dms_protocols.wire.frames import encode_frame
 
 IDENTIFY = "/ipfs/id/1.0.0"
 
@@ -44,7 +44,7 @@ def with_addresses(host: Any, count: int) -> bytes:
 
 async def push(client: Any, peer_id: str, message: bytes) -> None:
     async with await open_stream(client, peer_id, [ID_PUSH]) as stream:
-        await stream.send_all(encode_frame(message))
+        await stream.send_all(encode_varint_prefixed(message))
         await stream.send_eof()
         assert await stream.receive_some() == b""
 
