@@ -220,8 +220,8 @@ async def test_nodes_for_different_peers_are_not_written_to_be_committed_at_one(
     ("arguments", "exit_code", "code", "fragment"),
     [
         (["--cpu", "1", "--ram", "1GiB"], 2, "usage", "-f"),
-        (["-f", "e.yaml", "--cpu", "1"], 2, "usage", "leave the other options"),
-        (["-f", "e.yaml", "--ports", "1"], 2, "usage", "leave the other options"),
+        (["-f", "e.yaml", "--cpu", "1"], 2, "usage", "leave the other demand options"),
+        (["-f", "e.yaml", "--ports", "1"], 2, "usage", "leave the other demand options"),
         (["-f", "e.yaml", "--dry-run", "-o", "x"], 2, "usage", "-o"),
         ([*ONE, "--port", "0"], 2, "usage", "--port"),
         ([*ONE, "--location", "a/b/c/d"], 2, "usage", "Europe/DE"),
