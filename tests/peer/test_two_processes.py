@@ -344,10 +344,13 @@ async def test_the_owner_evicts_and_drains_where_no_peer_runs(home: Home, tmp_pa
     assert (code, refused["error"]["code"]) == (1, "still_promised")
     assert "evict --all" in refused["error"]["hint"]
     assert await dms_peer("drain", "--home", mine) == (0, {"leases": 1, "evicted": 0, "running": False})
+    assert (await dms_peer("release", "ffffffffff", "--home", mine))[1]["error"]["code"] == "unknown_lease"
     code, evicted = await dms_peer("evict", "--all", "--notice", "10m", "--home", mine)
     assert (code, [one["lease_id"] for one in evicted["noticed"]]) == (0, [lease["lease_id"]])
-    assert await dms_peer("drain", "--cancel", "--home", mine) == (0, {"drained": True, "withdrawn": 1})
-    assert await dms_peer("drain", "--evict", "--home", mine) == (0, {"leases": 0, "evicted": 1, "running": False})
+    assert await dms_peer("drain", "--cancel", "--home", mine) == (0, {"drained": True, "withdrawn": 0})
+    code, released = await dms_peer("release", lease["lease_id"][:8], "--home", mine)
+    assert (code, released["lease_id"], released["reason"]) == (0, lease["lease_id"], "released")
+    assert await dms_peer("drain", "--evict", "--home", mine) == (0, {"leases": 0, "evicted": 0, "running": False})
     code, offer = await dms_peer("offboard", "--home", mine)
     assert (code, offer["onboarded"]) == (0, None)
 

@@ -28,7 +28,9 @@ def drain(
     evict: Annotated[
         bool, typer.Option("--evict", help="End what is left at the deadline; without --deadline, end it now.")
     ] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Take new commitments again, and withdraw notices.")] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Take new commitments again; the notices of the drain end.")
+    ] = False,
     home: HomeOption = None,
     as_json: JSONOption = False,
     debug: DebugOption = False,

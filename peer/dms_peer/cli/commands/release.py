@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec.structs import asdict
 
+from ...errors import PeerError
+from ...home.home import Home
 from ..options.common import (
     DebugOption,
     FenceOption,
@@ -16,6 +19,9 @@ from ..options.common import (
     lease_at,
 )
 from ..output import show_answer
+
+if TYPE_CHECKING:
+    from ...requesting.reports import PeerEndedLease
 
 __all__ = ["release"]
 
@@ -34,6 +40,9 @@ def release(
 ) -> int:
     """Release a lease, committed or allocated, or all of them.
 
+    Without PEER: a lease that this home holds, else one of its own ledger, which its owner may release for the holder
+    (`evict` tells the holder why).
+
     With --all, ends with 1 when a lease was not released. Example: dms-peer release 3f2a9c1b
     """
     from ..remote import release_all, release_lease
@@ -49,5 +58,26 @@ def release(
         show_answer(as_json, show_released, report)
         return 1 if report.failed else 0
     peer, lease_id = lease_at(lease or [])
-    show_answer(as_json, show_release, release_lease(home_at(home), peer, lease_id, fence, token))
+    try:
+        show_answer(as_json, show_release, release_lease(home_at(home), peer, lease_id, fence, token))
+    except PeerError as error:
+        if error.code != "unknown_lease" or peer is not None or fence is not None:
+            raise
+        ended = _released_here(home_at(home), lease_id)
+        if ended is None:
+            raise
+        show_answer(as_json, show_release, ended)
     return 0
+
+
+def _released_here(home: Home, lease_id: str) -> PeerEndedLease | None:
+    """The lease of this home's own ledger, released as its holder would; None where there is none."""
+    from ...owner.client import read_status, release_own_lease
+    from ...requesting.reports import PeerEndedLease
+
+    if not home.ledger_path.exists():
+        return None
+    status = read_status(home)
+    if not any(one.lease_id.startswith(lease_id) for one in status.leases):
+        return None
+    return PeerEndedLease(**asdict(release_own_lease(home, lease_id)), peer_id=status.peer_id)
