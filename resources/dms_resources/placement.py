@@ -264,7 +264,7 @@ def _pair_up(fits: Sequence[Sequence[bool]], matching: dict[int, int]) -> list[i
                 continue
             if matching[number] == device:
                 break
-            # Whoever has that device moves on, along a path that ends at the one that is given up for it.
+            # The demand on that device moves to another, along a path that ends at the device that is given up for it.
             trial = {other: taken for other, taken in matching.items() if other > number and taken != device}
             if _augment(matching[number], fits, trial, set(range(number + 1))):
                 matching = {**matching, **trial, number: device}

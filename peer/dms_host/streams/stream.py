@@ -141,7 +141,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
         raise trio.BrokenResourceError("the peer takes nothing")
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the peer has room for more data."""
+        """Wait until the peer takes more data."""
         with self._busy("_sending", "another task is sending on this stream"):
             self._raise_if_unsendable()
             await trio.lowlevel.checkpoint()

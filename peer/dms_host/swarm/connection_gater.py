@@ -95,4 +95,4 @@ def _check_peers(peers: Iterable[str]) -> None:
         except ValueError:
             multihash = b""
         if len(multihash) < 2 or len(multihash) != multihash[1] + 2:
-            raise ValueError(f"{peer!r} is no peer id, which looks like 12D3KooW...")
+            raise ValueError(f"{peer!r} is not a peer id, which looks like 12D3KooW...")

@@ -86,15 +86,12 @@ class ProtectedConnection(RawConnection):
         await self._connection.close()
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        """As the connection below says."""
         return self._connection.get_remote_address()
 
     def get_transport_addresses(self) -> list[Multiaddr]:
-        """As the connection below says."""
         return self._connection.get_transport_addresses()
 
     def get_connection_type(self) -> ConnectionType:
-        """As the connection below says."""
         return self._connection.get_connection_type()
 
 

@@ -1,8 +1,8 @@
 """Turn a raw connection into a secured, multiplexed one: Noise, then Yamux, and nothing else.
 
-What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer is whoever it claims to be, and secio; and Mplex,
-where one frame can end the host and one slow stream stops all others. `MuxerMultistream.new_conn` builds the library's
-own Yamux whatever class is configured. No list of peers is checked.
+What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer has any identity that it claims, and secio; and
+Mplex, where one frame can end the host and one slow stream stops all others. `MuxerMultistream.new_conn` builds the
+library's own Yamux whatever class is configured. No list of peers is checked.
 Measure: `hardened_upgrader` offers Noise and BoundedYamux alone. It closes the connection of a peer that is not allowed
 as soon as the handshake has proved the peer's id, before any byte of a protocol is read.
 Upstream: no upstream report found (November 2026).

@@ -33,7 +33,7 @@ from ..limits import STREAM_WINDOW, HostLimits
 from ..logs import RateLimiter, log_limited
 from ..tasks import shielded
 from .accounts import BYTES_PER_FRAME, SMALL_FRAME, STREAM_COST, STREAM_PACE, AddressAccount, ConnectionAccount
-from .frames import ACK, DATA, FIN, GO_AWAY, HEADER_SIZE, PING, RST, SYN, WINDOW_UPDATE, FrameReader, pack_frame
+from .frames import ACK, DATA, FIN, GO_AWAY, HEADER_SIZE, PING, RST, SYN, WINDOW_UPDATE, YamuxFrameReader, pack_frame
 from .stream import BoundedYamuxStream
 from .writer import MANY_REPLIES, MAX_REPLIES, FrameWriter
 
@@ -81,7 +81,7 @@ class BoundedYamux(IMuxedConn):
         self.streams: dict[int, BoundedYamuxStream] = {}
         self.unread_bytes = 0
         self.writer = FrameWriter(secured_conn, self.limits, self.drop)
-        self._reader = FrameReader(self._read_piece)
+        self._reader = YamuxFrameReader(self._read_piece)
         # Odd ids are the dialling side's, even ones the listening side's.
         self._next_stream_id = 1 if secured_conn.is_initiator else 2
         self._inbound = self._outbound = 0

@@ -21,7 +21,7 @@ __all__ = [
     "RST",
     "SYN",
     "WINDOW_UPDATE",
-    "FrameReader",
+    "YamuxFrameReader",
     "pack_frame",
 ]
 
@@ -45,7 +45,7 @@ def pack_frame(kind: int, flags: int, stream_id: int, value: int, data: bytes | 
     return b"".join((_HEADER.pack(0, kind, flags, stream_id, value), data))
 
 
-class FrameReader:
+class YamuxFrameReader:
     """Takes headers and bodies out of pieces of any size. Used by one task.
 
     `read` returns the next piece, empty at the end of the connection. Cancelled, nothing that was read is lost.

@@ -160,10 +160,10 @@ class BoundedYamuxStream(IMuxedStream):
     # Writing
 
     async def write(self, data: bytes) -> None:
-        """Send `data`, as fast as the peer makes room.
+        """Send `data`, as fast as the peer opens its window.
 
         Raises MuxedStreamClosed after `close`, MuxedStreamReset when the stream or its connection is gone or the peer
-        makes no room within HostLimits.window_timeout. Cancelled, it has sent whole frames only; `torn` says whether
+        opens no window within HostLimits.window_timeout. Cancelled, it has sent whole frames only; `torn` says whether
         some of the data went out and some did not.
         """
         # The only one where it may be that nothing was sent yet.
@@ -190,7 +190,7 @@ class BoundedYamuxStream(IMuxedStream):
         """
         self._raise_if_unwritable()
         if len(data) > self.send_window:
-            raise MuxedStreamReset("the peer has made no room")
+            raise MuxedStreamReset("the peer has not opened its window")
         self.send_window -= len(data)
         self._unsent = self.unconfirmed = True
         try:
@@ -207,7 +207,7 @@ class BoundedYamuxStream(IMuxedStream):
             raise MuxedStreamReset("the connection is gone") from error
 
     async def wait_writable(self) -> None:
-        """Wait until the peer has made room. Raises as `write` does; may be cancelled."""
+        """Wait until the peer has opened its window. Raises as `write` does; may be cancelled."""
         self._raise_if_unwritable()
         if self.send_window > 0:
             return
@@ -227,7 +227,7 @@ class BoundedYamuxStream(IMuxedStream):
             raise MuxedStreamClosed("the stream is closed for writing")
 
     def receive_window_update(self, size: int) -> None:
-        """The peer has room for `size` more bytes. Never blocks."""
+        """Note that the peer takes `size` more bytes. Never blocks."""
         self.send_window += size
         self.unconfirmed = False
         if size:

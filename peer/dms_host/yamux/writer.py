@@ -97,7 +97,7 @@ class FrameWriter:
         self._put(frame)
 
     def reply(self, frame: bytes) -> bool:
-        """Send a frame that the peer is owed, soon. Whether there was room: it may not be reading. Never blocks."""
+        """Queue a frame that answers the peer; False if the queue is full as the peer does not read. Never blocks."""
         if self.pending >= MAX_REPLIES:
             return False
         self._put(frame)

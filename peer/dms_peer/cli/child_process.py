@@ -52,7 +52,7 @@ class _Watcher:
     """The process that ends the command's processes when this one dies."""
 
     def __init__(self, mark: str, process: trio.Process) -> None:
-        self.environment = {child_watcher.MARK: mark}
+        self.environment = {child_watcher.COMMAND_MARK: mark}
         self._process = process
 
     async def dismiss(self) -> None:

@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Iterator
 
-__all__ = ["DONE", "MARK", "main"]
+__all__ = ["COMMAND_MARK", "DONE", "main"]
 
-MARK = "DMS_PEER_COMMAND"
+COMMAND_MARK = "DMS_PEER_COMMAND"
 """The environment variable that marks a command and all that it starts."""
 
 DONE = b"done"
@@ -33,7 +33,7 @@ def main() -> None:
     """Wait for the end of the pipe (standard input), then end what carries the mark of argument 1."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    mark = f"{MARK}={sys.argv[1]}".encode()
+    mark = f"{COMMAND_MARK}={sys.argv[1]}".encode()
     os.write(1, b"\n")
     said = b""
     while data := os.read(0, 4096):

@@ -134,14 +134,16 @@ def end_of_grant(until: str | None, lasting: float | None) -> int | None:
             end = end.replace(hour=23, minute=59, second=59)
         return int(end.timestamp())
     except (ValueError, OverflowError) as error:
-        raise UsageError(f"{until!r} is no time", code="usage", hint="write 2026-11-27 or 2026-11-27T18:00") from error
+        raise UsageError(
+            f"invalid time {until!r}", code="usage", hint="write 2026-11-27 or 2026-11-27T18:00"
+        ) from error
 
 
 def named_peers(names: Sequence[str] | None) -> frozenset[str] | None:
-    """The peers that were named; None where none was. Raises UsageError for what is no peer id."""
+    """The peers that were named; None where none was. Raises UsageError for an invalid peer id."""
     for name in names or ():
         if public_key_of(name) is None:
-            raise UsageError(f"{name!r} is no peer id", code="usage", hint="write one as `dms-peer status` shows it")
+            raise UsageError(f"invalid peer id {name!r}", code="usage", hint="write one as `dms-peer status` shows it")
     return frozenset(names) if names else None
 
 

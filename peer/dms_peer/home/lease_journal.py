@@ -32,7 +32,7 @@ from dms_resources.units import decode_value, encode_value
 
 from .state_files import read_state, set_aside
 
-__all__ = ["HeldLease", "LeaseJournal", "Provider"]
+__all__ = ["HeldLease", "JournalProvider", "LeaseJournal"]
 
 _VERSION: Final = 1
 _MOST_READ: Final = 64 * 1024 * 1024
@@ -51,7 +51,7 @@ class HeldLease(Struct, frozen=True, kw_only=True):
     seen: float
 
 
-class Provider(Struct, frozen=True, kw_only=True):
+class JournalProvider(Struct, frozen=True, kw_only=True):
     """A peer at which this home committed something, where it was reached, and when last (Unix seconds)."""
 
     peer_id: str
@@ -62,7 +62,7 @@ class Provider(Struct, frozen=True, kw_only=True):
 class _Contents(Struct, frozen=True):
     version: int = _VERSION
     leases: tuple[HeldLease, ...] = ()
-    providers: tuple[Provider, ...] = ()
+    providers: tuple[JournalProvider, ...] = ()
 
 
 _decoder: Final = msgspec.json.Decoder(_Contents, dec_hook=decode_value)
@@ -79,7 +79,7 @@ class LeaseJournal:
         """What is held as far as is known, the newest first."""
         return sorted(self._fresh(self._read()).leases, key=lambda held: -held.lease.created)
 
-    def providers(self) -> list[Provider]:
+    def providers(self) -> list[JournalProvider]:
         """The providers that may have leases of this home, the last used one first."""
         return sorted(self._fresh(self._read()).providers, key=lambda provider: -provider.used)
 
@@ -120,7 +120,9 @@ class LeaseJournal:
     def _with_provider(self, contents: _Contents, peer_id: str, addrs: Sequence[str]) -> _Contents:
         before = next((one for one in contents.providers if one.peer_id == peer_id), None)
         known = before.addrs if before else ()
-        provider = Provider(peer_id=peer_id, addrs=tuple(dict.fromkeys((*addrs, *known)))[:8], used=self._clock())
+        provider = JournalProvider(
+            peer_id=peer_id, addrs=tuple(dict.fromkeys((*addrs, *known)))[:8], used=self._clock()
+        )
         others = tuple(one for one in contents.providers if one.peer_id != peer_id)
         return replace(contents, providers=(*others, provider)[-_MOST_PROVIDERS:])
 

@@ -335,7 +335,7 @@ class Acquisition:
                     self._nursery.start_soon(self._holdings.release, holding)
 
     async def _give_back(self, holdings: Sequence[Holding]) -> None:
-        """Release these, and wait for that as long as for any call: their room may be needed for the next attempt."""
+        """Release these, and wait for that as long as for any call: the next attempt may need their capacity."""
         for holding in holdings:
             del self._kept[holding.node_id]
         with trio.move_on_after(self._context.limits.call_budget):

@@ -283,7 +283,7 @@ class _Problem(Generic[_T]):
 
 
 def _whole_numbers(costs: Sequence[float], crowding: Sequence[float]) -> tuple[list[int], list[int]]:
-    """The costs as integers, in proportion; whole ones stay as they are. What is no number costs more than the rest."""
+    """The costs as integers, in proportion; integers stay as they are. Costs not finite rank above the rest."""
     finite = [cost for cost in (*costs, *crowding) if math.isfinite(cost)]
     greatest = max(map(abs, finite), default=0.0)
     whole_already = all(float(cost).is_integer() for cost in finite)

@@ -154,7 +154,7 @@ class Requester:
 
 @asynccontextmanager
 async def _traced(visit: AbstractAsyncContextManager[_T]) -> AsyncIterator[_T]:
-    """The errand, under one name in the logs of all peers that it leads to; a name that is set already stays."""
+    """Run the search under one trace id, for the logs of all peers that it reaches; one that is set already stays."""
     with nullcontext() if current_trace() else tracing():
         async with visit as opened:
             yield opened

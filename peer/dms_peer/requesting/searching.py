@@ -3,7 +3,7 @@
 Rules:
 
 1. As many peers are asked at first as answers are missing, and `slack` more. A peer that answers but does not help, or
-   fails, makes room for the next; so does one that has been silent for `hedge_delay`, whose answer is still welcome.
+   fails, frees a slot for the next; so does one that has been silent for `hedge_delay`, whose answer is still welcome.
 2. Where few of those who answered help, more are asked at the same time, in proportion; never more than
    `peers_in_flight` at once, nor than `peers_asked` in all.
 3. The sources are used in their order, one after the other, and only as far as they are needed. A source that is silent
@@ -107,7 +107,7 @@ class Search:
                 self._pump()
 
     def again(self, inquiry: Inquiry) -> None:
-        """Put one more question to a peer that was asked already, as soon as there is room."""
+        """Put one more question to a peer that was asked already, as soon as a slot is free."""
         self._again.append(inquiry)
 
     def unreached(self, peer_id: str) -> None:

@@ -79,7 +79,7 @@ def time_to_live(text: Any) -> float:
     """Seconds, and some of them."""
     seconds = duration(text)
     if seconds <= 0:
-        raise typer.BadParameter(f"{text} is no time to live (write 60s, 5m or 2h)")
+        raise typer.BadParameter(f"invalid time to live {text} (write 60s, 5m or 2h)")
     return seconds
 
 

@@ -17,7 +17,7 @@ from .disk import is_in_memory, read_disk
 from .gpu.devices import GPUReport
 from .gpu.inventory import Ask, read_gpus
 from .network import read_network
-from .process_limits import process_sentences, read_limits
+from .process_limits import process_sentences, read_process_limits
 from .ram import read_ram
 from .roots import HOST, Reading, Roots
 
@@ -63,7 +63,7 @@ def read_machine(work_dir: Path, roots: Roots, gpus: GPUReport) -> MachineResour
         gpus=tuple(device.gpu for device in gpus.devices),
         network=network.value,
         limits=tuple(limit for part in parts for limit in part.limits)
-        + process_sentences(cgroups.value, read_limits(roots)),
+        + process_sentences(cgroups.value, read_process_limits(roots)),
         problems=tuple(problem for part in parts for problem in part.problems),
     )
 

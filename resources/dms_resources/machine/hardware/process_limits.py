@@ -8,19 +8,19 @@ from typing import Final
 from .cgroups import Cgroup, describe_group
 from .roots import Roots, parse_amount, read_text
 
-__all__ = ["FEW_PROCESSES", "parse_limits", "process_sentences", "read_limits"]
+__all__ = ["FEW_PROCESSES", "parse_process_limits", "process_sentences", "read_process_limits"]
 
 _LINE: Final = re.compile(r"^(Max [a-z -]+?) {2,}(\S+) ", re.MULTILINE)
 # Below it a limit of processes is worth a sentence: most service managers set one of some thousands.
 FEW_PROCESSES: Final = 1024
 
 
-def read_limits(roots: Roots) -> dict[str, int]:
+def read_process_limits(roots: Roots) -> dict[str, int]:
     """The soft limits that are set, by their names in `/proc/self/limits`, such as "Max address space" in bytes."""
-    return parse_limits(read_text(roots.proc / "self" / "limits") or "")
+    return parse_process_limits(read_text(roots.proc / "self" / "limits") or "")
 
 
-def parse_limits(text: str) -> dict[str, int]:
+def parse_process_limits(text: str) -> dict[str, int]:
     """The soft limits in a `/proc/PID/limits`; "unlimited" and lines that make no sense are left out."""
     found = ((match[1], parse_amount(match[2])) for match in _LINE.finditer(text))
     return {name: amount for name, amount in found if amount is not None}

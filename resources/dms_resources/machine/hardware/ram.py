@@ -15,7 +15,7 @@ from ...components import RAM
 from ...units import format_size
 from .cgroups import Cgroup, describe_group
 from .mounts import is_lxcfs, read_mounts
-from .process_limits import read_limits
+from .process_limits import read_process_limits
 from .roots import Reading, Roots, bounded, list_names, parse_cpu_list, read_text
 
 __all__ = ["RAMFiles", "parse_meminfo", "parse_ram", "read_ram", "read_ram_files"]
@@ -71,7 +71,7 @@ def read_ram_files(roots: Roots) -> RAMFiles:
         nodes=dict(_read_nodes(roots)),
         gpu_nodes=tuple(filter(None, (read_text(gpus / name / "numa_status") for name in list_names(gpus)))),
         status=read_text(roots.proc / "self" / "status") or "",
-        limits=read_limits(roots),
+        limits=read_process_limits(roots),
         of_container=is_lxcfs(read_mounts(roots), "/proc/meminfo"),
     )
 
