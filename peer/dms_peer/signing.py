@@ -1,4 +1,4 @@
-"""What the protocols sign and check bids with, made of libp2p's signed envelopes."""
+"""Signs and checks bids with libp2p's signed envelopes, for the protocols, which know no libp2p."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class EnvelopeChecker:
         try:
             return open_envelope(raw, domain, payload_type)
         except BadEnvelopeError as error:
-            # The wire knows two codes: what cannot be read as what it should be, and what was not signed.
+            # The wire has two codes: one for what cannot be read, and one for a signature that does not hold.
             code = "bad_signature" if error.code == "bad_signature" else "bad_envelope"
             raise EnvelopeError(error.message, code=code) from error
 
 
 def host_identity(host: IHost) -> Identity:
-    """The identity of a host that somebody else made.
+    """Returns the identity of a host that another program made.
 
     Raises IdentityError `key_unsupported` unless its key is an Ed25519 key, from which alone a peer id proves itself.
     """

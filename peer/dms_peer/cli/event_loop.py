@@ -1,4 +1,4 @@
-"""Where a command begins to work: everything it needs is loaded by then."""
+"""Runs the asynchronous part of a command, when everything that it needs has been imported."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 
 
 def run_async(work: Callable[[], Awaitable[Result]]) -> Result:
-    """Runs an async function in an event loop of its own, to its end. Raises what it raises."""
+    """Runs an async function to its end in an event loop of its own, and returns its result. Raises what it raises."""
     if not gc.isenabled():
-        # What was loaded (see `__main__`) is no garbage and stays: it is left out of all searches to come.
+        # Imported modules (see `__main__`) are never garbage: the collector leaves them out from now on.
         gc.freeze()
         gc.enable()
     return trio.run(work)
