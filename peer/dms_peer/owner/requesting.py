@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Final, TypeVar
 
 from msgspec import Struct
@@ -258,7 +258,8 @@ def discover_operations(requester: Callable[[bytes | None], Requester]) -> Opera
                     yield SearchEvent(progress=peers.progress, row=found_row(peer))
                 yield SearchEvent(found=Found(able=able, progress=peers.progress))
 
-            yield events()
+            async with aclosing(events()) as answers:
+                yield answers
 
     operations = Operations()
     operations.watch(DiscoverRequest, discover)

@@ -145,10 +145,13 @@ def test_all_sections_with_errors_are_reported_at_once(tmp_path: Path) -> None:
     assert [error.line for error in sources(tmp_path, text).problems()] == [1, 2, 3]
 
 
+OUTPUT_OPTIONS = {"--home", "--config", "--json", "--debug", "--help", "-q", "-v", "--color"}
+
+
 def test_every_option_of_run_has_a_setting_and_a_variable() -> None:
     group: Any = get_command(command_app(["run"]))
     options = {parameter.opts[0] for parameter in group.commands["run"].params}
-    assert {one.option for one in SETTINGS} == options - {"--home", "--config", "--json", "--debug", "--help"}
+    assert {one.option for one in SETTINGS} == options - OUTPUT_OPTIONS
     assert len({one.variable for one in SETTINGS}) == len(SETTINGS)
 
 

@@ -23,6 +23,7 @@ from dms_resources.estimates import would_fit
 from dms_resources.ledger import decisions
 from dms_resources.ledger.book import NOTHING_OFFERED
 from dms_resources.ledger.clock import Clock
+from dms_resources.ledger.deadlines import AllocationTerms
 from dms_resources.ledger.leases import LeaseRequest
 from dms_resources.ledger.ledger import Ledger
 from dms_resources.ledger.storage import Contents
@@ -97,7 +98,7 @@ def opened_manager(machine: MachineResources, demands: Sequence[Demand], clock: 
         taken = LeaseRequest(lease_id=f"job-{number}", holder="others", demand=demand, ttl=30 * 86400.0)
         change, _ = decisions.commit(ledger.book, [taken], ledger.now())
         ledger.book.apply(change)
-    return ResourceManager(ledger, None, "off")
+    return ResourceManager(ledger, None, "off", AllocationTerms())
 
 
 class _Still:
