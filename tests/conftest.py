@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-__all__ = ["pytest_collection_modifyitems", "pytest_xdist_auto_num_workers", "restored_logging"]
+__all__ = ["pytest_collection_modifyitems", "pytest_xdist_auto_num_workers", "restored_logging", "unset_width"]
 
 _PACKAGES = ("dms_host", "dms_peer", "dms_protocols", "dms_resources", "libp2p")
 
@@ -51,3 +51,9 @@ def restored_logging() -> Iterator[None]:
     for logger, level, handlers in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def unset_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of the suite inherit COLUMNS, which cuts tables that a test looks at as a whole."""
+    monkeypatch.delenv("COLUMNS", raising=False)

@@ -7,7 +7,7 @@ no peer runs, the command performs them itself over a host that it opens for tha
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Final, TypeVar
 
@@ -251,7 +251,7 @@ def discover_operations(requester: Callable[[bytes | None], Requester]) -> Opera
         asking = requester(request.token)
         async with asking.discover(request.ensemble, count=request.count) as peers:
 
-            async def events() -> AsyncIterator[SearchEvent]:
+            async def events() -> AsyncGenerator[SearchEvent, None]:
                 able = 0
                 async for peer in peers:
                     able += peer.able
