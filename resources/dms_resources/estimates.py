@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from .architectures import same_architecture
 from .components import CPU, GPU, RAM, Disk, FreeResources
 from .demands import Demand
+from .machine.architectures import same_architecture
 from .placement import DeviceState, place
 
 __all__ = ["abridged", "would_fit"]

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..architectures import same_architecture
 from ..components import CPU, GPU, RAM, Disk, Resources
 from ..demands import (
     CPUDemand,
@@ -23,6 +22,7 @@ from ..demands import (
     RAMShortage,
     Shortage,
 )
+from ..machine.architectures import same_architecture
 from ..placement import DeviceState, Placement, place
 from ..units import Cores
 from .ports import PortPool

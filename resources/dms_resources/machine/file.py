@@ -15,11 +15,11 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from ..architectures import architecture_name
 from ..components import CPU, GPU, RAM, Disk, GPUVendor, MachineResources, NetworkInfo
 from ..errors import AmountError, MachineFileError
 from ..private_files import write_private
 from ..units import decode_value, encode_value, parse_size
+from .architectures import architecture_name
 
 __all__ = ["machine_document", "parse_machine", "read_machine_file", "write_machine_file"]
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import psutil
 
-from ...architectures import architecture_name
 from ...components import CPU
 from ...units import Cores
+from ..architectures import architecture_name
 from .cgroups import Cgroup, describe_group
 from .mounts import Mount, read_mounts
 from .processors import describe_processor
