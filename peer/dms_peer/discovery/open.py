@@ -27,7 +27,7 @@ from ..requesting.limits import RequesterLimits
 from ..requesting.network import Broadcast, CandidateSource, PeerNetwork
 from ..requesting.requester import Requester
 from ..signing import EnvelopeChecker, host_identity
-from .adverts.open import Adverts, Provider, open_adverts
+from .adverts.open import Adverts, AdvertSetup, Provider, open_adverts
 from .dht.kademlia import Kademlia, open_kademlia
 from .dht.providing import keep_providing
 from .known_peers import KnownPeers, open_known_peers
@@ -126,7 +126,10 @@ async def open_discovery(
         provider = Provider(manager, terms, current, in_use.limits) if manager else None
         adverts = await stack.enter_async_context(
             open_adverts(
-                host, identity, addrs, settings, connections, peering.partners, peering.wait_changed, provider, in_use
+                AdvertSetup(
+                    host, identity, addrs, settings, connections, peering.partners, peering.wait_changed, in_use
+                ),
+                provider,
             )
         )
         peering.add_source(partial(_heard, mdns, adverts.table))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,7 +43,7 @@ from .peer_count import PeerCount
 from .schedule import AdvertSchedule
 from .source import ADVERTS_TOPIC, AdvertSource, AdvertValidator
 
-__all__ = ["Adverts", "Provider", "open_adverts"]
+__all__ = ["AdvertSetup", "Adverts", "Provider", "open_adverts"]
 
 Partners = Callable[[], Mapping[str, Sequence[str]]]
 
@@ -68,41 +68,15 @@ class Adverts:
     broadcast: Broadcast | None = None
 
 
-@asynccontextmanager
-async def open_adverts(
-    host: IHost,
-    identity: Identity,
-    addrs: Callable[[], Sequence[str]],
-    settings: DiscoverySettings,
-    network: ConnectionPool,
-    partners: Partners,
-    partners_changed: Callable[[], Awaitable[None]],
-    provider: Provider | None,
-    shares: SharesInUse,
-) -> AsyncIterator[Adverts]:
-    """Adverts while the block runs; a `provider` tells its own, and answers broadcast requests.
-
-    Others reach this peer where `addrs` says (multiaddrs), and bring their answers to a broadcast there; `partners`
-    names connected peers to exchange with, and `partners_changed` returns when they may be others. Their streams count
-    against `shares`. Raises ProtocolError where the host serves one of the protocols.
-    """
-    count = PeerCount(clock=trio.current_time)
-    table = AdvertTable(
-        EnvelopeChecker(),
-        own_id=identity.peer_id,
-        most=settings.max_adverts,
-        on_new=lambda advert: count.heard(advert.peer_id),
-    )
-    async with AsyncExitStack() as stack:
-        opening = _Opening(
-            stack, host, identity, addrs, settings, network, partners, partners_changed, shares, table, count
-        )
-        yield await opening.open(provider)
-
-
 @dataclass(frozen=True, slots=True)
-class _Opening:
-    stack: AsyncExitStack
+class AdvertSetup:
+    """What adverts work on.
+
+    Others reach this peer at `addrs` (multiaddrs) and deliver their bids on a broadcast there. `partners` names
+    connected peers to exchange adverts with, and `partners_changed` returns when these may have changed. Streams of
+    other peers count against `shares`.
+    """
+
     host: IHost
     identity: Identity
     addrs: Callable[[], Sequence[str]]
@@ -111,85 +85,105 @@ class _Opening:
     partners: Partners
     partners_changed: Callable[[], Awaitable[None]]
     shares: SharesInUse
-    table: AdvertTable
-    count: PeerCount
 
-    async def open(self, provider: Provider | None) -> Adverts:
-        gossip = await self._open_gossip() if self.settings.gossip else None
-        broadcasts = gossip if self.settings.broadcast else None
+
+@asynccontextmanager
+async def open_adverts(setup: AdvertSetup, provider: Provider | None) -> AsyncIterator[Adverts]:
+    """Hear, exchange and pass on adverts while the block runs. A `provider` also publishes its own and answers
+    broadcasts.
+
+    Raises ProtocolTakenError where the host already serves one of the protocols. May be cancelled.
+    """
+    settings, count = setup.settings, PeerCount(clock=trio.current_time)
+    table = AdvertTable(
+        EnvelopeChecker(),
+        own_id=setup.identity.peer_id,
+        most=settings.max_adverts,
+        on_new=lambda advert: count.heard(advert.peer_id),
+    )
+    async with AsyncExitStack() as stack:
+        gossip: Gossip | None = None
+        if settings.gossip:
+            gossip = await stack.enter_async_context(open_gossip(setup.host, settings.gossip_limits))
+            await gossip.subscribe(ADVERTS_TOPIC, AdvertValidator(table))
         sources: list[CandidateSource] = []
-        if gossip is not None:
-            await gossip.subscribe(ADVERTS_TOPIC, AdvertValidator(self.table))
-        if gossip is not None or self.settings.exchange:
-            sources.append(AdvertSource(self.table))
-        if self.settings.exchange:
-            sources.append(ExchangeSource(self.network, self.table, self.partners))
-        accepted: Callable[[OpenedBroadcast], None] = _nobody_answers
+        if gossip is not None or settings.exchange:
+            sources.append(AdvertSource(table))
+        if settings.exchange:
+            sources.append(ExchangeSource(setup.network, table, setup.partners))
         if provider is not None:
-            await self._tell(provider, gossip)
-            if broadcasts is not None:
-                accepted = await self._answer(provider)
-        broadcast = None
-        if broadcasts is not None:
-            await broadcasts.subscribe(BROADCASTS_TOPIC, BroadcastValidator(EnvelopeChecker(), accepted))
-            broadcast = await self._ask(broadcasts)
-        return Adverts(self.table, tuple(sources), gossip, broadcast)
+            await stack.enter_async_context(_publishing(setup, provider, table, count, gossip))
+        broadcast: Broadcast | None = None
+        if gossip is not None and settings.broadcast:
+            accepted: Callable[[OpenedBroadcast], None] = _nobody_answers
+            if provider is not None:
+                accepted = await stack.enter_async_context(_answering(setup, provider, table, count))
+            await gossip.subscribe(BROADCASTS_TOPIC, BroadcastValidator(EnvelopeChecker(), accepted))
+            broadcast = await stack.enter_async_context(_broadcasting(setup, gossip))
+        yield Adverts(table, tuple(sources), gossip, broadcast)
 
-    async def _open_gossip(self) -> Gossip:
-        return await self.stack.enter_async_context(open_gossip(self.host, self.settings.gossip_limits))
 
-    async def _tell(self, provider: Provider, gossip: Gossip | None) -> None:
-        """Publishes the own advert: by gossip, to partners by exchange, and to peers that request it.
+@asynccontextmanager
+async def _publishing(
+    setup: AdvertSetup, provider: Provider, table: AdvertTable, count: PeerCount, gossip: Gossip | None
+) -> AsyncIterator[None]:
+    """Publish the own advert: by gossip, to partners by exchange, and to peers that request it.
 
-        An advert passes through other peers, so that there is none where not everybody may know what is free.
-        """
-        schedule = AdvertSchedule(interval=self.settings.advert_interval, ttl=self.settings.advert_ttl)
-        own = OwnAdvert(IdentitySigner(self.identity), self.addrs, provider.terms, access=provider.access)
-        publish = partial(gossip.publish, ADVERTS_TOPIC) if gossip is not None else None
-        keeper = AdvertKeeper(own, provider.manager, schedule, self.count, publish)
-        if self.settings.exchange:
+    An advert passes through other peers, so there is none where the owner hides free capacity from some of them.
+    """
+    settings = setup.settings
+    schedule = AdvertSchedule(interval=settings.advert_interval, ttl=settings.advert_ttl)
+    own = OwnAdvert(IdentitySigner(setup.identity), setup.addrs, provider.terms, access=provider.access)
+    publish = partial(gossip.publish, ADVERTS_TOPIC) if gossip is not None else None
+    keeper = AdvertKeeper(own, provider.manager, schedule, count, publish)
+    async with AsyncExitStack() as stack:
+        if settings.exchange:
             operations = advert_exchange_operations(
-                self.table, lambda: own.raw, lambda: schedule.interval_for(self.count.estimate())
+                table, lambda: own.raw, lambda: schedule.interval_for(count.estimate())
             )
-            await self._serve(PEERS_PROTOCOL, operations)
-            pusher = AdvertPusher(own, keeper, self.network, self.partners, self.partners_changed, schedule)
-            await self.stack.enter_async_context(open_background(pusher.keep))
-        if gossip is not None or self.settings.exchange:
-            await self.stack.enter_async_context(open_background(keeper.keep))
+            await stack.enter_async_context(_served(setup, PEERS_PROTOCOL, operations))
+            pusher = AdvertPusher(own, keeper, setup.network, setup.partners, setup.partners_changed, schedule)
+            await stack.enter_async_context(open_background(pusher.keep))
+        if gossip is not None or settings.exchange:
+            await stack.enter_async_context(open_background(keeper.keep))
+        yield
 
-    async def _answer(self, provider: Provider) -> Callable[[OpenedBroadcast], None]:
-        """Answers broadcast requests; what is returned takes them."""
-        operations = peer_operations(
-            provider.manager, self.identity, provider.terms, shares=provider.shares, access=provider.access
-        )
-        answers = BroadcastAnswers(
-            operations[BID_PROTOCOL_1_1],
-            self.network,
-            self.table,
-            self.count,
-            may_ask=lambda requester: provider.access.rules.admits("bid_request", requester),
-        )
-        await self.stack.enter_async_context(open_background(answers.run))
-        return answers.put
 
-    async def _ask(self, gossip: Gossip) -> Broadcast:
-        """Broadcasts requests, whose answers are brought to this host."""
-        deliveries = Deliveries(EnvelopeChecker(), requester=self.identity.peer_id)
-        await self._serve(BID_DELIVERY_PROTOCOL, deliveries.operations)
-        return GossipBroadcast(
-            partial(gossip.publish, BROADCASTS_TOPIC),
-            deliveries,
-            IdentitySigner(self.identity),
-            self.addrs,
+@asynccontextmanager
+async def _answering(
+    setup: AdvertSetup, provider: Provider, table: AdvertTable, count: PeerCount
+) -> AsyncIterator[Callable[[OpenedBroadcast], None]]:
+    """Answer broadcast requests; yields the function that takes them."""
+    operations = peer_operations(
+        provider.manager, setup.identity, provider.terms, shares=provider.shares, access=provider.access
+    )
+    answers = BroadcastAnswers(
+        operations[BID_PROTOCOL_1_1],
+        setup.network,
+        table,
+        count,
+        may_ask=lambda requester: provider.access.rules.admits("bid_request", requester),
+    )
+    async with open_background(answers.run):
+        yield answers.put
+
+
+@asynccontextmanager
+async def _broadcasting(setup: AdvertSetup, gossip: Gossip) -> AsyncIterator[Broadcast]:
+    """Broadcast requests; providers deliver their bids to this host."""
+    deliveries = Deliveries(EnvelopeChecker(), requester=setup.identity.peer_id)
+    async with _served(setup, BID_DELIVERY_PROTOCOL, deliveries.operations):
+        yield GossipBroadcast(
+            partial(gossip.publish, BROADCASTS_TOPIC), deliveries, IdentitySigner(setup.identity), setup.addrs
         )
 
-    async def _serve(self, protocol: str, operations: Operations) -> None:
-        answer = partial(_answer_stream, operations, self.shares)
-        await self.stack.enter_async_context(attach_protocols(self.host, {protocol: answer}))
+
+def _served(setup: AdvertSetup, protocol: str, operations: Operations) -> AbstractAsyncContextManager[None]:
+    return attach_protocols(setup.host, {protocol: partial(_answer_stream, operations, setup.shares)})
 
 
 def _nobody_answers(broadcast: OpenedBroadcast) -> None:
-    """It is passed on, and that is all."""
+    """Take a broadcast that this peer passes on without an answer."""
 
 
 async def _answer_stream(
