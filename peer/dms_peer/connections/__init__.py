@@ -1,4 +1,4 @@
-"""Connections to peers: dialled when they are needed, shared by all who need them, closed when nobody does."""
+"""Connections to peers: dialled when needed, shared by all callers, closed when idle."""
 
 from .limits import ConnectionLimits
 from .pool import ConnectionPool, ConnectionStatistics, open_connections

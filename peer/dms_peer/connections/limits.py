@@ -9,7 +9,7 @@ __all__ = ["ConnectionLimits"]
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What reaching peers may cost, and how long it may take. Times in seconds."""
+    """Bounds on connections to peers. Times in seconds."""
 
     dials: int = 16
     """Peers that are dialled at the same time; further ones wait their turn."""
@@ -26,7 +26,7 @@ class ConnectionLimits:
     clients: int = 1024
     """Streams that are kept, one for each peer and protocol; above it the longest unused gives way."""
     stream_idle: float = 60.0
-    """A stream that nobody used for this time is closed."""
+    """A stream that was idle for this time is closed."""
     connection_idle: float = 60.0
     """A connection that we dialled, and on which there was no stream for this time, is closed."""
     backoff_first: float = 1.0
@@ -34,7 +34,7 @@ class ConnectionLimits:
     backoff_longest: float = 300.0
     """The longest that a peer is left alone."""
     peers: int = 4096
-    """Peers of which is remembered where they were reached and when they may be tried again."""
+    """Peers whose last address and back-off are remembered."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a bound that would let nothing through."""

@@ -45,7 +45,7 @@ LOST_CODES = frozenset({"not_connected", "stream_failed"})
 
 @dataclass(frozen=True, slots=True)
 class ConnectionStatistics:
-    """What a peer's connections are at one moment, and what was dialled since it started."""
+    """The connections of this peer at one moment, and its dials since the start."""
 
     clients: int
     dialled_connections: int
@@ -89,7 +89,7 @@ class ConnectionPool:
 
     @property
     def statistics(self) -> ConnectionStatistics:
-        """What there is now; walks the tables, which are bounded."""
+        """The current counts; walks the tables, which are bounded."""
         turns = self._turns.statistics()
         return ConnectionStatistics(
             clients=len(self._clients),
@@ -106,9 +106,9 @@ class ConnectionPool:
         """A client of one protocol of a peer, on the stream that all who ask for it share, in the newest version that
         both have.
 
-        Where there is no connection it is made, to `addrs` or whatever the address book knows; an address that was not
+        Without a connection it dials `addrs`, then the addresses that the address book knows; an address that was not
         tried before is tried also while the peer is left alone (`backing_off`). Raises DialError. The caller may be
-        cancelled at any time, which harms nobody else; other callers' requests may be answered before one's own.
+        cancelled at any time without harm to other callers; other callers' requests may be answered before one's own.
         """
         while True:
             shared, ours = self._shared(peer_id, protocol, addrs)
@@ -131,7 +131,7 @@ class ConnectionPool:
                 await self._dial(peer_id, remote, self._routes.order(peer_id, [*addrs, *self._addresses(peer_id)]))
 
     def forget(self, peer_id: str) -> None:
-        """Close what is open to a peer, such as one that lied. Never blocks."""
+        """Close all connections to a peer, for example one that lied. Never blocks."""
         for shared in [shared for (peer, _), shared in self._clients.items() if peer == peer_id]:
             shared.close()
         if (dialled := self._dialled.pop(peer_id, None)) is not None:
@@ -239,7 +239,7 @@ class ConnectionPool:
         self._nursery.cancel_scope.cancel()
 
     async def close_idle(self) -> None:
-        """Close the connections that we dialled and nobody uses, again and again. Run by `open_connections`."""
+        """Close the idle connections that this host dialled, until cancelled. Run by `open_connections`."""
         while True:
             await trio.sleep(self._limits.connection_idle / 4)
             idle_since = trio.current_time() - self._limits.connection_idle

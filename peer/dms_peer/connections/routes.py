@@ -1,4 +1,4 @@
-"""What is remembered of each peer that was dialled: where it was reached, and when it may be tried again."""
+"""What is remembered of each dialled peer: the address that worked, and when it may be tried again."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Routes:
         return sum(route.retry_time > now for route in self._routes.values())
 
     def order(self, peer_id: str, addresses: Sequence[str]) -> list[PeerAddress]:
-        """What to try, the most promising first: where it was reached last, direct addresses, then relayed ones.
+        """Return the addresses to try: the last that worked, direct addresses, then relayed ones.
 
         Raises DialError: `no_address`, or `backing_off` unless one of `addresses` is new.
         """
@@ -60,7 +60,7 @@ class Routes:
         if wait > 0 and not new:
             raise self._backing_off(peer_id, route, wait)
         if route.failures:
-            # What failed before comes after what was not tried yet: the peer may have moved.
+            # Addresses that failed come after those not tried yet: the peer may have moved.
             targets = new + [target for target in targets if target.text in route.tried]
         targets.sort(key=lambda target: target.relayed)
         return targets[: self._limits.addresses]
@@ -105,7 +105,7 @@ class Routes:
 
 
 def _readable(peer_id: str, addresses: Sequence[str]) -> dict[str, PeerAddress]:
-    """Those that lead to this peer, by their text. Others are passed over: they come from strangers."""
+    """Return the addresses that lead to this peer, by their text; others come from strangers and are dropped."""
     found: dict[str, PeerAddress] = {}
     for text in addresses:
         whole = text if "/p2p/" in text.rpartition("/p2p-circuit")[2] else f"{text}/p2p/{peer_id}"

@@ -1,4 +1,4 @@
-"""One client on one stream, shared by everybody who asks this peer over this protocol."""
+"""One client on one stream, shared by all callers that query this peer over this protocol."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SharedClient:
 
     @property
     def unused(self) -> bool:
-        """Whether nobody uses it or waits for it."""
+        """Whether no caller uses it or waits for it."""
         return self._users == 0
 
     @contextmanager

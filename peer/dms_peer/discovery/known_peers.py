@@ -63,7 +63,7 @@ class KnownPeers:
         return len(self._peers)
 
     def get(self, peer_id: str) -> KnownPeer | None:
-        """What is known of one peer."""
+        """Return the entry of one peer."""
         return self._peers.get(peer_id)
 
     def is_due(self, peer_id: str, seconds: float) -> bool:
@@ -72,7 +72,7 @@ class KnownPeers:
         return peer is None or self._clock() - peer.last_seen >= seconds or peer.failures > 0
 
     def recent(self, most: int) -> tuple[KnownPeer, ...]:
-        """So many at most, the last seen first."""
+        """Return at most this many peers, the last seen first."""
         return tuple(reversed(self._peers.values()))[:most]
 
     # PeerObserver
@@ -196,7 +196,7 @@ async def _load(file: PeersFile, path: Path) -> dict[str, KnownPeer]:
 
 
 class _Saved:
-    """What of the table is on the disk."""
+    """The part of the table that is on disk."""
 
     def __init__(self, peers: KnownPeers, file: PeersFile, path: Path) -> None:
         self._peers = peers

@@ -50,7 +50,7 @@ _LONGEST_TTL: Final = 4500.0
 # which follows after a second.
 _SETTLING: Final = 1.0
 _SETTLING_ALONE: Final = 2.0
-# Where many peers say the port 0, nobody listens: it is there because the record has to have one.
+# Many peers announce the port 0, on which nothing listens, because the record needs a port.
 _SOME_PORT: Final = 4001
 
 
@@ -72,7 +72,7 @@ class _Entry:
 
 
 class MDNSPeers:
-    """Who was heard on the local network: a CandidateSource. Made by `open_mdns`."""
+    """A CandidateSource of the peers on the local network. Made by `open_mdns`."""
 
     name = "mdns"
 
@@ -88,18 +88,18 @@ class MDNSPeers:
         now, found = trio.current_time(), dict[str, tuple[str, ...]]()
         for entry in reversed(self._entries.values()):
             if entry.expires > now:
-                # Anybody can name a peer: who names it too does not take its own word from it.
+                # Another host announcing the same peer id does not replace the peer's own record.
                 addrs = dict.fromkeys((*found.get(entry.peer_id, ()), *entry.addrs))
                 found[entry.peer_id] = tuple(addrs)[:_MOST_ADDRESSES]
         return found
 
     async def wait_changed(self) -> None:
-        """Returns when somebody new was heard."""
+        """Return when a new peer was heard. May be cancelled."""
         await self._changed.wait()
 
     @asynccontextmanager
     async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
-        """As the protocol says; just after the start it waits for those who are about to answer."""
+        """Yield the peers that were heard; just after the start, wait for the first answers."""
         async with aclosing(self._candidates(request)) as found:
             yield found
 
@@ -203,7 +203,7 @@ async def _run(peers: MDNSPeers, addrs: Sequence[str], interfaces: Sequence[str]
 
 
 class _Mailbox:
-    """What zeroconf's thread heard, on its way to ours; what is too much is lost, and said again sooner or later."""
+    """Carries records from zeroconf's thread to ours; it drops what is too much, which zeroconf repeats later."""
 
     def __init__(self, peers: MDNSPeers, token: trio.lowlevel.TrioToken) -> None:
         self._peers = peers
@@ -213,7 +213,7 @@ class _Mailbox:
     def put(self, heard: _Heard) -> None:
         """Called by zeroconf's thread."""
         self._waiting.append(heard)
-        # However often this is asked for, it waits once.
+        # It waits only once, for any number of callers.
         self._token.run_sync_soon(self._deliver, idempotent=True)
 
     def _deliver(self) -> None:
@@ -260,7 +260,7 @@ def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
         raise
     try:
         if not zeroconf.engine.senders:
-            # The library takes part all the same, and nobody would hear it.
+            # The library would start without an error, and never hear anything.
             raise OSError("no network interface can be used")
         zeroconf.add_listener(Records(), None)
         zeroconf.add_service_listener(_SERVICE, Asking())
@@ -297,7 +297,7 @@ def _close(zeroconf: Zeroconf) -> None:
 def _service_info(addrs: Sequence[str]) -> ServiceInfo:
     from zeroconf import ServiceInfo
 
-    # Random, as the standard wants it, so that nobody is followed from network to network by it.
+    # Random, as the standard requires, so that the name does not track a peer from network to network.
     name = "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=40))
     strings = [string for string in map(_string, addrs) if len(string) <= 1 + _LONGEST_STRING][:_MOST_ADDRESSES]
     parsed = [parse_peer_address(address) for address in addrs]

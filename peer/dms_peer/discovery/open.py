@@ -37,7 +37,7 @@ from .settings import DiscoverySettings
 
 __all__ = ["Discovery", "open_discovery", "open_requester"]
 
-# Seconds that a search waits for the first connections: longer than a dial takes, less than one that fails does.
+# Seconds that a search waits for the first connections: more than a dial takes, less than a failing dial takes.
 _FIRST_DIALS: Final = 5.0
 _SOME: Final = 8
 _LOOPBACK: Final = ("127.0.0.1",)
@@ -45,7 +45,7 @@ _LOOPBACK: Final = ("127.0.0.1",)
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What is open to find peers with. `sources` are in the order of their cost; what is switched off is None."""
+    """The open ways to find peers. `sources` are in the order of their cost; a source that is switched off is None."""
 
     network: ConnectionPool
     sources: tuple[CandidateSource, ...]
@@ -149,7 +149,7 @@ async def open_discovery(
 
 
 async def _open_mdns(stack: AsyncExitStack, identity: Identity, addrs: Sequence[str]) -> MDNSPeers:
-    # Who listens on loopback alone is of no use to the network, and would send others to their own.
+    # A loopback address is useless to the network: it would send other machines to themselves.
     local = bool(addrs) and all(map(is_loopback, addrs))
     interfaces = _LOOPBACK if local else None
     return await stack.enter_async_context(open_mdns(identity.peer_id, addrs, interfaces=interfaces))
@@ -178,7 +178,7 @@ async def open_requester(
     limits: RequesterLimits | None = None,
     token: bytes | None = None,
 ) -> AsyncIterator[Requester]:
-    """A requester on a host, this package's own or somebody else's, while the block runs.
+    """Yield a requester on any libp2p host while the block runs.
 
     The first connections have been tried, for some seconds at most. The host's key must be Ed25519 where no `identity`
     is given (IdentityError). Raises what `open_discovery` raises.

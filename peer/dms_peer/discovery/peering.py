@@ -41,7 +41,7 @@ _MOST_BACKOFF: Final = 8
 _JITTER: Final = 0.25
 # Failures that say nothing of the peer.
 _OUR_CODES: Final = frozenset({"backing_off", "busy", "denied", "closed"})
-# Seconds for which it need not be noted again that somebody is there.
+# Seconds for which a sighting of a peer need not be noted again.
 _NOTED: Final = 60.0
 _TAG: Final = "dms-peering"
 
@@ -56,7 +56,7 @@ def bootstrap_peers(addresses: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 class Peering:
-    """The connections that are kept whatever they are used for."""
+    """The connections that are kept although they are idle."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Peering:
         self._enough = enough
         self._kept: set[str] = set()
         self._tried, self._changed = trio.Event(), trio.Event()
-        # Of bootstrap peers that are not there, the code that was logged.
+        # The error code that was logged for each unreachable bootstrap peer.
         self._missing: dict[str, str] = {}
         self._draw = draw
 
@@ -86,7 +86,7 @@ class Peering:
 
     @property
     def connected(self) -> tuple[str, ...]:
-        """Who is connected."""
+        """The connected peers."""
         return tuple(peer_id.to_base58() for peer_id in self._host.get_connected_peers())
 
     def partners(self) -> dict[str, Sequence[str]]:
@@ -108,11 +108,11 @@ class Peering:
         await self._tried.wait()
 
     async def wait_changed(self) -> None:
-        """Returns when somebody has come or gone, or has said what it serves."""
+        """Return when a peer has connected, left, or told its protocols. May be cancelled."""
         await self._changed.wait()
 
     async def keep(self, interval: float) -> None:
-        """Looks every `interval` seconds, ever less often while nobody answers. Runs until it is cancelled."""
+        """Check every `interval` seconds, ever less often while no peer answers. Runs until cancelled."""
         pause = interval
         with watching(self._host, ConnectionEvents(self._came, self._wake, self._wake)), self._releasing():
             while True:
@@ -121,7 +121,7 @@ class Peering:
                 self.note()
                 lonely = not reached and not self.connected
                 pause = min(2 * pause, _MOST_BACKOFF * interval) if lonely else interval
-                # Those who lost the same peer do not come back at the same moment.
+                # Peers that lost the same neighbour do not return at the same moment.
                 await trio.sleep(pause * (1 - _JITTER + 2 * _JITTER * self._draw()))
 
     def _came(self, peer_id: ID) -> None:
@@ -210,7 +210,7 @@ class Peering:
     # Remembering
 
     def note(self) -> None:
-        """Notes who is connected and serves our protocols."""
+        """Note the connected peers that serve our protocols."""
         peerstore = self._host.get_peerstore()
         for peer_id in self._host.get_connected_peers():
             if not self._known.is_due(peer_id.to_base58(), _NOTED):

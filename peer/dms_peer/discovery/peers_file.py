@@ -2,7 +2,7 @@
 
 Rules:
 1. The file is replaced in one step, with mode 0600, and read and written under a lock of its own, so that a running
-   peer and its owner's commands may both keep it: who writes first takes in what others wrote.
+   peer and its owner's commands may both keep it: each writer first merges what others wrote.
 2. Of two entries for one peer the later one counts. Nothing is ever removed but by age and by number, which all agree
    on.
 3. A file that cannot be understood is set aside under another name, never overwritten.
@@ -69,7 +69,7 @@ _decoder: Final = msgspec.json.Decoder(_Contents, dec_hook=decode_value)
 def merge_peers(
     ours: Iterable[KnownPeer], theirs: Iterable[KnownPeer], *, most: int, now: float
 ) -> dict[str, KnownPeer]:
-    """Both tables in one, by peer id, the least recently seen first: `most` at most, none that is forgotten."""
+    """Merge both tables by peer id, the least recently seen first; keeps at most `most` peers and no forgotten one."""
     merged: dict[str, KnownPeer] = {}
     for peer in (*theirs, *ours):
         other = merged.get(peer.peer_id)
@@ -91,7 +91,7 @@ class PeersFile:
         self._most = most
 
     def load(self) -> dict[str, KnownPeer]:
-        """What is there. Raises OSError; what cannot be understood is set aside, with a line in the log."""
+        """Read the file. Raises OSError; a damaged file is set aside, with a line in the log."""
         with self._locked():
             return merge_peers((), self._read(), most=self._most, now=time.time())
 

@@ -1,4 +1,4 @@
-"""Which sources are used, and what each may cost."""
+"""The sources that are used, and the cost that each may have."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 # The period in which a peer has to be heard, in intervals.
 _PERIOD: Final = 2.0
-# Seconds after which a peer is told that could not be, and one that does not speak the protocol and has not said so.
+# Seconds until a peer that failed, or that turned out not to speak the protocol, is tried again.
 _RETRY: Final = 30.0
 _NOT_THERE: Final = 300.0
 _PUSH_DEADLINE: Final = 10.0
@@ -77,7 +77,7 @@ class AdvertKeeper:
         """Runs until it is cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
-            # For those that ask. Everybody is told when this peer has listened how many others there are.
+            # Build the advert now for direct queries; publish it after estimating the network size.
             raw = self._renew()
             if self._publish is not None:
                 await self._wait_until_due()
@@ -131,7 +131,7 @@ class AdvertKeeper:
 
 @dataclass(slots=True)
 class _Told:
-    """What one peer was told last; when it is to be told again, and at the earliest, if there is news."""
+    """The last advert that one peer got, and when it gets the next: at the latest, and at the earliest."""
 
     sequence: int
     news: int
@@ -171,21 +171,21 @@ class AdvertPusher:
         self._woken = trio.Event()
 
     async def keep(self) -> None:
-        """Tells who has come, and everybody of a new advert, as soon as that may be. Runs until it is cancelled."""
+        """Send the advert to new partners, and each new advert to all, as soon as allowed. Runs until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._wake_after, self._keeper.wait_renewed)
             nursery.start_soon(self._wake_after, self._partners_changed)
             while True:
                 self._woken = trio.Event()
                 next_due = self._look(nursery)
-                # Who comes together is told together.
+                # Partners that connect together get the advert together.
                 await trio.sleep(self._pause)
                 with trio.move_on_at(next_due):
                     await self._woken.wait()
 
     async def _wake_after(self, event: Callable[[], Awaitable[None]]) -> None:
         while True:
-            # Also before the first: something may have happened that nobody waited for yet.
+            # Also before the first wait: an event may have passed already.
             self._woken.set()
             await event()
 

@@ -35,7 +35,7 @@ BROADCASTS_TOPIC: Final = "/dms/broadcasts/1.0.0"
 
 # Answers that are taken for each that is wanted.
 _MOST_ANSWERS: Final = 8
-# Seconds between attempts while there is nobody to hear it.
+# Seconds between attempts while no subscriber is connected.
 _RETRY: Final = 0.5
 
 
@@ -95,7 +95,7 @@ class GossipBroadcast:
         return seal_broadcast(request, self._signer), OpenedBroadcast(request, ensemble)
 
     async def _tell(self, raw: bytes) -> None:
-        while raw and not await self._publish(raw):  # noqa: ASYNC110  # nothing announces that somebody came
+        while raw and not await self._publish(raw):  # noqa: ASYNC110  # no event announces a subscriber
             await trio.sleep(_RETRY)
 
 

@@ -9,8 +9,8 @@ Rules:
    the time that is left at most.
 4. Not all answer at all. Where more are able than the requester wants several times over, each answers with the
    probability that leaves so many. How many are able is estimated by the peers that are heard and the share of their
-   adverts that would do; who knows nobody answers for certain.
-5. All of it runs beside whatever else the peer does, within bounds: what is above them is left unanswered.
+   adverts that would do; a provider that knows no other answers for certain.
+5. All of it runs in the background within bounds; a broadcast above them is left unanswered.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _EXAMINED: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class AnswerLimits:
-    """What answering broadcasts may cost. Times in seconds."""
+    """Bounds on answering broadcasts. Times in seconds."""
 
     # Requests that wait for their time to be answered, and that are being answered.
     waiting: int = 256
@@ -63,7 +63,7 @@ class AnswerLimits:
     per_second: float = 0.2
     burst: float = 8.0
     requesters: int = 1024
-    # So many times what the requester wants may answer: some are gone, some refuse, some answer late.
+    # This multiple of the wanted bids may answer: some peers are gone, some refuse, some are late.
     factor: float = 4.0
     # Answers per second that a requester is spared more of.
     spread: float = 50.0
@@ -90,7 +90,7 @@ class BroadcastValidator:
         self._requesters: BoundedDict[str, TokenBucket] = BoundedDict(self._limits.requesters)
 
     async def __call__(self, bringer: str, data: bytes) -> GossipVerdict:
-        """As `Gossip.subscribe` wants it."""
+        """Judge one message: a validator for `Gossip.subscribe`."""
         await trio.lowlevel.checkpoint()
         now = self._clock()
         try:

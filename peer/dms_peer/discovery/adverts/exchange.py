@@ -63,7 +63,7 @@ class ExchangeSource:
 
     @asynccontextmanager
     async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
-        """As the protocol says, as the partners answer."""
+        """Yield candidates as the partners answer."""
         sender, receiver = trio.open_memory_channel[Candidate](_WAITING)
         asking = _Asking(request, self._table, sender, self.name, self._network.peer_id)
         async with receiver, open_background(partial(self._ask_all, asking, sender)):
@@ -98,7 +98,7 @@ class ExchangeSource:
 
 
 class _Asking:
-    """What one search has found; each peer is named once."""
+    """The finds of one search; each peer is named once."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class _Asking:
 
     @property
     def demand(self) -> Demand | None:
-        """What is asked for, where one demand says it."""
+        """Return the demand to ask partners for, where one demand covers the request."""
         demands = {node.resources for node in self._request.request}
         return demands.pop() if len(demands) == 1 else None
 

@@ -60,7 +60,7 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Adverts:
-    """What is heard of others and told to them. `sources` are in the order of their cost."""
+    """The open adverts: what this peer heard of others. `sources` are in the order of their cost."""
 
     table: AdvertTable
     sources: tuple[CandidateSource, ...] = ()
@@ -70,7 +70,7 @@ class Adverts:
 
 @dataclass(frozen=True, slots=True)
 class AdvertSetup:
-    """What adverts work on.
+    """What the adverts of a peer need.
 
     Others reach this peer at `addrs` (multiaddrs) and deliver their bids on a broadcast there. `partners` names
     connected peers to exchange adverts with, and `partners_changed` returns when these may have changed. Streams of

@@ -93,6 +93,6 @@ class OwnAdvert:
             except AdvertError:
                 if not advert.free.gpus:
                     raise
-                # More than fits: the largest devices are what somebody looks for.
+                # Too many to fit: keep the largest devices, which requesters look for.
                 gpus = sorted(advert.free.gpus, key=lambda gpu: gpu.vram)[len(advert.free.gpus) // 4 + 1 :]
                 advert = replace(advert, free=replace(advert.free, gpus=tuple(gpus)))

@@ -2,8 +2,8 @@
 
 The `k` smallest of the hashes of all peer ids that were heard tell how many there were: the closer together, the more
 (Bar-Yossef et al., "Counting distinct elements in a data stream", 2002). Exact below `k`, within some percent above,
-in a few kilobytes whatever the size of the network. The hash has a secret of its own, so that nobody can choose ids
-that count for more. A peer that is not heard any more stops to count after two periods.
+in a few kilobytes for a network of any size. The hash has a secret of its own, so that no stranger can choose ids that
+count for more. A silent peer stops counting after two periods.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@ Rules:
 
 1. All peers together send no more than `rate` adverts per second, however many they are: with N peers each leaves
    N / rate seconds between two of its own, and at least `gap`. That is RTCP's idea (RFC 3550, section 6.2): what a
-   group spends on telling who is there is a share of its own, not of its size.
+   group spends on announcing its members has a fixed rate, independent of its size.
 2. Where nothing changes, an advert is repeated every `interval` seconds, or N / rate where that is more.
 3. Nobody is in step with others: an interval is drawn from half to one and a half of itself. When it is over, it is
    looked at again by the number of peers that are known then, and goes on if they have become many (RFC 3550, section
    6.3.3, "timer reconsideration"; there it is drawn anew each time, which has to be made up for).
-4. An advert holds for several intervals, so that losing one makes nobody disappear.
+4. An advert holds for several intervals, so that a lost one makes no peer disappear.
 5. Who has just come listens first, and speaks by the same rules: in a large network more peers come in a second than
    may speak in it.
 """
@@ -35,7 +35,7 @@ _MUCH: Final = 0.1
 class AdvertSchedule:
     """Times in seconds. `ttl` is how long an advert holds while the network is small; `rate` is adverts per second.
 
-    `listening` is how long a newcomer listens, and how long one whom nobody can hear waits before it speaks again.
+    `listening` is how long a newcomer listens, and how long a peer without listeners waits before it speaks again.
     """
 
     interval: float = 60.0
@@ -54,11 +54,11 @@ class AdvertSchedule:
         return min(self.longest, max(self.interval, peers / self.rate))
 
     def gap_for(self, peers: float) -> float:
-        """How long after an advert the next one may come at the earliest, whatever has changed."""
+        """Return the least time (seconds) between two adverts."""
         return min(self.interval_for(peers), max(self.gap, peers / self.rate))
 
     def listening_for(self, peers: float) -> float:
-        """How long a newcomer listens, on average, and one whom nobody hears waits."""
+        """Return how long (seconds) a newcomer listens on average, and a peer without listeners waits."""
         return min(self.interval_for(peers), max(self.listening, self.gap_for(peers)))
 
     def ttl_for(self, peers: float) -> float:

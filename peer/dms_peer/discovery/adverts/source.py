@@ -1,4 +1,4 @@
-"""What is heard of other peers' free capacity: kept, passed on, and a source of candidates."""
+"""Adverts of other peers' free capacity: kept, passed on, and a source of candidates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AdvertValidator:
         self._table = table
 
     async def __call__(self, bringer: str, data: bytes) -> GossipVerdict:
-        """As `Gossip.subscribe` wants it."""
+        """Judge one message: a validator for `Gossip.subscribe`."""
         await trio.lowlevel.checkpoint()
         verdict = self._table.accept(data)
         if verdict.outcome == "new":
@@ -55,7 +55,7 @@ class AdvertSource:
 
     @asynccontextmanager
     async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
-        """As the protocol says: the tightest fit first."""
+        """Yield peers whose adverts fit, the tightest fit first."""
         async with aclosing(self._candidates(request)) as found:
             yield found
 

@@ -1,4 +1,4 @@
-"""What py-libp2p's Kademlia sees of our host: a host of its own, which can do no harm to ours.
+"""The view of our host that py-libp2p's Kademlia gets: a host object that can do no harm to ours.
 
 What breaks when it is given the host itself: its dials are those of `host.new_stream`, which try old addresses first,
 four times, for two minutes; each address that a stranger tells goes into the peer store that the host itself dials by,
@@ -127,7 +127,7 @@ class KademliaStream(Reader):
 
 @dataclass(frozen=True, slots=True)
 class _Addresses:
-    """What a peer says of itself, and what others say of it, the newest first."""
+    """The addresses that a peer tells of itself, and those that others tell, the newest first."""
 
     own: tuple[Multiaddr, ...] = ()
     named: tuple[Multiaddr, ...] = ()
@@ -136,7 +136,7 @@ class _Addresses:
 class DhtAddresses:
     """Where peers of the DHT are, as they or others say: bounded, apart from what the host itself dials by.
 
-    A peer's own word comes first, whatever others say of it, but for a place or two: it may have moved.
+    A peer's own addresses come first, except for one or two places: it may have moved.
     """
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class DhtAddresses:
 class KademliaHost:
     """The part of a libp2p host that the library's Kademlia uses. `addrs` names this peer's, none in client mode.
 
-    `proven` is told of each peer that agreed to speak KADEMLIA_PROTOCOL.
+    `proven` gets each peer that agreed to speak KADEMLIA_PROTOCOL.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class KademliaHost:
         self._own_addrs = [_without_peer(Multiaddr(address)) for address in self._addrs()]
 
     def get_id(self) -> ID:
-        """Who this peer is."""
+        """The id of this peer."""
         return self._host.get_id()
 
     def get_addrs(self) -> list[Multiaddr]:
@@ -229,7 +229,7 @@ class KademliaHost:
         return self.book
 
     def get_connected_peers(self) -> list[ID]:
-        """Who is connected."""
+        """The connected peers."""
         return self._host.get_connected_peers()
 
     def set_stream_handler(self, protocol_id: TProtocol, stream_handler: object) -> None:
@@ -255,7 +255,7 @@ class KademliaHost:
         return await open_stream(self._host, name, protocols, _STREAM_DEADLINE)
 
     def _learn(self, peer_id: ID) -> None:
-        """Where the peer answered and where it told the host that it listens, for those that ask who is near."""
+        """The addresses at which the peer answered or told the host that it listens, for answers to other peers."""
         if self.book.has_own(peer_id):
             return
         try:

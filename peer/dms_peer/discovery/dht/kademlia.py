@@ -46,7 +46,7 @@ _limited_log: Final = LimitedLog(_log)
 # Seconds.
 _LONGEST_PAUSE: Final = 600.0
 _BREATH: Final = 1.0
-# So many explorations are enough where the network is too large to know all of it.
+# This many explorations suffice in a network that is too large to know as a whole.
 _SURVEYS: Final = 4
 # Names are what a survey is for: each answer has twenty.
 _SURVEY_WIDTH: Final = 3
@@ -89,7 +89,7 @@ class Kademlia(KademliaMember):
 
     @asynccontextmanager
     async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
-        """As the protocol says: the providers of the rarest class that each node needs, as they are found."""
+        """Yield the providers of the rarest class that each node needs, as they are found."""
         send, receive = trio.open_memory_channel[Candidate](0)
         with receive:
             async with open_background(partial(self._search, request, send)):
@@ -117,11 +117,11 @@ class Kademlia(KademliaMember):
 
         for provider in self._records.get_providers(one.key):
             await found(provider.peer_id, provider.addrs)
-        await self._meet_somebody()
+        await self._wait_for_a_peer()
         await self._walk(one.key, self._message(Message.MessageType.GET_PROVIDERS, one.key)).run(take)
 
-    async def _meet_somebody(self) -> None:
-        """Returns when there is a peer to ask, or nobody is left that might become one."""
+    async def _wait_for_a_peer(self) -> None:
+        """Return when there is a peer to ask, or none is left that might become one."""
         if not self.peers:
             await self._join()
         while not self.peers and self._asking:
@@ -174,7 +174,7 @@ class Kademlia(KademliaMember):
             if self.peers and (self.peers >= 2 * known or trio.current_time() >= explored_at + pause):
                 # To itself at first, then to anywhere: both are where others will look for it.
                 await self._survey(self._own_id.to_bytes() if not known else secrets.token_bytes(32))
-                # In a large network each exploration meets somebody new; that is no reason for the next.
+                # In a large network each exploration meets new peers; that is no reason for another one.
                 grown = self.peers >= _GROWN * known
                 explored_at, known = trio.current_time(), max(self.peers, 1)
                 pause = _LOOK_AGAIN if grown and not self._complete else min(2 * pause, _LONGEST_PAUSE)
@@ -184,7 +184,7 @@ class Kademlia(KademliaMember):
                     await self.wait_peers(2 * known)
 
     async def _survey(self, key: bytes) -> None:
-        """Explores, and notes whether all of a small network is known now: then a walk anywhere meets nobody new."""
+        """Explore, and note whether a small network is known as a whole: then no walk meets a new peer."""
         met = frozenset(self._met)
         walk = await self._explore(key, _SURVEY_WIDTH)
         self._surveys += 1
@@ -270,7 +270,7 @@ async def open_kademlia(
 
 
 async def _nothing(answer: Message) -> None:
-    """What was to be learned is learned."""
+    """Note that the exploration has ended."""
 
 
 async def _again_and_again(task: Callable[[], Awaitable[None]]) -> None:

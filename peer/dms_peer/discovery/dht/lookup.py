@@ -1,4 +1,4 @@
-"""One walk through the DHT towards a key: the closest peers are asked for closer ones, until nobody knows any.
+"""One walk through the DHT towards a key: it asks the closest peers for closer ones, until none knows any.
 
 The library's own walk dials as many as it likes, drops the addresses that come with the answers to GET_PROVIDERS, and
 has all its results at the end; a requester wants the first provider as soon as it is there, and then no more.
@@ -23,7 +23,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 __all__ = ["WIDTH", "AskPeer", "Walk", "closest_to", "peers_in"]
 
 WIDTH: Final = 8
-"""So many of the closest peers keep a record, and are asked for it: a third of them may be gone at any time."""
+"""The number of closest peers that keep a record and are asked for it; a third of them may be gone at any time."""
 
 _AT_ONCE: Final = 3
 _MOST_AT_ONCE: Final = 8
@@ -73,7 +73,7 @@ def _decoded(raw: bytes) -> Multiaddr | None:
 
 
 class Walk:
-    """The state of one walk. `learn` is told of each peer that an answer names, with its addresses."""
+    """The state of one walk. `learn` gets each peer that an answer names, with its addresses."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Walk:
         self._candidates = {peer_id: _distance(peer_id, key) for peer_id in start if peer_id != own_id}
         self._asked: set[ID] = set()
         self._answered: set[ID] = set()
-        # Who is being asked, or has answered what is not taken in yet, and from when on that is late.
+        # The peers that are being asked, or whose answer is not taken in yet, and when each is late.
         self._late_at: dict[ID, float] = {}
         self._progress = trio.Event()
 
@@ -108,7 +108,7 @@ class Walk:
         return frozenset(self._answered | self._candidates.keys())
 
     async def run(self, found: Callable[[Message], Awaitable[None]]) -> None:
-        """Walks until nobody closer is known, for some seconds at most; waits while `found` takes in an answer."""
+        """Walk until no closer peer is known, for a bounded time; wait while `found` takes in an answer."""
         with trio.move_on_after(_WALK_DEADLINE):
             async with trio.open_nursery() as nursery:
                 for _ in range(_MOST_AT_ONCE):
@@ -121,7 +121,7 @@ class Walk:
             if peer_id is not None:
                 await self._visit(peer_id, found)
             elif self._late_at:
-                # Somebody who is being asked may know closer ones.
+                # A peer that is being asked may know closer ones.
                 with trio.CancelScope(deadline=min(on_time, default=math.inf)):
                     await self._progress.wait()
             else:

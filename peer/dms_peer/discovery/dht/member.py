@@ -55,7 +55,7 @@ Read = Callable[[KademliaStream], Awaitable[Message]]
 
 
 class KademliaMember:
-    """What a peer is in the DHT; a `server` answers others, a client only asks."""
+    """The role of a peer in the DHT: a `server` answers others, a client only asks."""
 
     def __init__(
         self, host: IHost, connections: ConnectionPool, addrs: Callable[[], Sequence[str]], *, server: bool

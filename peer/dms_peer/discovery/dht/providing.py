@@ -1,6 +1,6 @@
 """Keeps the provider records of this peer in the DHT: one for each class that its free capacity reaches.
 
-A class that is newly reached is announced soon; one that is no longer reached is not announced again, and its records
+A newly reached class is announced soon; a class that is no longer reached is not announced again, and its records
 expire where they are kept (Kademlia has no way to take one back). So a lease more or less costs nothing, unless it
 crosses a power of two upwards. All are announced again at intervals, and when so many peers have come that others than
 before may be the ones to keep the records.
@@ -88,7 +88,7 @@ async def _announce(dht: Kademlia, classes: frozenset[CapabilityClass]) -> bool:
         try:
             return await dht.announce(classes) > 0
         except* Exception as group:
-            # Kept from ending the peer, whatever is wrong in there; it is tried again.
+            # An error in here must not end the peer; announcing is tried again.
             _limited_log.error("announcing in the DHT failed: %r", group.exceptions[0])
     return False
 

@@ -1,9 +1,9 @@
-"""What a peer of the DHT keeps for others: who is near, and who provides what.
+"""What a peer of the DHT keeps for others: near peers, and the providers of classes.
 
-What breaks in the library's tables: peers are taken into the routing table because somebody named them, or because they
-asked (a short-lived requester too), and each costs others a failed dial; provider records live for two days, under any
-number of keys, and the first twenty providers of a key keep all later ones out.
-Measure: `ProvenTable` takes in who has agreed to speak the protocol, or says so on a connection; `ProviderRecords`
+What breaks in the library's tables: peers are taken into the routing table because another peer named them, or because
+they asked (a short-lived requester too), and each costs others a failed dial; provider records live for two days,
+under any number of keys, and the first twenty providers of a key keep all later ones out.
+Measure: `ProvenTable` takes in peers that agreed to speak the protocol, or told so on a connection; `ProviderRecords`
 keeps records of capability classes only, for little longer than they are announced, the newest first, and answers with
 a random choice.
 Upstream: no upstream report found (November 2026).
@@ -39,13 +39,13 @@ _KEYS: Final = frozenset(one.key for one in CLASSES)
 
 
 class ProvenTable(RoutingTable):
-    """The routing table; only `admit` lets somebody in."""
+    """The routing table; only `admit` adds a peer."""
 
     def __init__(self, host: KademliaHost) -> None:
         super().__init__(host.get_id(), cast(IHost, host))
 
     async def add_peer(self, peer_obj: PeerInfo | ID, *, skip_server_mode_check: bool = False) -> bool:
-        """Takes in nobody: to be named, or to ask, is no proof."""
+        """Add no peer: being named, or asking, proves nothing."""
         return False
 
     async def admit(self, peer: PeerInfo) -> bool:
@@ -67,7 +67,7 @@ class ProvenTable(RoutingTable):
 
 
 class ProviderRecords(ProviderStore):
-    """Who provides which class. Times are Unix seconds."""
+    """The providers of each class. Times are Unix seconds."""
 
     def __init__(self, host: KademliaHost, peer_routing: Any, clock: Callable[[], float] = time.time) -> None:
         super().__init__(cast(IHost, host), peer_routing)

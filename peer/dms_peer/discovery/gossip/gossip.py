@@ -36,7 +36,7 @@ limited_log = LimitedLog(logger)
 
 
 class GossipVerdict(Enum):
-    """What becomes of a message: it is handled and passed on, dropped, or dropped and held against its bringer."""
+    """The verdict on a message: accept and pass on, ignore, or reject at the cost of its sender."""
 
     ACCEPT = auto()
     IGNORE = auto()
@@ -49,8 +49,8 @@ Handler = Callable[[str, bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class GossipStatistics:
-    """What gossip is at one moment: whether it runs, how often it was started again, with how many peers it talks, and
-    how many messages were dropped for being too many."""
+    """The state of gossip at one moment: whether it runs, its restarts, its peers, and the messages that it dropped
+    because there were too many."""
 
     running: bool
     restarts: int
@@ -79,7 +79,7 @@ class Gossip:
 
     @property
     def statistics(self) -> GossipStatistics:
-        """What there is now."""
+        """The current state."""
         peers = 0 if self._pubsub is None else len(self._pubsub.peers)
         return GossipStatistics(self._pubsub is not None, self._restarts, peers, self._scores.dropped)
 
@@ -96,7 +96,7 @@ class Gossip:
         """Hear a topic from now on, across restarts.
 
         `validator(bringer, data)` decides about each message, within some seconds: it gets the peer id of who brought
-        it and its data. `handler(origin, data)` is told of what was accepted, with the peer id of who signed it; it
+        it and its data. `handler(origin, data)` gets each accepted message with the peer id of its signer; it
         must not wait. Both may see a message twice. Raises ValueError for a topic that is heard already.
         """
         if topic in self._topics:

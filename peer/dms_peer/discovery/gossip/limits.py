@@ -9,7 +9,7 @@ __all__ = ["GossipLimits"]
 
 @dataclass(frozen=True, slots=True)
 class GossipLimits:
-    """What gossip grants all peers and each peer, and how long it waits. Sizes in bytes, times in seconds."""
+    """The budgets and waits of gossip, for all peers and for each peer. Sizes in bytes, times in seconds."""
 
     message_bytes: int = 16 * 1024
     """Data of one message. Ours are at most half of that."""

@@ -1,4 +1,4 @@
-"""How peers behave in gossip: how much of each is looked at, and whom nobody listens to for a while."""
+"""Scores of peers in gossip: how much of each is examined, and which peers are ignored for a while."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PeerScore", "PeerScores"]
 
 @dataclass(slots=True)
 class PeerScore:
-    """What one peer may send, and what it did wrong."""
+    """The budget of one peer, and its offences."""
 
     messages: TokenBucket
     controls: TokenBucket
@@ -32,7 +32,7 @@ class PeerScores:
         self._limits = limits
         self._peers: BoundedDict[bytes, PeerScore] = BoundedDict(limits.remembered)
         self.messages = TokenBucket(limits.messages, limits.messages_burst, trio.current_time())
-        """What all peers together may send."""
+        """The budget of all peers together."""
         self.dropped = 0
         """Messages that were above a bound."""
 
@@ -69,6 +69,6 @@ class PeerScores:
         return True
 
     def ignores(self, peer: bytes) -> bool:
-        """Whether nobody listens to this peer now."""
+        """Return whether this peer is ignored now."""
         known = self._peers.get(peer)
         return known is not None and trio.current_time() < known.ignored_until

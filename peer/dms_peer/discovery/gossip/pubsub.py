@@ -5,10 +5,10 @@ What breaks in py-libp2p's `Pubsub`, beside what `gossip_rpcs` says:
   sides at once, both are handled and passed on;
 - a peer whose stream failed is tried for ever, every ten seconds, also when it does not speak the protocol;
 - a new peer waits in a channel that a dead service never empties, and so do all peers that connect later;
-- the cache of seen messages has no bound and a thread of its own, which nobody stops;
-- the router remembers when each message came, and who is to stay out of a mesh, for good.
+- the cache of seen messages has no bound and a thread of its own that is never stopped;
+- the router remembers when each message came, and which peers stay out of a mesh, for good.
 Measure: this class. One task reads each stream, and hands what it has read to the library one by one, so that a slow
-validator holds up its own peer; whatever goes wrong ends that stream. Routing is in `gossip_router`.
+validator holds up its own peer; an error ends that stream only. Routing is in `router`.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -213,12 +213,12 @@ class GuardedPubsub(Pubsub):
             raise GossipViolationError("messages that are none")
 
     def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
-        """As the original, for the topics that we are on."""
+        """Do as the original does, for our own topics only."""
         self.allowed_topics = frozenset(self.topic_ids)
         super().handle_subscription(origin_id, sub_message)
 
     def is_peer_blacklisted(self, peer_id: ID) -> bool:
-        """Whether nobody listens to this peer now."""
+        """Return whether this peer is ignored now."""
         return self.scores.ignores(peer_id.to_bytes())
 
     def penalty(self, peer_id: ID) -> None:
@@ -301,7 +301,7 @@ class GuardedPubsub(Pubsub):
             self._nursery.start_soon(self._catch_up, peer_id)
 
     async def _catch_up(self, peer_id: ID) -> None:
-        """What waited for this peer; it may have told what it wants before we could write to it."""
+        """Send what waited for this peer: it may have subscribed before we could write to it."""
         await self.router.flush_pending_messages(peer_id)
         await self._send_recent_messages_to_new_peer(peer_id)
         for topic in list(self.topic_ids):

@@ -1,4 +1,4 @@
-"""The library's gossipsub router, so that who is in nobody's mesh still hears and is heard.
+"""The library's gossipsub router, changed so that a peer in no mesh still hears others and is heard.
 
 What breaks in py-libp2p's `GossipSub`, where many know one peer and little else, as at every bootstrap peer:
 - ids of messages are offered to no peer that is to stay out of the mesh, and own messages are sent to the mesh alone:
@@ -30,7 +30,7 @@ __all__ = ["PROTOCOLS", "new_router"]
 PROTOCOLS: Final = (TProtocol("/meshsub/1.1.0"), TProtocol("/meshsub/1.0.0"))
 
 _DEGREE, _DEGREE_LOW, _DEGREE_HIGH = 6, 5, 12
-# Messages that wait for a peer of which it is not known yet whether it wants them.
+# Messages that wait until their peer has told its subscriptions.
 _PENDING: Final = 4
 # Peers outside the mesh that are offered ids in a heartbeat: so many at least, and this part of them.
 # Each id is offered in three heartbeats.
@@ -41,7 +41,7 @@ _SLACK: Final = 2.0
 
 class _Router(GossipSub):
     def mesh_heartbeat(self) -> tuple[defaultdict[ID, list[str]], defaultdict[ID, list[str]]]:
-        """As the original; who is pruned is not grafted either until its time is over."""
+        """Do as the original does; a pruned peer is not grafted either until its back-off is over."""
         grafts, prunes = super().mesh_heartbeat()
         for peer_id, topics in prunes.items():
             for topic in topics:
@@ -49,7 +49,7 @@ class _Router(GossipSub):
         return grafts, prunes
 
     def gossip_heartbeat(self) -> defaultdict[ID, dict[str, list[bytes]]]:
-        """Which ids are offered to whom."""
+        """Offer message ids to peers."""
         offers: defaultdict[ID, dict[str, list[bytes]]] = defaultdict(dict)
         for topic, mesh in self.mesh.items():
             if ids := self.mcache.window(topic):
@@ -61,7 +61,7 @@ class _Router(GossipSub):
     def _get_peers_to_send(
         self, topic_ids: Iterable[str], msg_forwarder: ID, origin: ID, msg_id: bytes | None = None
     ) -> Iterable[ID]:
-        """As the original; what is our own goes to all that hear it."""
+        """Do as the original does; our own messages go to all subscribers."""
         topics = list(topic_ids)
         if self.pubsub is None or origin != self.pubsub.my_id:
             return super()._get_peers_to_send(topics, msg_forwarder, origin, msg_id)
@@ -70,7 +70,7 @@ class _Router(GossipSub):
     def _get_in_topic_gossipsub_peers_from_minus(
         self, topic: str, num_to_select: int, minus: Iterable[ID], backoff_check: bool = False
     ) -> list[ID]:
-        """As the original, with some slack after a time to stay out."""
+        """Do as the original does, with some slack after a back-off."""
         left_alone = set(minus)
         if backoff_check:
             over = time.time() - _SLACK
@@ -78,7 +78,7 @@ class _Router(GossipSub):
         return super()._get_in_topic_gossipsub_peers_from_minus(topic, num_to_select, left_alone)
 
     def _hearing(self, topic: str) -> set[ID]:
-        """Who hears a topic and can be written to."""
+        """Return the subscribers of a topic that can be written to."""
         return set() if self.pubsub is None else self.pubsub.peer_topics.get(topic, set()) & self.peer_protocol.keys()
 
 

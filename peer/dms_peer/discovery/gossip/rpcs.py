@@ -1,6 +1,6 @@
-"""What of an RPC may reach the library: the part that is well-formed, wanted and bounded.
+"""Keeps of an RPC only what may reach the library: the part that is well-formed, wanted and bounded.
 
-What breaks: one message whose `from` is no key ends pubsub, and with it whatever runs in the same nursery; a PRUNE
+What breaks: one message whose `from` is no key ends pubsub, and with it everything in the same nursery; a PRUNE
 makes the library dial whatever addresses it names; ids and topics are kept as they come.
 Measure: `read_rpc` parses the bytes and makes a new RPC of what is allowed; everything else is left out, and what no
 honest peer sends raises GossipViolationError.
