@@ -60,7 +60,9 @@ async def test_a_handler_that_raises_costs_its_stream_only(server, client, caplo
                 await stream.receive_some()
             await stream.aclose()
             assert await is_served(client, peer_id)
-    lines = [record for record in caplog.records if record.name == "dms_host.streams.handlers"]
+    # The limit on lines is of the process: earlier tests may have used it up, which the next line reports first.
+    records = [one for one in caplog.records if one.name == "dms_host.streams.handlers"]
+    lines = [one for one in records if "left out" not in one.getMessage()]
     assert len(lines) == 3
     assert all("ValueError" in line.getMessage() and "\n" not in line.getMessage() for line in lines)
 

@@ -748,7 +748,9 @@ async def test_many_who_lost_a_peer_do_not_come_back_at_the_same_moments(market,
         await trio.sleep(5)
         busy.until = trio.current_time() + 15
     second = sorted(busy.times)[6:12]
-    assert len({round(moment, 2) for moment in second}) > 4
+    assert len({round(moment, 3) for moment in second}) > 4
+    # The network alone spreads them over less than that.
+    assert second[-1] - second[0] > 0.04
 
 
 async def test_giving_back_does_not_hold_up_the_end_for_long_and_says_what_is_left(market, autojump_clock, caplog):
