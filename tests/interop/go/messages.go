@@ -120,6 +120,8 @@ type releaseAnswer struct {
 type listAnswer struct {
 	Leases []lease `json:"leases"`
 	More   bool    `json:"more"`
+	// Leases that ended without their holder; since 1.1.0.
+	Evicted []endedLease `json:"evicted,omitzero"`
 }
 
 type advertiseAnswer struct {
@@ -185,6 +187,16 @@ type refusal struct {
 	NodeID     string     `json:"node_id"`
 	Code       string     `json:"code"`
 	Message    string     `json:"message"`
+	Shortages  []shortage `json:"shortages,omitzero"`
+	RetryAfter *float64   `json:"retry_after,omitzero"`
+	Reasons    []reason   `json:"reasons,omitzero"`
+}
+
+// reason is one of all reasons of a refusal, with what the requester can do about it.
+type reason struct {
+	Code       string     `json:"code"`
+	Message    string     `json:"message"`
+	Hint       string     `json:"hint,omitzero"`
 	Shortages  []shortage `json:"shortages,omitzero"`
 	RetryAfter *float64   `json:"retry_after,omitzero"`
 }
@@ -267,6 +279,23 @@ type lease struct {
 	Processes  [][2]float64 `json:"processes,omitzero"`
 	Accounts   []string     `json:"accounts,omitzero"`
 	Until      *float64     `json:"until,omitzero"`
+	Longest    *limit       `json:"longest,omitzero"`
+	Notice     *notice      `json:"notice,omitzero"`
+	Grace      bool         `json:"grace,omitzero"`
+}
+
+// limit is a deadline that no renewal moves.
+type limit struct {
+	Deadline float64 `json:"deadline"`
+	Seconds  float64 `json:"seconds"`
+}
+
+// notice announces an eviction.
+type notice struct {
+	Deadline float64 `json:"deadline"`
+	Seconds  float64 `json:"seconds"`
+	Reason   string  `json:"reason,omitzero"`
+	Drain    bool    `json:"drain,omitzero"`
 }
 
 type endedLease struct {
@@ -276,6 +305,7 @@ type endedLease struct {
 	Fence   uint64  `json:"fence"`
 	Reason  string  `json:"reason"`
 	Ended   float64 `json:"ended"`
+	Detail  string  `json:"detail,omitzero"`
 }
 
 // octets is a byte string, which the JSON of the test vectors writes as {"hex": ...}.

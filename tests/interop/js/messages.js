@@ -57,15 +57,16 @@ export const Bid = struct({
   simulated: bool
 })
 const shortage = struct({ dimension: text, asked: any, free: any, total: any })
-const refusal = struct(
-  { node_id: text, code: text, message: text },
-  { shortages: list(shortage), retry_after: nullable(number) }
-)
+const shortcomings = { shortages: list(shortage), retry_after: nullable(number) }
+const reason = struct({ code: text, message: text }, { hint: text, ...shortcomings })
+const refusal = struct({ node_id: text, code: text, message: text }, { ...shortcomings, reasons: list(reason) })
 export const BidAnswer = struct({ bids: list(bytes), refusals: list(refusal) })
 export const OfferAnswer = struct({ offers: list(Bid), refusals: list(refusal) })
 
 // Leases
 
+const limit = struct({ deadline: number, seconds: number })
+const notice = struct({ deadline: number, seconds: number }, { reason: text, drain: bool })
 export const Lease = struct({
   lease_id: text, holder: text, state: text, demand, resources: Resources, fence: uint, created: number
 }, {
@@ -76,15 +77,18 @@ export const Lease = struct({
   group: text,
   processes: list(list(number)),
   accounts: list(text),
-  until: nullable(number)
+  until: nullable(number),
+  longest: limit,
+  notice,
+  grace: bool
 })
 export const EndedLease = struct({
   lease_id: text, holder: text, state: text, fence: uint, reason: text, ended: number
-})
+}, { detail: text })
 export const CommitAnswer = struct({ leases: list(Lease) })
 export const LeaseAnswer = struct({ lease: Lease })
 export const ReleaseAnswer = struct({ lease: EndedLease })
-export const ListAnswer = struct({ leases: list(Lease), more: bool })
+export const ListAnswer = struct({ leases: list(Lease), more: bool }, { evicted: list(EndedLease) })
 
 // Peers and broadcasts
 
