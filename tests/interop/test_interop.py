@@ -118,7 +118,7 @@ def check_lease(report: dict[str, Any]) -> None:
     assert committed["resources"] == {**DEMAND, "gpus": []}
     assert committed["deadline"] == pytest.approx(committed["created"] + 60)
     assert report["again"] == committed
-    timed = {"state", "ttl", "deadline"}
+    timed = {"state", "ttl", "deadline", "longest"}
     unchanged = {name: value for name, value in committed.items() if name not in timed}
     assert {name: value for name, value in allocated.items() if name not in timed} == unchanged
     assert allocated["state"] == "allocated"

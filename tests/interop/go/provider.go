@@ -193,7 +193,7 @@ func (p *provider) answerAllocation(raw []byte, asked head, caller string) (any,
 		p.leases[held.LeaseID] = held
 		return leaseAnswer{held}, nil
 	case "release":
-		over := endedLease{held.LeaseID, held.Holder, held.State, held.Fence, "released", unixSeconds()}
+		over := endedLease{held.LeaseID, held.Holder, held.State, held.Fence, "released", unixSeconds(), ""}
 		delete(p.leases, held.LeaseID)
 		p.ended[held.LeaseID] = over
 		return releaseAnswer{over}, nil
