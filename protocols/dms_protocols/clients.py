@@ -117,7 +117,7 @@ class BidClient:
         return Bids(bids, answer.refusals)
 
     async def dry_run(self, ensemble: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0) -> OfferAnswer:
-        """Would you, and if not, why not? What comes back is unsigned and binds nobody."""
+        """Ask what the provider would bid, or why it would not. The answer is unsigned and binds no peer."""
         request = BidRequest(ensemble=to_map(ensemble), dry_run=True, hold=hold, ttl=ttl)
         return await self._client.call(request, OfferAnswer, timeout=self._timeout, token=self._token)
 

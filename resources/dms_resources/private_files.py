@@ -2,8 +2,9 @@
 
 Rules:
 1. The new contents are written to a draft beside the file, synced, and moved into place. A crash leaves the old file.
-2. The file has mode 0600, whatever the umask is and whatever the old file had.
-3. No link is followed: a link in the place of the file is replaced, and nobody can lay one in the place of the draft.
+2. The file has mode 0600, for any umask and any mode of the old file.
+3. No link is followed: a link in the place of the file is replaced, and no other user can put one in the place of the
+   draft.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalAdministration", "administration_operations", "terms_summary"]
 
-# So many leases go into one answer; `lease_count` says how many there are.
+# This many leases go into one answer; `lease_count` says how many there are.
 _MOST_LEASES: Final = 500
 
 
@@ -65,7 +65,7 @@ _DRAINED: Final = "the owner drains the machine"
 
 
 def _only(name: str, what: str, found: Sequence[str]) -> str:
-    """The only one that was found; the name itself where none was. Raises ProtocolError `ambiguous`."""
+    """Return the only match, or the name itself where there is none. Raises ProtocolError `ambiguous`."""
     different = sorted(set(found))
     if len(different) > 1:
         raise ProtocolError(f"{len(different)} {what} begin with {name!r}: write more of the id", code="ambiguous")
@@ -113,7 +113,7 @@ class LocalAdministration:
         self._addrs = addrs
         self.terms = terms
         self._counts = counts or ServiceCounts()
-        # Not `or`: what nobody has hit yet is empty.
+        # Not `or`: counts without a hit are empty.
         self._limits_hit: Mapping[str, int] = {} if limits_hit is None else limits_hit
 
     async def status(self) -> StatusAnswer:

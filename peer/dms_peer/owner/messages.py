@@ -1,4 +1,4 @@
-"""What the owner of a machine asks of their own peer, and what they are answered: the messages of its socket."""
+"""The messages of the owner's socket: requests of the owner of a machine, and the answers of the peer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What an owner could sensibly offer of a machine, and the questions that settle it.
 
 The limits are the DMS's: 1 core to all of them, 10 to 90 % of the RAM and of each GPU's VRAM; the disk has the same
-upper limit. They bound what is proposed and answered here; who writes the amounts as options may offer all.
+upper limit. They bound what is proposed and answered here; amounts that are given as options may offer all.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ Ping = Callable[[str, Sequence[str]], Awaitable[tuple[float, bool]]]
 
 
 class RemoteRequests:
-    """Performs requests to other peers as one requester, over `network`; `observer` is told of peers that answer."""
+    """Performs requests to other peers as one requester, over `network`; `observer` gets the peers that answer."""
 
     def __init__(
         self, network: PeerNetwork, opener: EnvelopeOpener, ping: Ping, observer: PeerObserver | None = None

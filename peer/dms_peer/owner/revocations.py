@@ -48,7 +48,7 @@ class Revocations:
 
     @property
     def revocations(self) -> tuple[Revocation, ...]:
-        """All that were revoked, in the order in which they were."""
+        """All revoked grants, in the order of their revocation."""
         return tuple(self._known.values())
 
     async def revoke(self, grants: tuple[str, ...], reason: str) -> None:

@@ -48,7 +48,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def connect(path: Path) -> socket.socket | None:
-    """A socket that is connected to who listens at `path`; None when nobody does. Raises PeerError `bad_socket`."""
+    """Connect to the listener at `path`; None without a listener. Raises PeerError `bad_socket`."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _short(path) as address:

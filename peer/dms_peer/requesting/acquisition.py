@@ -117,7 +117,7 @@ class Acquisition:
             pause = min(2 * pause, self._context.limits.retry_delay_most)
 
     def tell_losses(self, on_lost: Callable[[Holding], None]) -> None:
-        """From now on a commitment that is lost is told to this."""
+        """Set the callback that gets each lost commitment."""
         self._on_lost = on_lost
         for holding in self._kept.values():
             if not holding.live:
@@ -293,7 +293,7 @@ class Acquisition:
             self._late_settled = trio.Event()
 
     async def _commit(self, bids: Sequence[ReceivedBid]) -> None:
-        # A bid is committed once: whatever happens, it cannot be committed again.
+        # A bid can be committed only once, also when that fails.
         taken = set(map(id, bids))
         self._bids = [bid for bid in self._bids if id(bid) not in taken]
         try:

@@ -1,4 +1,4 @@
-"""Which peer takes which node: a complete assignment where there is one, the cheapest of them.
+"""Assigns nodes to peers: the cheapest complete assignment where there is one.
 
 Rules:
 

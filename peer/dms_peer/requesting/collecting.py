@@ -2,7 +2,7 @@
 
 A provider bids on as many nodes as it could hold together, in the order of the request. So each peer is asked with the
 nodes first that have the fewest bids, and a node that a peer refused beside others is asked of it alone: at once where
-nobody bids on the node and nobody was just asked for it first, else when nobody else is left to ask.
+no peer bids on the node and no peer was just asked for it first, else when no other peer is left to ask.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class BidSearch:
         )
 
     async def run(self) -> None:
-        """Ask until there is enough or nobody is left, or until the caller ends it. Raises nothing but cancellation."""
+        """Ask until there are enough bids, no peer is left, or the caller ends it. Raises nothing but cancellation."""
         pinned = {self._rules.pins[node_id] for node_id in self._nodes if node_id in self._rules.pins}
         only_pinned = all(node_id in self._rules.pins for node_id in self._nodes)
         await self._search.run(
@@ -100,7 +100,7 @@ class BidSearch:
         return max((self._missing_on(node_id) for node_id in self._nodes), default=0)
 
     def covered(self) -> bool:
-        """Whether somebody bids on every node."""
+        """Whether every node has a bid."""
         return all(self._bidders.values())
 
     def _missing_on(self, node_id: str) -> int:
@@ -115,7 +115,7 @@ class BidSearch:
         nodes = [node for node in self._nodes.values() if self._rules.allows(candidate.peer_id, node.node_id)]
         age = candidate.age(self._context.clock())
         if candidate.free is not None and age is not None and age < self._context.limits.hint_age:
-            # A fresh no is believed, a yes never: somebody else may have taken it since.
+            # A fresh no is believed, a yes never: another requester may have taken the capacity since.
             fitting = [node for node in nodes if would_fit(candidate.free, node.resources)]
             short = [node.node_id for node in nodes if node not in fitting]
             self._reasons.failed(short, "known_full", "had less than that a moment ago, and is not asked again so soon")
@@ -244,7 +244,7 @@ def _may_fit_alone(refusal: Refusal) -> bool:
 
 
 class BidCollection:
-    """Bids as they arrive; iterating ends when there are enough, nobody is left to ask, or the deadline has passed."""
+    """Bids as they arrive; iterating ends when there are enough, no peer is left to ask, or the deadline has passed."""
 
     def __init__(self, bids: trio.MemoryReceiveChannel[ReceivedBid], progress: ProgressLog, reasons: ReasonLog) -> None:
         self._bids = bids
@@ -257,7 +257,7 @@ class BidCollection:
         return self._progress.snapshot()
 
     def reasons(self, node_id: str) -> NodeReasons:
-        """What peers said that do not bid on this node."""
+        """The reasons of peers that do not bid on this node."""
         return self._reasons.about(node_id, "refused or not answered")
 
     def __aiter__(self) -> AsyncIterator[ReceivedBid]:

@@ -3,7 +3,7 @@
 PeerError
 ├── StrategyError               a strategy that is not there: the caller's to correct
 └── ReservationError            an ensemble was not taken as a whole, and nothing of it is kept
-    └── ReservationLostError    what was taken is lost: it may be somebody else's now
+    └── ReservationLostError    a lease is lost: another requester may have the capacity now
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StrategyError(PeerError):
 class ReservationError(PeerError):
     """An ensemble was not taken; `reasons` says for each uncovered node what the peers said to it.
 
-    Codes: `no_peers` (nobody was there to ask), `no_bids` (a node that nobody bids on), `no_assignment` (bids on every
+    Codes: `no_peers` (no peer to ask), `no_bids` (a node without a bid), `no_assignment` (bids on every
     node that cannot be had together), `not_taken` (peers did not keep their bids, until the deadline),
     `not_allocated`.
     """

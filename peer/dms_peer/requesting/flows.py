@@ -39,7 +39,7 @@ class _Placing:
         self._places = places
         self._crowding = crowding
         highest = max((cost for own in self._costs for cost in own.values()), default=0) + max(crowding, default=0)
-        # More than all others could cost together: nobody is left over for the sake of the cost.
+        # More than all others could cost together, so that no node is left over for the sake of the cost.
         self._nowhere = 1 + len(costs) * highest
         self._node_prices = [0] * len(costs)
         self._peer_prices = [0] * len(places)

@@ -2,7 +2,7 @@
 
 Rules:
 
-1. A lease is on record before it is asked for. Its id is known from the bid, so it can be given back whatever becomes
+1. A lease is on record before it is asked for. Its id is known from the bid, so it can be released whatever becomes
    of the answer.
 2. Whatever is not known to be gone is given back, again and again, until the peer says that it is gone or until its
    deadline must have freed it.

@@ -1,4 +1,4 @@
-"""What a search, a commitment and a release may cost the side that asks. Times in seconds."""
+"""What a search, a commitment and a release may cost the requester. Times in seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RequesterLimits:
     peer_budget: float = 5.0
     """The longest that asking one peer may take, with the connection to it."""
     source_patience: float = 5.0
-    """A source that names nobody for so long is left, and the next one is asked."""
+    """A source that names no peer for this time is left, and the next source is queried."""
     hint_age: float = 5.0
     """A peer whose known free capacity is younger than this and too little is not asked."""
     settle: float = 0.5

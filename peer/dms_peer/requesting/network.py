@@ -1,4 +1,4 @@
-"""What a requester needs of a network: sources of candidates, and clients for them.
+"""The interface of a requester to a network: sources of candidates, and clients for them.
 
 The real one is made of libp2p (`dms_peer.connections`, `dms_peer.discovery`), the one of the simulations of streams in
 memory: the requester cannot tell them apart.
@@ -23,7 +23,7 @@ __all__ = ["Broadcast", "BroadcastBids", "Candidate", "CandidateSource", "PeerNe
 class Candidate:
     """A peer that may have what is asked for, where it was last reached, and which source named it.
 
-    `free` is what it was known to have free at `free_at` (Unix seconds); None where nobody has said so yet.
+    `free` is what it was known to have free at `free_at` (Unix seconds); None where that is unknown.
     """
 
     peer_id: str
@@ -72,7 +72,7 @@ class CandidateSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BroadcastBids:
-    """What one provider answered to a broadcast; `peer_id` is who delivered it, and the bids are checked."""
+    """What one provider answered to a broadcast; `peer_id` delivered it, and the bids are checked."""
 
     peer_id: str
     addrs: tuple[str, ...]

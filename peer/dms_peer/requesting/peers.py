@@ -94,7 +94,7 @@ class PeerCalls:
         self._network = network
         self._token = token
         self._opener = opener
-        # Not `or`: an observer that knows nobody yet may have a length of 0.
+        # Not `or`: an observer that knows no peer yet may have a length of 0.
         self._observer = _NoObserver() if observer is None else observer
         self._clock = clock
 

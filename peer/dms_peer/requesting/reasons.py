@@ -12,9 +12,9 @@ from dms_resources.demands import Shortage
 
 __all__ = ["CountedReason", "NodeReasons", "ReasonLog", "summarize_reasons"]
 
-# So many different reasons are told apart for one node; the others are counted by their codes.
+# This many different reasons are kept for one node; the others are counted by their codes.
 _MOST_REASONS = 64
-# So many nodes are named in a sentence.
+# This many nodes are named in a sentence.
 _MOST_NODES = 4
 
 

@@ -74,8 +74,8 @@ class Requester:
     ) -> AbstractAsyncContextManager[FoundPeers]:
         """Peers and what they have free, as they answer: `async with ... as peers: async for peer in peers`.
 
-        Ends when `count` peers would take a node of the request (None: when nobody is left to ask) or at the `deadline`
-        (Unix seconds; None: the request's own). `ttl` (seconds) is how long capacity is to be committed, if that is
+        Ends when `count` peers would take a node of the request (None: when no peer is left) or at the `deadline` (Unix
+        seconds; None: the request's own). `ttl` (seconds) is how long capacity is to be committed, if that is
         known. Takes nothing. Raises nothing but cancellation.
         """
         request = _until(request, deadline)
@@ -94,7 +94,7 @@ class Requester:
     ) -> AbstractAsyncContextManager[BidCollection]:
         """Bids as they arrive: `async with ... as bids: async for bid in bids`.
 
-        Ends when every node has bids of `want` peers, nobody is left to ask, or at the `deadline` (Unix seconds; None:
+        Ends when every node has bids of `want` peers, no peer is left to ask, or at the `deadline` (Unix seconds; None:
         the ensemble's own); leaving the block ends it as well. `hold` and `ttl` (seconds) go with the requests; a hold
         that is not taken ends by itself. Raises nothing but cancellation.
         """
@@ -129,7 +129,7 @@ class Requester:
         Among bids of `want` peers for each node, where there are so many, the `strategy` chooses (see `strategies`;
         `currency` is what prices are wanted in). Committed for `ttl` seconds at a time and renewed; given back at the
         block's end, also when it is cancelled, unless `keep` and it ends without an error. Gives up at the `deadline`
-        (Unix seconds; None: the ensemble's own), or at once when nobody bids, unless `wait`. Cancels the block and
+        (Unix seconds; None: the ensemble's own), or at once when no peer bids, unless `wait`. Cancels the block and
         raises ReservationLostError when a commitment is lost. Raises ReservationError, StrategyError, or ValueError for
         a `ttl` that is none.
         """

@@ -6,7 +6,7 @@ Rules:
 2. While it runs every lease is renewed, allocations too. When one is lost the block is cancelled and
    ReservationLostError raised: an ensemble is used as a whole, and another may have what is lost.
 3. At its end every lease is released, allocations too, however the block ends. With `keep` nothing is released if the
-   block ended without an error: the leases then end at their deadlines unless somebody renews them.
+   block ended without an error: the leases then end at their deadlines unless the caller renews them.
 4. Leases from failed attempts are released too. A lease that cannot be released because its peer is gone ends at its
    deadline; the log names it.
 """
@@ -55,7 +55,7 @@ class Reservation:
 
     @property
     def holdings(self) -> list[Holding]:
-        """What is held, in the order of the nodes."""
+        """The leases that are held, in the order of the nodes."""
         return list(self._by_node.values())
 
     @property

@@ -77,7 +77,7 @@ class Search:
         leftover: Callable[[], Iterable[Inquiry]] = tuple,
         last_resort: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Search until nothing is missing or nobody is left. Raises nothing but cancellation, which ends all of it.
+        """Search until nothing is missing or no peer is left. Raises nothing but cancellation, which ends all of it.
 
         `leftover` gives questions that are worth putting once the sources are at their end.
         """
@@ -111,7 +111,7 @@ class Search:
         self._again.append(inquiry)
 
     def unreached(self, peer_id: str) -> None:
-        """Say that a peer was not reached: it is asked again where another source says that it is."""
+        """Note that a peer was not reached: it is queried again at an address from another source."""
         self._unreached.add(peer_id)
         self._ask_elsewhere(peer_id)
 
@@ -162,7 +162,7 @@ class Search:
             self.again(inquiry)
 
     def _put_again(self) -> bool:
-        """With nobody else left to ask, put all questions again that may help; says whether there are any."""
+        """With no other peer left, repeat all queries that may help; return whether there are any."""
         self._again.extend(self._leftover())
         self._pump()
         return bool(self._again or self._on_time())

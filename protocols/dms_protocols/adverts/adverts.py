@@ -120,7 +120,7 @@ class AdvertTable:
         clock: Callable[[], float] = time.time,
         on_new: Callable[[CapacityAdvert], None] = lambda advert: None,
     ) -> None:
-        """`own_id` is whose adverts are no news here; `on_new` is told of every advert that is kept."""
+        """`own_id` is whose adverts are no news here; `on_new` gets every advert that is kept."""
         self._opener = opener
         self._own_id = own_id
         self._most = most

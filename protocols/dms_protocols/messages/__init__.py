@@ -1,1 +1,1 @@
-"""What is said, one file per protocol: typed messages with the DMS's field names."""
+"""Typed messages with the DMS's field names, one file per protocol."""

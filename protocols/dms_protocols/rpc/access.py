@@ -25,7 +25,7 @@ _CHARGED = frozenset({"bid_request", "commit"})
 
 
 class AccessRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may request an operation: `anyone`, or one of `peers`, or the holder of a `token`; otherwise nobody.
+    """Who may request an operation: `anyone`, or one of `peers`, or the holder of a `token`; otherwise no peer.
 
     With `anyone`, the `peers` and the holders of a token may have more outstanding than strangers may.
     """

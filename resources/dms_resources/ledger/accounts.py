@@ -79,7 +79,7 @@ class Account(Struct, frozen=True, kw_only=True):
 
 
 class HolderShare(Struct, frozen=True, kw_only=True):
-    """How much its holder, and everybody together, may have outstanding with a lease that is asked for, and for how
+    """How much its holder, and all holders together, may have outstanding with a lease that is asked for, and for how
     many seconds at a time."""
 
     holder: Allowance = Allowance()

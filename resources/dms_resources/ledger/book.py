@@ -45,8 +45,8 @@ __all__ = [
     "promised_resources",
 ]
 
-# So many ended leases are remembered, here and on the disk; who ended first is forgotten first. No clock decides
-# about it: one that is set forward and back would let a bid be taken again whose lease was released.
+# This many ended leases are remembered, here and on disk; the one that ended first is forgotten first. No clock
+# decides: a clock that is set forward and back would let a released bid be committed again.
 MOST_ENDED = 65_536
 # For the lists of holders: so many evicted leases of each, of so many holders.
 _MOST_EVICTED = 100

@@ -276,7 +276,7 @@ def _promise(
                 until=request.until,
             )
         elif record.lease.state is LeaseState.HELD and state is LeaseState.COMMITTED:
-            # The commitment takes the place of the hold: there is no instant at which nobody has it.
+            # The commitment takes the place of the hold: there is no instant at which the capacity is free.
             _check_window(now, request.ttl)
             charges.charge(request, record.lease.resources, now.wall, before=record.lease)
             lease = replace(

@@ -1,7 +1,7 @@
 """Group commit: many waiting changes, one transaction, one fsync.
 
-A change is applied to the book at once and in order, so that nobody else is promised the same, and acknowledged when
-its batch is durable. When a batch fails, it and all that was decided after it are taken back and told so.
+A change is applied to the book at once and in order, so that no other request is promised the same. It is acknowledged
+when its batch is durable. When a batch fails, it and all later changes are undone, and their callers get the error.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Ledger:
         async with self._recovering:
             if self.journal.failed is None:
                 return
-            # Those who waited for another's attempt share its outcome: a slow disk is not tried by each in turn.
+            # Callers that waited for another attempt share its outcome: a slow disk is not tried by each in turn.
             if self.journal.closed or self._attempts != attempts:
                 raise StorageError(self.journal.failed.message, hint=self.journal.failed.hint)
             self._attempts += 1

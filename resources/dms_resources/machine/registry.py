@@ -50,7 +50,7 @@ def _open_locked(path: Path) -> int | None:
     try:
         with contextlib.suppress(FileExistsError):
             path.parent.mkdir()
-            # As for /tmp: everybody may add files, and remove their own.
+            # As for /tmp: all users may add files, and remove their own.
             path.parent.chmod(0o1777)
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError:
@@ -81,7 +81,7 @@ def other_peers(home: Path, folder: Path | None = None) -> tuple[str, ...]:
 
 
 def _process_of(path: Path) -> str | None:
-    """The id of the process that has this file locked; None where nobody has."""
+    """Return the id of the process that has this file locked; None without one."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -43,7 +43,7 @@ _UNTOLD: Final = frozenset({"virtio", "Hyper-V", "Xen", "MMC", "USB"})
 
 
 class Space(NamedTuple):
-    """Bytes of a file system as statvfs(3) counts them; `free` is free to this user, `reserved` to nobody but root."""
+    """Bytes of a file system as statvfs(3) counts them; `free` is free to this user, `reserved` to root only."""
 
     total: int
     free: int

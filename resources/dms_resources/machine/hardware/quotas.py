@@ -67,7 +67,7 @@ def read_quota(mount: Mount, directory: Path, roots: Roots) -> Quota | None:
 
 
 def _owners(directory: Path) -> Iterator[tuple[int, int, str]]:
-    """Who owns a new file in this folder, to the kernel's quotas."""
+    """Return the owner that the kernel's quotas charge for a new file in this folder."""
     yield _USER, os.getuid(), "this user"
     try:
         status = os.stat(directory)
