@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -374,9 +375,11 @@ async def test_an_interrupted_drain_goes_on_and_says_so(home: Home, tmp_path: Pa
     async with _running(home) as provider:
         await dms_peer("bid", provider.address, "--home", stranger, *DEMANDED, "-o", bid_file)
         await dms_peer("commit", provider.address, bid_file, "--ttl", "600s", "--home", stranger)
+        # A suite that runs in the background of a shell ignores SIGINT, and its children would too.
         draining = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "dms_peer", "drain", "--home", mine], stderr=subprocess.PIPE, env=ENVIRONMENT
-        )
+            [sys.executable, "-m", "dms_peer", "drain", "--home", mine],
+            stderr=subprocess.PIPE, env=ENVIRONMENT, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         assert draining.stderr is not None
         async with draining.stderr:
             with trio.fail_after(60):
