@@ -382,11 +382,17 @@ async def test_an_interrupted_drain_goes_on_and_says_so(home: Home, tmp_path: Pa
         )  # fmt: skip
         assert draining.stderr is not None
         async with draining.stderr:
-            with trio.fail_after(60):
-                assert b"1 lease has not ended yet" in await draining.stderr.receive_some()
-                draining.send_signal(signal.SIGINT)
-                said = b"".join([part async for part in draining.stderr])
-                assert await draining.wait() == 130
+            try:
+                with trio.fail_after(60):
+                    assert b"1 lease has not ended yet" in await draining.stderr.receive_some()
+                    draining.send_signal(signal.SIGINT)
+                    said = b"".join([part async for part in draining.stderr])
+                    assert await draining.wait() == 130
+            finally:
+                # A command that does not end would fail another test as well.
+                draining.kill()
+                with trio.CancelScope(shield=True):
+                    await draining.wait()
         assert b"the drain goes on" in said
         assert b"drain --cancel" in said
         assert b"Traceback" not in said

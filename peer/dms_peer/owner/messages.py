@@ -186,11 +186,11 @@ class DrainAnswer(Struct, frozen=True, kw_only=True):
 
 
 class CancelDrainRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel_drain"):
-    """Takes new commitments again, and withdraws the notices that leases were given."""
+    """Takes new commitments again, and withdraws the notices of the drain; those of `evict` stand."""
 
 
 class CancelDrainAnswer(Struct, frozen=True, kw_only=True):
-    """Whether there was a drain, and how many leases had a notice."""
+    """Whether there was a drain, and how many of its notices were withdrawn."""
 
     drained: bool
     withdrawn: int
