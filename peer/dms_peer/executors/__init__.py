@@ -1,0 +1,1 @@
+"""Executors: what runs jobs on this machine. `docker` and `command` are here; entry points add others."""

@@ -1,0 +1,224 @@
+"""`/dms/job/1.0.0`: one job on an allocated lease: start it, follow it, read its output, stop it.
+
+A job belongs to one lease and one fencing number, and its provider runs at most one job for each of them. A repeated
+start of the same job is answered with the job as it is; a start of another job is refused with `conflict`. The fields
+of a job document have the DMS's names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated, Final, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from dms_resources.components import Amount, Port
+
+from ..wire.conversion import sealed_bytes
+
+__all__ = [
+    "MAX_FILES_BYTES",
+    "MAX_JOB_BYTES",
+    "MAX_OUTPUT_BYTES",
+    "Execution",
+    "Job",
+    "JobAnswer",
+    "JobExit",
+    "JobFile",
+    "JobLogsRequest",
+    "JobOutput",
+    "JobPort",
+    "JobStatus",
+    "JobStatusRequest",
+    "JobUsage",
+    "JobWatchRequest",
+    "StartJobRequest",
+    "StopJobRequest",
+    "job_digest",
+]
+
+MAX_JOB_BYTES: Final = 64 * 1024
+"""Bytes of an encoded job document, without the contents of its files."""
+
+MAX_FILES_BYTES: Final = 1 << 20
+"""Bytes of all files of a job together."""
+
+MAX_OUTPUT_BYTES: Final = 64 * 1024
+"""Bytes of output in one event."""
+
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=", re.ASCII)
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+LeaseID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+Word: TypeAlias = Annotated[str, Meta(max_length=32768)]
+JobState: TypeAlias = Literal["pending", "pulling", "starting", "running", "ending", "exited"]
+"""`pending` until its executor takes it, `pulling` its image, `starting`, `running`, `ending` until all of it is gone,
+`exited`."""
+Network: TypeAlias = Literal["none", "outbound", "full"]
+"""What a job reaches: `none` nothing, `outbound` public addresses, `full` also the owner's networks."""
+
+
+class Execution(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is executed. `type` names the executor; `environment` has entries NAME=VALUE."""
+
+    type: Annotated[str, Meta(min_length=1, max_length=128)]
+    image: Annotated[str, Meta(max_length=512)] = ""
+    cmd: Annotated[tuple[Word, ...], Meta(max_length=1024)] = ()
+    entrypoint: Annotated[tuple[Word, ...], Meta(max_length=1024)] = ()
+    environment: Annotated[tuple[Word, ...], Meta(max_length=1024)] = ()
+    working_directory: Annotated[str, Meta(max_length=4096)] = ""
+
+    def __post_init__(self) -> None:
+        for entry in self.environment:
+            if not _VARIABLE.match(entry):
+                raise ValueError("an entry of the environment is NAME=VALUE, with a name of letters, digits and _")
+        texts = (self.image, self.working_directory, *self.cmd, *self.entrypoint, *self.environment)
+        if any("\0" in text for text in texts):
+            raise ValueError("a NUL character")
+
+
+class JobPort(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A port on which the job listens. `public` is the leased port at which it is published; 0: by tunnels only."""
+
+    private: Port
+    public: Annotated[int, Meta(ge=0, le=65535)] = 0
+
+
+class JobFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A file that the job finds, read-only, under `name` in the directory /dms; a script is `executable`."""
+
+    name: Annotated[str, Meta(max_length=64)]
+    content: Annotated[bytes, Meta(max_length=MAX_FILES_BYTES)]
+    executable: bool = False
+
+    def __post_init__(self) -> None:
+        if not _FILE_NAME.fullmatch(self.name):
+            raise ValueError("a file's name is 1 to 64 letters, digits, dots, _ and -, and does not begin with a dot")
+
+
+class Job(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A job document. `network` is what the job needs to reach; `remove`: its lease is released when it has ended."""
+
+    execution: Execution
+    ports: Annotated[tuple[JobPort, ...], Meta(max_length=64)] = ()
+    files: Annotated[tuple[JobFile, ...], Meta(max_length=64)] = ()
+    network: Network = "none"
+    remove: bool = False
+
+    def __post_init__(self) -> None:
+        if len({file.name for file in self.files}) != len(self.files):
+            raise ValueError("two files have the same name")
+        if sum(len(file.content) for file in self.files) > MAX_FILES_BYTES:
+            raise ValueError(f"the files have more than {MAX_FILES_BYTES} bytes together")
+        public = [port.public for port in self.ports if port.public]
+        if len(set(public)) != len(public):
+            raise ValueError("two ports are published at the same one")
+
+
+class JobExit(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a job ended.
+
+    `kind` is `code` (the program ended by itself with `code`), `signal` (the provider or the kernel ended it with
+    `signal`), `memory` (it used more memory than its lease has), `stopped` (by its holder), `evicted` (by the owner),
+    `expired` (its lease ended), `lost` (its end was not seen) or `failed` (it never ran). `oom_kills` counts the
+    processes of the job that the kernel killed for want of memory. `message` is for people.
+    """
+
+    kind: Literal["code", "signal", "memory", "stopped", "evicted", "expired", "lost", "failed"]
+    code: int | None = None
+    signal: int | None = None
+    oom_kills: Amount = 0
+    message: Annotated[str, Meta(max_length=512)] = ""
+
+
+class JobUsage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a job uses: seconds of processor time since its start, and bytes of memory now."""
+
+    cpu_seconds: float
+    memory: Amount
+
+
+class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A job as it is now.
+
+    `since` is when its state began, `created` when it was accepted (Unix seconds). `exit` is set when it has exited.
+    `reason` says more of the state for people: what is pulled, why it ends. `output` is how many bytes of output there
+    are so far; the first `kept_from` of them are not kept any more. `ports` are the published ports.
+    """
+
+    lease_id: str
+    fence: Amount
+    digest: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    executor: str
+    state: JobState
+    created: float
+    since: float
+    exit: JobExit | None = None
+    reason: Annotated[str, Meta(max_length=512)] = ""
+    output: Amount = 0
+    kept_from: Amount = 0
+    ports: tuple[JobPort, ...] = ()
+    usage: JobUsage | None = None
+
+
+class StartJobRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_start"):
+    """Starts a job on an allocated lease; answered with JobAnswer as soon as the job is accepted and durable."""
+
+    lease_id: LeaseID
+    fence: Amount
+    job: Job
+
+
+class JobStatusRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_status"):
+    """The job of a lease, also of one that has ended a while ago; answered with JobAnswer."""
+
+    lease_id: LeaseID
+
+
+class JobWatchRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_watch"):
+    """Watches a job: JobAnswer now and at each change of its state, until it has exited."""
+
+    lease_id: LeaseID
+
+
+class JobLogsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_logs"):
+    """The output from byte `offset` on, in events of JobOutput; with `follow` until the job has exited."""
+
+    lease_id: LeaseID
+    offset: Amount = 0
+    follow: bool = False
+
+
+class StopJobRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_stop"):
+    """Stops a job: SIGTERM, and SIGKILL after `grace` seconds, or the owner's longest; answered with JobAnswer at once.
+
+    The lease stays allocated.
+    """
+
+    lease_id: LeaseID
+    grace: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+
+
+class JobAnswer(Struct, frozen=True, kw_only=True):
+    """The job as it is now."""
+
+    job: JobStatus
+
+
+class JobOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of output that begins at byte `offset` of all output of the job.
+
+    Standard output and standard error are two streams of one output: `stream` says of which this piece is. `dropped`
+    bytes before `offset` are not kept any more.
+    """
+
+    offset: Amount
+    data: Annotated[bytes, Meta(max_length=MAX_OUTPUT_BYTES)]
+    stream: Literal["stdout", "stderr"] = "stdout"
+    dropped: Amount = 0
+
+
+def job_digest(job: Job) -> bytes:
+    """The SHA-256 of a job's deterministic encoding, by which a provider knows a repeated start."""
+    return hashlib.sha256(sealed_bytes(job)).digest()
