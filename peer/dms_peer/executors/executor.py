@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import trio.abc
 
-from dms_protocols.messages.job import Job, JobExit, JobUsage
+from dms_protocols.messages.job import Job, JobExit, JobConsumption
 from dms_resources.components import GPU, Port, Resources
 
 from ..errors import PeerError
@@ -155,7 +155,7 @@ class Executor(Protocol):
         """
         ...
 
-    async def usage(self, spec: JobSpec) -> JobUsage | None:
+    async def usage(self, spec: JobSpec) -> JobConsumption | None:
         """What the job uses now; None where it is not known. Raises ExecutorError `unavailable`."""
         ...
 

@@ -31,7 +31,7 @@ __all__ = [
     "JobPort",
     "JobStatus",
     "JobStatusRequest",
-    "JobUsage",
+    "JobConsumption",
     "JobWatchRequest",
     "StartJobRequest",
     "StopJobRequest",
@@ -132,7 +132,7 @@ class JobExit(Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: Annotated[str, Meta(max_length=512)] = ""
 
 
-class JobUsage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class JobConsumption(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a job uses: seconds of processor time since its start, and bytes of memory now."""
 
     cpu_seconds: float
@@ -159,7 +159,7 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     output: Amount = 0
     kept_from: Amount = 0
     ports: tuple[JobPort, ...] = ()
-    usage: JobUsage | None = None
+    usage: JobConsumption | None = None
 
 
 class StartJobRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_start"):
