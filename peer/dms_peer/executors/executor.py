@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import trio.abc
 
-from dms_protocols.messages.job import Job, JobExit, JobConsumption
+from dms_protocols.messages.job import Job, JobConsumption, JobExit
 from dms_resources.components import GPU, Port, Resources
 
 from ..errors import PeerError
