@@ -17,6 +17,8 @@
     │                                token_not_for_this, token_not_yours, token_not_here
     ├── AdvertError                  bad_advert, advert_expired, advert_ahead, old_advert, not_your_advert
     ├── BroadcastError               bad_broadcast, broadcast_expired, not_waiting, delivered_already
+    ├── JobError                     no_job, job_conflict, job_refused, no_executor, executor_unavailable, job_not_running,
+    │                                port_closed
     ├── InternalError                internal                      a fault of the side that answers
     └── RemoteError                  whatever code the other side sent
 
@@ -42,6 +44,7 @@ __all__ = [
     "EnvelopeError",
     "FrameError",
     "InternalError",
+    "JobError",
     "MessageError",
     "ProtocolError",
     "RemoteError",
@@ -153,6 +156,17 @@ class BroadcastError(ProtocolError):
     `delivered_already`) that is not accepted."""
 
     default_code = "bad_broadcast"
+
+
+class JobError(ProtocolError):
+    """What stands against a job, or against what is requested of one.
+
+    `no_job` (none on this lease), `job_conflict` (another job is on it), `job_refused` (the owner's settings do not
+    allow it), `no_executor` (the provider has none of this name), `executor_unavailable` (it does not answer now),
+    `job_not_running`, `port_closed` (nothing listens there, or the job does not name the port).
+    """
+
+    default_code = "no_job"
 
 
 class InternalError(ProtocolError):

@@ -144,7 +144,7 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `since` is when its state began, `created` when it was accepted (Unix seconds). `exit` is set when it has exited.
     `reason` says more of the state for people: what is pulled, why it ends. `output` is how many bytes of output there
-    are so far; the first `kept_from` of them are not kept any more. `ports` are the published ports.
+    are so far; `dropped` of them, behind the beginning, are not kept any more. `ports` are the published ports.
     """
 
     lease_id: str
@@ -157,7 +157,7 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     exit: JobExit | None = None
     reason: Annotated[str, Meta(max_length=512)] = ""
     output: Amount = 0
-    kept_from: Amount = 0
+    dropped: Amount = 0
     ports: tuple[JobPort, ...] = ()
     usage: JobConsumption | None = None
 
