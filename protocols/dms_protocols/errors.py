@@ -17,8 +17,8 @@
     │                                token_not_for_this, token_not_yours, token_not_here
     ├── AdvertError                  bad_advert, advert_expired, advert_ahead, old_advert, not_your_advert
     ├── BroadcastError               bad_broadcast, broadcast_expired, not_waiting, delivered_already
-    ├── JobError                     no_job, job_conflict, job_refused, no_executor, executor_unavailable, job_not_running,
-    │                                port_closed
+    ├── JobError                     no_job, job_conflict, job_refused, no_executor, executor_unavailable,
+    │                                job_not_running, port_closed
     ├── InternalError                internal                      a fault of the side that answers
     └── RemoteError                  whatever code the other side sent
 
