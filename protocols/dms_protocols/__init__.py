@@ -1,7 +1,7 @@
 """The DMS protocols on any byte stream: frames, messages, services and clients. This package does not use libp2p.
 
-A service is made of `Operations` and answers a stream with `serve_stream`; a client asks through `open_client`. Each
-name is loaded when it is first used, so that short commands start quickly.
+A service is made of `Operations` and answers a stream with `serve_stream`. A client sends its requests through
+`open_client`. Each name is loaded when it is first used, so that short commands start quickly.
 """
 
 from __future__ import annotations

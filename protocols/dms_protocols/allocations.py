@@ -1,18 +1,20 @@
-"""Answers `/dms/allocation/1.1.0` and 1.0.0: commits bids, and keeps the leases that come of them.
+"""Answers `/dms/allocation/1.1.0` and 1.0.0: commits bids, and manages the resulting leases.
 
 Rules:
 
-1. A bid is committed by the peer it was made for, at the peer that made it, while it is valid. Each of these has its
-   own code. A bid that is valid for longer than any bid was made when the clock was ahead: it has expired.
+1. A bid can be committed only by the requester that it names, at the provider that made it, while it is valid. Each
+   violation has a code of its own. A bid that is valid for longer than any bid can be was made while the clock was
+   ahead: it counts as expired.
 2. Several bids are committed together or not at all.
-3. The devices that a bid names are tried first, then others of the same vendor and model.
-4. A bid that was committed is answered with its lease, however late it comes again.
-5. A lease is seen and changed by its holder alone.
-6. A lease is charged to every grant of the token that its commitment needed, and keeps within its holder's share. When
-   one of these grants is revoked, the lease is neither renewed nor allocated any more; it can be released.
-7. The two versions differ in allocations. In 1.1.0 an allocation has the owner's keep-alive, which `renew` starts
-   anew, and the owner's evictions have a code of their own. A client of 1.0.0 cannot renew an allocation: it lasts for
-   the owner's longest time, or for a day where the owner sets a keep-alive alone, and an eviction is told as `ended`.
+3. The provider first tries the devices that a bid names, then other devices of the same vendor and model.
+4. If a bid was committed before, the answer is its lease, however late the request is repeated.
+5. Only the holder of a lease may see and change it.
+6. A lease is charged to each grant of the token that its commitment needed, and counts against the share of its
+   holder. When one of these grants is revoked, the lease can no longer be renewed or allocated, only released.
+7. The two versions differ in allocations. In 1.1.0 an allocation has the keep-alive that the owner set; `renew`
+   restarts it, and an eviction by the owner has the code `evicted`. A client of 1.0.0 cannot renew an allocation. Its
+   allocations last for the longest time that the owner allows, or for a day if the owner set only a keep-alive, and
+   an eviction is reported as `ended`.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ from .tokens.checks import TokenChecker
 
 __all__ = ["allocation_operations"]
 
-# An owner may have bids valid for a day, and no longer.
+# An owner may let bids be valid for at most a day.
 _LONGEST_VALIDITY = 86400.0
 
 
@@ -65,9 +67,9 @@ def allocation_operations(
     tokens: TokenChecker | None = None,
     protocol: str = ALLOCATION_PROTOCOL_1_1,
 ) -> Operations:
-    """The operations on leases of this manager, for bids of `peer_id`, in one version of the protocol.
+    """The operations on the leases of this manager, for bids of `peer_id`, in one version of the protocol.
 
-    `clock` returns the Unix time in seconds, `shares` bound what callers may have outstanding, `tokens` knows which
+    `clock` returns the Unix time in seconds. `shares` limit what callers may have outstanding. `tokens` knows which
     grants were revoked.
     """
     outstanding = OutstandingShares(manager, shares or Shares())
@@ -78,7 +80,7 @@ def allocation_operations(
     operations.slow(RenewRequest, allocations.renew)
     operations.slow(AllocateRequest, allocations.allocate)
     operations.slow(ReleaseRequest, allocations.release)
-    # From memory, but a walk over all leases of the holder.
+    # It reads memory only, but walks over all leases of the holder.
     operations.slow(ListRequest, allocations.own_leases)
     return operations
 
@@ -103,7 +105,7 @@ class _Allocations:
     async def commit(self, request: CommitRequest, caller: Caller) -> CommitAnswer:
         bids = [self._genuine(raw, caller) for raw in request.bids]
         if sum(count_ports(bid.public_ports) for bid in bids) > MAX_PORTS:
-            # Each of them is within the bound that holds for a request, and so are they together.
+            # Each bid is within the limit of a request, and so is their sum.
             raise MessageError(f"bids: at most {MAX_PORTS} ports can be taken together", path="bids")
         leases = await self._commit(bids, caller, request.ttl)
         return CommitAnswer(leases=tuple(leases))
@@ -169,7 +171,8 @@ class _Allocations:
     def _request(self, bid: Bid, caller: Caller, ttl: float, demand: Demand) -> LeaseRequest:
         lease = self._own_lease(bid, caller.peer_id)
         if lease is not None:
-            # Held or taken already, perhaps with other devices: the same contents make it the same request.
+            # The ledger holds or has committed this bid already, perhaps with other devices. The same contents make it
+            # the same request.
             demand = lease.demand
         return LeaseRequest(
             lease_id=bid.lease_id,
@@ -185,7 +188,7 @@ class _Allocations:
 
 
 class _FirstAllocations(_Allocations):
-    """What 1.0.0 says: an allocation cannot be renewed, and `evicted` is not known."""
+    """The rules of 1.0.0: allocations cannot be renewed, and the code `evicted` does not exist."""
 
     async def commit(self, request: CommitRequest, caller: Caller) -> CommitAnswer:
         with _evicted_as_ended():
@@ -222,7 +225,7 @@ def _evicted_as_ended() -> Iterator[None]:
 
 
 def _named_devices(bid: Bid) -> Demand:
-    """The demand of a bid for exactly the devices that it names, which are in the order of its GPUs."""
+    """The demand of a bid for exactly the devices that it names, in the order of its GPUs."""
     return _narrowed(bid, lambda asked, index: replace(asked, uuid=bid.resources.gpus[index].uuid))
 
 

@@ -1,7 +1,6 @@
-"""The asking side of the three protocols, each over a Client; what comes back is checked before it is believed.
+"""The clients of the three protocols, each over a Client. They check each answer before they return it.
 
-Every call has a deadline of `timeout` seconds, shows the `token` where one is given, and raises what `Client.call`
-raises.
+Every call has a deadline of `timeout` seconds, sends the `token` if one is given, and raises what `Client.call` raises.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _TIMEOUT = 10.0
 
 
 class ResourcesClient:
-    """Asks `/dms/resources/1.0.0`."""
+    """A client of `/dms/resources/1.0.0`."""
 
     def __init__(self, client: Client, *, timeout: float = _TIMEOUT, token: bytes | None = None) -> None:
         self._client = client
@@ -58,15 +57,15 @@ class ResourcesClient:
         self._token = token
 
     async def free(self) -> FreeResources:
-        """What could be taken now."""
+        """What could be committed now."""
         return await self._client.call(FreeRequest(), FreeResources, timeout=self._timeout, token=self._token)
 
     async def onboarded(self) -> OnboardedResources:
-        """What the owner offers; RemoteError `not_onboarded` when nothing."""
+        """What the owner offers. RemoteError `not_onboarded` if nothing is onboarded."""
         return await self._client.call(OnboardedRequest(), OnboardedResources, timeout=self._timeout, token=self._token)
 
     async def allocated(self) -> Resources:
-        """The sum of what runs."""
+        """The sum of all allocations."""
         return await self._client.call(AllocatedRequest(), Resources, timeout=self._timeout, token=self._token)
 
     async def machine(self) -> MachineResources:
@@ -74,18 +73,18 @@ class ResourcesClient:
         return await self._client.call(MachineRequest(), MachineResources, timeout=self._timeout, token=self._token)
 
     async def usage(self) -> Resources:
-        """What the machine uses now; RemoteError `usage_unknown` when the peer does not watch that."""
+        """What the machine uses now. RemoteError `usage_unknown` if the peer does not measure it."""
         return await self._client.call(UsageRequest(), Resources, timeout=self._timeout, token=self._token)
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterator[FreeResources]]:
-        """What is free now and after every change; a slow reader sees the newest."""
+        """The free capacity now and after every change. A slow reader gets the newest."""
         return self._client.watch(WatchRequest(), FreeResources, timeout=self._timeout, token=self._token)
 
 
 class BidClient:
-    """Asks `/dms/bid/1.0.0` of one provider, as one requester.
+    """A client of `/dms/bid` at one provider, for one requester.
 
-    Raises what BidChecker raises for a bid that cannot be believed.
+    Raises what BidChecker raises for a bid that it does not accept.
     """
 
     def __init__(
@@ -107,7 +106,9 @@ class BidClient:
         self._token = token
 
     async def request_bids(self, ensemble: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0) -> Bids:
-        """Ask for bids; `hold` (seconds) asks that they be held, `ttl` says how long they are to be committed."""
+        """Request bids. `hold` (seconds) requests a hold of the offers; `ttl` says for how many seconds they will be
+        committed.
+        """
         request = BidRequest(ensemble=to_map(ensemble), hold=hold, ttl=ttl)
         answer = await self._client.call(request, BidAnswer, timeout=self._timeout, token=self._token)
         bids = tuple(
@@ -117,13 +118,13 @@ class BidClient:
         return Bids(bids, answer.refusals)
 
     async def dry_run(self, ensemble: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0) -> OfferAnswer:
-        """Ask what the provider would bid, or why it would not. The answer is unsigned and binds no peer."""
+        """Request what the provider would bid, or why it would not bid. The answer is unsigned and binds no peer."""
         request = BidRequest(ensemble=to_map(ensemble), dry_run=True, hold=hold, ttl=ttl)
         return await self._client.call(request, OfferAnswer, timeout=self._timeout, token=self._token)
 
 
 class AllocationClient:
-    """Asks `/dms/allocation`, in the version that both sides know."""
+    """A client of `/dms/allocation`, in the newest version that both sides know."""
 
     def __init__(self, client: Client, *, timeout: float = _TIMEOUT, token: bytes | None = None) -> None:
         self._client = client
@@ -131,30 +132,32 @@ class AllocationClient:
         self._token = token
 
     async def commit(self, envelopes: Sequence[bytes], *, ttl: float) -> tuple[Lease, ...]:
-        """Take bids for `ttl` seconds, all or none. Asking again with the same bids answers the same."""
+        """Commit bids for `ttl` seconds, all or none. A repeated request with the same bids has the same answer."""
         request = CommitRequest(bids=tuple(envelopes), ttl=ttl)
         return (await self._client.call(request, CommitAnswer, timeout=self._timeout, token=self._token)).leases
 
     async def renew(self, lease_id: str, *, ttl: float, fence: int | None = None) -> Lease:
-        """Moves the deadline of a commitment to `ttl` seconds from now; starts the keep-alive of an allocation anew.
+        """Move the deadline of a commitment to `ttl` seconds from now, or restart the keep-alive of an allocation.
 
-        A provider of `/dms/allocation/1.0.0` alone refuses to renew an allocation with `not_committed`.
+        A provider that knows only `/dms/allocation/1.0.0` refuses to renew an allocation with `not_committed`.
         """
         request = RenewRequest(lease_id=lease_id, ttl=ttl, fence=fence)
         return (await self._client.call(request, LeaseAnswer, timeout=self._timeout, token=self._token)).lease
 
     async def allocate(self, lease_id: str, *, fence: int | None = None) -> Lease:
-        """Turns a commitment into an allocation. Renew it within the `ttl` of the answered lease, if that is not 0."""
+        """Turn a commitment into an allocation. If the `ttl` of the lease is not 0, renew it within that time."""
         request = AllocateRequest(lease_id=lease_id, fence=fence)
         return (await self._client.call(request, LeaseAnswer, timeout=self._timeout, token=self._token)).lease
 
     async def release(self, lease_id: str, *, fence: int | None = None) -> EndedLease:
-        """Releases a lease of any state."""
+        """Release a lease in any state."""
         request = ReleaseRequest(lease_id=lease_id, fence=fence)
         return (await self._client.call(request, ReleaseAnswer, timeout=self._timeout, token=self._token)).lease
 
     async def list(self, *, after: str = "", limit: int = 100) -> ListAnswer:
-        """This requester's leases, ordered by id; with the first page those that the owner evicted."""
+        """One page of this requester's leases, ordered by id. The first page also has the leases that the owner
+        evicted.
+        """
         return await self._client.call(
             ListRequest(after=after, limit=limit), ListAnswer, timeout=self._timeout, token=self._token
         )

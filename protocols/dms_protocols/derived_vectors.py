@@ -1,7 +1,7 @@
-"""Test vectors of what both sides compute: signed envelopes, and digests of numbers that encoders get wrong.
+"""Test vectors of what both sides compute: signed envelopes, and digests of numbers that encoders often get wrong.
 
-The envelopes are those of libp2p (RFC 0002, "Signed Envelopes"). They are put together here from their parts, because
-this package knows no libp2p. A test opens each with the code that a peer runs.
+The envelopes are those of libp2p (RFC 0002, "Signed Envelopes"). They are assembled here from their parts, because this
+package does not use libp2p. A test opens each of them with the code that a peer runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEY_HEAD: Final = bytes.fromhex("08011220")
 
 
 def number_vectors() -> dict[str, Any]:
-    """A request with what encoders get wrong, and its digest in each version of `/dms/bid`."""
+    """A request with values that encoders often get wrong, and its digest in each version of `/dms/bid`."""
     ensemble = {
         "id": "ensemble-é",
         "nonce": 2**63 - 1,
@@ -47,7 +47,7 @@ def number_vectors() -> dict[str, Any]:
 
 
 def envelope_vectors(domain: str, payload_type: bytes, payload: bytes) -> dict[str, Any]:
-    """The parts of an envelope, the bytes that are signed, the envelope, and refused variants of it."""
+    """The parts of an envelope, the bytes that are signed, the envelope, and invalid variants of it."""
     good = _envelope(domain, payload_type, payload)
     refused = (
         ("a changed signature", good[:-1] + bytes((good[-1] ^ 1,)), "bad_signature"),
@@ -72,7 +72,7 @@ def _envelope(domain: str, payload_type: bytes, payload: bytes) -> bytes:
     key = SigningKey(_SEED)
     signature = key.sign(_signed_bytes(domain, payload_type, payload)).signature
     public_key = _KEY_HEAD + bytes(key.verify_key)
-    # The fields 1, 2, 3 and 5 of the message Envelope, all of them length-delimited.
+    # The fields 1, 2, 3 and 5 of the message Envelope. All of them are length-delimited.
     fields = ((b"\x0a", public_key), (b"\x12", payload_type), (b"\x1a", payload), (b"\x2a", signature))
     return b"".join(tag + encode_varint(len(value)) + value for tag, value in fields)
 

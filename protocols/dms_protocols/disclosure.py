@@ -1,4 +1,4 @@
-"""What of a machine's hardware other peers are told."""
+"""Which parts of a hardware description other peers may see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Described = TypeVar("Described", Resources, FreeResources, OnboardedResources)
 def for_strangers(resources: Described) -> Described:
     """The same resources without the PCI addresses of the GPUs, which only the machine's own executor needs.
 
-    The uuids stay: a bid names the devices that would be given, and a demand may ask for one.
+    The uuids stay: a bid names the devices that the requester would get, and a demand may name one.
     """
     if not any(gpu.pci_address for gpu in resources.gpus):
         return resources

@@ -10,7 +10,7 @@
     ├── BusyError                    busy                          a retry helps, after `retry_after` seconds
     ├── DeadlineExceededError        deadline_exceeded             a retry may help
     ├── ConnectionLostError          connection_lost               a retry on another stream may help
-    ├── AnswerTooLargeError          answer_too_large              ask for less
+    ├── AnswerTooLargeError          answer_too_large              request less
     ├── EnvelopeError                bad_envelope, bad_signature
     ├── BidError                     not_your_bid, not_my_bid, bid_expired, bad_bid
     ├── AccessError                  forbidden, token_required, token_invalid, token_expired, token_revoked,
@@ -22,8 +22,8 @@
     ├── InternalError                internal                      a fault of the side that answers
     └── RemoteError                  whatever code the other side sent
 
-The errors of the ledger keep their own hierarchy in `dms_resources`; `dms_protocols.wire.error_bodies` is the one place
-where both become the body of an answer.
+The errors of the ledger keep their own hierarchy in `dms_resources`. `dms_protocols.wire.error_bodies` is the one place
+where errors of both kinds become the body of an answer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
 
 
 class ProtocolError(Exception):
-    """The base of all errors that a protocol raises; `code` is stable, the message is for people."""
+    """The base of all errors of the protocols. `code` is stable; the message is for people."""
 
     default_code: ClassVar[str] = "internal"
 
@@ -65,19 +65,19 @@ class ProtocolError(Exception):
 
 
 class FrameError(ProtocolError):
-    """Further frames of the byte stream cannot be read; it has to be closed."""
+    """No further frames of the byte stream can be read. The stream has to be closed."""
 
     default_code = "bad_frame"
 
 
 class CBORError(ProtocolError):
-    """The bytes are not one map of the CBOR that this wire allows."""
+    """The bytes are not exactly one map in the subset of CBOR that the protocols allow."""
 
     default_code = "bad_cbor"
 
 
 class MessageError(ProtocolError):
-    """A field of a message is missing or invalid; `path` names the field where it is known."""
+    """A field of a message is missing or invalid. `path` names the field if it is known."""
 
     default_code = "bad_message"
 
@@ -93,7 +93,7 @@ class UnknownOperationError(ProtocolError):
 
 
 class BusyError(ProtocolError):
-    """Too much runs already; a retry after `retry_after` seconds may succeed."""
+    """A limit is reached. A retry after `retry_after` seconds may succeed."""
 
     default_code = "busy"
 
@@ -103,42 +103,42 @@ class BusyError(ProtocolError):
 
 
 class DeadlineExceededError(ProtocolError):
-    """No answer came in time; whether the operation took place is unknown."""
+    """The answer did not arrive in time. It is unknown whether the operation took place."""
 
     default_code = "deadline_exceeded"
 
 
 class ConnectionLostError(ProtocolError):
-    """The stream ended before the answer; whether the operation took place is unknown."""
+    """The stream ended before the answer arrived. It is unknown whether the operation took place."""
 
     default_code = "connection_lost"
 
 
 class AnswerTooLargeError(ProtocolError):
-    """The answer would not fit into a frame."""
+    """The answer would exceed the size of a frame."""
 
     default_code = "answer_too_large"
 
 
 class EnvelopeError(ProtocolError):
-    """A signed envelope cannot be read (`bad_envelope`) or its signature does not hold (`bad_signature`)."""
+    """A signed envelope cannot be read (`bad_envelope`), or its signature is invalid (`bad_signature`)."""
 
     default_code = "bad_envelope"
 
 
 class BidError(ProtocolError):
-    """A bid is genuine but cannot be used here: `not_your_bid`, `not_my_bid`, `bid_expired` or `bad_bid`."""
+    """A bid has a valid signature but cannot be used: `not_your_bid`, `not_my_bid`, `bid_expired` or `bad_bid`."""
 
     default_code = "bad_bid"
 
 
 class AccessError(ProtocolError):
-    """The owner does not let this caller do that.
+    """The owner does not allow the request of this caller.
 
-    `forbidden`: not with any token; `token_required`: not without one. Of the token that came: `token_invalid`
-    (changed, not understood, or granted by a peer that is not trusted here), `token_expired`, `token_revoked`,
-    `token_not_for_this` (another operation), `token_not_yours` (for other peers), `token_not_here` (for other
-    providers). The ledger knows what is outstanding under a token: `token_exceeded` is one of its errors.
+    `forbidden`: no token would help. `token_required`: a token would help. The other codes are about the token that was
+    sent: `token_invalid` (changed, not understood, or granted by a peer that is not trusted here), `token_expired`,
+    `token_revoked`, `token_not_for_this` (for another operation), `token_not_yours` (for other peers), `token_not_here`
+    (for other providers). `token_exceeded` is an error of the ledger, which knows what is outstanding under a token.
     """
 
     default_code = "forbidden"
@@ -152,8 +152,9 @@ class AdvertError(ProtocolError):
 
 
 class BroadcastError(ProtocolError):
-    """A broadcast request (`bad_broadcast`, `broadcast_expired`) or an answer to one (`not_waiting`,
-    `delivered_already`) that is not accepted."""
+    """A broadcast request is not accepted (`bad_broadcast`, `broadcast_expired`), or an answer to one is not accepted
+    (`not_waiting`, `delivered_already`).
+    """
 
     default_code = "bad_broadcast"
 
@@ -170,13 +171,13 @@ class JobError(ProtocolError):
 
 
 class InternalError(ProtocolError):
-    """The side that answers has a fault; its log has the details."""
+    """The answering side has a fault. Its log has the details."""
 
     default_code = "internal"
 
 
 class RemoteError(ProtocolError):
-    """The other side answered with an error; `details` is the whole error map as it came."""
+    """The other side answered with an error. `details` is the whole error map."""
 
     def __init__(self, message: str, *, code: str, details: Mapping[str, Any]) -> None:
         super().__init__(message, code=code)
@@ -184,7 +185,7 @@ class RemoteError(ProtocolError):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds after which a retry may succeed, where the other side said so."""
+        """Seconds after which a retry may succeed; None if the other side did not say."""
         value = self.details.get("retry_after")
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 

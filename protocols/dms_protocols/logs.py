@@ -1,4 +1,4 @@
-"""Log lines that a peer can cause, bounded in number."""
+"""Limits the number of log lines that a peer can cause."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["LimitedLog"]
 
 
 class LimitedLog:
-    """Passes on at most `lines` lines at once, and on average `lines` per `period` seconds; counts the others.
+    """Passes at most `lines` lines at once, and on average `lines` per `period` seconds. It counts the other lines.
 
-    The next line that passes is preceded by one that says how many were held back.
+    Before the next line that passes, it logs how many lines were dropped.
     """
 
     def __init__(self, logger: logging.Logger, *, lines: int = 20, period: float = 60.0) -> None:
@@ -22,11 +22,11 @@ class LimitedLog:
         self._held_back = 0
 
     def error(self, message: str, *values: object, now: float | None = None) -> None:
-        """Log one line at level ERROR; `now` (seconds, monotonic) is for tests."""
+        """Log one line at level ERROR. `now` (seconds, monotonic) is for tests."""
         self.log(logging.ERROR, message, *values, now=now)
 
     def log(self, level: int, message: str, *values: object, now: float | None = None) -> None:
-        """Log one line at `level`; `now` (seconds, monotonic) is for tests."""
+        """Log one line at `level`. `now` (seconds, monotonic) is for tests."""
         if not self._logger.isEnabledFor(level):
             return
         if not self._lines.take(time.monotonic() if now is None else now):

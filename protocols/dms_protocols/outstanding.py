@@ -1,7 +1,7 @@
-"""What callers may have outstanding at this peer: their share of what is onboarded, and for how long.
+"""What callers may have outstanding at this peer: how large a part of what is onboarded, and for how long.
 
-A stranger is a caller that the access rules do not list and that shows no token. What strangers at one address have
-outstanding counts together, because one machine can have any number of peer ids.
+A stranger is a caller that the access rules do not list and that sends no token. What strangers at the same address
+have outstanding is added up, because one machine can have any number of peer ids.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .rpc.operations import Caller
 __all__ = ["OutstandingShares"]
 
 _WHOLE = 1000
-# A part of a small offer that no job can run in would be no offer at all.
+# Strangers always get at least this much: in a smaller part of a small offer no job could run.
 _LEAST_MILLICORES = 1000
 _LEAST_BYTES = GIB
 _STRANGERS = "all peers at one address, unknown to the owner,"
 
 
 class OutstandingShares:
-    """The shares of a peer's callers; those on this machine's own socket have no bounds but the machine's."""
+    """The shares of a peer's callers. Callers on this machine's own socket are limited by the machine alone."""
 
     def __init__(self, manager: ResourceManager, shares: Shares) -> None:
         self._manager = manager
@@ -35,7 +35,7 @@ class OutstandingShares:
         self._strangers: tuple[OnboardedResources | None, Allowance] | None = None
 
     def of(self, caller: Caller) -> HolderShare | None:
-        """What this caller, and all together, may have outstanding."""
+        """What this caller, and what all callers together, may have outstanding. None if there is no limit."""
         if caller.local:
             return None
         onboarded = self._manager.get_onboarded_resources()
@@ -44,7 +44,9 @@ class OutstandingShares:
         return self._share
 
     def accounts(self, caller: Caller) -> tuple[Account, ...]:
-        """What a lease of this caller is charged to: its grants, or as a stranger the share of its address."""
+        """The accounts to which a lease of this caller is charged: its grants or, for a stranger, the account of its
+        address.
+        """
         if caller.grants is not None:
             return caller.grants.accounts
         if caller.local or caller.known or self._shares.stranger_capacity == _WHOLE:
@@ -59,7 +61,7 @@ class OutstandingShares:
         return self._strangers[1]
 
     def check_ttl(self, ttl: float, caller: Caller) -> None:
-        """Raises ShareError when `ttl` seconds more are longer than callers may have."""
+        """Raise ShareError if a commitment of this caller may not last for `ttl` seconds more."""
         if ttl > self._share.longest_ttl and not caller.local:
             raise too_long(ttl, self._share.longest_ttl)
 
@@ -73,7 +75,7 @@ class OutstandingShares:
 
 def _allowance(share: Share, onboarded: OnboardedResources | None) -> Allowance:
     if onboarded is None or share.capacity == _WHOLE:
-        # The ledger itself keeps to what is onboarded.
+        # The ledger itself never commits more than what is onboarded.
         return Allowance(leases=share.commitments)
     return Allowance(
         millicores=_part(onboarded.cpu.cores.millicores, share),

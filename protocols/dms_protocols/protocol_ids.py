@@ -1,8 +1,8 @@
-"""The names under which libp2p offers these protocols, each with its semantic version.
+"""The protocol ids under which libp2p offers these protocols, each with its semantic version.
 
-A provider serves every version that it knows, side by side. A client offers all that it knows, the newest first, and
-multistream-select picks the first that the provider has: a client that speaks 1.1 and a provider of 1.0 meet at 1.0,
-and the other way round. The difference between two versions of bids is in one place (`bidding.versions`).
+A provider serves every version that it knows, side by side. A client offers all versions that it knows, the newest
+first, and multistream-select chooses the first that the provider has. A client that speaks 1.1 and a provider of 1.0
+use 1.0, and vice versa. The difference between two versions of bids is in one place (`bidding.versions`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 RESOURCES_PROTOCOL: Final = "/dms/resources/1.0.0"
-"""Queries: what a peer has, has free and uses."""
+"""Queries: what a peer has, what is free and what is in use."""
 BID_PROTOCOL: Final = "/dms/bid/1.0.0"
 """Bid requests and signed bids."""
 BID_PROTOCOL_1_1: Final = "/dms/bid/1.1.0"
@@ -36,13 +36,13 @@ BID_PROTOCOL_1_1: Final = "/dms/bid/1.1.0"
 ALLOCATION_PROTOCOL: Final = "/dms/allocation/1.0.0"
 """Leases: commit, renew, allocate, release and list."""
 ALLOCATION_PROTOCOL_1_1: Final = "/dms/allocation/1.1.0"
-"""The same, with allocations that end unless they are renewed, and with evictions."""
+"""The same, with allocations that end unless they are renewed, and with reported evictions."""
 PEERS_PROTOCOL: Final = "/dms/peers/1.0.0"
 """The exchange of capacity adverts."""
 BID_DELIVERY_PROTOCOL: Final = "/dms/bid-delivery/1.0.0"
 """Answers to broadcast bid requests."""
 KADEMLIA_PROTOCOL: Final = "/dms/kad/1.0.0"
-"""libp2p's kad-dht under a prefix of its own, apart from the public IPFS network."""
+"""libp2p's kad-dht under a prefix of its own, separate from the public IPFS network."""
 
 _KNOWN: Final = (
     RESOURCES_PROTOCOL,
@@ -61,7 +61,7 @@ Served = TypeVar("Served")
 
 @dataclass(frozen=True, slots=True, order=True)
 class ProtocolID:
-    """The name of a protocol and its semantic version; of the same name, the newer version is the greater one."""
+    """The name of a protocol and its semantic version. Of two with the same name, the newer version is greater."""
 
     name: str
     major: int
@@ -70,7 +70,7 @@ class ProtocolID:
 
     @classmethod
     def parse(cls, text: str) -> ProtocolID:
-        """Read "/dms/bid/1.0.0"; raises ValueError for text of another form."""
+        """Read "/dms/bid/1.0.0". Raises ValueError for text of another form."""
         found = _FORM.fullmatch(text)
         if found is None:
             raise ValueError(f"{text!r} is no protocol id with a version")
@@ -81,18 +81,20 @@ class ProtocolID:
 
 
 def newest_first(protocols: Iterable[str]) -> list[str]:
-    """Versions of one protocol in the order in which a client offers them. Raises ValueError as `parse` does."""
+    """Versions of one protocol in the order in which a client offers them. Raises ValueError like `parse`."""
     return sorted(protocols, key=ProtocolID.parse, reverse=True)
 
 
 def versions_of(protocol: str) -> list[str]:
-    """All versions of this protocol that this package speaks, the newest first; itself alone where it knows none."""
+    """All versions of this protocol that this package speaks, the newest first. An unknown protocol id is returned
+    alone.
+    """
     name = protocol.rpartition("/")[0]
     return newest_first(known for known in _KNOWN if known.rpartition("/")[0] == name) or [protocol]
 
 
 def newest_of_each(served: Mapping[str, Served]) -> dict[str, Served]:
-    """The newest version of each served protocol, for streams that negotiate none."""
+    """The newest version of each served protocol, for streams on which no version is negotiated."""
     newest: dict[str, str] = {}
     for protocol in sorted(served, key=ProtocolID.parse):
         newest[ProtocolID.parse(protocol).name] = protocol

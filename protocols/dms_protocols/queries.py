@@ -1,6 +1,6 @@
 """Answers `/dms/resources/1.0.0` from a resource manager.
 
-Each answer is encoded once for each version of the ledger, and sent again until something changes.
+Each answer is encoded once for each version of the ledger, and the bytes are sent again until the ledger changes.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class _Queries:
         return onboarded
 
     def _public_machine(self) -> MachineResources:
-        # Other peers do not need the addresses of the owner's networks.
+        # Other peers do not need to know the addresses of the owner's networks.
         return msgspec.structs.replace(self._manager.machine, network=NetworkInfo())
 
 

@@ -6,9 +6,9 @@ __all__ = ["TokenBucket"]
 
 
 class TokenBucket:
-    """Tokens that come at `rate` per second and gather up to `burst`. The bucket is full at first.
+    """Tokens that are added at `rate` per second, up to `burst`. The bucket is full at first.
 
-    It reads no clock: the caller passes the time (`now`, in seconds, monotonic) of whichever clock it has.
+    It reads no clock: the caller passes the time (`now`, in seconds, monotonic).
     """
 
     __slots__ = ("_at", "_burst", "_level", "_rate")
@@ -20,7 +20,7 @@ class TokenBucket:
         self._at = now
 
     def take(self, now: float, count: int = 1) -> bool:
-        """Take `count` tokens, or none where there are fewer. Returns whether they were taken."""
+        """Take `count` tokens, or none if there are fewer. Returns whether they were taken."""
         self._fill(now)
         if self._level < count:
             return False
@@ -28,7 +28,7 @@ class TokenBucket:
         return True
 
     def wait(self, now: float) -> float:
-        """The seconds until there will be a token."""
+        """The seconds until one token is available."""
         self._fill(now)
         return max(0.0, 1 - self._level) / self._rate
 
@@ -37,7 +37,7 @@ class TokenBucket:
         self._level = min(self._burst, self._level + count)
 
     def full_at(self) -> float:
-        """When the bucket will be full again if nothing is taken."""
+        """The time at which the bucket will be full again if no token is taken."""
         return self._at + (self._burst - self._level) / self._rate
 
     def _fill(self, now: float) -> None:

@@ -1,8 +1,8 @@
 """Test vectors of the wire, for clients in any language: `python -m dms_protocols.vectors` prints them as JSON.
 
-`frames` are whole frames in hexadecimal with the message that they hold (byte strings as {"hex": …}) and the protocol
-that they belong to. `refused` are bytes that a service of that protocol answers with an error of that code. `derived`
-are values that both sides compute.
+`frames` are whole frames in hexadecimal, each with its message (byte strings as {"hex": …}) and its protocol. `refused`
+are bytes that a service of that protocol answers with an error of that code. `derived` are values that both sides
+compute.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ _REASONS: Final = (
     ),
 )
 _REFUSED_TWICE: Final = refusal("node-3", _REASONS)
-# Made once: each token has keys of its own, drawn when it is made.
+# Stored, because every new token has new random keys.
 _TOKEN: Final = bytes.fromhex(
     "12e5010a7b0a0a6772616e7465645f62790a056c696d69740a0a6d696c6c69636f7265730a0467707573180322090a07088008120218"
     "07220f0a0d0881081203188208120310c03e220e0a0c08810812031883081202100132260a240a02081b12060805120208051a160a04"
@@ -328,7 +328,7 @@ def _refused() -> Iterator[tuple[str, str, str, str]]:
     for meaning, data, code in _BAD_LENGTHS:
         yield meaning, RESOURCES_PROTOCOL, data, code
     for meaning, payload, code in _BAD_PAYLOADS:
-        # An operation of another protocol would be unknown.
+        # This protocol has the operation, so that only the missing field is the error.
         protocol = ALLOCATION_PROTOCOL_1_1 if meaning == _MISSING else RESOURCES_PROTOCOL
         yield meaning, protocol, encode_frame(payload).hex(), code
 

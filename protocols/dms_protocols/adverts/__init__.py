@@ -1,1 +1,1 @@
-"""Adverts of free capacity, their exchange, and broadcast requests."""
+"""Adverts of free capacity and their exchange, and broadcast requests for bids."""

@@ -1,11 +1,11 @@
-"""Signed capacity adverts: made, opened, and kept in a table of bounded size.
+"""Signed capacity adverts: creating them, checking them, and a table of bounded size that holds them.
 
 Rules:
 
-1. An advert is valid if its envelope is, if it names its signer, if it was issued in the past (but for the difference
-   of two clocks), and until its time to live is over.
-2. The table keeps the advert with the highest sequence number of each peer, so that a replayed old one does no harm.
-3. A full table drops the advert that is nearest to its end. A stranger that floods it with short-lived adverts
+1. An advert is valid if its envelope is valid, it names its signer, it was not issued in the future (apart from a
+   difference between the clocks), and its time to live has not ended.
+2. The table keeps the advert with the highest sequence number of each peer. A replayed old advert has no effect.
+3. A full table drops the advert that expires next. A stranger that floods the table with short-lived adverts
    displaces its own.
 4. The cost of an advert grows with the logarithm of the size of the table.
 """
@@ -39,12 +39,12 @@ __all__ = ["CLOCK_SKEW", "AdvertTable", "HeldAdvert", "Verdict", "could_hold", "
 CLOCK_SKEW: Final = 60.0
 """Seconds by which the signer's clock may be ahead of ours."""
 
-# The heap keeps entries of replaced adverts; above this many times the table it is built anew.
+# The heap keeps entries of replaced adverts. It is rebuilt when it has this many times the entries of the table.
 _HEAP_SLACK: Final = 4
 
 
 def seal_advert(advert: CapacityAdvert, signer: Signer) -> bytes:
-    """The signed envelope of an advert. Raises AdvertError `bad_advert` above MAX_ADVERT_SIZE bytes."""
+    """The signed envelope of an advert. Raises AdvertError `bad_advert` if it has more than MAX_ADVERT_SIZE bytes."""
     raw = signer.sign(ADVERT_DOMAIN, ADVERT_PAYLOAD_TYPE, sealed_bytes(advert))
     if len(raw) > MAX_ADVERT_SIZE:
         raise AdvertError(f"an advert has at most {MAX_ADVERT_SIZE} bytes, not {len(raw)}")
@@ -52,10 +52,10 @@ def seal_advert(advert: CapacityAdvert, signer: Signer) -> bytes:
 
 
 def open_advert(raw: bytes, opener: EnvelopeOpener, *, now: float) -> CapacityAdvert:
-    """The advert in an envelope that holds at `now` (Unix seconds), signed by the peer that it names.
+    """The advert in an envelope, if it is valid at `now` (Unix seconds) and signed by the peer that it names.
 
-    Raises EnvelopeError, or AdvertError `bad_advert`, `advert_expired` or `advert_ahead`; nothing else, whatever the
-    bytes.
+    For any other bytes it raises EnvelopeError, or AdvertError `bad_advert`, `advert_expired` or `advert_ahead`. It
+    raises nothing else.
     """
     if len(raw) > MAX_ADVERT_SIZE:
         raise AdvertError(f"{len(raw)} bytes are too many for an advert")
@@ -74,7 +74,7 @@ def open_advert(raw: bytes, opener: EnvelopeOpener, *, now: float) -> CapacityAd
 
 
 def could_hold(advert: CapacityAdvert, node: NodeRequest) -> bool:
-    """Whether the node might run at this provider, by its advert."""
+    """Whether this provider might run the node, according to its advert."""
     ports = len(node.public_ports.static) + node.public_ports.dynamic
     return (
         would_fit(advert.free, node.resources)
@@ -86,21 +86,22 @@ def could_hold(advert: CapacityAdvert, node: NodeRequest) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HeldAdvert:
-    """An advert of the table and the envelope to pass it on with."""
+    """An advert in the table, and the envelope in which it can be passed on."""
 
     advert: CapacityAdvert
     raw: bytes
 
     def age(self, now: float) -> float:
-        """The age of its figures (seconds) at `now` (Unix seconds)."""
+        """The age of the figures in seconds; `now` is in Unix seconds."""
         return max(0.0, now - self.advert.issued_at)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of an advert: `new` (kept), `old` or `invalid`.
+    """What the table did with an advert: `new` (kept), `old` or `invalid`.
 
-    `code` says why it is invalid; of an old one, that another is known (`old_advert`) and not this very one ("").
+    `code` says why an advert is invalid. For an old advert, `code` is `old_advert` if a later one is known, and empty
+    if exactly this one is known.
     """
 
     outcome: Literal["new", "old", "invalid"]
@@ -109,7 +110,7 @@ class Verdict:
 
 
 class AdvertTable:
-    """The adverts of other peers, `most` at most, by peer. `clock` tells the Unix time in seconds."""
+    """The adverts of other peers, by peer id; at most `most` of them. `clock` returns the Unix time in seconds."""
 
     def __init__(
         self,
@@ -120,14 +121,16 @@ class AdvertTable:
         clock: Callable[[], float] = time.time,
         on_new: Callable[[CapacityAdvert], None] = lambda advert: None,
     ) -> None:
-        """`own_id` is whose adverts are no news here; `on_new` gets every advert that is kept."""
+        """Make an empty table. Adverts of the peer `own_id` are ignored. `on_new` is called with every advert that is
+        kept.
+        """
         self._opener = opener
         self._own_id = own_id
         self._most = most
         self._clock = clock
         self._on_new = on_new
         self._held: dict[str, HeldAdvert] = {}
-        # The same bytes come from many peers: they are checked once.
+        # Many peers send the same bytes. They are checked once.
         self._known: dict[bytes, HeldAdvert] = {}
         self._order: list[str] = []
         self._ends: list[tuple[float, str, int]] = []
@@ -136,14 +139,16 @@ class AdvertTable:
         return len(self._held)
 
     def get(self, peer_id: str) -> HeldAdvert | None:
-        """The advert of one peer, if it still holds."""
+        """The advert of one peer, or None if there is none or it has expired."""
         held = self._held.get(peer_id)
         return held if held is not None and held.advert.expires_at >= self._clock() else None
 
     # Taking in
 
     def accept(self, raw: bytes, *, sender: str | None = None) -> Verdict:
-        """Keep an advert if it is valid and new. With a `sender`, only its own is valid. Raises nothing."""
+        """Keep an advert if it is valid and new. If `sender` is given, only an advert of this peer is valid. Raises
+        nothing.
+        """
         try:
             return self._accept(raw, sender)
         except ProtocolError as error:
@@ -173,7 +178,7 @@ class AdvertTable:
         return Verdict("old", advert=advert)
 
     def forget(self, peer_id: str) -> None:
-        """Drop the advert of a peer, such as one that is gone."""
+        """Drop the advert of a peer, for example of one that has left."""
         if peer_id in self._held:
             self._drop(peer_id)
 
@@ -201,7 +206,7 @@ class AdvertTable:
             self._drop(self._ends[0][1])
 
     def _pop_replaced(self) -> None:
-        # What is left at the top is the end of an advert that is held.
+        # Now the top of the heap belongs to an advert that the table holds.
         while self._ends:
             held = self._held.get(self._ends[0][1])
             if held is not None and _end(held) == self._ends[0]:
@@ -211,7 +216,7 @@ class AdvertTable:
     # Looking up
 
     def some(self, most: int) -> tuple[HeldAdvert, ...]:
-        """At most `count` adverts, chosen at random."""
+        """At most `most` adverts, chosen at random."""
         now = self._clock()
         chosen = random.sample(self._order, min(most, len(self._order)))
         return tuple(held for held in map(self._held.__getitem__, chosen) if held.advert.expires_at >= now)
@@ -219,9 +224,10 @@ class AdvertTable:
     def page(
         self, after: str, *, limit: int, examine: int, demand: Demand | None = None
     ) -> tuple[tuple[HeldAdvert, ...], str]:
-        """At most `limit` adverts after a peer id, and where the next page begins ("": nowhere).
+        """At most `limit` adverts after a peer id, and the peer id after which the next page begins ("" after the last
+        page).
 
-        With a `demand`, those that have enough free; `examine` bounds how many are examined.
+        With a `demand`, only adverts with enough free capacity are returned. At most `examine` adverts are examined.
         """
         now = self._clock()
         found: list[HeldAdvert] = []
@@ -236,9 +242,10 @@ class AdvertTable:
         return tuple(found), after if self._order and after < self._order[-1] else ""
 
     def matching(self, ensemble: EnsembleRequest) -> tuple[HeldAdvert, ...]:
-        """Those of peers that could have held some node: the tightest fit first, of equal ones the freshest.
+        """The adverts of peers that could have held at least one node: the tightest fit first; among equals, the
+        freshest.
 
-        Looks at the whole table.
+        It examines the whole table.
         """
         now, excluded = self._clock(), frozenset(ensemble.peer_exclusion)
         found: list[tuple[float, float, str]] = []
@@ -251,12 +258,14 @@ class AdvertTable:
                 if could_hold(held.advert, node)
             ]
             if fits:
-                # In tenths, so that of peers that fit about as well the freshest figure counts.
+                # Rounded to tenths, so that among peers that fit about equally well the freshest figure comes first.
                 found.append((-round(max(fits), 1), held.age(now), peer_id))
         return tuple(self._held[peer_id] for _, _, peer_id in sorted(found))
 
     def share_able(self, ensemble: EnsembleRequest, *, examine: int) -> float:
-        """The part of peers that could hold some node, by the examined adverts; 1 where there are none."""
+        """The share (0 to 1) of peers that could hold at least one node, from the examined adverts; 1 if there are
+        none.
+        """
         looked_at = tuple(islice(self._held.values(), examine))
         able = sum(any(could_hold(held.advert, node) for node in ensemble.request) for held in looked_at)
         return able / len(looked_at) if looked_at else 1.0
@@ -267,7 +276,7 @@ def _end(held: HeldAdvert) -> tuple[float, str, int]:
 
 
 def _tightness(free: FreeResources, demand: Demand) -> float:
-    """How much of what is free the demand would take, from 0 to 1, over the dimensions in which it asks for some."""
+    """The part of the free capacity that the demand would take, averaged over the demanded dimensions: 0 to 1."""
     shares = [
         asked / there
         for asked, there in (

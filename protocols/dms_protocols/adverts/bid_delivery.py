@@ -1,6 +1,6 @@
-"""Both sides of `/dms/bid-delivery/1.0.0`, by which bids on a broadcast request reach the requester.
+"""Both sides of `/dms/bid-delivery/1.0.0`, which carries the bids on a broadcast request to the requester.
 
-A peer delivers once for each request, only its own bids, and only while the requester waits. Other deliveries are
+A peer may deliver once for each request, only its own bids, and only while the requester waits. Other deliveries are
 refused.
 """
 
@@ -30,7 +30,7 @@ _TIMEOUT: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class DeliveredBids:
-    """The delivery of one provider: checked bids, and refusals of other nodes."""
+    """The delivery of one provider: the checked bids, and the refusals of other nodes."""
 
     peer_id: str
     bids: Bids
@@ -45,7 +45,7 @@ class _Waiting:
 
 
 class Deliveries:
-    """Receives deliveries for one requester; `operations` serves the protocol for all its searches."""
+    """Receives the deliveries for one requester. `operations` serves the protocol for all searches of the requester."""
 
     def __init__(self, opener: EnvelopeOpener, *, requester: str, clock: Callable[[], float] = time.time) -> None:
         self._checker = BidChecker(opener, requester, clock)
@@ -56,9 +56,9 @@ class Deliveries:
 
     @contextmanager
     def expected(self, broadcast: OpenedBroadcast, *, most: int) -> Iterator[trio.MemoryReceiveChannel[DeliveredBids]]:
-        """The deliveries for a request while the block runs, of at most `most` peers.
+        """The deliveries for a request, of at most `most` peers, while the block runs.
 
-        Raises BroadcastError `bad_broadcast` when a search waits for the same request already.
+        Raises BroadcastError `bad_broadcast` if another search already waits for the same request.
         """
         key = (broadcast.ensemble.id, broadcast.ensemble.nonce)
         if key in self._waiting:
@@ -83,13 +83,13 @@ class Deliveries:
             for raw in request.bids
         )
         waiting.delivered.add(caller.peer_id)
-        # The channel has space for all that may deliver.
+        # The channel has a slot for each peer that may deliver.
         waiting.arrived.send_nowait(DeliveredBids(caller.peer_id, Bids(bids, request.refusals)))
         return DeliverBidsAnswer()
 
 
 class BidDeliveryClient:
-    """Asks `/dms/bid-delivery/1.0.0` of one requester."""
+    """A client of `/dms/bid-delivery/1.0.0` at one requester."""
 
     def __init__(self, client: Client, *, timeout: float = _TIMEOUT) -> None:
         self._client = client

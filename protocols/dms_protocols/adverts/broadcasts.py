@@ -1,6 +1,6 @@
-"""Broadcast requests for bids: made, opened, and recognized when they come again.
+"""Broadcast requests for bids: creating and checking them, and recognizing copies.
 
-The bids on a broadcast have the digest of `/dms/bid/1.1.0`, whichever version the peers speak otherwise.
+Bids on a broadcast have the digest of `/dms/bid/1.1.0`, whichever version the peers otherwise speak.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ from .adverts import CLOCK_SKEW
 __all__ = ["BROADCAST_BIDS", "OpenedBroadcast", "SeenBroadcasts", "open_broadcast", "seal_broadcast"]
 
 BROADCAST_BIDS: Final = BID_1_1
-"""The version in which a broadcast is bid on."""
+"""The version of `/dms/bid` that bids on a broadcast use."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedBroadcast:
-    """A broadcast request that was opened and checked, and its ensemble."""
+    """A broadcast request whose envelope was opened and checked, and its ensemble."""
 
     request: BroadcastRequest
     ensemble: EnsembleRequest
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """The requester, the ensemble id and the nonce, which together identify a request."""
+        """The requester, the ensemble id and the nonce. Together they identify a request."""
         return self.request.requester, self.ensemble.id, self.ensemble.nonce
 
 
 def seal_broadcast(request: BroadcastRequest, signer: Signer) -> bytes:
-    """The signed envelope of a request. Raises BroadcastError `bad_broadcast` above MAX_BROADCAST_SIZE bytes."""
+    """The signed envelope of a request. Raises BroadcastError `bad_broadcast` if it has more than MAX_BROADCAST_SIZE
+    bytes.
+    """
     raw = signer.sign(BROADCAST_DOMAIN, BROADCAST_PAYLOAD_TYPE, sealed_bytes(request))
     if len(raw) > MAX_BROADCAST_SIZE:
         raise BroadcastError(f"a broadcast has at most {MAX_BROADCAST_SIZE} bytes, not {len(raw)}")
@@ -53,10 +55,10 @@ def seal_broadcast(request: BroadcastRequest, signer: Signer) -> bytes:
 
 
 def open_broadcast(raw: bytes, opener: EnvelopeOpener, *, now: float) -> OpenedBroadcast:
-    """The request in an envelope, signed by the requester that it names, whose deadline has not passed at `now`.
+    """The request in an envelope, if the requester that it names has signed it and its deadline is after `now`.
 
-    Raises EnvelopeError, or BroadcastError `bad_broadcast` or `broadcast_expired` (its time is not now, by this clock);
-    nothing else, whatever the bytes.
+    For any other bytes it raises EnvelopeError, or BroadcastError `bad_broadcast` or `broadcast_expired` (by the clock
+    of this peer, the request has expired or lies in the future). It raises nothing else.
     """
     if len(raw) > MAX_BROADCAST_SIZE:
         raise BroadcastError(f"{len(raw)} bytes are too many for a broadcast")
@@ -76,7 +78,9 @@ def open_broadcast(raw: bytes, opener: EnvelopeOpener, *, now: float) -> OpenedB
 
 
 class SeenBroadcasts:
-    """The requests that were seen, until their deadlines; above `most` the oldest is forgotten."""
+    """The requests that this peer has seen, until their deadlines. If there are more than `most`, the oldest is
+    forgotten.
+    """
 
     def __init__(self, most: int = 8192) -> None:
         self._seen: BoundedDict[tuple[str, str, int], float] = BoundedDict(most)
@@ -85,7 +89,7 @@ class SeenBroadcasts:
         return len(self._seen)
 
     def add(self, broadcast: OpenedBroadcast, *, now: float) -> bool:
-        """Remember a request; whether it was new."""
+        """Remember a request. Returns whether it was new."""
         self._seen.drop_oldest_while(lambda deadline: deadline < now)
         if broadcast.key in self._seen:
             return False

@@ -1,14 +1,16 @@
-"""Capability classes: what a provider announces and a requester looks up, when neither knows the other.
+"""Capability classes: a provider announces them and a requester looks them up, before they know each other.
 
-A class is one dimension at a power of two ("vram ≥ 16 GiB", "cores ≥ 8"). A provider is in every class that its *free*
-capacity reaches. A requester looks up the rarest class that its demand needs, and queries only the peers in it.
+A class is a minimum for one dimension, a power of two ("vram ≥ 16 GiB", "cores ≥ 8"). A provider is in each class that
+its *free* capacity reaches. A requester looks up the rarest class that its demand needs, and queries only the peers in
+it.
 
 Rules:
-1. The class that is looked up is never above the demand, so that no peer that could take the job is missed. A peer that
-   is found may still have too little (16 GiB of VRAM where 20 are needed): the class only narrows the search.
-2. Each dimension has a lowest and a highest class, so that a provider announces few records, whatever its machine.
-   A demand below the lowest needs no class in that dimension, but one core at least; above the highest, the highest.
-3. The key of a class follows from its name alone, so that all languages and versions meet.
+1. The class that is looked up never exceeds the demand, so that the lookup misses no peer that could run the job. A
+   peer that is found may still have too little (16 GiB of VRAM for a demand of 20): the class only narrows the search.
+2. Each dimension has a lowest and a highest class, so that a provider announces few records, however large its machine
+   is. A demand below the lowest class needs no class in this dimension; every demand needs at least one core. A demand
+   above the highest class needs the highest.
+3. The key of a class depends on its name alone, so that peers of all languages and versions use the same key.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _MULTIHASH: Final = b"\x12\x20"
 
 
 class Dimension(Enum):
-    """What is counted: whole cores, bytes of RAM and of disk, VRAM (bytes) of the largest GPU, number of GPUs."""
+    """What a class counts: whole cores, bytes of RAM or disk, bytes of VRAM of the largest GPU, or GPUs."""
 
     GPUS = "gpus"
     VRAM = "vram"
@@ -45,15 +47,15 @@ class Dimension(Enum):
 
 
 class _Range(Struct, frozen=True):
-    """Exponents of two: the lowest and the highest class, and what a usual machine reaches."""
+    """Exponents of two: the lowest class, the highest class, and what a usual machine has."""
 
     lowest: int
     highest: int
     usual: int
 
 
-# `usual` orders classes of different dimensions by rarity: so many doublings above what a usual machine has. Most have
-# no GPU at all, which makes the least of them as rare as eight times the usual memory.
+# `usual` orders classes of different dimensions by rarity: a class is rare by the number of doublings above a usual
+# machine. Most machines have no GPU, so the lowest class of GPUs counts as rare as eight times the usual memory.
 _RANGES: Final = {
     Dimension.GPUS: _Range(0, 4, -3),  # 1 to 16 devices
     Dimension.VRAM: _Range(32, 37, 29),  # 4 GiB to 128 GiB
@@ -61,7 +63,7 @@ _RANGES: Final = {
     Dimension.CORES: _Range(0, 8, 3),  # 1 to 256; usual: 8
     Dimension.DISK: _Range(36, 44, 38),  # 64 GiB to 16 TiB; usual: 256 GiB
 }
-# Decides between two that are equally rare.
+# Decides between two classes that are equally rare.
 _ORDER: Final = {dimension: place for place, dimension in enumerate(Dimension)}
 
 
@@ -83,7 +85,7 @@ class CapabilityClass(Struct, frozen=True, dict=True):
 
     @property
     def rarity(self) -> int:
-        """How many doublings above what a usual machine has; the higher, the fewer peers are in it."""
+        """The number of doublings above a usual machine. The higher it is, the fewer peers are in the class."""
         return self.at_least.bit_length() - 1 - _RANGES[self.dimension].usual
 
     def __str__(self) -> str:
@@ -96,12 +98,12 @@ CLASSES: Final = tuple(
     for dimension, extent in _RANGES.items()
     for exponent in range(extent.lowest, extent.highest + 1)
 )
-"""Every class that there is."""
+"""All classes."""
 
 
 @lru_cache(maxsize=64)
 def classes_reached(free: FreeResources) -> tuple[CapabilityClass, ...]:
-    """The classes that this free capacity reaches; none for a peer that offers nothing or drains."""
+    """The classes that this free capacity reaches. None for a peer that offers nothing or drains."""
     if not free.onboarded or free.draining:
         return ()
     vram = [gpu.vram for gpu in free.gpus if gpu.vram and not gpu.exclusive]
@@ -117,12 +119,12 @@ def classes_reached(free: FreeResources) -> tuple[CapabilityClass, ...]:
 
 @lru_cache(maxsize=1024)
 def classes_needed(demand: Demand) -> tuple[CapabilityClass, ...]:
-    """The class of each dimension that the demand needs, the rarest first; never empty."""
+    """The class of each dimension that the demand needs, the rarest first. Never empty."""
     amounts = {
         Dimension.GPUS: len(demand.gpus),
         Dimension.VRAM: max((gpu.vram for gpu in demand.gpus), default=0),
         Dimension.RAM: demand.ram.size,
-        # A demand for nothing still needs a provider.
+        # An empty demand still needs a provider.
         Dimension.CORES: max(1, demand.cpu.cores.millicores // 1000),
         Dimension.DISK: demand.disk.size,
     }
@@ -131,7 +133,7 @@ def classes_needed(demand: Demand) -> tuple[CapabilityClass, ...]:
 
 
 def classes_to_look_up(request: EnsembleRequest) -> tuple[CapabilityClass, ...]:
-    """The rarest class of each node of a request, each once, the rarest first."""
+    """The rarest class of each node of a request, without duplicates, the rarest first."""
     return _rarest_first({classes_needed(node.resources)[0] for node in request.request})
 
 

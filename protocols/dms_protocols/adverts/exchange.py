@@ -1,7 +1,7 @@
-"""Both sides of `/dms/peers/1.0.0`: peers send their signed adverts, and read those that others hold.
+"""Both sides of `/dms/peers/1.0.0`: peers send their own signed adverts, and read those that others hold.
 
-A peer may send only its own advert. So the adverts of others in a table came from peers that this peer queried. One
-page examines a bounded part of the table, whatever the request is.
+A peer may send only its own advert. All other adverts in the table came from peers that this peer queried. One page
+examines a bounded part of the table, whatever the request is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .adverts import AdvertTable
 
 __all__ = ["PeersClient", "advert_exchange_operations"]
 
-# Adverts that one page examines, in less than a millisecond.
+# Adverts that are examined for one page. This takes less than a millisecond.
 _EXAMINED: Final = 256
 # Bytes of adverts in one answer.
 _PAGE_BYTES: Final = 256 * 1024
@@ -31,8 +31,8 @@ def advert_exchange_operations(
 ) -> Operations:
     """The operations that receive and return the adverts of a table.
 
-    `own` returns this peer's own advert, if it has one. `again_after` returns after how many seconds a peer should send
-    its advert again. Both are called for every request and must not block.
+    `own` returns this peer's own advert, or None. `again_after` returns the seconds after which a peer should send its
+    advert again. Both are called for every request and must not block.
     """
     exchange = _Exchange(table, own, again_after)
     operations = Operations()
@@ -75,11 +75,11 @@ class PeersClient:
         self._timeout = timeout
 
     async def advertise(self, advert: bytes) -> float:
-        """Send the own advert; returns the seconds after which the peer wants it again."""
+        """Send the own advert. Returns the seconds after which the peer wants it again."""
         answer = await self._client.call(AdvertiseRequest(advert=advert), AdvertiseAnswer, timeout=self._timeout)
         return answer.again_after
 
     async def adverts(self, *, limit: int = 16, after: str = "", demand: Demand | None = None) -> AdvertsAnswer:
-        """One page of adverts, which are not checked yet: open each one."""
+        """One page of adverts. They are not checked yet: open each one."""
         request = AdvertsRequest(limit=limit, after=after, demand=demand)
         return await self._client.call(request, AdvertsAnswer, timeout=self._timeout)

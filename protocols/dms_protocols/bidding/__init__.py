@@ -1,1 +1,1 @@
-"""Bids: how a provider decides, signs and prices, and how a requester checks."""
+"""Bids: how a provider decides, prices and signs them, and how a requester checks them."""

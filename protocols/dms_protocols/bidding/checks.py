@@ -1,4 +1,4 @@
-"""Whether a bid answers the request, however it arrived."""
+"""Checks that a bid answers the request, by whichever way it arrived."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ class Bids:
 
 @dataclass(frozen=True, slots=True)
 class BidChecker:
-    """Opens bids for one requester; `clock` tells the Unix time in seconds.
+    """Opens bids for one requester. `clock` returns the Unix time in seconds.
 
-    A bid is believed when its envelope holds and it is the provider's, for this requester, for this very request and
-    still valid; otherwise BidError `bad_bid`, `not_my_bid`, `not_your_bid` or `bid_expired`, or EnvelopeError.
+    A bid is accepted if its envelope is valid, the provider signed it, and it is for this requester and this request
+    and has not expired. Otherwise `open` raises BidError `bad_bid`, `not_my_bid`, `not_your_bid` or `bid_expired`, or
+    EnvelopeError.
     """
 
     opener: EnvelopeOpener
@@ -45,7 +46,7 @@ class BidChecker:
     def open(
         self, raw: bytes, ensemble: EnsembleRequest, asked: dict[str, Any], *, provider: str, version: BidVersion
     ) -> SignedBid:
-        """The provider's bid on the request that went out as the map `asked`, in this version of the protocol."""
+        """The provider's bid on the request that was sent as the map `asked`, in this version of the protocol."""
         bid = open_bid(raw, self.opener)
         if bid.provider != provider:
             raise BidError(f"the bid is {bid.provider}'s, not {provider}'s", code="not_my_bid")
@@ -59,7 +60,7 @@ class BidChecker:
         if (bid.lease_id, bid.demand, bid.public_ports) != (lease_id, node.resources, node.public_ports):
             raise BidError("the bid offers something else than was requested")
         if bid.valid_until < self.clock():
-            # A bid that has just been made: the clocks of both machines differ.
+            # The bid has just been made, so the clocks of the two machines differ.
             ago = self.clock() - bid.valid_until
             raise BidError(
                 f"the bid was no longer valid when it arrived, by {ago:.0f} s",

@@ -1,7 +1,8 @@
-"""Whether a machine is where a node may run: yes, no, or unknown.
+"""Decides whether a machine is where a node may run: yes, no, or unknown.
 
-A field of a place that this release does not know, such as an internet provider, narrows the place down. If it were
-ignored, "at this provider" would be read as "anywhere". So such a node is refused.
+A place may have a field that this release does not know, such as an internet provider. Such a field narrows the place
+down. If it were ignored, "at this provider" would be read as "anywhere". Therefore a node with an unknown field is
+refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _REQUIREMENTS: Final = frozenset(GeneralRequirements.__struct_fields__)
 
 
 def lies_in(place: Place, region: Place) -> bool | None:
-    """Whether `place` lies in `region`; None when the place is not known exactly enough."""
+    """Whether `place` lies in `region`. None if the place is not known exactly enough."""
     known = True
     for name in ("continent", "country", "city"):
         asked, here = getattr(region, name).casefold(), getattr(place, name).casefold()
@@ -30,7 +31,9 @@ def lies_in(place: Place, region: Place) -> bool | None:
 
 
 def why_not_here(location: Location, place: Place | None) -> str | None:
-    """A sentence that says why a node may not run at `place`; None when it may. What is unknown is a no."""
+    """A sentence that says why a node may not run at `place`; None if it may. If the place is unknown, the node may not
+    run.
+    """
     here = place or Place()
     if location.accept:
         found = [lies_in(here, region) for region in location.accept]
@@ -43,7 +46,9 @@ def why_not_here(location: Location, place: Place | None) -> str | None:
 
 
 def unknown_requirements(node: Mapping[str, Any]) -> list[str]:
-    """The fields of a node's location and general requirements that this release does not know, in a node's map."""
+    """The fields of a node's location and general requirements that this release does not know. `node` is the node's
+    map.
+    """
     unknown = dict.fromkeys(node.get("general_requirements", {}).keys() - _REQUIREMENTS)
     location = node.get("location", {})
     unknown |= dict.fromkeys(location.keys() - _LOCATION)

@@ -1,12 +1,12 @@
-"""The question to the owner's policies, and their answers: a price or a refusal for each node.
+"""The requests that the owner's policies decide on, and their decisions: a price or a refusal for each node.
 
 Rules:
 
-1. A policy sees the requester and what it would get, and decides about each node. It cannot tell a dry run from a
-   request.
-2. Policies decide in their order: those that answer at once, then those that take time. Each sees the price that the
-   policies before it set. The first refusal of a node stands.
-3. A policy that fails, or does not return one decision for each node, has refused all nodes.
+1. A policy sees the requester and the offers, and decides about each node. It cannot tell a dry run from a request for
+   bids.
+2. Policies decide in their order: first those that decide at once, then those that take time. Each policy sees the
+   price that the policies before it set. The first refusal of a node is final.
+3. If a policy fails, or does not return one decision for each node, all nodes are refused.
 """
 
 from __future__ import annotations
@@ -95,18 +95,18 @@ class Policy(Protocol):
     """A policy that decides at once, from memory."""
 
     def decide(self, request: PolicyRequest) -> Sequence[Decision]:
-        """One decision for each of `request.nodes`, in their order. Called for every bid: it must not wait."""
+        """One decision for each of `request.nodes`, in their order. It is called for every bid and must not wait."""
 
 
 class AsyncPolicy(Protocol):
-    """A policy that takes time; `PolicyGate` bounds it."""
+    """A policy that takes time. `PolicyGate` limits it."""
 
     async def decide(self, request: PolicyRequest) -> Decisions:
         """One decision for each of `request.nodes`, in their order. May be cancelled at any time."""
 
 
 class PeerList(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A policy: the peers of `deny` get no bids, and where `allow` names any, only they do."""
+    """A policy: peers in `deny` get no bids. If `allow` names any peers, only they get bids."""
 
     allow: frozenset[str] = frozenset()
     deny: frozenset[str] = frozenset()
@@ -119,7 +119,7 @@ class PeerList(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def no_answer(count: int) -> tuple[Decision, ...]:
-    """The decisions of a policy that gave none."""
+    """The decisions in place of those that a policy did not make."""
     return (Decision(accept=False, message=_NO_ANSWER),) * count
 
 

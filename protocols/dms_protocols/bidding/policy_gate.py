@@ -1,13 +1,13 @@
-"""Bounds a policy that takes time: its duration, its concurrency, and how long its decisions are used again.
+"""Limits a policy that takes time: its duration, its concurrency, and how long its decisions are used again.
 
 Rules:
 
-1. No decision within `budget` seconds, or any failure, is a refusal. The reason is in the log; the requester does not
-   learn it.
-2. At most `max_concurrent` questions are under way, and at most half of them (at least one) for one requester. A
-   request above that does not wait: it is refused with `busy` and a time to retry.
-3. A decision is used again only where the policy gave it a `max_age`, and only for a question that differs in the
-   ensemble's id and nonce alone.
+1. If the policy fails, or makes no decision within `budget` seconds, all nodes are refused. The reason is logged; the
+   requester does not learn it.
+2. At most `max_concurrent` requests are decided at the same time, and at most half of them (at least one) for the same
+   requester. A request above that does not wait: it is refused with `busy` and a time to retry.
+3. A decision is used again only if the policy gave it a `max_age`, and only for a request that differs in nothing but
+   the id and the nonce of the ensemble.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LONGEST_AGE: Final = 3600.0
 
 
 class PolicyGate:
-    """An AsyncPolicy around another; `name` is its name in the log, `budget` is in seconds."""
+    """An AsyncPolicy around another one. `name` is its name in the log; `budget` is in seconds."""
 
     def __init__(self, policy: AsyncPolicy, name: str, *, budget: float = 1.0, max_concurrent: int = 4) -> None:
         self._policy = policy
@@ -46,7 +46,7 @@ class PolicyGate:
         self._known: BoundedDict[bytes, tuple[float, Decisions]] = BoundedDict(_MOST_DECISIONS)
 
     async def decide(self, request: PolicyRequest) -> Decisions:
-        """The decision of the policy, now or before, or a refusal in its place. Raises nothing but cancellation."""
+        """The decision of the policy, new or remembered, or a refusal in its place. Raises nothing but cancellation."""
         key = _question(request)
         known = self._known.get(key)
         if known is not None and trio.current_time() < known[0]:

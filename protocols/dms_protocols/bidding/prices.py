@@ -1,4 +1,4 @@
-"""The owner's price of an hour of each resource, exact to a millionth of the unit of the currency."""
+"""The owner's price of each resource for an hour, exact to a millionth of the currency's unit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Micros = Annotated[int, Meta(ge=0, le=10**15)]
 
 
 class PricesPerHour(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A policy that sets a price and refuses nothing: millionths of a unit of `currency` for an hour.
+    """A policy that sets a price and refuses nothing. All prices are in millionths of a unit of `currency` for an hour.
 
-    `core` is for one core, `ram_gib`, `disk_gib` and `vram_gib` for a GiB (2^30 bytes) of each, `gpu` for each device
-    besides its VRAM, `bid` for the whole bid besides all of it.
+    `core` is the price of one core. `ram_gib`, `disk_gib` and `vram_gib` are the prices of one GiB (2^30 bytes). `gpu`
+    is the price of each device in addition to its VRAM. `bid` is added once to each bid.
     """
 
     currency: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -38,11 +38,11 @@ class PricesPerHour(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def price(self, resources: Resources) -> Price:
         """The price of these resources: summed exactly, then rounded up once to a whole millionth.
 
-        Raises OverflowError where no message could carry it.
+        Raises OverflowError if no message can carry the price.
         """
         vram = sum(gpu.vram for gpu in resources.gpus)
         sizes = self.ram_gib * resources.ram.size + self.disk_gib * resources.disk.size + self.vram_gib * vram
-        # In thousandths of a GiB-th of a millionth, so that nothing is rounded on the way.
+        # In thousandths of a GiB-th of a millionth, so that no intermediate result is rounded.
         exact = self.core * resources.cpu.cores.millicores * GIB + sizes * 1000
         micros = self.bid + self.gpu * len(resources.gpus) - (-exact // (1000 * GIB))
         if micros > _LARGEST:

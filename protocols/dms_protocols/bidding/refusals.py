@@ -1,4 +1,4 @@
-"""Refusals that name every reason at once, each with what the requester can do about it."""
+"""Refusals that name all reasons at once, each with what the requester can do about it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..messages.bid import Reason, Refusal
 __all__ = ["ELSEWHERE", "ledger_reasons", "refusal"]
 
 ELSEWHERE: Final = "choose another provider"
-"""The remedy where the requester can change nothing."""
+"""The hint if the requester cannot change anything."""
 
 _LONGEST_MESSAGE: Final = 500
 _LESS: Final = "ask for no more than what is free, or choose another provider"
@@ -29,7 +29,7 @@ _HIDDEN: Final = "less is free than was asked for"
 
 
 def refusal(node_id: str, reasons: Sequence[Reason]) -> Refusal:
-    """The refusal of a node for these reasons, of which there is at least one; the first one gives the code."""
+    """The refusal of a node for these reasons. There is at least one reason; the first one gives the code."""
     first = reasons[0]
     shortages = [one for reason in reasons for one in reason.shortages] if first.shortages else []
     return Refusal(
@@ -43,9 +43,9 @@ def refusal(node_id: str, reasons: Sequence[Reason]) -> Refusal:
 
 
 def ledger_reasons(errors: Iterable[RequestError], *, detailed: bool = True) -> list[Reason]:
-    """The reasons in what the ledger says, one for each code.
+    """The reasons in the errors of the ledger, one for each code.
 
-    Without `detailed` they do not say how much is free: the caller may not know.
+    Without `detailed` the reasons do not say how much is free, because the caller may not know it.
     """
     reasons: dict[str, Reason] = {}
     for error in errors:
@@ -86,7 +86,7 @@ def _code_and_hint(error: RequestError) -> tuple[str, str]:
         case InsufficientError():
             return "resources", _LESS
         case AccountError() | ShareError(retry_after=None):
-            # Nothing is known to make it possible later.
+            # No later change is known that would make it possible.
             return "policy", error.hint or "ask for less"
         case _:
             return "busy", "ask again later"

@@ -1,14 +1,15 @@
-"""Answers all versions of `/dms/bid`: a bid on each node that would fit, a refusal with all reasons for the others.
+"""Answers all versions of `/dms/bid`: a bid for each node that would fit, a refusal with all reasons for each other
+node.
 
 Rules:
 
-1. The provider keeps no state of a request. A bid has everything, and comes back with the commitment.
-2. Bids on several nodes are for what could be had together.
+1. The provider keeps no state of a request. A bid contains everything, and the requester sends it with the commitment.
+2. Bids on several nodes can all be committed together.
 3. A dry run gives the same answer, unsigned and without a hold.
-4. Where the owner's limits do not allow a requested hold, the bids come without one, and say so.
-5. A request whose bid was taken already is answered with what was given and at its price, so that a repeated request
-   changes nothing, even if the owner's terms have changed.
-6. The owner's policies see what would be given. Where none of them takes time, the answer is given in place.
+4. If the owner's limits do not allow a requested hold, the bids come without a hold, and say so.
+5. If a bid of this request was committed already, the answer has what was committed, at its price. A repeated request
+   changes nothing, even if the owner has changed the terms.
+6. The owner's policies see what would be offered. If none of them takes time, the request is answered in place.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ __all__ = ["BidTerms", "CurrentTerms", "bid_operations"]
 class BidTerms:
     """The terms on which this peer bids.
 
-    `executors` are those that it has, `location` is where the machine is (None: not known), and a bid is valid for
-    `valid_seconds`. `policies` decide in place about each bid. `async_policies` decide after them and may take time,
-    which `PolicyGate` bounds.
+    `executors` are the executors that it has. `location` is where the machine is (None if not known). A bid is valid
+    for `valid_seconds`. `policies` decide in place about each bid. `async_policies` decide after them and may take
+    time, which `PolicyGate` limits.
     """
 
     executors: frozenset[str] = frozenset()
@@ -74,7 +75,7 @@ class BidTerms:
 
 
 class CurrentTerms:
-    """Terms that the owner may replace while the peer bids: assign `terms`. A bid that is being made keeps its own."""
+    """Terms that the owner may replace while the peer bids: assign `terms`. A bid in progress keeps the old terms."""
 
     __slots__ = ("terms",)
 
@@ -96,7 +97,7 @@ class _Asking(Struct, frozen=True, kw_only=True):
 
 
 class _Draft(Struct, frozen=True, kw_only=True):
-    """The answer in the making: bids that stand already, offers that are to become bids, and refusals."""
+    """The answer in the making: bids that exist already, offers that will become bids, and refusals."""
 
     standing: tuple[Bid, ...]
     offers: tuple[NodeOffer, ...]
@@ -114,10 +115,10 @@ def bid_operations(
     shares: Shares | None = None,
     may_see_free: Callable[[Caller], bool] = lambda caller: True,
 ) -> Operations:
-    """The operations that bid for this manager; `clock` tells the Unix time in seconds.
+    """The operations that bid for this manager. `clock` returns the Unix time in seconds.
 
-    Bids and refusals are counted in `counts`. `version` is the version of the protocol, and `shares` says how much
-    callers may have outstanding. A caller that may not see what is free is refused without the shortages.
+    Bids and refusals are counted in `counts`. `version` is the version of the protocol. `shares` limit what callers may
+    have outstanding. The refusals for a caller that may not see the free capacity do not contain shortages.
     """
     operations = Operations()
     outstanding = OutstandingShares(manager, shares or Shares())
@@ -243,14 +244,14 @@ class _Bidding:
             if requests:
                 await self._manager.hold(requests)
         except (RequestError, ConflictError):
-            # No hold is allowed, or another peer was faster: answer with what fits now, without a hold.
+            # No hold is allowed, or another requester was faster: answer with what fits now, without a hold.
             return await self._decided(asking, self._draft(asking))
         nodes = [offer.node for offer in draft.offers]
         held = tuple(bid for node in nodes if (bid := self._taken(node, asking)) is not None)
         return replace(draft, standing=draft.standing + held, offers=())
 
     def _refusal(self, node: NodeRequest, asking: _Asking, reasons: list[Reason], *errors: RequestError) -> Refusal:
-        """The refusal for what this peer lacks, and for everything that the ledger has against the node."""
+        """The refusal of a node, with what this peer lacks and all errors of the ledger."""
         if not (reasons and reasons[0].code == "excluded"):
             errors += self._manager.objections(self._planned(node, asking))
             reasons = reasons + ledger_reasons(errors, detailed=self._may_see_free(asking.caller))
@@ -260,7 +261,7 @@ class _Bidding:
         return self._lease_request(node, asking, ttl=asking.ttl or asking.hold)
 
     def _unsuitable(self, node: NodeRequest, asking: _Asking) -> list[Reason]:
-        """The reasons against the node that do not depend on what is free."""
+        """The reasons against the node that do not depend on the free capacity."""
         if self._signer.peer_id in asking.ensemble.peer_exclusion:
             return [Reason(code="excluded", message="the request excludes this peer", hint=ELSEWHERE)]
         reasons = []
@@ -347,7 +348,7 @@ def _policy_request(asking: _Asking, draft: _Draft) -> PolicyRequest:
 
 
 def _demand_as_offered(offer: NodeOffer) -> Demand:
-    """The demand for exactly the devices that were priced: other devices might have another price."""
+    """The demand for exactly the devices that were priced. Other devices might have another price."""
     demand, devices = offer.node.resources, offer.resources.gpus
     named = (replace(gpu, uuid=device.uuid) for gpu, device in zip(demand.gpus, devices, strict=True))
     return replace(demand, gpus=tuple(named))

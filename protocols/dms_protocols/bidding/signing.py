@@ -1,4 +1,4 @@
-"""The interfaces that sign and open bids. They are implemented elsewhere, with libp2p's signed envelopes."""
+"""The interfaces that sign and open bids. Other packages implement them with libp2p's signed envelopes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Signer(Protocol):
 
     @property
     def peer_id(self) -> str:
-        """The peer whose key signs."""
+        """The id of the peer whose key signs."""
 
     def sign(self, domain: str, payload_type: bytes, payload: bytes) -> bytes:
         """The bytes of an envelope around the payload, signed for this domain."""
 
 
 class EnvelopeOpener(Protocol):
-    """Checks envelopes of any peer."""
+    """Checks the envelopes of any peer."""
 
     def open(self, raw: bytes, domain: str, payload_type: bytes) -> tuple[str, bytes]:
         """The peer id of the signer, and the payload.
@@ -34,12 +34,12 @@ class EnvelopeOpener(Protocol):
 
 
 def seal_bid(bid: Bid, signer: Signer) -> bytes:
-    """The signed envelope of a bid."""
+    """The bytes of a bid's signed envelope."""
     return signer.sign(BID_DOMAIN, BID_PAYLOAD_TYPE, sealed_bytes(bid))
 
 
 def open_bid(raw: bytes, opener: EnvelopeOpener) -> Bid:
-    """The bid in an envelope, signed by the provider that it names; raises EnvelopeError or BidError."""
+    """The bid in an envelope, signed by the provider that it names. Raises EnvelopeError or BidError."""
     signed_by, payload = opener.open(raw, BID_DOMAIN, BID_PAYLOAD_TYPE)
     try:
         bid = from_map(decode_map(payload), Bid)

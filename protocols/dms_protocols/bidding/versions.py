@@ -1,7 +1,8 @@
-"""What the versions of `/dms/bid` do differently; everything else is the same in all of them.
+"""The differences between the versions of `/dms/bid`. In everything else they are the same.
 
-1.1.0: the request digest depends on the value of a number and not on its form, so that 2.0 and 2 are the same. A peer
-whose language has one type of number (JavaScript) computes it from what it decoded, without knowing how a number came.
+1.1.0: the request digest depends on the value of a number and not on its encoding, so that 2.0 and 2 are the same. A
+peer whose language has a single type of number (JavaScript) computes the digest from the decoded message, without
+knowing how a number was encoded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["BID_1_0", "BID_1_1", "BID_VERSIONS", "BidVersion", "bid_version"]
 
 @dataclass(frozen=True, slots=True)
 class BidVersion:
-    """One version: its protocol id, and how the digest of an ensemble request's map is computed."""
+    """One version: its protocol id, and the function that computes the digest of an ensemble request's map."""
 
     protocol: str
     digest: Callable[[dict[str, Any]], bytes]
@@ -34,9 +35,11 @@ BID_1_0: Final = BidVersion(BID_PROTOCOL, request_digest)
 BID_1_1: Final = BidVersion(BID_PROTOCOL_1_1, _digest_of_worth)
 
 BID_VERSIONS: Final = (BID_1_1, BID_1_0)
-"""All of them, the newest first."""
+"""All versions, the newest first."""
 
 
 def bid_version(protocol: str) -> BidVersion:
-    """The version of a protocol id; the first one where none was agreed on, as on a stream that is not libp2p's."""
+    """The version of a protocol id. Streams without a negotiated protocol, which do not belong to libp2p, get the first
+    version.
+    """
     return next((version for version in BID_VERSIONS if version.protocol == protocol), BID_1_0)

@@ -27,23 +27,23 @@ ADVERT_DOMAIN: Final = "dms-advert"
 ADVERT_PAYLOAD_TYPE: Final = b"/dms/advert/1.0.0"
 
 MAX_ADVERT_SIZE: Final = 8 * 1024
-"""Bytes of a signed advert; a machine with eight GPUs needs about 1,500."""
+"""The largest signed advert, in bytes. A machine with eight GPUs needs about 1,500."""
 
 MAX_ADDRS: Final = 8
-"""Addresses in an advert or a broadcast request."""
+"""The largest number of addresses in an advert or a broadcast request."""
 
 LONGEST_ADVERT_TTL: Final = 21600.0
-"""Seconds for which an advert may hold."""
+"""The longest time to live of an advert, in seconds."""
 
 PeerID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 Addrs: TypeAlias = Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=MAX_ADDRS)]
 
 
 class CapacityAdvert(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What `peer_id` had free at `issued_at` (Unix seconds), and where it is reached; holds for `ttl` seconds.
+    """What `peer_id` had free at `issued_at` (Unix seconds), and its addresses. Valid for `ttl` seconds.
 
-    Of two adverts of one peer the one with the higher `sequence` counts. `executors` are those that it has; None where
-    it does not say. `free` says whether the peer drains, offers anything and is simulated.
+    Of two adverts of one peer the one with the higher `sequence` counts. `executors` are those that the peer has; None
+    if it does not say. `free` also says whether the peer drains, offers anything and is simulated.
     """
 
     peer_id: PeerID
@@ -61,5 +61,5 @@ class CapacityAdvert(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def expires_at(self) -> float:
-        """When it expires (Unix seconds)."""
+        """When the advert expires (Unix seconds)."""
         return self.issued_at + self.ttl

@@ -1,7 +1,7 @@
 """`/dms/allocation/1.1.0` and 1.0.0: committing bids, renewing, allocating and releasing leases.
 
-A lease has a fencing number (`fence`). A caller who sends it with a later request is told when the lease is no longer
-the one that it was. The messages of both versions are the same; `allocations` says what differs.
+A lease has a fencing number (`fence`). A caller that sends it with a later request gets an error if the lease has been
+replaced by another one since. The messages of both versions are the same; the module `allocations` says what differs.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
 
 
 class CommitRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="commit"):
-    """Takes bids (signed envelopes) for `ttl` seconds, all or none; answered with CommitAnswer."""
+    """Commits bids (signed envelopes) for `ttl` seconds, all or none. The answer is CommitAnswer."""
 
     bids: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=MAX_NODES)]
     ttl: Seconds
 
 
 class RenewRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="renew"):
-    """Moves the deadline of a commitment to `ttl` seconds from now; answered with LeaseAnswer.
+    """Moves the deadline of a commitment to `ttl` seconds from now. The answer is LeaseAnswer.
 
-    In 1.1.0 it also starts the keep-alive of an allocation anew, which is as long as the owner says, not `ttl`.
+    In 1.1.0 it also restarts the keep-alive of an allocation. The owner sets its length, not `ttl`.
     """
 
     lease_id: LeaseID
@@ -50,9 +50,9 @@ class RenewRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
 
 
 class AllocateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="allocate"):
-    """Turns a commitment into an allocation; answered with LeaseAnswer.
+    """Turns a commitment into an allocation. The answer is LeaseAnswer.
 
-    The lease has the `deadline` of the allocation, and its keep-alive as `ttl`: 0 where it needs no renewal.
+    The lease has the `deadline` of the allocation, and its keep-alive as `ttl`: 0 if it needs no renewal.
     """
 
     lease_id: LeaseID
@@ -60,14 +60,16 @@ class AllocateRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class ReleaseRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="release"):
-    """Releases a lease of any state; answered with ReleaseAnswer."""
+    """Releases a lease in any state. The answer is ReleaseAnswer."""
 
     lease_id: LeaseID
     fence: Amount | None = None
 
 
 class ListRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="list"):
-    """The caller's own leases, ordered by id, `limit` of those behind `after`; answered with ListAnswer."""
+    """Requests the caller's own leases, ordered by id: at most `limit`, beginning after `after`. The answer is
+    ListAnswer.
+    """
 
     after: Annotated[str, Meta(max_length=256)] = ""
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
@@ -80,19 +82,19 @@ class CommitAnswer(Struct, frozen=True, kw_only=True):
 
 
 class LeaseAnswer(Struct, frozen=True, kw_only=True):
-    """The lease as it is now."""
+    """The current state of the lease."""
 
     lease: Lease
 
 
 class ReleaseAnswer(Struct, frozen=True, kw_only=True):
-    """What is remembered of the lease."""
+    """What the ledger remembers of the lease."""
 
     lease: EndedLease
 
 
 class ListAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Leases, and whether there are more behind the last of them.
+    """A page of leases, and whether there are more after it.
 
     In 1.1.0 the first page also has `evicted`: the leases of this holder that the owner ended, with the reasons.
     """

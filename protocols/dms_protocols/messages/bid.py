@@ -1,4 +1,4 @@
-"""`/dms/bid`: whether a provider would take an ensemble, and on what terms.
+"""`/dms/bid`: whether a provider would run an ensemble, and on which terms.
 
 The request has the DMS's field names. A bid is the deterministic CBOR of `Bid` in a signed envelope.
 """
@@ -45,13 +45,13 @@ BID_DOMAIN: Final = "dms-bid"
 BID_PAYLOAD_TYPE: Final = b"/dms/bid/1.0.0"
 
 MAX_NODES: Final = 64
-"""Node requests in one ensemble request."""
+"""The largest number of nodes in one ensemble request."""
 
 MAX_GPUS: Final = 64
-"""GPUs in the demand of one node."""
+"""The largest number of GPUs in the demand of one node."""
 
 MAX_PORTS: Final = 1024
-"""Ports in one request, static and dynamic ones of all its nodes together."""
+"""The largest number of ports in one request, static and dynamic, of all its nodes together."""
 
 Name: TypeAlias = Annotated[str, Meta(max_length=128)]
 Digest: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -66,20 +66,20 @@ class Place(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Location(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a node may run (anywhere, when `accept` is empty) and where not."""
+    """Where a node may run (anywhere if `accept` is empty), and where it may not."""
 
     accept: Annotated[tuple[Place, ...], Meta(max_length=64)] = ()
     reject: Annotated[tuple[Place, ...], Meta(max_length=64)] = ()
 
 
 class GeneralRequirements(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a node needs besides resources."""
+    """What a node needs in addition to resources."""
 
     privileged_docker: bool = False
 
 
 class NodeRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One node of an ensemble, and what it needs of a machine. It needs all of `executors`, such as "docker"."""
+    """One node of an ensemble, and what it needs of a machine. It needs all of `executors`, for example "docker"."""
 
     node_id: Annotated[str, Meta(min_length=1, max_length=128)]
     executors: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
@@ -100,8 +100,8 @@ class NodeRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class EnsembleRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request for bids on the nodes of an ensemble.
 
-    `nonce` distinguishes repeated requests. `deadline` (Unix seconds) is until when the requester waits for bids. The
-    peers of `peer_exclusion` should not bid.
+    `nonce` distinguishes repeated requests. The requester waits for bids until `deadline` (Unix seconds). The peers in
+    `peer_exclusion` should not bid.
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -117,10 +117,11 @@ class EnsembleRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class BidRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="bid_request"):
-    """Requests bids; answered with BidAnswer, or with OfferAnswer for a `dry_run`.
+    """Requests bids. The answer is BidAnswer, or OfferAnswer for a `dry_run`.
 
-    `ensemble` is the map of an EnsembleRequest, kept as it came: its digest covers fields that a later version added.
-    `hold` (seconds) requests a hold of the offer, `ttl` (seconds) is how long it is to be committed (0: unknown).
+    `ensemble` is the map of an EnsembleRequest exactly as it was received, because its digest also covers fields that a
+    later version added. `hold` (seconds) requests a hold of the offer. `ttl` (seconds) is the time for which it will be
+    committed (0: unknown).
     """
 
     ensemble: dict[str, Any]
@@ -130,10 +131,10 @@ class BidRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fiel
 
 
 class Bid(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a provider offers to one requester for one node; valid until `valid_until` (Unix seconds).
+    """The offer of a provider to one requester for one node; valid until `valid_until` (Unix seconds).
 
-    `resources` name the GPUs that the requester would get. `held` says that the offer is held for the requester until
-    then; otherwise another requester may be faster. A bid is committed under `lease_id`, at most once.
+    `resources` name the GPUs that the requester would get. If `held` is true, the provider holds the offer for the
+    requester until then; otherwise another requester may be faster. A bid is committed under `lease_id`, at most once.
     """
 
     request_digest: Digest
@@ -154,7 +155,7 @@ class Bid(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Reason(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that stands against a node, and what the requester can do about it (`hint`).
+    """One reason against a node, and what the requester can do about it (`hint`).
 
     The other fields are those of Refusal.
     """
@@ -167,12 +168,12 @@ class Reason(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The refusal of one node, with everything that stands against it.
+    """The refusal of one node, with all reasons.
 
-    `code` is that of the first reason: excluded, not_onboarded, draining, location, executor, resources, ports, window,
-    policy or busy. `shortages` has every dimension that falls short with what was asked, what is free and what there is
-    in total: a request for what is free would have been granted. `retry_after` is when (seconds) something is known to
-    change. `reasons` has all reasons; a provider of an earlier release sends none.
+    `code` is the code of the first reason: excluded, not_onboarded, draining, location, executor, resources, ports,
+    window, policy or busy. `shortages` lists every dimension that falls short, with the requested, the free and the
+    total amount. A request for the free amount would have succeeded. `retry_after` is the number of seconds until a
+    known change. `reasons` has all reasons; a provider of an earlier release does not send it.
     """
 
     node_id: str
@@ -184,14 +185,14 @@ class Refusal(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def all_reasons(self) -> tuple[Reason, ...]:
-        """All reasons; where the provider sent no list, the one that the refusal itself names."""
+        """All reasons. If the provider sent no list, the reason in the refusal itself."""
         return self.reasons or (
             Reason(code=self.code, message=self.message, shortages=self.shortages, retry_after=self.retry_after),
         )
 
 
 class BidAnswer(Struct, frozen=True, kw_only=True):
-    """Bids as signed envelopes, and refusals for the other nodes."""
+    """Bids as signed envelopes, and refusals of the other nodes."""
 
     bids: tuple[bytes, ...]
     refusals: tuple[Refusal, ...]
@@ -205,7 +206,7 @@ class OfferAnswer(Struct, frozen=True, kw_only=True):
 
 
 def count_ports(asked: PortDemand) -> int:
-    """How many ports the demand has, static and dynamic ones."""
+    """The number of ports in the demand, static and dynamic."""
     return len(asked.static) + asked.dynamic
 
 
@@ -220,10 +221,11 @@ def request_digest(ensemble: dict[str, Any]) -> bytes:
 
 
 def bid_lease_id(*, requester: str, digest: bytes, node_id: str, provider: str) -> str:
-    """The id of the lease of a bid: the same for the same request, so that it can be committed only once.
+    """The id of the lease of a bid. The same request always gives the same id, so that its bid can be committed only
+    once.
 
-    The first 32 hexadecimal digits of the SHA-256 of the deterministic encoding of these four.
+    It is the first 32 hexadecimal digits of the SHA-256 of the deterministic encoding of the four arguments.
     """
-    # In the order of the deterministic encoding already; no value here has more than one form.
+    # This is already the order of the deterministic encoding, and each value has only one encoding.
     named = {"node_id": node_id, "provider": provider, "requester": requester, "request_digest": digest}
     return hashlib.sha256(encode_fast(named)).hexdigest()[:32]

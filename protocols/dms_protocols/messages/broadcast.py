@@ -1,6 +1,7 @@
-"""Broadcast requests for bids, and `/dms/bid-delivery/1.0.0`, by which providers answer them.
+"""Broadcast requests for bids, and `/dms/bid-delivery/1.0.0`, which carries the answers of providers.
 
-The requester serves that protocol while it waits. A provider that can bid dials it, or uses an open connection.
+The requester serves this protocol while it waits. A provider that can bid dials the requester, or uses an open
+connection.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ BROADCAST_DOMAIN: Final = "dms-broadcast"
 BROADCAST_PAYLOAD_TYPE: Final = b"/dms/broadcast/1.0.0"
 
 MAX_BROADCAST_SIZE: Final = 16 * 1024
-"""The largest signed broadcast request, in bytes: every peer has to carry it."""
+"""The largest signed broadcast request, in bytes. Every peer has to carry it."""
 
 LONGEST_BROADCAST: Final = 300.0
-"""Seconds from the issue of a broadcast request to the deadline of its ensemble."""
+"""The longest time between the issue of a broadcast request and the deadline of its ensemble, in seconds."""
 
 
 class BroadcastRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request for the bids of all peers. `ensemble`, `hold` and `ttl` are those of BidRequest.
 
-    `want` is how many answers are enough: in a large network only about so many capable providers answer.
+    `want` is the number of answers that are enough. In a large network only about this many capable providers answer.
     """
 
     requester: PeerID
@@ -54,7 +55,7 @@ class BroadcastRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class DeliverBidsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="deliver_bids"):
     """Delivers the caller's bids on a broadcast request, and its refusals of the other nodes.
 
-    Answered with DeliverBidsAnswer, or `not_waiting` when the requester does not wait for answers.
+    The answer is DeliverBidsAnswer, or the error `not_waiting` if the requester does not wait for bids.
     """
 
     ensemble_id: Annotated[str, Meta(min_length=1, max_length=128)]

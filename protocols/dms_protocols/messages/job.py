@@ -1,8 +1,8 @@
 """`/dms/job/1.0.0`: one job on an allocated lease: start it, follow it, read its output, stop it.
 
-A job belongs to one lease and one fencing number, and its provider runs at most one job for each of them. A repeated
-start of the same job is answered with the job as it is; a start of another job is refused with `conflict`. The fields
-of a job document have the DMS's names.
+A job belongs to one lease and one fencing number. The provider runs at most one job for each of them. If the same job
+is started again, the answer is the current state of the job. If another job is started, the request is refused with
+`job_conflict`. The fields of a job document have the DMS's names.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ _FILE_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
 LeaseID: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 Word: TypeAlias = Annotated[str, Meta(max_length=32768)]
 JobState: TypeAlias = Literal["pending", "pulling", "starting", "running", "ending", "exited"]
-"""`pending` until its executor takes it, `pulling` its image, `starting`, `running`, `ending` until all of it is gone,
-`exited`."""
+"""`pending` until an executor accepts the job, `pulling` its image, `starting`, `running`, `ending` until all its
+processes are gone, `exited`.
+"""
 Network: TypeAlias = Literal["none", "outbound", "full"]
-"""What a job reaches: `none` nothing, `outbound` public addresses, `full` also the owner's networks."""
+"""What a job can connect to: `none` nothing, `outbound` public addresses, `full` also the owner's networks."""
 
 
 class Execution(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is executed. `type` names the executor; `environment` has entries NAME=VALUE."""
+    """What is executed. `type` names the executor. The entries of `environment` have the form NAME=VALUE."""
 
     type: Annotated[str, Meta(min_length=1, max_length=128)]
     image: Annotated[str, Meta(max_length=512)] = ""
@@ -79,14 +80,14 @@ class Execution(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class JobPort(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A port on which the job listens. `public` is the leased port at which it is published; 0: by tunnels only."""
+    """A port on which the job listens. `public` is the leased port that forwards to it; 0 if only tunnels reach it."""
 
     private: Port
     public: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
 class JobFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A file that the job finds, read-only, under `name` in the directory /dms; a script is `executable`."""
+    """A file that the job finds under `name` in the directory /dms. It is read-only; `executable` is for scripts."""
 
     name: Annotated[str, Meta(max_length=64)]
     content: Annotated[bytes, Meta(max_length=MAX_FILES_BYTES)]
@@ -98,7 +99,9 @@ class JobFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Job(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A job document. `network` is what the job needs to reach; `remove`: its lease is released when it has ended."""
+    """A job document. `network` is what the job needs to connect to. With `remove`, its lease is released when the job
+    ends.
+    """
 
     execution: Execution
     ports: Annotated[tuple[JobPort, ...], Meta(max_length=64)] = ()
@@ -121,8 +124,8 @@ class JobExit(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `kind` is `code` (the program ended by itself with `code`), `signal` (the provider or the kernel ended it with
     `signal`), `memory` (it used more memory than its lease has), `stopped` (by its holder), `evicted` (by the owner),
-    `expired` (its lease ended), `lost` (its end was not seen) or `failed` (it never ran). `oom_kills` counts the
-    processes of the job that the kernel killed for want of memory. `message` is for people.
+    `expired` (its lease ended), `lost` (the provider did not see its end) or `failed` (it never ran). `oom_kills`
+    counts the processes of the job that the kernel killed because memory was exhausted. `message` is for people.
     """
 
     kind: Literal["code", "signal", "memory", "stopped", "evicted", "expired", "lost", "failed"]
@@ -133,18 +136,19 @@ class JobExit(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class JobConsumption(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a job uses: seconds of processor time since its start, and bytes of memory now."""
+    """The consumption of a job: seconds of processor time since its start, and bytes of memory now."""
 
     cpu_seconds: float
     memory: Amount
 
 
 class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A job as it is now.
+    """The current state of a job.
 
-    `since` is when its state began, `created` when it was accepted (Unix seconds). `exit` is set when it has exited.
-    `reason` says more of the state for people: what is pulled, why it ends. `output` is how many bytes of output there
-    are so far; `dropped` of them, behind the beginning, are not kept any more. `ports` are the published ports.
+    `since` is when the state began, `created` when the job was accepted (Unix seconds). `exit` is set when the job has
+    exited. `reason` explains the state to people: what is pulled, why it ends. `output` is the number of bytes of
+    output so far. `dropped` is how many of them, after the beginning, are no longer kept. `ports` are the published
+    ports.
     """
 
     lease_id: str
@@ -163,7 +167,7 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StartJobRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_start"):
-    """Starts a job on an allocated lease; answered with JobAnswer as soon as the job is accepted and durable."""
+    """Starts a job on an allocated lease. The answer is JobAnswer, as soon as the job is accepted and durable."""
 
     lease_id: LeaseID
     fence: Amount
@@ -171,7 +175,7 @@ class StartJobRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class JobStatusRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_status"):
-    """The job of a lease, also of one that has ended a while ago; answered with JobAnswer."""
+    """Requests the job of a lease, also for some time after its end. The answer is JobAnswer."""
 
     lease_id: LeaseID
 
@@ -183,7 +187,7 @@ class JobWatchRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class JobLogsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_logs"):
-    """The output from byte `offset` on, in events of JobOutput; with `follow` until the job has exited."""
+    """Requests the output from byte `offset` on, in events of JobOutput; with `follow`, until the job has exited."""
 
     lease_id: LeaseID
     offset: Amount = 0
@@ -191,7 +195,8 @@ class JobLogsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
 
 
 class StopJobRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_stop"):
-    """Stops a job: SIGTERM, and SIGKILL after `grace` seconds, or the owner's longest; answered with JobAnswer at once.
+    """Stops a job: SIGTERM, then SIGKILL after `grace` seconds or the owner's longest. The answer is JobAnswer, at
+    once.
 
     The lease stays allocated.
     """
@@ -201,7 +206,7 @@ class StopJobRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
 
 
 class JobAnswer(Struct, frozen=True, kw_only=True):
-    """The job as it is now."""
+    """The current state of the job."""
 
     job: JobStatus
 
@@ -209,8 +214,8 @@ class JobAnswer(Struct, frozen=True, kw_only=True):
 class JobOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A piece of output that begins at byte `offset` of all output of the job.
 
-    Standard output and standard error are two streams of one output: `stream` says of which this piece is. `dropped`
-    bytes before `offset` are not kept any more.
+    The numbers count the bytes of standard output and standard error together; `stream` says to which of them this
+    piece belongs. `dropped` bytes before `offset` are no longer kept.
     """
 
     offset: Amount
@@ -220,5 +225,5 @@ class JobOutput(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def job_digest(job: Job) -> bytes:
-    """The SHA-256 of a job's deterministic encoding, by which a provider knows a repeated start."""
+    """The SHA-256 of a job's deterministic encoding. A provider recognizes a repeated start by it."""
     return hashlib.sha256(sealed_bytes(job)).digest()

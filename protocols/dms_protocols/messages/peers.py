@@ -1,6 +1,6 @@
 """`/dms/peers/1.0.0`: the exchange of signed adverts, which any peer may pass on.
 
-A new peer that knows one address can find all others through it.
+A new peer that knows one address can find all other peers through it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from .bid import MAX_GPUS
 __all__ = ["MAX_ADVERTS", "AdvertiseAnswer", "AdvertiseRequest", "AdvertsAnswer", "AdvertsRequest"]
 
 MAX_ADVERTS: Final = 64
-"""Adverts in one answer."""
+"""The largest number of adverts in one answer."""
 
 
 class AdvertiseRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="advertise"):
-    """Sends the caller's own advert, a signed envelope; answered with AdvertiseAnswer."""
+    """Sends the caller's own advert, a signed envelope. The answer is AdvertiseAnswer."""
 
     advert: bytes
 
 
 class AdvertsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="adverts"):
-    """Requests adverts; answered with AdvertsAnswer: the peer's own and a page of at most `limit` of others.
+    """Requests adverts. The answer is AdvertsAnswer: the peer's own advert and a page of at most `limit` others.
 
-    With a `demand`, only the adverts of peers that had enough free. `after` is where the previous page ended. A caller
-    that chooses a peer id of its own begins elsewhere than others.
+    With a `demand`, only the adverts of peers with enough free capacity. `after` is where the previous page ended. A
+    caller that begins with a random peer id gets other adverts than the callers before it.
     """
 
     limit: Annotated[int, Meta(ge=1, le=MAX_ADVERTS)] = 16
@@ -42,13 +42,13 @@ class AdvertsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
 
 
 class AdvertiseAnswer(Struct, frozen=True, kw_only=True):
-    """The advert was accepted. Unless it changes, it need not be sent again within `again_after` seconds."""
+    """The advert was accepted. If it does not change, it need not be sent again within `again_after` seconds."""
 
     again_after: float
 
 
 class AdvertsAnswer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Signed envelopes, that of the answering peer first. The next page begins after `next` ("": there is none)."""
+    """Signed envelopes, first the answering peer's own. The next page begins after `next` ("" after the last page)."""
 
     adverts: tuple[bytes, ...]
     next: str = ""

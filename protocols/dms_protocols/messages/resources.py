@@ -1,6 +1,6 @@
-"""`/dms/resources/1.0.0`: the hardware, the offer, the promises and the free capacity of a peer.
+"""`/dms/resources/1.0.0`: the hardware, the onboarded, the allocated and the free resources of a peer.
 
-The answers are the types of `dms_resources.components` themselves.
+The answers are the types of `dms_resources.components`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ __all__ = ["AllocatedRequest", "FreeRequest", "MachineRequest", "OnboardedReques
 
 
 class FreeRequest(Struct, frozen=True, tag_field="op", tag="free"):
-    """Requests what is free now; answered with FreeResources."""
+    """Requests what is free now. The answer is FreeResources."""
 
 
 class OnboardedRequest(Struct, frozen=True, tag_field="op", tag="onboarded"):
-    """Requests what the owner offers; answered with OnboardedResources, or `not_onboarded`."""
+    """Requests what the owner offers. The answer is OnboardedResources, or the error `not_onboarded`."""
 
 
 class AllocatedRequest(Struct, frozen=True, tag_field="op", tag="allocated"):
-    """Requests the sum of all allocations; answered with Resources."""
+    """Requests the sum of all allocations. The answer is Resources."""
 
 
 class MachineRequest(Struct, frozen=True, tag_field="op", tag="machine"):
-    """Requests the hardware; answered with MachineResources, for other peers without network addresses."""
+    """Requests the hardware. The answer is MachineResources; for other peers it has no network addresses."""
 
 
 class UsageRequest(Struct, frozen=True, tag_field="op", tag="usage"):
-    """Requests what the machine uses now; answered with Resources, or `usage_unknown`."""
+    """Requests what the machine uses now. The answer is Resources, or the error `usage_unknown`."""
 
 
 class WatchRequest(Struct, frozen=True, tag_field="op", tag="watch"):

@@ -1,1 +1,1 @@
-"""Questions and answers on a stream: operations, the service, clients, their limits and shares."""
+"""Requests and answers on a stream: operations, the service, clients, their limits and shares."""

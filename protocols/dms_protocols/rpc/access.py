@@ -1,7 +1,8 @@
-"""Who may do what: each operation is for anyone, for the peers on a list, or for the holders of a token.
+"""Access rules: each operation is for anyone, for the listed peers, or for the holders of a token.
 
-The rules are checked once, before the handler of an operation runs. Some rules hold in any case: only the peer that a
-bid was made for may commit it, only its holder may change a lease, and administration is only on the local socket.
+The rules are checked once, before the handler of an operation runs. Some rules always apply: a bid can be committed
+only by the peer that it was made for, a lease can be changed only by its holder, and administration is possible only on
+the local socket.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from .operations import Caller
 __all__ = ["ANYONE", "NOBODY", "Access", "AccessRule", "AccessRules", "CurrentRules"]
 
 
-# Operations that what a caller has outstanding counts for.
+# The operations to which the shares of outstanding capacity apply.
 _CHARGED = frozenset({"bid_request", "commit"})
 
 
 class AccessRule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may request an operation: `anyone`, or one of `peers`, or the holder of a `token`; otherwise no peer.
+    """The peers that may request an operation: `anyone`, or those in `peers`, or the holders of a `token`; otherwise
+    none.
 
-    With `anyone`, the `peers` and the holders of a token may have more outstanding than strangers may.
+    With `anyone`, the `peers` and the holders of a token may have more outstanding than strangers.
     """
 
     anyone: bool = False
@@ -40,10 +42,10 @@ NOBODY = AccessRule()
 
 
 class AccessRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The owner's rules: `operations` by name, `others` for those that are not named, and the peers whose grants count
-    besides this peer's own (`trusted`).
+    """The owner's rules: `operations` by name, `others` for operations that are not named, and the peers whose grants
+    are accepted in addition to this peer's own (`trusted`).
 
-    An operation that is not named takes the rule of the fact that it tells (dms_protocols.rpc.facts).
+    An operation that is not named has the rule of the fact that it discloses (dms_protocols.rpc.facts).
     """
 
     operations: Mapping[str, AccessRule] = {}
@@ -63,11 +65,11 @@ class AccessRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return rule.anyone or peer_id in rule.peers
 
     def is_public(self, operation: str) -> bool:
-        """Whether anyone may request an operation, so that what it tells may be published."""
+        """Whether anyone may request an operation, so that the fact it discloses may also be published."""
         return self.rule(operation).anyone
 
     def may_learn(self, operation: str, caller: Caller) -> bool:
-        """Whether a caller that was admitted to another operation may also learn what this one tells."""
+        """Whether a caller that was admitted to another operation may also learn the fact that this one discloses."""
         if caller.local or self.admits(operation, caller.peer_id):
             return True
         if caller.grants is None or not self.rule(operation).token:
@@ -90,25 +92,25 @@ class Access:
 
     def __init__(self, rules: AccessRules, tokens: TokenChecker) -> None:
         self.current = CurrentRules(rules)
-        """The rules that are applied now, for those who publish what the rules are about."""
+        """The rules in force. Publishers of the same facts read them."""
         self._tokens = tokens
-        # Filled with the operations of this peer, of which there are a few.
+        # It holds the few operations of this peer, so that it stays small.
         self._public: dict[str, bool] = {}
 
     @property
     def rules(self) -> AccessRules:
-        """The rules that are applied now."""
+        """The rules in force."""
         return self.current.rules
 
     def replace_rules(self, rules: AccessRules) -> None:
-        """Applies other rules to every request from now on. The peers whose grants count stay the same."""
+        """Apply other rules to every request from now on. The peers whose grants are accepted stay the same."""
         self.current.rules = rules
         self._public.clear()
 
     def admit(self, operation: str, caller: Caller, message: Mapping[str, Any]) -> Caller:
-        """The caller, with the grants of its token where it needs one.
+        """The caller, with the grants of its token if it needs one.
 
-        Raises AccessError, or MessageError for a token that is not a byte string.
+        Raises AccessError, or MessageError if the token is not a byte string.
         """
         public = self._public.get(operation)
         if public is None:
@@ -126,10 +128,10 @@ class Access:
         return self._with_grants(operation, caller, message)
 
     def _recognize(self, operation: str, caller: Caller, message: Mapping[str, Any]) -> Caller:
-        """A caller of an operation that is for anyone, as the rule for commitments knows it."""
+        """The caller of an operation that is for anyone, marked as known if the rule for commitments lists it."""
         rule = self.rules.rule("commit")
         if caller.peer_id in rule.peers or not rule.anyone:
-            # Where strangers may not commit, they take nothing from others by asking.
+            # If strangers may not commit, their requests for bids take nothing from others.
             return replace(caller, known=True)
         if rule.token and message.get("token") is not None:
             return self._with_grants(operation, caller, message)

@@ -1,7 +1,8 @@
-"""Answers are compared with their question, and with the bid where there is one: a provider may be wrong, or lie.
+"""Compares answers with the request, and with the bid if there is one: a provider may have a fault, or lie.
 
 Every check raises AnswerError `bad_answer`, which names the field that does not match. A fact that only the provider
-knows (what is free, what its machine uses) cannot be checked; a field that repeats the question can, and has to match.
+knows (what is free, what its machine uses) cannot be checked. A field that repeats a part of the request has to match
+it.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ __all__ = [
     "covers",
 ]
 
-# Seconds that the clocks of two peers may differ by, where an answer has a time of the provider's.
+# The seconds by which the clocks of two peers may differ. It is used for the provider's times in answers.
 _CLOCK_SKEW: Final = 3600.0
-# Seconds between renewals that a provider may ask for at least.
+# The shortest time between renewals, in seconds, that a provider may require.
 _LEAST_TTL: Final = 0.1
-# A bid is valid for a day at most (docs/wire.md).
+# A bid is valid for at most a day (docs/wire.md).
 _LONGEST_VALIDITY: Final = 86400.0
 
 
 class AnswerError(ProtocolError):
-    """An answer that does not fit its question; whether the operation took place is unknown."""
+    """An answer does not match its request. It is unknown whether the operation took place."""
 
     default_code = "bad_answer"
 
 
 def covers(resources: Resources, demand: Demand) -> bool:
-    """Whether the resources are at least what the demand asks for, GPU by GPU in the order of the demand."""
+    """Whether the resources cover the demand, GPU by GPU in the order of the demand."""
     gpus = zip(resources.gpus, demand.gpus, strict=False)
     return (
         resources.cpu.cores >= demand.cpu.cores
@@ -59,7 +60,7 @@ def covers(resources: Resources, demand: Demand) -> bool:
 
 
 def check_bid(bid: Bid, ensemble: EnsembleRequest, *, requester: str, provider: str, now: float) -> None:
-    """Compare a bid with the request that it answers; `now` is the requester's Unix time in seconds."""
+    """Compare a bid with the request that it answers. `now` is the requester's Unix time in seconds."""
     node = next((node for node in ensemble.request if node.node_id == bid.node_id), None)
     if node is None:
         raise AnswerError(f"the answer has a bid on a node that was not asked for: {bid.node_id[:64]!r}")
@@ -79,13 +80,13 @@ def check_bid(bid: Bid, ensemble: EnsembleRequest, *, requester: str, provider: 
 
 
 def check_bids(bids: Bids, ensemble: EnsembleRequest, *, requester: str, provider: str, now: float) -> None:
-    """Compare signed bids and refusals with the request; `now` is the requester's Unix time in seconds."""
+    """Compare signed bids and refusals with the request. `now` is the requester's Unix time in seconds."""
     for one in bids.bids:
         check_bid(one.bid, ensemble, requester=requester, provider=provider, now=now)
 
 
 def check_offers(answer: OfferAnswer, ensemble: EnsembleRequest, *, requester: str, provider: str, now: float) -> None:
-    """Compare the answer to a dry run with the request; `now` is the requester's Unix time in seconds."""
+    """Compare the answer to a dry run with the request. `now` is the requester's Unix time in seconds."""
     asked = {node.node_id for node in ensemble.request}
     for bid in answer.offers:
         check_bid(bid, ensemble, requester=requester, provider=provider, now=now)
@@ -95,7 +96,7 @@ def check_offers(answer: OfferAnswer, ensemble: EnsembleRequest, *, requester: s
 
 
 def check_leases(leases: Sequence[Lease], bids: Sequence[Bid], *, ttl: float, asked_at: float) -> None:
-    """Compare the answer to a commitment with the bids, in their order; `asked_at` is in Unix seconds."""
+    """Compare the answer to a commitment with the bids, in their order. `asked_at` is in Unix seconds."""
     if len(leases) != len(bids):
         raise AnswerError(f"the answer is wrong: {len(leases)} leases for {len(bids)} bids")
     for lease, bid in zip(leases, bids, strict=True):
@@ -114,7 +115,7 @@ def check_leases(leases: Sequence[Lease], bids: Sequence[Bid], *, ttl: float, as
 
 
 def check_renewed(lease: Lease, lease_id: str, *, holder: str, fence: int | None, before: Lease | None = None) -> None:
-    """Compare the answer to a renewal or an allocation with the request, and with the lease as it was `before`."""
+    """Compare the answer to a renewal or an allocation with the request, and with the lease `before` it."""
     _same("the lease", "lease_id", lease.lease_id, lease_id)
     _same("the lease", "holder", lease.holder, holder)
     if fence is not None:
@@ -131,11 +132,11 @@ def check_renewed(lease: Lease, lease_id: str, *, holder: str, fence: int | None
 def check_allocated(
     lease: Lease, lease_id: str, *, holder: str, fence: int | None, before: Lease | None = None
 ) -> None:
-    """Compare the answer to an allocation with the request, and with the commitment as it was `before`."""
+    """Compare the answer to an allocation with the request, and with the commitment `before` it."""
     check_renewed(lease, lease_id, holder=holder, fence=fence, before=before)
     if lease.state is not LeaseState.ALLOCATED:
         raise AnswerError(f"the answer is wrong: the state of the lease is {lease.state.value}, not allocated")
-    # A time of nothing would make the requester renew without a pause.
+    # With a keep-alive of about 0 the requester would renew without a pause.
     if lease.ttl and not _LEAST_TTL <= lease.ttl < math.inf:
         raise AnswerError(f"the answer is wrong: an allocation is to be renewed every {lease.ttl:g} s")
 
@@ -149,7 +150,9 @@ def check_ended(ended: EndedLease, lease_id: str, *, holder: str, fence: int | N
 
 
 def check_own_leases(page: ListAnswer, *, holder: str, after: str, limit: int) -> None:
-    """Compare a page of leases with the request: the holder's own, ordered, behind `after`, `limit` at most."""
+    """Compare a page of leases with the request: they are the holder's own, ordered, after `after`, and at most
+    `limit`.
+    """
     ids = [lease.lease_id for lease in page.leases]
     if len(ids) > limit or ids != sorted(set(ids)) or any(lease_id <= after for lease_id in ids):
         raise AnswerError("the answer is wrong: the leases of a list are not in order, or too many")

@@ -1,6 +1,6 @@
 """A client on one connected socket without an event loop, one request at a time: for short commands.
 
-To load trio takes most of the time of a short command. All other programs use `dms_protocols.rpc.client`.
+Loading trio takes most of the time of a short command. All other programs use `dms_protocols.rpc.client`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class BlockingClient:
     def call(self, request: msgspec.Struct, answer_type: type[Answer], *, timeout: float) -> Answer:
         """Send a request and wait at most `timeout` seconds for the answer.
 
-        Raises RemoteError with the refusal of the other side, DeadlineExceededError, ConnectionLostError, MessageError,
-        CBORError or FrameError for an invalid answer.
+        Raises RemoteError if the other side refuses, DeadlineExceededError, ConnectionLostError, and MessageError,
+        CBORError or FrameError if the answer is invalid.
         """
         request_id = self._send(request, deadline := time.monotonic() + timeout)
         return from_map(read_ok(self._receive(request_id, deadline)), answer_type)
@@ -47,11 +47,9 @@ class BlockingClient:
     def watch(
         self, request: msgspec.Struct, event_type: type[Answer], *, timeout: float, until: float = float("inf")
     ) -> Iterator[Answer]:
-        """Request events until the other side ends them; the first has to come within `timeout` seconds.
+        """Yield events until the other side ends them. The first event has to arrive within `timeout` seconds.
 
-        Raises DeadlineExceededError at `until`, in seconds of `time.monotonic`.
-
-        Raises as `call` does.
+        Raises DeadlineExceededError at the time `until` (seconds of `time.monotonic`), and whatever `call` raises.
         """
         request_id = self._send(request, deadline := time.monotonic() + timeout)
         while "event" in (message := self._receive(request_id, deadline)):

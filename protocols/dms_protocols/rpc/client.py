@@ -2,9 +2,9 @@
 
 Rules:
 
-1. Requests that are made in the same turn are written together. Answers may come in any order.
+1. Requests that are made in the same turn of the scheduler are written together. Answers may arrive in any order.
 2. Every call has a deadline. A call that ends early, by its deadline or by cancellation, does not affect others. Its
-   answer is discarded when it comes.
+   answer is discarded when it arrives.
 3. When the stream ends or an answer is invalid, every waiting caller gets `connection_lost`.
 4. A watch keeps the newest events for a slow reader and drops the oldest. It never delays the answers of other calls.
 """
@@ -101,7 +101,7 @@ class _Watch(Generic[Event]):
 
 
 class Client:
-    """One stream to a service; made by `open_client`."""
+    """A client on one stream to a service. `open_client` makes it."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, limits: ClientLimits) -> None:
         self.protocol = str(getattr(stream, "protocol", ""))
@@ -118,12 +118,12 @@ class Client:
 
     @property
     def lost(self) -> bool:
-        """Whether the stream is lost. Every further call then raises ConnectionLostError."""
+        """Whether the stream is lost. If it is, every further call raises ConnectionLostError."""
         return self._lost is not None
 
     @property
     def waiting(self) -> int:
-        """How many calls and watches wait for answers."""
+        """The number of calls and watches that wait for answers."""
         return len(self._waiting)
 
     async def wait_lost(self) -> None:
@@ -131,10 +131,10 @@ class Client:
         await self._lost_event.wait()
 
     def lost_error(self) -> ConnectionLostError:
-        """The error that says how the connection was lost."""
+        """The error that says how the stream was lost."""
         return ConnectionLostError(f"the connection is lost: {self._lost}")
 
-    # The deadline is not optional: no caller waits for ever on a silent peer.
+    # The deadline is mandatory, so that no caller waits for ever on a silent peer.
     async def call(
         self,
         request: msgspec.Struct,
@@ -143,11 +143,11 @@ class Client:
         timeout: float,  # noqa: ASYNC109
         token: bytes | None = None,
     ) -> Answer:
-        """Send a request and wait at most `timeout` seconds for the answer; `token` has the grant for it.
+        """Send a request and wait at most `timeout` seconds for the answer. `token` holds the grant for the request.
 
-        Raises RemoteError with the refusal of the other side, DeadlineExceededError, ConnectionLostError, FrameError
-        for a request above the limit, and MessageError for an answer of another form. May be cancelled at any time; it
-        is then unknown whether the operation took place.
+        Raises RemoteError if the other side refuses, DeadlineExceededError, ConnectionLostError, FrameError if the
+        request exceeds the limit, and MessageError if the answer has another form. May be cancelled at any time; then
+        it is unknown whether the operation took place.
         """
         fields = _fields(request, token)
         with trio.move_on_after(timeout) as scope:
@@ -165,9 +165,10 @@ class Client:
         timeout: float,  # noqa: ASYNC109
         token: bytes | None = None,
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        """Request a stream of events; the iterator ends when the other side ends it. `token` has the grant for it.
+        """Request a stream of events. The iterator ends when the other side ends it. `token` holds the grant for the
+        request.
 
-        The first event has to come within `timeout` seconds. Iterating raises what `call` raises. At the end of the
+        The first event has to arrive within `timeout` seconds. Iterating raises what `call` raises. At the end of the
         block the watch is cancelled at the other side.
         """
         fields = _fields(request, token)
@@ -232,7 +233,7 @@ class Client:
     # Receiving
 
     async def read(self) -> None:
-        """Deliver answers to the waiting calls until the stream ends. Run by `open_client`."""
+        """Deliver answers to the waiting calls until the stream ends. `open_client` runs it."""
         try:
             while data := await self._stream.receive_some(self._limits.read_bytes):
                 self._frames.feed(bytes(data))
@@ -245,7 +246,7 @@ class Client:
             self.lose(f"the other side sent an invalid answer: {error.message}")
 
     async def write(self) -> None:
-        """Send requests until the stream fails. Run by `open_client`."""
+        """Send requests until the stream fails. `open_client` runs it."""
         self.lose(await self._outbox.run())
 
     def _take(self, frame: bytes | Oversize) -> None:
@@ -275,7 +276,7 @@ class Client:
 async def open_client(
     stream: trio.abc.HalfCloseableStream, limits: ClientLimits | None = None
 ) -> AsyncIterator[Client]:
-    """A client on `stream` while the block runs. Its end closes the stream; calls that still wait are lost."""
+    """A client on `stream` while the block runs. At its end the stream is closed; calls that still wait are lost."""
     limits = limits or ClientLimits()
     client = Client(stream, limits)
     try:

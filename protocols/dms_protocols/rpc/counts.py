@@ -1,6 +1,6 @@
-"""Counts of a peer's own work: plain numbers in memory, which the metrics show.
+"""Counters of a peer's own work: plain numbers in memory, which the metrics show.
 
-A count costs one addition for each request. All keys come from this side's own code (names of operations, codes of
+Counting costs one addition for each request. All keys come from this side's own code (names of operations, codes of
 errors), so that no peer can make a table grow.
 """
 
@@ -11,16 +11,16 @@ from collections import Counter
 __all__ = ["OK", "UNREADABLE", "ServiceCounts"]
 
 OK = "ok"
-"""The outcome of a request that was answered as asked; every other outcome is the code of an error."""
+"""The outcome of a request that succeeded. Every other outcome is the code of an error."""
 
 UNREADABLE = "unreadable"
-"""Stands for the operation where a frame names no known one."""
+"""The name of the operation if a frame names no known operation."""
 
 
 class ServiceCounts:
-    """Counts since the peer started.
+    """Counters since the peer started.
 
-    `requests` by operation and outcome, `bids` that were signed, and `refusals` of nodes by their code.
+    `requests` are counted by operation and outcome, `bids` when they are signed, and `refusals` of nodes by their code.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class ServiceCounts:
         self.streams = 0
 
     def failures(self) -> dict[str, int]:
-        """How many requests were answered with an error, by its code."""
+        """The number of requests that were answered with an error, by its code."""
         failures: Counter[str] = Counter()
         for (_, outcome), count in self.requests.items():
             if outcome != OK:

@@ -1,7 +1,7 @@
-"""What a peer knows, and by which operations each fact leaves it.
+"""The facts that a peer knows, and the operations that disclose each of them.
 
-Access rules are by fact. A fact that the owner closes is closed at every door: at each operation that tells it, in
-adverts, in provider records of the DHT, and in the shortages of refusals (docs/access.md has the whole table).
+Access rules are about facts. If the owner closes a fact, no way discloses it: no operation, advert, provider record of
+the DHT, or shortage in a refusal (docs/access.md has the whole table).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ FACTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "leases": ("list",),
     }
 )
-"""The facts, each with the operations that tell it. The first of them is the name of the rule in the access file."""
+"""The facts, each with the operations that disclose it. The first operation is the name of the rule in the access file.
+"""
 
 FACT_OF: Final[Mapping[str, str]] = MappingProxyType(
     {operation: operations[0] for operations in FACTS.values() for operation in operations}
 )
-"""The operation whose rule an operation takes where it has none of its own."""
+"""The operation whose rule applies to an operation that has no rule of its own."""
 
 CLOSED_TO_STRANGERS: Final = frozenset({"machine"})
-"""Operations that `others: anyone` does not open: serial numbers and PCI addresses are of no use to a requester."""
+"""Operations that `others: anyone` does not open. A requester does not need serial numbers and PCI addresses."""

@@ -1,14 +1,14 @@
 """The operations of a service, and the handlers that answer them.
 
-There are three kinds, by what a handler costs:
+There are three kinds, by the cost of the handler:
 
 - quick: a plain function that reads memory. It is answered in place, in the order of the requests.
 - slow: an async function, such as a durable write. It runs in a task, within a deadline. A plain function that returns
-  either an answer or a coroutine decides each time which of the two it is.
+  either an answer or a coroutine chooses between the two each time.
 - watch: an async context manager that yields an async iterator of events. It runs until its end or `cancel`.
 
-A handler gets the typed request and the caller. It returns a typed answer or one that is encoded already. To refuse, it
-raises a ProtocolError or an error of the ledger.
+A handler gets the typed request and the caller. It returns a typed answer, or one that is already encoded. To refuse,
+it raises a ProtocolError or an error of the ledger.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Request = TypeVar("Request", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The peer that sent a request, whose id the transport vouches for.
+    """The peer that sent a request. The transport has authenticated its id.
 
-    `local`: the request came by this machine's own socket. `known`: the owner's rules list the peer for what it
-    requests. `group` is the address that it comes from, which other peer ids may share; empty where it is not known.
-    `grants` is what its token says; None where it needed none. `trace` is the requester's name for what the request is
-    part of, where requests are logged.
+    `local`: the request came over this machine's own socket. `known`: the owner's rules list the peer for this
+    operation. `group` is the address of the peer, which it may share with other peer ids; empty if not known. `grants`
+    are those of its token; None if it needed no token. `trace` is the requester's name for the piece of work, for the
+    log of requests.
     """
 
     peer_id: str
@@ -55,9 +55,9 @@ WatchHandler: TypeAlias = Callable[[Request, Caller], AbstractAsyncContextManage
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation: its name on the wire, the type of its requests and what answers them.
+    """One operation: its name on the wire, the type of its requests and its handler.
 
-    `rate` names what its requests are counted as besides requests, where a share has a rate of its own for that.
+    `rate` names a second rate that its requests count against, for operations with a limit of their own.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Operations(Mapping[str, Operation]):
     def slow(
         self, request_type: type[Request], handler: SlowHandler[Request], *, rate: Literal["", "bids"] = ""
     ) -> None:
-        """Add an operation that takes its time."""
+        """Add an operation that takes time."""
         self._add(Operation(operation_name(request_type), "slow", request_type, handler, rate))
 
     def watch(self, request_type: type[Request], handler: WatchHandler[Request]) -> None:

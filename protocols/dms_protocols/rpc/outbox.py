@@ -1,7 +1,7 @@
 """The frames that wait to be written to one stream, and the one task that writes them.
 
-Frames that are put during a write leave together with the next one. Only the writer touches the stream: a cancellation
-of the task that made a frame never cuts the frame.
+Frames that are put during a write are written together after it. Only this task writes to the stream, so that
+cancelling the task that made a frame never cuts the frame.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _STEP = 4 * 1024
 
 
 class Outbox:
-    """Frames on their way out; `run` writes them until it is cancelled or the stream fails.
+    """Outgoing frames. `run` writes them until it is cancelled or the stream fails.
 
-    `wait_for_space` waits from `high_water` (bytes) on. `write_deadline` (seconds) is how long one write may stall.
-    `meter` gets the change of the waiting bytes, in steps so that a small answer costs nothing. `size` is the number of
-    bytes that are not written yet.
+    If more than `high_water` bytes wait, `wait_for_space` waits. `write_deadline` (seconds) is the longest time that
+    one write may stall. `meter` is called with the change of the waiting bytes, in steps, so that a small answer costs
+    nothing. `size` is the number of bytes that are not written yet.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Outbox:
         return self.size >= self._high_water
 
     def put(self, frame: bytes) -> None:
-        """Add a whole frame; never waits. A caller that makes many frames calls `wait_for_space` first."""
+        """Add a whole frame. Never waits. A caller that makes many frames calls `wait_for_space` before each."""
         if not self._frames:
             self._filled.unpark()
         self._frames.append(frame)
@@ -58,7 +58,7 @@ class Outbox:
             self._report(self.size)
 
     def abandon(self) -> None:
-        """Tell the meter that nothing waits any more: the stream is over."""
+        """Report to the meter that no bytes wait any more, because the stream has ended."""
         if self._reported:
             self._report(0)
 
@@ -69,17 +69,17 @@ class Outbox:
         self._report_at = size + _STEP
 
     async def wait_for_space(self) -> None:
-        """Wait until fewer bytes than `high_water` wait. May be cancelled; the only deadline is that of the write."""
+        """Wait until fewer than `high_water` bytes wait. May be cancelled; the only deadline is that of the write."""
         while self.size >= self._high_water:
             await self._written.park()
 
     async def flushed(self) -> None:
-        """Wait until the stream has taken everything. May be cancelled; the only deadline is that of the write."""
+        """Wait until everything is written to the stream. May be cancelled; the only deadline is that of the write."""
         while self.size:
             await self._written.park()
 
     async def run(self) -> str:
-        """Write until the stream fails or a write stalls past its deadline; returns what happened."""
+        """Write until the stream fails or a write stalls beyond its deadline. Returns the reason."""
         while True:
             while not self._frames:
                 await self._filled.park()

@@ -77,13 +77,14 @@ from .traces import read_trace
 __all__ = ["CancelAnswer", "CancelRequest", "refuse_stream", "serve_stream"]
 
 _log = LimitedLog(logging.getLogger(__name__))
-# One line for each request except answered quick ones. The log handler bounds the lines of each peer.
+# One line for each request except successful quick ones. The log handler bounds the lines of each peer.
 _events = logging.getLogger("dms_protocols.requests")
 _DONE: Encoded = b"\xa0"
 # A slow operation takes about as much processor time as this many quick ones.
 _SLOW_WEIGHT = 8
-# A stream may be closed as idle up to this part of the deadline early. Each deadline that is moved leaves an entry in
-# trio's heap until it would have passed; one for each byte that arrives would be hundreds for a slow peer.
+# A stream may be closed as idle up to this part of the deadline early. Each time a deadline is moved, an entry stays in
+# trio's heap until the old deadline passes. Moving it for each byte that arrives would leave hundreds of entries for a
+# slow peer.
 _IDLE_PRECISION = 1 / 64
 
 
@@ -94,7 +95,7 @@ class CancelRequest(msgspec.Struct, frozen=True, tag_field="op", tag="cancel"):
 
 
 class CancelAnswer(msgspec.Struct, frozen=True):
-    """Whether there was such a watch. Its own last answer comes before or after this one."""
+    """Whether there was such a watch. The last answer of the watch may arrive before or after this one."""
 
     cancelled: bool
 
@@ -110,8 +111,8 @@ async def serve_stream(
 ) -> None:
     """Answer requests until the peer ends its side, is idle too long or sends an invalid frame; then close the stream.
 
-    Requests are counted in `counts` and against the caller's `share`. `access` has the rules (None: anyone may request
-    everything). Raises nothing but cancellation, which cancels the operations and closes the stream at once.
+    Requests are counted in `counts` and against the caller's `share`. `access` holds the rules (None: anyone may
+    request everything). Raises nothing but cancellation, which cancels the operations and closes the stream at once.
     """
     service = _Service(
         stream,
@@ -155,7 +156,7 @@ class _Service:
         self._counts = counts
         self._share = share
         self._access = access
-        # The frame that is being taken, and its operation as far as it was read.
+        # The frame that is being handled, and its operation as soon as it is known.
         self._frame = b""
         self._operation = UNREADABLE
         self._frames = FrameReader(limits.frame_bytes, limits.skip_bytes)
@@ -171,13 +172,14 @@ class _Service:
     async def run(self) -> None:
         self._counts.streams += 1
         try:
-            # Half of the memory of a stream is allocated at its first bytes: many streams may never send any.
+            # Half of the memory of a stream is allocated when its first bytes arrive, because many streams may never
+            # send any.
             if first := await self._receive_first():
                 await self._serve(first)
         finally:
             self._counts.streams -= 1
             self._outbox.abandon()
-            # Costs nothing if the stream is closed already.
+            # This has no effect if the stream is closed already.
             await trio.aclose_forcefully(self._stream)
 
     async def _serve(self, first: bytes) -> None:
@@ -201,7 +203,7 @@ class _Service:
     # Reading
 
     async def _receive_first(self) -> bytes:
-        """The first bytes; none if the stream ends, breaks, or is idle for too long before."""
+        """The first bytes; none if the stream ends, breaks, or is idle for too long."""
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             with trio.move_on_after(self._limits.idle_deadline):
                 if first := bytes(await self._stream.receive_some(self._limits.read_bytes)):
@@ -210,7 +212,7 @@ class _Service:
         return b""
 
     async def _read(self, data: bytes) -> None:
-        """Takes requests until the stream ends, breaks, or is idle for too long."""
+        """Handle requests until the stream ends, breaks, or is idle for too long."""
         with self._idle:
             while data:
                 self._watch_idleness()
@@ -251,11 +253,11 @@ class _Service:
                 await (outbox.flushed() if share.crowded else outbox.wait_for_space())
                 self._stay_active()
         if whole:
-            # Only whole requests count as activity: one byte a second does not keep a stream open.
+            # Only complete requests count as activity: one byte a second does not keep a stream open.
             self._active_at = share.now
 
     def _stay_active(self) -> None:
-        # A peer that waits for its turn, takes its answers, or has an operation that has just ended is not idle.
+        # A peer that waits for its turn, reads its answers, or has an operation that has just ended is not idle.
         self._active_at = self._share.now = trio.current_time()
         self._watch_idleness()
 
@@ -296,7 +298,7 @@ class _Service:
         if operation.kind == "quick" and "token" not in message:
             self._answer(request_id, operation, message, caller)
             return
-        # The time is measured also where the request is refused in the end.
+        # The time also counts if the request is refused in the end.
         with self._share.weighing():
             self._answer(request_id, operation, message, caller)
 
@@ -354,7 +356,7 @@ class _Service:
     ) -> None:
         try:
             with trio.move_on_after(self._limits.operation_deadline) as scope:
-                # Operations begin in turns, as requests do: many that begin at once would delay all other peers.
+                # Operations begin in turns, as requests do. Many that began at once would delay all other peers.
                 answer = await self._share.metered(self._in_turn(work))
             if scope.cancelled_caught:
                 raise DeadlineExceededError(f"{operation.name} took longer than {self._limits.operation_deadline:g} s")
@@ -391,7 +393,8 @@ class _Service:
                     async for event in events:
                         with self._share.weighing():
                             self._put(request_id, encode_event(request_id, encode_answer(event)))
-                        # The next event is made when this one has left: a slow reader gets the newest state.
+                        # The next event is made only when this one is written, so that a slow reader gets the newest
+                        # state.
                         await self._outbox.flushed()
                         await self._share.rest(self._limits.batch_frames)
             self._put_answer(request_id, operation, _DONE, caller)
@@ -409,7 +412,7 @@ class _Service:
     def _put_answer(self, request_id: int, operation: Operation, answer: Answer, caller: Caller) -> None:
         self._put(request_id, encode_ok(request_id, encode_answer(answer)))
         self._counts.requests[operation.name, OK] += 1
-        # There may be thousands of quick ones in a second, and they change nothing.
+        # There may be thousands of quick requests in a second, and they change nothing.
         if self._logs and operation.kind != "quick":
             _events.info("answered", extra=_fields(request_id, operation.name, OK, caller))
 

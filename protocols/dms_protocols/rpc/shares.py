@@ -1,19 +1,19 @@
-"""What each peer uses of this one, and whether it may have more: its share, and the share of all peers together.
+"""What each peer uses of this one, and whether it may use more: its own share, and the share of all peers together.
 
 Rules:
 
 1. All streams of a peer, on all protocols, count against the same share. A request above the share is answered with
-   `busy` and the time after which it would be taken. Nothing waits.
+   `busy` and the time after which it would be accepted. Nothing waits.
 2. When all peers together have used up their share, each still gets a small part (`assured`). A thousand strangers
    cannot take it from a peer that sends few requests.
 3. Scheduling is fair per peer first, then per stream. Many streams, or long sequences of requests, gain nothing over
    one request.
-4. Memory is bounded. Peers with streams are bounded by the number of streams; others by a number of their own, and they
-   are forgotten when their rates are what they were before they came.
-5. The cost of a request does not depend on the number of peers, and a request does not read the clock: each batch
-   brings the time. Far from its limits, the requests of a peer are counted once for each turn.
-6. A request that takes more processor time than a query is measured, and takes as much more of its peer's turn. The
-   peer has its next turn when the others had as much time.
+4. Memory is bounded. The number of streams limits the number of peers with streams. Peers without streams have a limit
+   of their own, and are forgotten when their rates are as before their first request.
+5. The cost of a request does not depend on the number of peers. A request does not read the clock: each batch brings
+   the time. The requests of a peer that is far from its limits are counted once for each turn.
+6. If a request takes more processor time than a query, the time is measured, and the request takes a larger part of
+   its peer's turn. The peer has its next turn when the others have had as much time.
 """
 
 from __future__ import annotations
@@ -35,22 +35,23 @@ from .limits import Share, Shares
 __all__ = ["LOW_WATER", "PeerShare", "SharesInUse"]
 
 LOW_WATER = 4 * 1024
-"""Bytes of answers that may wait on one stream of a peer that has used up its bytes: enough to say so."""
+"""Bytes of answers that may wait on one stream of a peer that has used up its bytes. This is enough to answer `busy`.
+"""
 
-# What is not a rate becomes free when something ends, at an unknown time.
+# A limit that is not a rate becomes free when something ends, at an unknown time.
 _RETRY_SECONDS = 1.0
 # Requests in the first turn of a peer.
 _FIRST_TURN = 64
-# About the cost of a query, and the unit of a turn for requests that cost more.
+# About the cost of a query. It is the unit in which the costs of expensive requests are measured.
 _REQUEST_SECONDS = 20e-6
-# The most turns that a peer sits out for a request that took very long; others are served in each.
+# The largest number of turns that a peer skips after a request that took very long. Others are served in each.
 _MOST_SAT_OUT = 1_000
 
 Result = TypeVar("Result")
 
 
 class _Used:
-    """How much of one share is used."""
+    """The used part of one share."""
 
     __slots__ = ("bids", "bytes", "most_bytes", "operations", "requests", "share", "streams")
 
@@ -66,7 +67,7 @@ class _Used:
 
 
 class PeerShare:
-    """The use of one peer, over all its streams. Made by `SharesInUse`."""
+    """The use of one peer, over all its streams. `SharesInUse` makes it."""
 
     __slots__ = (
         "_assured",
@@ -99,16 +100,16 @@ class PeerShare:
         self._resting = False
         self._unused = 0
         self.limited = True
-        """Whether `admit` has to count each request; otherwise all requests of this turn are counted already."""
+        """Whether `admit` has to count each request. Otherwise all requests of this turn are counted already."""
         self.now = 0.0
-        """The time of the batch that is being taken, set by the caller."""
+        """The time of the current batch; the caller sets it."""
         self.turn = _FIRST_TURN
-        """What is left of the turn; at 0 or below, call `rest` before the next request."""
+        """The rest of the turn. If it is 0 or below, call `rest` before the next request."""
 
     # Requests
 
     def admit(self) -> None:
-        """Count a request where this peer is `limited`. Raises BusyError when it is one too many."""
+        """Count a request if this peer is `limited`. Raises BusyError if the limit is reached."""
         own, total = self._own, self._total
         if own.bytes >= own.most_bytes:
             raise _busy(f"{own.bytes} bytes of this peer are under way", _RETRY_SECONDS)
@@ -117,7 +118,7 @@ class PeerShare:
         self._take("requests", own.requests, total.requests, self._assured)
 
     def admit_bid(self) -> None:
-        """Count a request for bids, in addition to `admit`. Raises BusyError when it is one too many."""
+        """Count a request for bids, in addition to `admit`. Raises BusyError if the limit is reached."""
         self._take("requests for bids", self._own.bids, self._total.bids, self._assured_bids)
 
     def _take(self, what: str, own: TokenBucket, total: TokenBucket, assured: TokenBucket) -> None:
@@ -129,7 +130,7 @@ class PeerShare:
     # What runs
 
     def begin_operation(self, size: int) -> None:
-        """Count an operation that runs in a task, and the bytes of its request. Raises BusyError."""
+        """Count an operation that runs in a task, and the bytes of its request. Raises BusyError at a limit."""
         own, total = self._own, self._total
         _check_count("operations of this peer", own.operations, own.share.operations)
         if own.operations >= self._assured_operations:
@@ -145,7 +146,7 @@ class PeerShare:
         self.hold(-size)
 
     def hold(self, size: int) -> None:
-        """Count bytes that are in flight now or, below 0, no longer are."""
+        """Count bytes that are now in flight; a negative `size` counts bytes that no longer are."""
         own, total = self._own, self._total
         own.bytes += size
         total.bytes += size
@@ -154,8 +155,9 @@ class PeerShare:
 
     @property
     def crowded(self) -> bool:
-        """Whether the peer has used up its bytes. A stream on which more than LOW_WATER wait is then not read from,
-        because the peer does not even take the answers that say so."""
+        """Whether the peer has used up its bytes. If more than LOW_WATER bytes wait on a stream, the stream is then not
+        read, because the peer does not even read the answers `busy`.
+        """
         return self._own.bytes >= self._own.most_bytes
 
     # Turns
@@ -163,7 +165,7 @@ class PeerShare:
     async def rest(self, turn: int) -> None:
         """Let all others run before this peer, on any stream, has its next turn of `turn` requests.
 
-        The requests are counted at once where the peer may send so many. May be cancelled.
+        If the peer may send that many, the requests are counted at once. May be cancelled.
         """
         while self.turn <= 0:
             if self._resting:
@@ -180,14 +182,14 @@ class PeerShare:
                 self._rested.unpark_all()
 
     def weigh(self, weight: int) -> None:
-        """Take `weight` more of the turn, for a request that costs as much as so many queries."""
+        """Take `weight` more from the turn, for a request that costs as much as `weight` queries."""
         self.turn -= weight
         if not self.limited:
             self._unused += weight
 
     @contextmanager
     def weighing(self) -> Iterator[None]:
-        """Take as much of the turn as the block takes processor time. The block must not await."""
+        """Take the processor time of the block from the turn. The block must not await."""
         began = self._timer()
         try:
             yield
@@ -196,7 +198,7 @@ class PeerShare:
 
     @types.coroutine
     def metered(self, work: Coroutine[Any, Any, Result]) -> Generator[Any, Any, Result]:
-        """Await the work, and take as much of the turn as it takes processor time between its awaits."""
+        """Await the work, and take the processor time between its awaits from the turn."""
         resume, value = work.send, None
         while True:
             began = self._timer()
@@ -216,7 +218,7 @@ class PeerShare:
     def _begin_turn(self, turn: int) -> None:
         own, total = self._own, self._total
         if not self.limited:
-            # What was weighed was counted as requests, and the last request may have exceeded the turn.
+            # The weight was counted as requests, and the last request may have exceeded the turn.
             own.requests.give_back(self._unused + self.turn)
             total.requests.give_back(self._unused + self.turn)
         self._unused, self.turn, self.limited = 0, turn, True
@@ -237,12 +239,12 @@ class PeerShare:
 
     @property
     def rested_at(self) -> float:
-        """When the rates of this peer will be what they were before it came, without further requests."""
+        """When the rates of this peer will be as before its first request, if it sends no more requests."""
         buckets = (self._own.requests, self._own.bids, self._assured, self._assured_bids)
         return max(bucket.full_at() for bucket in buckets)
 
     def open_stream(self) -> None:
-        """Count a stream. Raises BusyError."""
+        """Count a stream. Raises BusyError if a limit is reached."""
         own, total = self._own, self._total
         _check_count("streams of this peer", own.streams, own.share.streams)
         if own.streams >= self._assured_streams:
@@ -257,11 +259,11 @@ class PeerShare:
 
 
 class SharesInUse:
-    """The use of all peers; one for everything that a peer serves. `timer` measures processor time in seconds."""
+    """The use of all peers. A peer has one such object. `timer` returns processor time in seconds."""
 
     def __init__(self, limits: Shares | None = None, timer: Callable[[], float] = time.perf_counter) -> None:
         self.limits = limits or Shares()
-        """What peers may use."""
+        """The limits of peers."""
         self._timer = timer
         self._total = _Used(self.limits.total)
         self._present: dict[str, PeerShare] = {}
@@ -269,16 +271,18 @@ class SharesInUse:
 
     @property
     def peers(self) -> int:
-        """How many peers are remembered."""
+        """The number of peers that are remembered."""
         return len(self._present) + len(self._absent)
 
     def alone(self) -> PeerShare:
-        """A share of its own, which is not remembered and not counted with others."""
+        """A separate share, which is not remembered and not counted with others."""
         return PeerShare(self.limits, _Used(self.limits.total), self._timer)
 
     @contextmanager
     def stream(self, peer_id: str) -> Iterator[PeerShare]:
-        """The share against which a stream of this peer counts while the block runs. Raises BusyError."""
+        """The share against which a stream of this peer counts while the block runs. Raises BusyError if a limit is
+        reached.
+        """
         share = self._present.get(peer_id) or self._absent.get(peer_id)
         if share is None:
             share = PeerShare(self.limits, self._total, self._timer)
@@ -296,7 +300,7 @@ class SharesInUse:
     def _remember(self, peer_id: str, share: PeerShare) -> None:
         now = trio.current_time()
         if share.rested_at <= now:
-            # It used nothing.
+            # The peer used nothing.
             return
         self._absent.drop_oldest_while(lambda oldest: oldest.rested_at <= now)
         self._absent[peer_id] = share

@@ -1,6 +1,6 @@
 """A name for one piece of work, which both sides write into their logs.
 
-It travels as `trace` beside the fields of a request. All requests within `tracing()` carry the same trace, so that one
+It is sent as `trace` beside the fields of a request. All requests within `tracing()` carry the same trace, so that one
 reservation can be followed through the logs of all peers that took part.
 """
 
@@ -15,14 +15,16 @@ from typing import Any, Final
 __all__ = ["MAX_TRACE", "current_trace", "read_trace", "tracing"]
 
 MAX_TRACE: Final = 64
-"""Characters; a longer one is cut where it is logged."""
+"""The largest number of characters. A longer trace is cut in the log."""
 
 _trace: ContextVar[str] = ContextVar("trace", default="")
 
 
 @contextmanager
 def tracing(trace: str = "") -> Iterator[str]:
-    """All requests of this task and of the tasks that it starts carry the trace, a new one by default; yields it."""
+    """All requests of this task, and of tasks that it starts, carry the trace; without an argument, a new one. Yields
+    it.
+    """
     trace = trace or secrets.token_hex(8)
     token = _trace.set(trace)
     try:
@@ -32,11 +34,11 @@ def tracing(trace: str = "") -> Iterator[str]:
 
 
 def current_trace() -> str:
-    """The trace of this task; empty when it has none."""
+    """The trace of this task; empty if it has none."""
     return _trace.get()
 
 
 def read_trace(message: dict[str, Any]) -> str:
-    """The trace of a request; empty where there is none or it is not text."""
+    """The trace of a request; empty if there is none or it is not text."""
     trace = message.get("trace", "")
     return trace[:MAX_TRACE] if type(trace) is str else ""

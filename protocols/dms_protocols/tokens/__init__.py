@@ -1,1 +1,1 @@
-"""Tokens: what a peer grants to others, as Biscuits."""
+"""Tokens: the grants of a peer to other peers, as Biscuits."""

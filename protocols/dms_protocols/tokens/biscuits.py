@@ -3,9 +3,10 @@
 Rules:
 
 1. A token is signed with the Ed25519 key of the granting peer, which it names. Each provider that trusts this peer can
-   check it. An added block is signed with a key of the chain itself: a holder narrows a grant without its owner.
-2. Each statement of a block has one of the forms below. An unknown statement is refused and not ignored: it may be
-   meant to forbid something.
+   check it. A further block is signed with a key from the chain itself, so that a holder can narrow a grant without the
+   granting peer.
+2. Each statement of a block has one of the forms below. A token with an unknown statement is refused: the statement may
+   be a restriction.
 3. Conditions (time, operation, peer, provider) are checks of Biscuit itself. Amounts are facts, because only the ledger
    knows what is outstanding.
 4. Bytes and blocks are counted before they are parsed, and the authorizer runs within limits. Invalid bytes raise
@@ -50,10 +51,10 @@ __all__ = [
 ]
 
 MAX_TOKEN_BYTES: Final = 8 * 1024
-"""The longest token; a longer one is not parsed."""
+"""The largest token. A larger one is not parsed."""
 
 MAX_TOKEN_BLOCKS: Final = 16
-"""The longest chain."""
+"""The largest number of blocks in a token."""
 
 _MAX_STATEMENTS: Final = 32
 _ID_DIGITS: Final = 32
@@ -69,12 +70,12 @@ _NAMES: Final = re.compile(
 )
 _TIME_FORM: Final = "%Y-%m-%dT%H:%M:%SZ"
 _FIELDS: Final = {"operation": "operations", "peer": "peers", "provider": "providers"}
-# Far above the need of any token within the limits, also on a busy machine.
+# Far more than any token within the limits needs, even on a busy machine.
 _RUN_LIMITS: Final = {"max_facts": 64, "max_iterations": 16, "max_time": timedelta(milliseconds=200)}
 
 
 class SignedToken:
-    """A token with valid signatures; `grants` is its content."""
+    """A token with valid signatures. `grants` is its content."""
 
     def __init__(self, biscuit: Biscuit, grants: Grants) -> None:
         self._biscuit = biscuit
@@ -101,7 +102,7 @@ class SignedToken:
 
 
 def create_token(seed: bytes, granted_by: str, terms: GrantTerms) -> bytes:
-    """A new token: `seed` is the Ed25519 seed of the peer `granted_by`."""
+    """A new token. `seed` is the Ed25519 seed of the peer `granted_by`."""
     from biscuit_auth import BiscuitBuilder
 
     source = f'granted_by("{granted_by}");\n' + _source(terms)
@@ -109,9 +110,9 @@ def create_token(seed: bytes, granted_by: str, terms: GrantTerms) -> bytes:
 
 
 def attenuate_token(raw: bytes, public_key: bytes, terms: GrantTerms) -> bytes:
-    """The token with one more block, which narrows it; `public_key` is that of the granting peer.
+    """The token with one more block, which narrows it. `public_key` is that of the granting peer.
 
-    Raises AccessError for a token that cannot be passed on any further.
+    Raises AccessError for a token to which no block can be added.
     """
     from biscuit_auth import BlockBuilder
 
@@ -125,7 +126,7 @@ def attenuate_token(raw: bytes, public_key: bytes, terms: GrantTerms) -> bytes:
 
 
 def granter_of(raw: bytes) -> str:
-    """The granting peer that a token names. This proves nothing before `open_token` with the key of this peer.
+    """The granting peer that a token names. The name is not proven until `open_token` has checked the peer's key.
 
     Raises AccessError `token_invalid`.
     """
@@ -135,7 +136,7 @@ def granter_of(raw: bytes) -> str:
     try:
         source = UnverifiedBiscuit.from_base64(base64.urlsafe_b64encode(raw).decode()).block_source(0)
     except Exception as error:
-        # The library has a different error for each stage of reading.
+        # The library raises a different error for each stage of reading.
         raise _invalid("it cannot be read") from error
     return _granter(source)
 
@@ -158,8 +159,8 @@ def open_token(raw: bytes, public_key: bytes) -> SignedToken:
     if foreign:
         raise _invalid("a block is signed by a third party")
     if any(len(one) != _SIGNATURE_DIGITS for one in ids):
-        # A valid P-256 signature can be turned into another valid one. The block would then have a second id, which is
-        # not revoked and to which nothing is charged.
+        # A valid P-256 signature can be turned into another valid one. The block would then have a second id that is
+        # neither revoked nor charged.
         raise _invalid("a block is not signed with an Ed25519 key")
     blocks = tuple(
         Grant(id=grant_id(revocation_id), terms=_terms(source, first=index == 0))

@@ -1,4 +1,4 @@
-"""Whether a token allows a request, with a code for each way in which it may not."""
+"""Checks whether a token allows a request, with a separate code for each reason against it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .grants import Grant, Grants
 
 __all__ = ["TokenChecker"]
 
-# Tokens with checked signatures: the same token comes with many requests.
+# Tokens with checked signatures, because the same token comes with many requests.
 _MOST_REMEMBERED: Final = 256
 
 
 class TokenChecker:
     """Checks tokens for one provider.
 
-    `trusted` maps the peers whose grants count to their Ed25519 public keys. `revoked` has the ids of revoked blocks,
-    and is read for each request. `clock` tells the Unix time in seconds.
+    `trusted` maps the peers whose grants are accepted to their Ed25519 public keys. `revoked` holds the ids of revoked
+    blocks, and is read for each request. `clock` returns the Unix time in seconds.
     """
 
     def __init__(
@@ -40,7 +40,9 @@ class TokenChecker:
         self._known: BoundedDict[bytes, SignedToken] = BoundedDict(_MOST_REMEMBERED)
 
     def check(self, raw: bytes, *, operation: str, peer: str) -> Grants:
-        """The grants of the token, if it allows this operation of this peer, here and now. Raises AccessError."""
+        """The grants of the token, if this peer may use it for this operation, at this provider and time. Raises
+        AccessError.
+        """
         token = self._opened(raw)
         self.check_revoked(one.id for one in token.grants.blocks)
         now = self._clock()
@@ -51,7 +53,7 @@ class TokenChecker:
         return token.grants
 
     def check_revoked(self, accounts: Iterable[str]) -> None:
-        """Raises AccessError `token_revoked` when one of these grants was revoked."""
+        """Raise AccessError `token_revoked` if one of these grants was revoked."""
         for account in accounts:
             if account in self._revoked:
                 raise AccessError(f"the grant {account} was revoked", code="token_revoked")

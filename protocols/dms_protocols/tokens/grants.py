@@ -1,7 +1,7 @@
-"""The grants of a token, block by block: which peers may do what, how much of it, and until when.
+"""The grants of a token, block by block: which peers may do what, how much, and until when.
 
-A token is a chain. Its first block is the owner's; each holder that passed it on may have added one. All blocks hold,
-so that a block can only narrow those before it.
+A token is a chain. The owner writes its first block; each holder that passes it on may add one. All blocks apply, so
+that a block can only narrow the blocks before it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GrantTerms(Struct, frozen=True, kw_only=True, omit_defaults=True):
     allowance: Allowance = Allowance()
 
     def __post_init__(self) -> None:
-        """Raise ValueError for terms that no block can express."""
+        """Raise ValueError for terms that a block cannot express."""
         for names in (self.operations, self.peers, self.providers):
             if names is not None and not all(_NAME.fullmatch(name) for name in names):
                 raise ValueError("a name in a grant has 1 to 128 letters, digits and _")
@@ -57,7 +57,7 @@ class Grants(Struct, frozen=True, kw_only=True):
 
     @property
     def expires(self) -> int | None:
-        """When it ends: the earliest end of a block (Unix seconds), None for never."""
+        """The earliest expiry of a block (Unix seconds); None if there is none."""
         return min((one.terms.expires for one in self.blocks if one.terms.expires is not None), default=None)
 
     @property

@@ -1,4 +1,4 @@
-"""The CBOR of this wire: exactly one map, and nothing that readers in two languages could understand differently.
+"""The CBOR of the protocols: exactly one map, with nothing that two languages could read differently.
 
 Accepted (RFC 8949): maps with text keys that differ from each other, arrays, text, byte strings, integers of 64 bits,
 finite floats, true, false, null, all of definite length. Refused: tags of any kind, undefined, other simple values, NaN
@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 MAX_DEPTH = 16
-"""Containers within containers, unless the caller asks for another limit."""
+"""The nesting depth of containers, unless the caller passes another limit."""
 
 MAX_ITEMS = 4096
-"""Values in a map, at every depth together, unless the caller asks for another limit."""
+"""Values in a map, at all depths together, unless the caller passes another limit."""
 
 _FIRST_INEXACT = 2**53
 _LEAVES = frozenset((int, str, bytes, bool, type(None)))
@@ -41,7 +41,7 @@ def _refuse_tag(value: object, immutable: bool) -> NoReturn:
 
 
 class _EveryTag(dict[int, Any]):
-    """Looks like a table with a decoder for every tag, so that cbor2 uses none of its own."""
+    """Looks like a table with a decoder for every tag, so that cbor2 uses none of its own decoders."""
 
     def __contains__(self, tag: object) -> bool:
         return True
@@ -57,7 +57,7 @@ _EVERY_TAG = _EveryTag()
 
 
 def decode_map(data: bytes, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) -> dict[str, Any]:
-    """Decode exactly one map. Raises CBORError, and nothing else, for all other bytes."""
+    """Decode exactly one map. For all other bytes it raises CBORError, and nothing else."""
     source = io.BytesIO(data)
     try:
         value = cbor2.CBORDecoder(
@@ -84,10 +84,10 @@ def encode_fast(value: Mapping[str, Any]) -> bytes:
 
 
 def whole_numbers_as_integers(value: Any) -> Any:
-    """The same value with the floats that are whole, and that every language holds exactly, as integers.
+    """The same value, with whole floats as integers if every language can represent them exactly.
 
-    The "numeric reduction" of dCBOR (draft-mcnally-deterministic-cbor), for integers below 2^53: what a decoder with
-    one type of number reads, and writes again as an integer.
+    This is the "numeric reduction" of dCBOR (draft-mcnally-deterministic-cbor), for integers below 2^53. A decoder with
+    a single type of number reads such a float and writes it again as an integer.
     """
     kind = type(value)
     if kind is float:
@@ -100,7 +100,8 @@ def whole_numbers_as_integers(value: Any) -> Any:
 
 
 def _check(value: dict[str, Any], max_items: int) -> None:
-    # The frame limit bounds the decoding; this bounds all later work on the map, and finds what cbor2 accepts.
+    # The frame limit bounds the decoding. This loop bounds all later work on the map, and finds values that only cbor2
+    # accepts.
     containers: list[Any] = [value]
     items = 0
     while containers:

@@ -1,7 +1,7 @@
-"""Maps of plain values into typed messages and back.
+"""Converts maps of plain values into typed messages and back.
 
-Types are exact: no number is made of text, and no integer of a float. Unknown keys are ignored. The value types of
-`dms_resources` travel in the DMS's units.
+Types are exact: text is not converted into a number, nor a float into an integer. Unknown keys are ignored. The value
+types of `dms_resources` are sent in the DMS's units.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PATH = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 
 
 def from_map(value: object, kind: type[Message]) -> Message:
-    """Make a typed message of a decoded map. Raises MessageError with the path of the invalid field."""
+    """Make a typed message from a decoded map. Raises MessageError with the path of the invalid field."""
     try:
         return msgspec.convert(value, kind, builtin_types=_BUILTIN, dec_hook=decode_value)
     except (msgspec.ValidationError, OverflowError, RecursionError) as error:
@@ -36,16 +36,16 @@ def from_map(value: object, kind: type[Message]) -> Message:
 
 
 def to_map(message: msgspec.Struct) -> dict[str, Any]:
-    """The map of plain values that stands for a typed message."""
+    """The map of plain values for a typed message."""
     value: dict[str, Any] = msgspec.to_builtins(message, builtin_types=_BUILTIN, enc_hook=encode_value)
     return value
 
 
 def to_bytes(message: msgspec.Struct) -> bytes:
-    """The CBOR of a typed message, as fast as it goes."""
+    """The CBOR of a typed message, in the fastest encoding."""
     return encode_fast(to_map(message))
 
 
 def sealed_bytes(message: msgspec.Struct) -> bytes:
-    """The deterministic CBOR of a typed message, for what is signed or hashed."""
+    """The deterministic CBOR of a typed message, for signatures and digests."""
     return encode_deterministic(to_map(message))

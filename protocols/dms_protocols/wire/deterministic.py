@@ -1,7 +1,8 @@
 """The deterministic encoding of RFC 8949, 4.2.1, several times as fast as cbor2's own.
 
-cbor2 encodes every key of every map to sort them. This module sorts each sequence of keys once, of which a protocol has
-few, and lets cbor2 encode maps that are in order already. Values that it does not know are left to cbor2.
+cbor2 encodes every key of every map to sort them. A protocol has few different sequences of keys. This module sorts
+each of them once, and lets cbor2 encode maps that are in order already. cbor2 also encodes values of types that this
+module does not know.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["encode_deterministic"]
 _LEAVES: Final = frozenset((int, str, bytes, bool, type(None)))
 _HALF: Final = struct.Struct(">e")
 _SINGLE: Final = struct.Struct(">f")
-# Peers choose the keys of digested maps: when this many sequences are known, all are forgotten.
+# Peers choose the keys of maps that are digested. When this many sequences are known, all of them are forgotten.
 _MOST_ORDERS: Final = 1024
 _MOST_KEYS: Final = 32
 _LONGEST_KEY: Final = 64
@@ -26,7 +27,7 @@ _orders: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 
 class _UnknownError(Exception):
-    """A value that is left to cbor2."""
+    """A value of a type that cbor2 has to encode."""
 
 
 class _Encoded:
@@ -41,7 +42,7 @@ class _Encoded:
 def encode_deterministic(value: Mapping[str, Any]) -> bytes:
     """Encode so that equal maps give equal bytes, for digests and signatures.
 
-    Keys are sorted and every value has its shortest form.
+    Keys are sorted, and every value has its shortest form.
     """
     try:
         return cbor2.dumps(_ordered_map(value), default=_write)
@@ -79,7 +80,7 @@ def _ordered(value: Any) -> Any:
 def _order(names: tuple[str, ...]) -> tuple[str, ...]:
     if any(type(name) is not str for name in names):
         raise _UnknownError
-    # Bytewise order of the encoded keys: the length comes first.
+    # Bytewise order of the encoded keys: shorter keys come first.
     order = tuple(sorted(names, key=lambda name: (len(raw := name.encode()), raw)))
     if len(names) <= _MOST_KEYS and all(len(name) <= _LONGEST_KEY for name in names):
         if len(_orders) >= _MOST_ORDERS:
@@ -91,7 +92,7 @@ def _order(names: tuple[str, ...]) -> tuple[str, ...]:
 def _shortest(value: float) -> object:
     if value != value:
         raise _UnknownError
-    # Most floats are times and need all 64 bits: a float without a form of 32 bits has none of 16.
+    # Most floats are times and need all 64 bits. A float that does not fit 32 bits does not fit 16 either.
     single = _exactly(value, _SINGLE)
     if single is None:
         return value

@@ -1,4 +1,4 @@
-"""The shape of messages: requests, answers and events, as bytes.
+"""The form of messages: requests, answers and events, as bytes.
 
 ::
 
@@ -7,7 +7,7 @@
              {"id": uint / null, "error": {"code": text, "message": text, …}}
     event    {"id": uint, "event": map}
 
-The client chooses the id. It is null where the service could not read the id of a request. Messages are assembled from
+The client chooses the id. It is null if the service could not read the id of a request. Messages are assembled from
 encoded parts, so that the body of an answer can be encoded once and sent many times.
 """
 
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 MAX_ID = 2**53 - 1
-"""The largest id: every language's numbers hold it exactly."""
+"""The largest id. The numbers of every language represent it exactly."""
 
 RequestID: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 
@@ -91,7 +91,7 @@ def encode_ok(request_id: int, body: Encoded) -> bytes:
 
 
 def encode_error(request_id: int | None, body: Encoded) -> bytes:
-    """The frame of an error; without an id where the request's could not be read."""
+    """The frame of an error. It has no id if the id of the request could not be read."""
     return encode_frame(_MAP_OF_2 + (_NULL if request_id is None else _uint(request_id)) + _ERROR + body)
 
 
@@ -101,7 +101,7 @@ def encode_event(request_id: int, body: Encoded) -> bytes:
 
 
 def read_id(message: dict[str, Any]) -> int:
-    """The id of a request or an answer; raises MessageError where there is none that is acceptable."""
+    """The id of a request or an answer. Raises MessageError if it is missing or invalid."""
     value = message.get("id")
     if type(value) is not int or not 0 <= value <= MAX_ID:
         raise MessageError(f"id: an integer from 0 to {MAX_ID} is expected", path="id")
@@ -109,7 +109,7 @@ def read_id(message: dict[str, Any]) -> int:
 
 
 def read_ok(answer: dict[str, Any]) -> dict[str, Any]:
-    """The body of an answer. Raises RemoteError for an error, and MessageError for an answer that is neither."""
+    """The body of an answer. Raises RemoteError if it is an error, and MessageError if it is neither."""
     if "ok" in answer:
         body: dict[str, Any] = answer["ok"]
         return body

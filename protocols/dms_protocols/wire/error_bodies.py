@@ -1,4 +1,4 @@
-"""The one place where errors become the body of an answer."""
+"""Converts errors into the body of an answer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _MESSAGE_LENGTH = 500
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error on the wire: a stable `code`, a message for people, and details.
 
-    `retry_after` is in seconds; `shortages` has every dimension that falls short; `index` is the position, in a request
-    for several, of the one that failed; `path` is the invalid field; `hint` says what to do.
+    `retry_after` is in seconds. `shortages` lists every dimension that falls short. `index` is the position of the
+    failed item in a request for several. `path` is the invalid field. `hint` says what to do.
     """
 
     code: str
@@ -76,7 +76,7 @@ def _details(error: ProtocolError | ResourcesError) -> dict[str, Any]:
 
 
 def _relayed(error: RemoteError) -> dict[str, Any]:
-    """The error of another peer, where it has the form of ours."""
+    """The error of another peer, as far as it has the form of ours."""
     try:
         body = from_map({**error.details, "code": error.code, "message": error.message}, ErrorBody)
     except MessageError:

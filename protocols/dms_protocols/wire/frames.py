@@ -1,10 +1,11 @@
 """Frames as libp2p writes them: an unsigned varint with the length, then that many bytes.
 
-Sans-IO: bytes in, frames out. Rules:
+This module does no I/O: the caller passes bytes in and gets frames out. Rules:
 
 1. A length is a minimal unsigned varint of at most 9 bytes (libp2p's "unsigned-varint"). Anything else ends the stream.
 2. A frame above the limit yields one `Oversize`. Its payload is skipped and not kept.
-3. A frame above the skip limit ends the stream with one FrameError: to skip it would cost more than a new stream.
+3. A frame above the skip limit ends the stream with one FrameError, because skipping it would cost more than a new
+   stream.
 4. The reader keeps at most the frame limit, one header and one `feed`.
 """
 
@@ -23,13 +24,13 @@ MAX_VARINT_BYTES = 9
 
 
 class Oversize(Struct, frozen=True):
-    """A frame of `length` bytes, too large to be kept; its payload is skipped."""
+    """A frame of `length` bytes that is too large to be kept. Its payload is skipped."""
 
     length: int
 
 
 def encode_varint(value: int) -> bytes:
-    """Encode as a minimal unsigned varint; raises ValueError for what does not fit 63 bits."""
+    """Encode as a minimal unsigned varint. Raises ValueError for a value that does not fit 63 bits."""
     if 0 <= value < 0x80:
         return bytes((value,))
     if not 0 <= value < 1 << 7 * MAX_VARINT_BYTES:
@@ -43,15 +44,15 @@ def encode_varint(value: int) -> bytes:
 
 
 def encode_frame(payload: bytes) -> bytes:
-    """Put the length of the payload in front of it."""
+    """The payload with its length in front."""
     return encode_varint(len(payload)) + payload
 
 
 class FrameReader:
-    """Cuts a byte stream into frames: `feed` the bytes that were read, then iterate over the complete frames.
+    """Cuts a byte stream into frames: `feed` the received bytes, then iterate over the complete frames.
 
-    `limit` and `skip_limit` are in bytes of payload. When the stream cannot be used any more, the iteration yields the
-    frames before the fault and then raises FrameError, and so does every later iteration.
+    `limit` and `skip_limit` are in bytes of payload. If the stream is broken, the iteration yields the frames before
+    the fault and then raises FrameError, and so does every later iteration.
     """
 
     def __init__(self, limit: int, skip_limit: int | None = None) -> None:
@@ -64,12 +65,12 @@ class FrameReader:
 
     @property
     def buffered(self) -> int:
-        """How many bytes are kept of incomplete frames and of frames not yet iterated over."""
+        """The number of bytes of incomplete frames and of frames that were not iterated over yet."""
         return len(self._kept)
 
     @property
     def at_boundary(self) -> bool:
-        """Whether all bytes were taken, so that an end of the stream here cuts no frame."""
+        """Whether all bytes were consumed, so that an end of the stream here cuts no frame."""
         return not self._kept and not self._to_skip
 
     def feed(self, data: bytes) -> None:
@@ -107,14 +108,14 @@ class FrameReader:
                 start = begin + length
                 yield data[begin:start]
         finally:
-            # Also reached when the caller stops early: the next iteration yields the rest.
+            # This also runs if the caller stops early: the next iteration yields the rest.
             if self._failure is None:
                 self._kept[:0] = data[start:]
         if self._failure is not None:
             raise self._failure
 
     def _header(self, data: bytes, start: int) -> tuple[int, int] | None:
-        """The length at `start` and where its payload begins; None while incomplete or after a failure."""
+        """The length at `start`, and where its payload begins. None if it is incomplete, or after a failure."""
         if start >= len(data):
             return None
         if data[start] < 0x80:
@@ -132,7 +133,7 @@ class FrameReader:
         return None
 
     def _pass_over(self, length: int, begin: int, end: int) -> int:
-        """Skip the part of an oversize payload that has arrived and note how much follows; returns where to go on."""
+        """Skip the part of an oversize payload that has arrived. Returns where to continue."""
         here = min(length, end - begin)
         self._to_skip = length - here
         return begin + here
