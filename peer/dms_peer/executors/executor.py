@@ -54,7 +54,7 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundJob:
-    """A job as the executor finds it. `state` `created` means that nothing of it has run yet.
+    """A job as the executor finds it. `state` `created` means that it has not begun, or is not ready: `start` goes on.
 
     `exit` is set once it has exited. `pid` and `started` (seconds after boot) identify its first process, `cgroup` is
     the name of its group as in `/proc/PID/cgroup`, where they are known.
@@ -74,10 +74,11 @@ class FoundJob:
 
 @dataclass(frozen=True, slots=True)
 class OutputPiece:
-    """Bytes that a job wrote, in order."""
+    """Bytes that a job wrote, in order. `dropped` bytes before them were not kept and cannot be read any more."""
 
     stream: Literal["stdout", "stderr"]
     data: bytes
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
