@@ -58,8 +58,8 @@ class DockerSettings(_Bounds, frozen=True, kw_only=True, tag_field="kind", tag="
     """An engine with the API of Docker, on the Unix socket at `socket`.
 
     `images` are the patterns of images that jobs may name; none allows none. `networks` are what jobs may reach, in the
-    words of a job document. `capabilities` names a profile. `read_only` makes the root of every job read-only; `scratch`
-    is the size of its /tmp then. Jobs have at most `processes` processes. `publish` is the address at which leased
+    words of a job document. `capabilities` names a profile. `read_only` makes the root of every job read-only, and
+    `scratch` is the size of its /tmp. Jobs have at most `processes` processes. `publish` is the address at which leased
     ports are published. `pull_seconds` bounds the pull of an image and `image_bytes` its size.
     """
 
