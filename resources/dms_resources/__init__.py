@@ -1,4 +1,4 @@
-"""The machine and the ledger: which resources exist, and what is promised to whom. This package uses no network.
+"""The machine and the ledger: which resources exist, and which are committed to whom. This package uses no network.
 
 `measure_machine` measures the machine, `open_manager` opens its ledger, and the `ResourceManager` offers resources and
 grants leases. Each name is loaded when it is first used, so that short commands start quickly.

@@ -1,4 +1,4 @@
-"""A dictionary that a stranger cannot fill without end."""
+"""A dictionary of bounded size, for entries that strangers can cause."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Value = TypeVar("Value")
 
 
 class BoundedDict(OrderedDict[Key, Value]):
-    """At most `most` entries, the oldest first. An entry that is set becomes the newest; the oldest of too many goes.
+    """At most `most` entries, the oldest first. Setting an entry makes it the newest. Beyond `most`, the oldest is
+    dropped.
 
-    For a cache of the least recently used kind, read with `recent`.
+    For a cache that drops the least recently used entry, read with `recent`.
     """
 
     def __init__(self, most: int) -> None:
@@ -29,13 +30,13 @@ class BoundedDict(OrderedDict[Key, Value]):
             self.popitem(last=False)
 
     def recent(self, key: Key) -> Value | None:
-        """The entry of `key`, which becomes the newest; None where there is none."""
+        """The entry of `key`, which becomes the newest; None if there is none."""
         value = self.get(key)
         if value is not None:
             self.move_to_end(key)
         return value
 
     def drop_oldest_while(self, is_over: Callable[[Value], bool]) -> None:
-        """Remove entries, the oldest first, up to the first one that is not over."""
+        """Remove entries, the oldest first, until one is not over."""
         while self and is_over(next(iter(self.values()))):
             self.popitem(last=False)

@@ -1,10 +1,9 @@
-"""What a machine has: the DMS's resource types, with the DMS's field names and units.
+"""The DMS's resource types, with the DMS's field names and units.
 
-Sizes and VRAM are bytes, clocks are hertz, cores are exact to 0.001. All values are immutable; what
-is unknown is left out. The same types say what
-a machine has, what its owner onboards, what is free and what a lease was granted: in each case the devices are real
-ones. What a job *asks for* is a `Demand` (see `demands`).
-Source of the names: NuNet device-management-service, package `types`.
+Sizes and VRAM are in bytes, clocks in hertz, cores are exact to 0.001. All values are immutable. Unknown values are
+left out. The same types describe what a machine has, what its owner onboards, what is free and what a lease was
+granted; in each case the devices are real ones. What a job *requests* is a `Demand` (see `demands`). Source of the
+names: NuNet device-management-service, package `types`.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Permille: TypeAlias = Annotated[int, Meta(ge=0, le=1000)]
 
 
 class GPUVendor(Enum):
-    """Who made a GPU, in the DMS's spelling. A demand for `UNKNOWN` or `NONE` means any vendor."""
+    """The manufacturer of a GPU, in the DMS's spelling. A demand for `UNKNOWN` or `NONE` accepts any vendor."""
 
     NVIDIA = "NVIDIA"
     AMD = "AMD/ATI"
@@ -54,16 +53,17 @@ class GPUVendor(Enum):
 
     @classmethod
     def _missing_(cls, value: object) -> GPUVendor | None:
-        # A Go struct that leaves the vendor out sends the empty string.
+        # A Go struct without a vendor sends the empty string.
         return cls.UNKNOWN if value == "" else None
 
 
 class CPU(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """CPU cores and what they are.
+    """CPU cores and their description.
 
-    `cores` is what may be used (a cgroup quota may make it a fraction), `threads` the logical CPUs and `physical_cores`
-    the physical ones of the machine, `clock_speed` the highest clock in hertz, `base_clock_speed` the guaranteed one,
-    `cache_size` the last-level cache in bytes, `architecture` as in "x86_64" or "arm64".
+    `cores` are those that may be used (a cgroup quota may make this a fraction), `threads` the logical CPUs and
+    `physical_cores` the physical cores of the machine. `clock_speed` is the highest clock in hertz, `base_clock_speed`
+    the guaranteed one. `cache_size` is the last-level cache in bytes. `architecture` is spelled as in "x86_64" or
+    "arm64".
     """
 
     cores: Cores
@@ -78,7 +78,7 @@ class CPU(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RAM(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Main memory: `size` in bytes, `clock_speed` in hertz, `type` such as "DDR5" where known."""
+    """Main memory: `size` in bytes, `clock_speed` in hertz, `type` such as "DDR5" if known."""
 
     size: Amount
     clock_speed: Amount = 0
@@ -86,7 +86,7 @@ class RAM(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Disk(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Disk space: `size` in bytes, `type` one of "NVMe", "SSD", "HDD", "network" where known; speeds in bytes/s."""
+    """Disk space: `size` in bytes; `type` is "NVMe", "SSD", "HDD" or "network" if known; speeds in bytes/s."""
 
     size: Amount
     model: str = ""
@@ -98,11 +98,11 @@ class Disk(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GPU(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One GPU device. `uuid` identifies it for good; `index` is its number in the list of all devices now.
+    """One GPU device. `uuid` identifies it permanently; `index` is its current number in the list of all devices.
 
-    `vram` is in bytes: all of it for a machine's device, the part concerned for what is onboarded, free or granted.
-    `exclusive` says that a lease has the whole device to itself; of a machine's device it says that it must, because
-    the driver lets one process at a time use it.
+    `vram` is in bytes. For a device of the machine it is all of it; otherwise it is the part that is onboarded, free or
+    granted. For a lease, `exclusive` means that the lease has the whole device. For a device of the machine, it means
+    that every lease must, because the driver allows only one process at a time.
     """
 
     uuid: str
@@ -122,7 +122,7 @@ GPUs: TypeAlias = tuple[GPU, ...]
 
 
 class Resources(Struct, frozen=True, kw_only=True):
-    """An amount of everything: CPU, RAM, disk and named GPU devices."""
+    """An amount of each resource: CPU, RAM, disk and named GPU devices."""
 
     cpu: CPU
     ram: RAM
@@ -131,7 +131,7 @@ class Resources(Struct, frozen=True, kw_only=True):
 
 
 class NetworkInterface(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One network interface: `link_speed` in bits per second (0 where unknown), `type` such as "ethernet"."""
+    """One network interface: `link_speed` in bits per second (0 if unknown), `type` such as "ethernet"."""
 
     name: str
     type: str = "unknown"
@@ -141,17 +141,17 @@ class NetworkInterface(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class NetworkInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The machine's network interfaces; `public` is None where nothing can be known without leaving the machine."""
+    """The machine's network interfaces. `public` is None if it cannot be known without sending packets."""
 
     interfaces: tuple[NetworkInterface, ...] = ()
     public: bool | None = None
 
 
 class MachineResources(Resources, frozen=True, kw_only=True, omit_defaults=True):
-    """What the hardware has, as this process may use it (containers and cgroups included).
+    """The resources of the hardware that this process may use, within containers and cgroups.
 
-    `limits` explains in sentences what is below the hardware and why ("2 of 64 cores: cgroup quota"), `problems` what
-    could not be read; `simulated` is true when a file stood in for the hardware.
+    `limits` are sentences on what is below the hardware, and why ("2 of 64 cores: cgroup quota"). `problems` are
+    sentences on what could not be read. `simulated` is true if a file describes the machine.
     """
 
     network: NetworkInfo = NetworkInfo()
@@ -161,7 +161,7 @@ class MachineResources(Resources, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class PortRange(Struct, frozen=True, kw_only=True):
-    """The public ports a provider gives out, both ends included."""
+    """The public ports that a provider grants, both ends included."""
 
     first: Port
     last: Port
@@ -173,15 +173,15 @@ class PortRange(Struct, frozen=True, kw_only=True):
         return self.first <= port <= self.last
 
 
-# The DMS's public ports, up to where Linux begins to take ports for outgoing connections.
+# The DMS's public ports, up to the range that Linux uses for outgoing connections.
 DEFAULT_PORT_RANGE = PortRange(first=16384, last=32767)
 
 
 class Headroom(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is kept back of the onboarded resources and never offered.
+    """The part of the onboarded resources that is kept back and never offered.
 
-    The amounts (cores, bytes) and the share (in thousandths of what is onboarded) are added up; VRAM is kept back by
-    the share alone, on every GPU.
+    The amounts (cores, bytes) and the share (in thousandths of what is onboarded) are added up. For VRAM only the share
+    is kept back, on every GPU.
     """
 
     share: Permille = 0
@@ -190,15 +190,15 @@ class Headroom(Struct, frozen=True, kw_only=True, omit_defaults=True):
     disk: Amount = 0
 
     def cut(self, onboarded: int, amount: int) -> int:
-        """What is left of `onboarded` when the share of it (rounded up) and `amount` are kept back; never negative."""
+        """What remains of `onboarded` after its share (rounded up) and `amount` are kept back. Never negative."""
         return max(0, onboarded - -(-onboarded * self.share // 1000) - amount)
 
 
 class HoldLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the owner lets bids hold before they are taken.
+    """The owner's limits for holds, which reserve capacity for bids.
 
-    `max_seconds` is the longest hold (0: no holds), `per_holder` and `total` bound how many holds there may be for one
-    peer and for all, `share` bounds what all holds together may take, in thousandths of each dimension.
+    `max_seconds` is the longest hold (0: no holds). `per_holder` and `total` are the largest numbers of holds for one
+    peer and for all. `share` is the largest part of each dimension that all holds together may take, in thousandths.
     """
 
     max_seconds: float = 0.0
@@ -208,9 +208,10 @@ class HoldLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class OnboardedResources(Resources, frozen=True, kw_only=True, omit_defaults=True):
-    """The part of the machine that the owner offers to the network, and on what terms.
+    """The part of the machine that the owner offers to the network, and the terms.
 
-    `windows` are the times at which capacity may be promised (see `windows.Window.parse`); none means always.
+    `windows` are the times at which capacity may be committed (see `windows.Window.parse`). Without windows it may be
+    committed at any time.
     """
 
     port_range: PortRange = DEFAULT_PORT_RANGE
@@ -224,10 +225,10 @@ AvailableResources: TypeAlias = OnboardedResources
 
 
 class FreeResources(Resources, frozen=True, kw_only=True, omit_defaults=True):
-    """What could be taken at this instant: offered less what is promised; derived, never stored.
+    """What could be committed now: the offer minus all leases. It is derived, never stored.
 
-    `ports` counts the free public ports. Every GPU that is offered is listed, with the VRAM free on it; `exclusive`
-    marks a device that one lease has to itself.
+    `ports` is the number of free public ports. Every offered GPU is listed, with its free VRAM; `exclusive` marks a
+    device of which a lease gets the whole.
     """
 
     ports: Amount

@@ -1,4 +1,4 @@
-"""What a job requests, and what a machine is short of.
+"""What a job requests, and what a machine lacks for it.
 
 A demand decodes from the DMS's resource maps: `cpu{cores, architecture, clock_speed}`, `ram{size}`, `disk{size}`,
 `gpus[{vram, vendor, model, uuid, exclusive}]`. Each requested GPU is one device. The order of the list has no meaning.
@@ -56,10 +56,10 @@ class DiskDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GPUDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One GPU with at least `vram` bytes free on it; optionally of a vendor, of a model, or a certain device.
+    """One requested GPU with at least `vram` free bytes; optionally of a vendor or a model, or a certain device.
 
-    `model` asks for its words, in any order and case: "A100" is met by "NVIDIA A100-SXM4-80GB", "T4" is not met by
-    "T400". `exclusive` requests a device that no other job uses.
+    `model` has words, in any order and case: the GPU's name has to contain all of them. "NVIDIA A100-SXM4-80GB" matches
+    "A100"; "T400" does not match "T4". `exclusive` requests a device that no other job uses.
     """
 
     vram: Amount = 0
@@ -69,7 +69,7 @@ class GPUDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
     exclusive: bool = False
 
     def accepts(self, device: GPU) -> bool:
-        """Whether this device is of the requested kind, regardless of what is free on it."""
+        """Whether this device is of the requested kind, regardless of its free memory."""
         return (
             (self.vendor in _ANY_VENDOR or self.vendor is device.vendor)
             and (not self.uuid or self.uuid == device.uuid)
@@ -83,7 +83,7 @@ def _words(model: str) -> frozenset[str]:
 
 
 class Demand(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All that one job asks for."""
+    """Everything that one job requests."""
 
     cpu: CPUDemand = CPUDemand()
     ram: RAMDemand = RAMDemand()
@@ -97,7 +97,7 @@ class Demand(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @lru_cache(maxsize=1024)
 def _describe(demand: Demand) -> str:
-    # A job's demand is described at each step of its life.
+    # Cached, because a demand is described at each step of the job's life.
     parts = [
         format_cores(demand.cpu.cores),
         f"{format_size(demand.ram.size)} RAM",
@@ -108,7 +108,7 @@ def _describe(demand: Demand) -> str:
 
 
 class PortDemand(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Requested public ports: the numbers in `static`, and `dynamic` further ones of any number."""
+    """Requested public ports: the numbers in `static`, and `dynamic` more of any number."""
 
     static: tuple[Port, ...] = ()
     dynamic: Amount = 0
@@ -126,7 +126,7 @@ class CPUShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag=
 
 
 class RAMShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="ram"):
-    """Too little main memory is free; bytes."""
+    """Too little main memory is free; in bytes."""
 
     asked: Amount
     free: Amount
@@ -134,7 +134,7 @@ class RAMShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag=
 
 
 class DiskShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="disk"):
-    """Too little disk space is free; bytes."""
+    """Too little disk space is free; in bytes."""
 
     asked: Amount
     free: Amount
@@ -144,7 +144,7 @@ class DiskShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag
 class GPUShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="gpus"):
     """No set of free devices matches the requested GPUs.
 
-    `free` and `total` name devices with their free and offered bytes: asking for `free` would be granted.
+    `free` and `total` name devices with their free and their offered bytes. A request for `free` would be granted.
     """
 
     asked: tuple[GPUDemand, ...]
@@ -153,7 +153,7 @@ class GPUShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag=
 
 
 class PortShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="ports"):
-    """Requested ports are taken, in use or outside the range: requesting `free` would be granted."""
+    """Requested ports are taken, in use or outside the range. A request for `free` would be granted."""
 
     asked: PortDemand
     free: PortDemand
@@ -161,7 +161,7 @@ class PortShortage(Struct, frozen=True, kw_only=True, tag_field="dimension", tag
 
 
 Shortage: TypeAlias = CPUShortage | RAMShortage | DiskShortage | GPUShortage | PortShortage
-"""One dimension that falls short, with what was asked, what is free and the total."""
+"""One dimension that falls short, with the requested, the free and the total amount."""
 
 
 def describe_shortage(shortage: Shortage) -> str:

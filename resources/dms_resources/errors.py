@@ -1,27 +1,27 @@
-"""What can go wrong in the machine and in the ledger.
+"""The errors of the machine and the ledger.
 
     ResourcesError
-    ├── AmountError            "bad_amount"      an amount that is none
-    ├── MachineFileError       "bad_machine"     a machine description that cannot be read
+    ├── AmountError            "bad_amount"      an invalid amount
+    ├── MachineFileError       "bad_machine"     an invalid description of a machine
     ├── UsageUnknownError      "usage_unknown"   the machine's use has not been sampled yet
     ├── RequestError           the request cannot be granted: see `refusals`
-    ├── LeaseError             the id, its holder or its state are not what the caller thinks
+    ├── LeaseError             the id, the holder or the state of a lease does not match
     │   ├── ConflictError      "conflict"        the same id with other contents
-    │   ├── NotCommittedError  "not_committed"   no commitment of that id
-    │   ├── NotAllocatedError  "not_allocated"   no allocation of that id
+    │   ├── NotCommittedError  "not_committed"   no commitment has that id
+    │   ├── NotAllocatedError  "not_allocated"   no allocation has that id
     │   ├── ExpiredError       "expired"         the deadline passed; another lease may have the capacity
-    │   ├── EvictedError       "evicted"         the owner ended the lease; the message has the owner's reason
-    │   ├── EndedError         "ended"           the id was released; it is not given out again
-    │   ├── StaleFenceError    "stale_fence"     a fencing number that is not the lease's
+    │   ├── EvictedError       "evicted"         the owner ended the lease; the message has the reason
+    │   ├── EndedError         "ended"           the lease was released; its id cannot be used again
+    │   ├── StaleFenceError    "stale_fence"     the fencing number is not the lease's
     │   └── NotHolderError     "not_holder"      the lease belongs to another holder
-    ├── OnboardingError        "onboarding"      above the machine, or below what is promised
-    ├── StillPromisedError     "still_promised"  offboarding while something is promised
-    └── StorageError           "storage"         the disk refuses; nothing was promised
-        ├── LedgerInUseError   "ledger_in_use"   another process has it open
+    ├── OnboardingError        "onboarding"      more than the machine has, or less than is promised
+    ├── StillPromisedError     "still_promised"  offboarding while leases exist
+    └── StorageError           "storage"         the disk failed; nothing was promised
+        ├── LedgerInUseError   "ledger_in_use"   another process has the ledger open
         ├── LedgerDamagedError "ledger_damaged"  the file fails its integrity check
-        └── LedgerVersionError "ledger_version"  written by a newer program
+        └── LedgerVersionError "ledger_version"  a newer program has written the file
 
-Every error has a stable `code`; the protocols pass it on unchanged.
+Every error has a stable `code`. The protocols pass it on unchanged.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ __all__ = [
 
 
 class ResourcesError(Exception):
-    """The root: a message for people, a stable `code` for programs, `hint` where something can be done."""
+    """The base of all errors: a message for people, a stable `code` for programs, and a `hint` if the user can do
+    something.
+    """
 
     code: ClassVar[str] = "resources"
 
@@ -63,7 +65,7 @@ class ResourcesError(Exception):
 
 
 class AmountError(ResourcesError, ValueError):
-    """A size, a number of cores or a duration that cannot be one; `value` is what was written."""
+    """An invalid size, number of cores or duration. `value` is the text or number."""
 
     code = "bad_amount"
 
@@ -73,19 +75,19 @@ class AmountError(ResourcesError, ValueError):
 
 
 class MachineFileError(ResourcesError):
-    """A machine description that cannot be read or makes no sense."""
+    """The description of a machine cannot be read, or is invalid."""
 
     code = "bad_machine"
 
 
 class UsageUnknownError(ResourcesError):
-    """The machine's use was asked for before its first sample."""
+    """The machine's use was requested before its first sample."""
 
     code = "usage_unknown"
 
 
 class LeaseError(ResourcesError):
-    """A lease that is not in the state, or not with the holder, that the caller thinks; `lease_id` names it."""
+    """The state or the holder of a lease is not what the caller expects. `lease_id` names the lease."""
 
     code = "lease"
 
@@ -101,37 +103,37 @@ class ConflictError(LeaseError):
 
 
 class NotCommittedError(LeaseError):
-    """No commitment of this id is known."""
+    """No commitment has this id."""
 
     code = "not_committed"
 
 
 class NotAllocatedError(LeaseError):
-    """No allocation of this id is known."""
+    """No allocation has this id."""
 
     code = "not_allocated"
 
 
 class ExpiredError(LeaseError):
-    """The commitment's deadline passed before this was asked."""
+    """The deadline of the commitment passed before this request."""
 
     code = "expired"
 
 
 class EndedError(LeaseError):
-    """The lease of this id was released; the id is not given out again."""
+    """The lease of this id was released. The id cannot be used again."""
 
     code = "ended"
 
 
 class EvictedError(LeaseError):
-    """The owner of the machine ended this lease; the message has the owner's reason."""
+    """The owner of the machine ended this lease. The message has the owner's reason."""
 
     code = "evicted"
 
 
 class StaleFenceError(LeaseError):
-    """The fencing number is not the lease's: the caller speaks of an earlier lease."""
+    """The fencing number is not the lease's: the request is about an earlier lease."""
 
     code = "stale_fence"
 
@@ -143,7 +145,7 @@ class NotHolderError(LeaseError):
 
 
 class OnboardingError(ResourcesError):
-    """Onboarding above the machine or below what is promised; `problems` has a sentence for each."""
+    """Onboarding more than the machine has, or less than is promised. `problems` has a sentence for each."""
 
     code = "onboarding"
 
@@ -153,7 +155,7 @@ class OnboardingError(ResourcesError):
 
 
 class StillPromisedError(ResourcesError):
-    """Offboarding while capacity is promised; `lease_ids` names some of the leases, `count` counts them."""
+    """Offboarding while leases exist. `lease_ids` names some of the leases; `count` is their number."""
 
     code = "still_promised"
 
@@ -164,7 +166,7 @@ class StillPromisedError(ResourcesError):
 
 
 class StorageError(ResourcesError):
-    """The ledger's storage failed: what was asked did not become a promise."""
+    """The ledger's storage failed. The change did not take place."""
 
     code = "storage"
 
@@ -176,12 +178,12 @@ class LedgerInUseError(StorageError):
 
 
 class LedgerDamagedError(StorageError):
-    """The ledger's file fails its integrity check; it was left as it is."""
+    """The ledger's file fails its integrity check. The file was not changed."""
 
     code = "ledger_damaged"
 
 
 class LedgerVersionError(StorageError):
-    """The ledger was written by a newer version of this program, or is no ledger."""
+    """A newer version of this program has written the ledger, or the file is no ledger."""
 
     code = "ledger_version"

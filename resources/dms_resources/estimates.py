@@ -1,6 +1,6 @@
-"""Whether a job would fit into the free resources that a peer reported some time ago.
+"""Estimates whether a job would fit into the free resources that a peer reported some time ago.
 
-A requester uses this estimate to choose which peers to ask. The peer alone decides, by its ledger.
+A requester uses this estimate to choose the peers to which it sends requests. Only the peer's ledger decides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LONGEST_NAME: Final = 128
 
 
 def abridged(free: FreeResources) -> FreeResources:
-    """What `would_fit` needs of it, and no more than a table of many peers can keep."""
+    """The part that `would_fit` needs, small enough for a table of many peers."""
     return FreeResources(
         cpu=CPU(
             cores=free.cpu.cores,
@@ -47,7 +47,7 @@ def _gpu_in_short(gpu: GPU) -> GPU:
 
 
 def would_fit(free: FreeResources, demand: Demand) -> bool:
-    """Whether the demand fits into these free amounts and devices, as far as they tell."""
+    """Whether the demand fits into these free amounts and devices, as far as they are known."""
     return (
         free.onboarded
         and not free.draining

@@ -1,7 +1,7 @@
-"""The resource manager: what the machine's owner offers, what is free, and the promises made of it.
+"""The resource manager: what the machine's owner offers, what is free, and the leases.
 
-Reads are answered from memory and never wait. Writes decide at once, are durable when they return, and are safe to
-cancel: a cancelled call leaves the ledger as if it had finished or never begun.
+Reads are answered from memory and never wait. Writes decide at once, are durable when they return, and may be
+cancelled: a cancelled write takes place as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ __all__ = ["AllocationTerms", "Eviction", "Guard", "ResourceManager", "open_mana
 Guard: TypeAlias = Literal["off", "warn", "enforce"]
 """What to do when the ledger has free capacity but the machine itself does not.
 
-`enforce` refuses what memory, disk or VRAM lacks now, and warns in the log of a busy CPU; `warn` refuses what the disk
-lacks, and warns of the rest; `off` does neither.
+`enforce` refuses what memory, disk or VRAM lacks now, and logs a warning about a busy CPU. `warn` refuses only what the
+disk lacks, and logs a warning about the rest. `off` does neither.
 """
 
 ReadPorts: TypeAlias = Callable[[], frozenset[int] | None]
-"""Reads which ports programs use now (None: it cannot be known); called in a worker thread."""
+"""Reads which ports programs use now (None: this cannot be known). It is called in a worker thread."""
 
 _log = logging.getLogger(__name__)
 
@@ -98,15 +98,15 @@ async def open_manager(
     worker: Worker | None = None,
     read_ports: ReadPorts | None = None,
 ) -> AsyncIterator[ResourceManager]:
-    """Opens the ledger at `path` and keeps it: writes what changes, ends what passes its deadline, audits it.
+    """Open the ledger at `path` and run it: write changes, end leases at their deadlines, audit.
 
     A `usage_monitor` runs meanwhile, and the manager follows its surveys of the machine. `guard` says what happens to a
-    commitment that the machine itself is short of now: it is taken, taken with a warning in the log (refused where the
-    disk is full), or refused. `allocation_terms` say how long an allocation lasts without a renewal, and at most.
-    `read_ports` says which ports programs use, so that none of them is granted; called every 30 seconds and before
-    each change that grants ports. `worker` runs blocking calls of the disk, by default in threads that nothing else in
-    this process can use up. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError`
-    when the ledger cannot be opened. On exit all changes that wait for the disk are written, for 10 seconds at most.
+    commitment for which the machine itself lacks capacity now: it is accepted, accepted with a warning in the log (but
+    refused if the disk is full), or refused. `allocation_terms` say how long an allocation lasts without a renewal, and
+    at most. `read_ports` returns the ports that programs use, so that none of them is granted; it is called every 30
+    seconds and before each change that grants ports. `worker` runs blocking calls of the disk, by default in threads
+    that no other part of this process can occupy. Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError`
+    or `StorageError` if the ledger cannot be opened. On exit all waiting changes are written, for 10 seconds at most.
     """
     if not isinstance(machine, MachineResources):
         given = type(machine).__name__
@@ -124,7 +124,7 @@ async def open_manager(
         try:
             async with open_background(*work) as nursery:
                 if usage_monitor is not None:
-                    # The outdated stubs that libp2p brings (trio-typing) know no task status that fits.
+                    # The outdated stubs that libp2p installs (trio-typing) have no matching task status.
                     await nursery.start(usage_monitor.run)  # type: ignore[arg-type]
                     nursery.start_soon(manager._follow_machine, usage_monitor)
                     await manager._follow_use(manager.leases())
@@ -138,7 +138,7 @@ async def open_manager(
 
 
 class ResourceManager:
-    """The seed's resource manager, made by `open_manager`. It belongs to one trio event loop."""
+    """The seed's resource manager. `open_manager` makes it. It belongs to one trio event loop."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class ResourceManager:
             ledger.physical = self._physical_shortages
         self._free: tuple[int, FreeResources] | None = None
 
-    # What is there: from memory, without waiting.
+    # Reads: from memory, without waiting
 
     @property
     def machine(self) -> MachineResources:
@@ -171,60 +171,60 @@ class ResourceManager:
 
     @property
     def version(self) -> int:
-        """A number that grows with every change of what is free, onboarded or promised."""
+        """A number that grows with every change of the free, onboarded or leased resources."""
         self._ledger.expire()
         return self._ledger.book.version
 
     @property
     def allocation_terms(self) -> AllocationTerms:
-        """How long an allocation lasts that takes the place of a commitment."""
+        """How long an allocation lasts that replaces a commitment."""
         return self._allocation_terms
 
     @property
     def draining(self) -> bool:
-        """Whether the owner drains this machine."""
+        """Whether this machine drains."""
         return self._ledger.book.offer.draining
 
     @property
     def storage_error(self) -> StorageError | None:
-        """The last failure of the disk, None when it works."""
+        """The last failure of the disk; None if it works."""
         return self._ledger.journal.failed
 
     @property
     def metrics(self) -> LedgerMetrics:
-        """What the ledger counts of its own work."""
+        """The counters of the ledger's own work."""
         return self._ledger.journal.metrics
 
     @property
     def lease_counts(self) -> dict[LeaseState, int]:
-        """How many leases there are of each state."""
+        """The number of leases in each state."""
         self._ledger.expire()
         return {state: totals.count for state, totals in self._ledger.book.totals.items()}
 
     @property
     def waiting_changes(self) -> int:
-        """How many changes wait for the disk."""
+        """The number of changes that wait for the disk."""
         return self._ledger.journal.waiting
 
     @property
     def last_audit(self) -> tuple[float, tuple[Finding, ...]] | None:
-        """When the ledger was last audited (Unix seconds) and what was found; None before the first time."""
+        """When the ledger was last audited (Unix seconds) and the findings; None before the first time."""
         return self._audited
 
     @property
     def missing_resources(self) -> tuple[Missing, ...]:
-        """What is onboarded and is no longer there; new commitments against it are refused."""
+        """What is onboarded but no longer present. New commitments of it are refused."""
         onboarded = self._ledger.book.offer.onboarded
         return missing_resources(onboarded, self._ledger.book.machine) if onboarded else ()
 
     @property
     def usage_sample(self) -> UsageSample | None:
-        """The last sample of what the machine uses, with its age; None where nothing watches it."""
+        """The last sample of what the machine uses, with its age; None if nothing watches it."""
         return self._usage_monitor.sample if self._usage_monitor else None
 
     @property
     def physically_short(self) -> tuple[Shortage, ...]:
-        """Where the machine itself has less free now than the ledger: a disk that fills, memory that others use."""
+        """Where less is physically free than in the ledger: a disk that fills up, memory that others use."""
         sample = self.usage_sample
         if sample is None or self._ledger.book.offer.onboarded is None:
             return ()
@@ -239,28 +239,28 @@ class ResourceManager:
 
     @property
     def usage_monitor(self) -> UsageMonitor:
-        """What the machine uses now. Raises `LookupError` when this manager was opened without one."""
+        """The monitor of the machine's use. Raises `LookupError` if this manager was opened without one."""
         if self._usage_monitor is None:
             raise LookupError("this manager was opened without a usage monitor")
         return self._usage_monitor
 
     def get_onboarded_resources(self) -> OnboardedResources | None:
-        """What the owner offers and on what terms, None when nothing."""
+        """What the owner offers and on what terms; None if nothing is onboarded."""
         return self._ledger.book.offer.onboarded
 
     def get_free_resources(self) -> FreeResources:
-        """Offered less everything that is held, committed and allocated, at this instant."""
+        """The offer minus everything that is held, committed and allocated, at this instant."""
         self._ledger.expire()
         if self._free is None or self._free[0] != self._ledger.book.version:
             self._free = (self._ledger.book.version, free_resources(self._ledger.book))
         return self._free[1]
 
     def get_total_allocation(self) -> Resources:
-        """The sum of all allocations; GPUs with the bytes allocated on each."""
+        """The sum of all allocations. GPUs have the bytes allocated on each."""
         return promised_resources(self._ledger.book, LeaseState.ALLOCATED)
 
     def get_total_commitment(self) -> Resources:
-        """The sum of all commitments and holds; GPUs with the bytes committed on each."""
+        """The sum of all commitments and holds. GPUs have the bytes committed on each."""
         self._ledger.expire()
         return promised_resources(self._ledger.book, *_NOT_ALLOCATED)
 
@@ -272,76 +272,79 @@ class ResourceManager:
         return tuple(self._ledger.book.leases[key].lease for key in self._ledger.book.ids_by_holder.get(holder, ()))
 
     def lease(self, lease_id: str) -> Lease | None:
-        """The lease of this id, None when there is none."""
+        """The lease of this id; None if there is none."""
         self._ledger.expire()
         record = self._ledger.book.leases.get(lease_id)
         return record.lease if record else None
 
     def evicted(self, holder: str) -> tuple[EndedLease, ...]:
-        """The last leases of this holder that the owner evicted, at most 100; the first one first."""
+        """The last leases of this holder that the owner evicted, at most 100; the oldest first."""
         self._ledger.expire()
         return self._ledger.book.evicted(holder)
 
     def is_committed(self, lease_id: str) -> bool:
-        """Whether a commitment of this id stands."""
+        """Whether a commitment of this id exists."""
         lease = self.lease(lease_id)
         return lease is not None and lease.state is LeaseState.COMMITTED
 
     def is_allocated(self, lease_id: str) -> bool:
-        """Whether an allocation of this id stands."""
+        """Whether an allocation of this id exists."""
         lease = self.lease(lease_id)
         return lease is not None and lease.state is LeaseState.ALLOCATED
 
     def would_fit(self, demand: Demand, ports: PortDemand = NO_PORTS, *, ttl: float = 0.0) -> Granted | RequestError:
-        """What this demand would get at this instant, or the refusal with every short dimension. Changes nothing."""
+        """What this demand would get at this instant, or the error with every dimension that falls short. Changes
+        nothing.
+        """
         asked = LeaseRequest(lease_id="", holder="", demand=demand, ports=ports, ttl=ttl)
         return self.would_fit_together([asked])[0]
 
     def would_fit_together(self, requests: Sequence[LeaseRequest]) -> list[Granted | RequestError]:
-        """The same for several demands, each beside those before it that fit."""
+        """The same for several demands, each in addition to those before it that fit."""
         self._ledger.expire()
         return decisions.fit(self._ledger.book, requests, self._ledger.now())
 
     def objections(self, request: LeaseRequest) -> tuple[RequestError, ...]:
-        """Everything that stands against a request at this instant; nothing where it would be granted."""
+        """All errors of a request at this instant; empty if it would be granted."""
         self._ledger.expire()
         return decisions.objections(self._ledger.book, request, self._ledger.now())
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[FreeResources]]:
-        """Yields what is free now and after every change; changes that come while the reader is busy are one."""
+        """Yield what is free now and after every change. Changes while the reader is busy are combined."""
         async with aclosing(self._watch()) as changes:
             yield changes
 
-    # What changes: decided at once, durable on return.
+    # Writes: decided at once, durable on return
 
     async def commit_resources(
         self, lease_id: str, demand: Demand, ports: PortDemand = NO_PORTS, *, holder: str, ttl: float
     ) -> Lease:
-        """Promises this capacity to `holder` for `ttl` seconds; takes over a hold of the same id without a gap.
+        """Commit this capacity to `holder` for `ttl` seconds. A hold of the same id is replaced without a gap.
 
-        Raises `RequestError` (with every short dimension), `ConflictError`, `ExpiredError`, `EndedError` or
+        Raises `RequestError` (with every dimension that falls short), `ConflictError`, `ExpiredError`, `EndedError` or
         `StorageError`. May be cancelled.
         """
         request = LeaseRequest(lease_id=lease_id, holder=holder, demand=demand, ports=ports, ttl=ttl)
         return (await self.commit_group([request]))[0]
 
     async def commit_group(self, requests: Sequence[LeaseRequest], *, group: str = "") -> list[Lease]:
-        """Commits all the requests, in one indivisible change, or none. Raises as `commit_resources`; cancellable."""
+        """Commit all the requests, in one atomic change, or none. Raises like `commit_resources`; cancellable."""
         await self._update_ports(request.ports for request in requests)
         return await self._ledger.change(lambda now: decisions.commit(self._ledger.book, requests, now, group=group))
 
     async def hold(self, requests: Sequence[LeaseRequest]) -> list[Lease]:
-        """Holds capacity for bids for some seconds, within the owner's limits. Raises `HoldLimitError`; cancellable."""
+        """Hold capacity for bids for some seconds, within the owner's limits. Raises `HoldLimitError`; cancellable."""
         await self._update_ports(request.ports for request in requests)
         return await self._ledger.change(lambda now: decisions.hold(self._ledger.book, requests, now))
 
     async def renew(self, lease_id: str, *, ttl: float, holder: str | None = None, fence: int | None = None) -> Lease:
-        """Moves the deadline of a commitment to `ttl` seconds from now; starts the keep-alive of an allocation anew.
+        """Move the deadline of a commitment to `ttl` seconds from now, or restart the keep-alive of an allocation.
 
-        How long a keep-alive is, the owner's `allocation_terms` say and not `ttl`. No deadline goes beyond the owner's
-        notice or longest time: the answer has the deadline. Raises `ExpiredError` when it has passed, `EvictedError`,
-        `NotCommittedError`, `NotHolderError`, `StaleFenceError`, `WindowError` or `StorageError`. May be cancelled.
+        The owner's `allocation_terms`, not `ttl`, set the length of a keep-alive. No deadline goes beyond the owner's
+        notice or longest time; the returned lease has the deadline. Raises `ExpiredError` if it has passed,
+        `EvictedError`, `NotCommittedError`, `NotHolderError`, `StaleFenceError`, `WindowError` or `StorageError`. May
+        be cancelled.
         """
         return await self._ledger.change(
             lambda now: decisions.renew(
@@ -352,18 +355,19 @@ class ResourceManager:
     async def uncommit_resources(
         self, lease_id: str, *, holder: str | None = None, fence: int | None = None
     ) -> EndedLease:
-        """Gives a commitment or hold back. Raises `NotCommittedError` (also for an allocation), `ExpiredError`,
-        `NotHolderError`, `StaleFenceError` or `StorageError`. May be cancelled."""
+        """Release a commitment or hold. Raises `NotCommittedError` (also for an allocation), `ExpiredError`,
+        `NotHolderError`, `StaleFenceError` or `StorageError`. May be cancelled.
+        """
         return await self._end(lease_id, _NOT_ALLOCATED, holder, fence)
 
     async def allocate_resources(self, request: ResourceAllocation, *, terms: AllocationTerms | None = None) -> Lease:
-        """Gives capacity to a running job: a commitment of this id becomes the allocation in one step; without one, the
-        demand is allocated directly.
+        """Allocate capacity to a running job: a commitment of this id becomes the allocation in one step; without a
+        commitment, the demand is allocated directly.
 
-        An allocation that takes the place of a commitment lasts by `terms`, by default the manager's
-        `allocation_terms`. A direct one lasts until it is deallocated, unless `terms` are given. Raises `RequestError`,
-        `NotCommittedError`, `ConflictError`, `ExpiredError`, `EvictedError`, `NotHolderError`, `StaleFenceError` or
-        `StorageError`. May be cancelled.
+        An allocation that replaces a commitment lasts as `terms` say, by default the manager's `allocation_terms`. A
+        direct one lasts until it is deallocated, unless `terms` are given. Raises `RequestError`, `NotCommittedError`,
+        `ConflictError`, `ExpiredError`, `EvictedError`, `NotHolderError`, `StaleFenceError` or `StorageError`. May be
+        cancelled.
         """
         await self._update_ports([request.ports])
         processes = tuple(_started(request.processes))
@@ -380,12 +384,13 @@ class ResourceManager:
     async def deallocate_resources(
         self, lease_id: str, *, holder: str | None = None, fence: int | None = None
     ) -> EndedLease:
-        """Takes capacity back from a job. Raises `NotAllocatedError` (also for a commitment), `NotHolderError`,
-        `StaleFenceError` or `StorageError`. May be cancelled."""
+        """Release the capacity of a job. Raises `NotAllocatedError` (also for a commitment), `NotHolderError`,
+        `StaleFenceError` or `StorageError`. May be cancelled.
+        """
         return await self._end(lease_id, (LeaseState.ALLOCATED,), holder, fence)
 
     async def release(self, lease_id: str, *, holder: str | None = None, fence: int | None = None) -> EndedLease:
-        """Ends a lease in whatever state it is. Raises as `deallocate_resources`. May be cancelled."""
+        """End a lease in any state. Raises like `deallocate_resources`. May be cancelled."""
         return await self._end(lease_id, _ANY_STATE, holder, fence)
 
     async def evict(
@@ -397,12 +402,12 @@ class ResourceManager:
         reason: str = "",
         notice: float = 0.0,
     ) -> Eviction:
-        """Ends leases of any state by the owner's will: those of `lease_ids`, all of `holder`, or `everything`.
+        """End leases of any state for the owner: those of `lease_ids`, all of `holder`, or `everything`.
 
-        With a `notice` in seconds each lease ends that long from now at the latest, whatever its holder renews; a
-        repeat gives no more time. The holders are told `evicted` with the reason (at most 200 characters). Raises
-        `NotAllocatedError` for an id that is not known here, `AmountError` or `StorageError`; then nothing changed.
-        May be cancelled.
+        With a `notice` in seconds each lease ends at the latest that long from now, even if its holder renews it.
+        Repeating it gives no more time. The holders get `evicted` with the reason (at most 200 characters). Raises
+        `NotAllocatedError` for an unknown id, `AmountError` or `StorageError`; then nothing has changed. May be
+        cancelled.
         """
         named = tuple(lease_ids)
 
@@ -418,7 +423,7 @@ class ResourceManager:
         return eviction
 
     async def withdraw_notices(self) -> tuple[Lease, ...]:
-        """Takes back the notice of every lease that was evicted with one, and returns these leases.
+        """Withdraw the notice of every lease that was evicted with one, and return these leases.
 
         Each lasts from now as if it had just been renewed. Raises `StorageError`. May be cancelled.
         """
@@ -426,34 +431,34 @@ class ResourceManager:
         return tuple(leases)
 
     def check_onboarding(self, onboarded: OnboardedResources) -> None:
-        """Raises what `update_onboarded_resources` would raise of this, and changes nothing."""
+        """Raise what `update_onboarded_resources` would raise. Changes nothing."""
         self._ledger.expire()
         offer = msgspec.structs.replace(self._ledger.book.offer, onboarded=onboarded)
         decisions.change_offer(self._ledger.book, offer, self._ledger.now(), action="onboard")
 
     async def update_onboarded_resources(self, onboarded: OnboardedResources) -> None:
-        """Offers these resources from now on; what is promised stays as it is.
+        """Offer these resources from now on. Existing leases stay as they are.
 
-        Raises `OnboardingError` for more than the machine has or less than is promised, or `StorageError`.
-        May be cancelled.
+        Raises `OnboardingError` for more than the machine has or less than is promised, or `StorageError`. May be
+        cancelled.
         """
         detail = f"{onboarded.cpu.cores} cores, {onboarded.ram.size} B RAM, {onboarded.disk.size} B disk"
         await self._change_offer("onboard", detail, onboarded=onboarded)
 
     async def offboard(self) -> None:
-        """Offers nothing any more. Raises `StillPromisedError` while anything is promised. May be cancelled."""
+        """Offer nothing any more. Raises `StillPromisedError` while leases exist. May be cancelled."""
         await self._ledger.change(lambda now: (decisions.offboard(self._ledger.book, now), None))
 
     async def set_draining(self, draining: bool) -> None:
-        """Stops taking, or takes again, new commitments; what runs goes on. May be cancelled."""
+        """Stop accepting new commitments, or accept them again. Existing leases continue. May be cancelled."""
         await self._change_offer("drain" if draining else "undrain", "", draining=draining)
 
     async def drain(self, *, evict: bool = False, deadline: float = 0.0, reason: str = "") -> Eviction:
-        """Stops taking new commitments. Jobs go on, unless `evict` ends every lease after `deadline` seconds at the
-        latest, in the same step; with deadline 0 they end at once.
+        """Stop accepting new commitments. Jobs continue, unless `evict` ends every lease, in the same step, at the
+        latest after `deadline` seconds; with deadline 0 at once.
 
-        The holders are told `evicted` with the reason. Raises `AmountError` or `StorageError`; then nothing changed.
-        May be cancelled.
+        The holders get `evicted` with the reason. Raises `AmountError` or `StorageError`; then nothing has changed. May
+        be cancelled.
         """
         eviction = await self._ledger.change(
             lambda now: decisions.drain(self._ledger.book, now, evict=evict, deadline=deadline, reason=reason)
@@ -463,26 +468,26 @@ class ResourceManager:
         return eviction
 
     async def cancel_drain(self) -> tuple[Lease, ...]:
-        """Takes new commitments again, and takes back the notices that a drain gave; returns these leases.
+        """Accept new commitments again, and withdraw the notices that a drain gave. Returns these leases.
 
-        Notices of `evict` stand. Raises `StorageError`. May be cancelled.
+        Notices of `evict` stay. Raises `StorageError`. May be cancelled.
         """
         leases = await self._ledger.change(lambda now: decisions.cancel_drain(self._ledger.book, now))
         return tuple(leases)
 
     async def wait_drained(self) -> None:
-        """Returns when nothing is promised any more. May be cancelled."""
+        """Return when no lease exists any more. May be cancelled."""
         await trio.lowlevel.checkpoint()
         while self._ledger.book.leases:
             await self._ledger.changed.wait()
 
     def update_machine(self, machine: MachineResources) -> None:
-        """Takes note of what the machine has now: what is gone is offered no more, what is promised stays."""
+        """Use a new description of the machine: what is gone is no longer offered, existing leases stay."""
         self._ledger.book.set_machine(machine)
         self._ledger.tell()
 
     def reserve_ports(self, ports: Iterable[int]) -> None:
-        """Never grants these ports: the peer itself listens on them. Replaces what was reserved before."""
+        """Never grant these ports, on which the peer itself listens. Replaces the earlier reservation."""
         before, self._own_ports = self._own_ports, frozenset(ports)
         self._note_ports(self._ledger.book.used_ports - before)
 
@@ -493,10 +498,10 @@ class ResourceManager:
         return found
 
     async def audit(self, *, repair: bool = False) -> list[Finding]:
-        """Compares the ledger with itself, with its file and with what the operating system shows.
+        """Compare the ledger with itself, with its file and with what the operating system reports.
 
-        With `repair` an allocation whose processes are gone is ended, and a book that differs from its file or from
-        its own sums is made anew of the file, each with an entry in the history. Raises `StorageError`. May be
+        With `repair` an allocation whose processes are gone is ended, and a book that differs from its file or from its
+        own sums is built again from the file, each with an entry in the history. Raises `StorageError`. May be
         cancelled.
         """
         # Changes on their way to the disk, or made since, would look like differences.
@@ -506,12 +511,12 @@ class ResourceManager:
             await self._repair(found)
         return found
 
-    # Inside.
+    # Internal
 
     async def _observe(self, stored: list[StoredLease] | None) -> list[Finding]:
         findings: list[Finding] = []
         sample = self._usage_monitor.get_usage() if self._usage_monitor else None
-        # A copy of the records, so that the thread does not look at what changes meanwhile.
+        # A copy of the records, so that the thread does not read what changes meanwhile.
         snapshot = AuditSnapshot.of(self._ledger.book, stored)
         await self._ledger.work(lambda: findings.extend(audit_snapshot(snapshot, sample)))
         return findings
@@ -527,7 +532,7 @@ class ResourceManager:
                 await self._end_allocation(finding)
 
     async def _end_allocation(self, finding: Finding) -> None:
-        # Its holder may have given it back since it was found.
+        # Its holder may have released it since the audit found it.
         with contextlib.suppress(LeaseError):
             await self._ledger.change(
                 lambda now: endings.end(
@@ -546,7 +551,8 @@ class ResourceManager:
 
     async def _change_offer(self, action: str, detail: str, **terms: OnboardedResources | bool) -> None:
         def decide(now: Moment) -> tuple[Change, None]:
-            # What else the owner decided is read now and not before a wait, or another change of it would be undone.
+            # The owner's other decisions are read here, after the wait, so that a change of them meanwhile is not
+            # undone.
             offer = msgspec.structs.replace(self._ledger.book.offer, **terms)
             return decisions.change_offer(self._ledger.book, offer, now, action=action, detail=detail), None
 
@@ -562,7 +568,7 @@ class ResourceManager:
         return ended
 
     async def _follow_use(self, leases: Iterable[Lease]) -> None:
-        """Measures the use of each job, where its processes have a cgroup of their own."""
+        """Measure the use of each job whose processes have a cgroup of their own."""
         known = {lease.lease_id: lease.processes[0][0] for lease in leases if lease.processes}
         if self._usage_monitor is None or not known:
             return
@@ -580,11 +586,11 @@ class ResourceManager:
     def _physical_shortages(self, demand: Demand) -> tuple[Shortage, ...]:
         sample = self.usage_sample
         shortages = physical_shortages(demand, sample, self._ledger.book.machine) if sample else ()
-        # CPU time is shared and may be free in a second: a busy CPU never refuses. Memory of others may come back, and
-        # `warn` takes that risk; a disk that is full stays full.
+        # CPU time is shared and may be free in a second, so a busy CPU never leads to a refusal. Other programs may
+        # free memory, and `warn` takes that risk. A full disk stays full.
         tolerated = (CPUShortage,) if self._guard == "enforce" else (CPUShortage, RAMShortage, GPUShortage)
         passed = [shortage for shortage in shortages if isinstance(shortage, tolerated)]
-        # Anybody may request bids as often as they like: that must not fill the log.
+        # Anybody may request bids at any rate, and must not fill the log.
         if passed and self._ledger.clock.steady() >= self._warned + _WARN_SECONDS:
             self._warned = self._ledger.clock.steady()
             _log.warning("promised beyond what is free now: %s", "; ".join(map(describe_shortage, passed)))
@@ -614,7 +620,7 @@ class ResourceManager:
             await self._update_ports()
 
     async def _update_ports(self, asked: Iterable[PortDemand] | None = None) -> None:
-        """Reads which ports programs use now; with `asked` only where one of the demands asks for ports."""
+        """Read which ports programs use now. With `asked`, only if one of the demands requests ports."""
         if self._read_ports is None or (asked is not None and all(ports == NO_PORTS for ports in asked)):
             return
         read, found = self._read_ports, list[frozenset[int] | None]()
@@ -651,7 +657,7 @@ def _reload_entry(now: Moment, finding: Finding) -> HistoryEntry:
 
 
 def _started(processes: Iterable[int]) -> Iterable[tuple[int, float]]:
-    # The start tells a process from a later one with the same number.
+    # The start time distinguishes a process from a later one with the same number.
     for process in processes:
         try:
             yield process, started_after_boot(process)

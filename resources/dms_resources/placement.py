@@ -1,15 +1,16 @@
-"""Which GPUs serve which demands: a complete matching, best fit first.
+"""Assigns GPUs to demands: a complete matching, best fit first.
 
 Rules:
-1. Two requested GPUs are two devices. Several leases may share a device as long as its memory is enough.
-2. A device that is requested exclusively, or whose driver allows one process only, must be unused. It is taken whole.
+1. Two requested GPUs are two devices. Several leases may share a device if its memory is enough.
+2. A device that is requested exclusively, or whose driver allows only one process, must be unused. It is taken whole.
 3. If a placement exists, it is found.
-4. Among the possible placements the one is taken that uses the devices with the least free VRAM, so that large cards
+4. Of the possible placements, the one that uses the devices with the least free VRAM is chosen, so that large cards
    stay whole.
-5. The answer depends neither on the order of the demands nor on that of the devices.
+5. The result depends neither on the order of the demands nor on that of the devices.
 
-The sets of devices that can be matched form a transversal matroid, so taking devices in order of free VRAM, each kept
-when the matching can still be augmented (Kuhn's algorithm), finds the lightest set; nothing has to be searched.
+The sets of devices that can be matched form a transversal matroid. Therefore no search is needed: the devices are taken
+in order of free VRAM, and each is kept if the matching can still be augmented (Kuhn's algorithm). This finds the
+lightest set.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MOST_SEARCHED = 64
 
 
 class DeviceState(Struct, frozen=True, kw_only=True):
-    """One offered device at one instant: `total` bytes offered, `used` of them by `users` leases."""
+    """One offered device at one instant: `total` bytes are offered, `used` of them are taken by `users` leases."""
 
     device: GPU
     total: int
@@ -39,7 +40,7 @@ class DeviceState(Struct, frozen=True, kw_only=True):
 
     @property
     def free(self) -> int:
-        """Bytes that could be taken now."""
+        """The bytes that could be taken now."""
         return 0 if self.exclusive or self.missing else max(0, self.total - self.used)
 
     def fits(self, demand: GPUDemand) -> bool:
@@ -49,11 +50,11 @@ class DeviceState(Struct, frozen=True, kw_only=True):
         return self.users == 0 and self.total >= demand.vram if self.is_whole(demand) else self.free >= demand.vram
 
     def is_whole(self, demand: GPUDemand) -> bool:
-        """Whether this demand would have the device to itself, by its own wish or because of the device's mode."""
+        """Whether this demand would get the whole device, by its own request or because of the device's mode."""
         return demand.exclusive or self.device.exclusive
 
     def take(self, demand: GPUDemand) -> DeviceState:
-        """The device with this demand on it; the caller has asked `fits`."""
+        """The device with this demand on it. The caller has checked `fits`."""
         return DeviceState(
             device=self.device,
             total=self.total,
@@ -63,7 +64,7 @@ class DeviceState(Struct, frozen=True, kw_only=True):
         )
 
     def bytes_for(self, demand: GPUDemand) -> int:
-        """Bytes that this demand takes here: the whole device when exclusive."""
+        """The bytes that this demand takes here: the whole device if exclusive."""
         return self.total if self.is_whole(demand) else demand.vram
 
 
@@ -76,9 +77,9 @@ class Placement(Struct, frozen=True, kw_only=True):
 
 
 def place(demands: Sequence[GPUDemand], devices: Iterable[DeviceState]) -> tuple[Placement, ...] | None:
-    """Finds a device for each demand of one job; None when no placement exists.
+    """Find a device for each demand of one job; None if no placement exists.
 
-    The placements come in the order of the demands.
+    The placements are in the order of the demands.
     """
     if not demands:
         return ()
@@ -91,7 +92,7 @@ def place(demands: Sequence[GPUDemand], devices: Iterable[DeviceState]) -> tuple
         return None
     fits: list[list[bool]] = []
     for number, demand in enumerate(ranked):
-        # Most jobs ask for several of a kind, and those stand beside each other.
+        # Most jobs request several GPUs of one kind, which are adjacent here.
         alike = number and demand == ranked[number - 1]
         fits.append(fits[-1] if alike else [state.fits(demand) for state in states])
         if not any(fits[-1]):
@@ -111,14 +112,14 @@ def place(demands: Sequence[GPUDemand], devices: Iterable[DeviceState]) -> tuple
 def place_together(
     jobs: Sequence[Sequence[GPUDemand]], devices: Iterable[DeviceState], *, steps: int = 2_000
 ) -> list[tuple[Placement, ...]] | None:
-    """Places several jobs at once; None when no placement exists, or none was found within `steps`.
+    """Place several jobs together; None if no placement exists, or none was found within `steps`.
 
     Jobs may share a device, so this is bin packing: the greedy placement is tried first (largest job first), then a
     search over all of them. `steps` bounds it (some 20 ms), because its worst case is exponential and the requester
     chooses the input. It does not start for more than 64 GPUs.
     """
     if len(jobs) == 1:
-        # `place` is complete for one job: what cannot be placed alone cannot be placed together.
+        # `place` is complete for one job: what cannot be placed alone cannot be placed with others.
         alone = place(jobs[0], devices)
         return None if alone is None else [alone]
     states = {state.device.uuid: state for state in devices}
@@ -141,7 +142,7 @@ def place_together(
 
 
 def _place_one(demand: GPUDemand, devices: Iterable[DeviceState]) -> tuple[Placement, ...] | None:
-    # What the matching comes to when there is nothing to match against.
+    # This is the result of the matching if there is only one demand.
     state = min((state for state in devices if state.fits(demand)), key=_device_key, default=None)
     if state is None:
         return None
@@ -173,7 +174,7 @@ def _search(
     taken: dict[tuple[int, int], Placement] = {}
     pinned = any(wish.uuid for job in jobs for wish in job)
     owned: list[set[str]] = [set() for _ in jobs]
-    # What all slots from this one on need together, and the least that one of them does.
+    # For this slot and all later ones: the sum of their needs, and the smallest of them.
     needed, least = [0], [0]
     for _, _, demand in reversed(slots):
         needed.append(needed[-1] + demand.vram)
@@ -193,7 +194,7 @@ def _search(
         for _, state in sorted(free, key=lambda pair: (pair[0], pair[1].total, pair[1].device.uuid)):
             if state.device.uuid in own or not state.fits(demand):
                 continue
-            # Two devices in the same condition lead to the same outcome: one of them is enough.
+            # Two devices in the same state lead to the same result, so one of them is enough.
             alike = (state.total, state.used, state.users, state.device.vendor, state.device.model)
             if not pinned and not own and alike in tried:
                 continue
@@ -234,7 +235,7 @@ def _job_key(demands: Sequence[GPUDemand]) -> tuple[int, list[tuple[bool, int, s
 
 
 def _lightest_devices(fits: Sequence[Sequence[bool]], devices: int) -> dict[int, int] | None:
-    """The device of each demand, of the lightest set of devices; `fits` has a row for each demand."""
+    """The device of each demand, of the lightest set of devices. `fits` has a row for each demand."""
     matching: dict[int, int] = {}
     for device in range(devices):
         if len(matching) == len(fits):
@@ -264,7 +265,8 @@ def _pair_up(fits: Sequence[Sequence[bool]], matching: dict[int, int]) -> list[i
                 continue
             if matching[number] == device:
                 break
-            # The demand on that device moves to another, along a path that ends at the device that is given up for it.
+            # The demand on that device moves to another one, along a path that ends at the device that is exchanged for
+            # it.
             trial = {other: taken for other, taken in matching.items() if other > number and taken != device}
             if _augment(matching[number], fits, trial, set(range(number + 1))):
                 matching = {**matching, **trial, number: device}

@@ -1,4 +1,4 @@
-"""Files that only the user who runs the peer may read: written whole or not at all.
+"""Files that only the user of the peer may read, written whole or not at all.
 
 Rules:
 1. The new contents are written to a draft beside the file, synced, and moved into place. A crash leaves the old file.
@@ -16,18 +16,18 @@ __all__ = ["write_private"]
 
 
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
-    """Write `data` to a file at `path`. Blocks on the disk, which has it when this returns.
+    """Write `data` to a file at `path`. Blocks on the disk, and returns when the data is on it.
 
-    Raises OSError, and FileExistsError where there is a file and `replace` is false; then nothing has changed. Two
+    Raises OSError, or FileExistsError if there is a file and `replace` is false; then nothing has changed. Two
     processes that write the same file need a lock between them.
     """
     draft = path.with_name(f".{path.name}.draft")
-    # Left by a writer that was killed.
+    # A writer that was killed may have left it.
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            # The umask may have taken away bits that the owner needs.
+            # The umask may have removed bits that the owner needs.
             os.fchmod(descriptor, 0o600)
             file.write(data)
             file.flush()
@@ -35,7 +35,7 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
         if replace:
             os.replace(draft, path)
         else:
-            # A link fails where the name is taken; a rename would replace the file.
+            # A link fails if the name is taken; a rename would replace the file.
             os.link(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -43,7 +43,7 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without it the name may be gone after a power cut.
+    # Without this sync the name may be lost in a power cut.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -34,8 +34,8 @@ __all__ = [
 class RequestError(ResourcesError):
     """The request cannot be granted now.
 
-    `retry_after` is the time in seconds until the next commitment ends or the next window opens,
-    None where nothing is known to come free.
+    `retry_after` is the time in seconds until the next commitment ends or the next window opens; None if nothing is
+    known to become free.
     """
 
     code = "request"
@@ -46,9 +46,9 @@ class RequestError(ResourcesError):
 
 
 class InsufficientError(RequestError):
-    """Too little is free; `shortages` has every dimension that falls short with asked, free and total.
+    """Too little is free. `shortages` has every dimension that falls short, with the requested, free and total amount.
 
-    `index` tells which demand of a group fell short.
+    `index` is the position of the demand in a group.
     """
 
     code = "insufficient"
@@ -73,32 +73,33 @@ class PhysicalError(InsufficientError):
 
 
 class DrainingError(RequestError):
-    """The owner drains this machine: what runs goes on, nothing new is taken."""
+    """The owner drains this machine: jobs continue, new commitments are refused."""
 
     code = "draining"
 
 
 class NotOnboardedError(RequestError):
-    """The owner offers nothing of this machine."""
+    """The owner offers no resources of this machine."""
 
     code = "not_onboarded"
 
 
 class WindowError(RequestError):
-    """The commitment would outlive the owner's window, or none is open."""
+    """The commitment would last longer than the owner's window, or no window is open."""
 
     code = "window"
 
 
 class HoldLimitError(RequestError):
-    """Holds are not allowed here, or this holder or all together hold as much as the owner allows."""
+    """Holds are not allowed here, or this holder or all holders together hold as much as the owner allows."""
 
     code = "hold_limit"
 
 
 class ShareError(RequestError):
-    """The holder, or all together, would have more outstanding than the owner allows; `problems` has a clause for each
-    dimension."""
+    """The holder, or all holders together, would have more outstanding than the owner allows. `problems` has a clause
+    for each dimension.
+    """
 
     code = "share_exceeded"
 
@@ -108,9 +109,9 @@ class ShareError(RequestError):
 
 
 class AccountError(RequestError):
-    """More would be outstanding than a grant allows, or for longer; `problems` has a clause for each dimension.
+    """More would be outstanding than a grant allows, or for longer. `problems` has a clause for each dimension.
 
-    A grant comes as a token, hence the code.
+    The code names a token because grants are sent as tokens.
     """
 
     code = "token_exceeded"
@@ -121,6 +122,6 @@ class AccountError(RequestError):
 
 
 class GrantExpiredError(AccountError):
-    """The grant has ended: since the token was checked, or while the lease waited for its renewal."""
+    """The grant has ended, after the token was checked or while the lease waited for its renewal."""
 
     code = "token_expired"

@@ -13,7 +13,7 @@ __all__ = ["Worker", "new_worker", "open_background"]
 
 @asynccontextmanager
 async def open_background(*work: Callable[[], Awaitable[object]]) -> AsyncIterator[trio.Nursery]:
-    """Run each of `work` while the block runs, in the nursery that is yielded; cancel what still runs at the end.
+    """Run each of `work` while the block runs, in the nursery that is yielded. At the end, cancel what still runs.
 
     An exception of the block is raised as it is. An exception of a background task cancels the block and is raised in
     an exception group. May be cancelled.
@@ -25,7 +25,7 @@ async def open_background(*work: Callable[[], Awaitable[object]]) -> AsyncIterat
         try:
             yield nursery
         except BaseException as error:
-            # Raised after the nursery has closed: the nursery would wrap it in a group.
+            # Raised after the nursery has closed, because the nursery would wrap it in a group.
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:

@@ -1,6 +1,6 @@
-"""Amounts as people and the wire write them, held as exact integers.
+"""Amounts as people and the wire write them, stored as exact integers.
 
-Cores are integer millicores, sizes are integer bytes, clocks are integer hertz: no float is ever summed.
+Cores are integer millicores, sizes are integer bytes, clocks are integer hertz: floats are never added up.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ _QUANTITY: Final = re.compile(r"\s*(\d{1,20}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", r
 
 # An amount must fit a signed 64-bit integer: SQLite's and Go's.
 _MAX_AMOUNT: Final = 2**63 - 1
-# More than a billion machines have; below it every multiple of 0.001 has a floating-point number of its own.
+# More than a billion machines have. Below it every multiple of 0.001 has a different floating-point number.
 _MAX_MILLICORES: Final = 10**15
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,24}(?:\.[0-9]{1,24})?(?:[eE][+-]?[0-9]{1,3})?")
-# As many digits as such a number, times a thousand, can have.
+# Enough digits for such a number times a thousand.
 _EXACT: Final = Context(prec=64)
 
 
 @functools.total_ordering
 class Cores:
-    """A number of CPU cores, exact to 0.001 and held as integer millicores.
+    """A number of CPU cores, exact to 0.001 and stored as integer millicores.
 
     On the wire it is the DMS's `cores`: a number such as 2 or 0.5.
     """
@@ -76,24 +76,24 @@ class Cores:
     millicores: int
 
     def __init__(self, millicores: int) -> None:
-        """Takes millicores. Raises `AmountError` when negative or more than any machine has."""
+        """Raise `AmountError` if `millicores` is negative or more than any machine has."""
         if not 0 <= millicores <= _MAX_MILLICORES:
-            # A number of thousands of digits cannot even be shown.
+            # A number of thousands of digits cannot be formatted.
             text = str(millicores) if abs(millicores) < 10**30 else "far too many"
             raise AmountError(f"{text} millicores are out of range", value=text)
         object.__setattr__(self, "millicores", millicores)
 
     @classmethod
     def of(cls, cores: int | float | str | Decimal) -> Cores:
-        """Reads a number of cores such as 2, 0.5 or "1.25".
+        """Read a number of cores such as 2, 0.5 or "1.25".
 
-        Raises `AmountError` for what is negative, not finite, finer than 0.001 or no number.
+        Raises `AmountError` if it is negative, not finite, finer than 0.001 or not a number.
         """
         if isinstance(cores, bool):
             raise AmountError("a number of cores is expected, not true or false", value=str(cores))
         if isinstance(cores, int):
             return cls(cores * 1000)
-        # In this range a multiple of 0.001 has one nearest float, and that float has no other: no text is needed.
+        # In this range each multiple of 0.001 has a nearest float that no other multiple has, so no text is needed.
         if isinstance(cores, float) and 0 <= cores <= _MAX_MILLICORES / 1000:
             nearest = round(cores * 1000)
             if nearest / 1000 == cores:
@@ -137,7 +137,7 @@ class Cores:
         return f"{Decimal(self.millicores) / 1000:f}"
 
     def to_number(self) -> int | float:
-        """The DMS's `cores`: an integer where it is one, else the nearest float (read back exactly)."""
+        """The DMS's `cores`: an integer if it is whole, otherwise the nearest float (which is read back exactly)."""
         whole, rest = divmod(self.millicores, 1000)
         return self.millicores / 1000 if rest else whole
 
@@ -152,7 +152,7 @@ def encode_value(value: Any) -> Any:
 def decode_value(kind: type, value: Any) -> Any:
     """The `dec_hook` of msgspec for the value types of this package.
 
-    Raises `ValueError`, which msgspec makes a `ValidationError` that names the field.
+    Raises `ValueError`, which msgspec turns into a `ValidationError` that names the field.
     """
     if kind is not Cores:
         raise NotImplementedError(f"{kind.__name__} has no place in a message")
@@ -164,9 +164,9 @@ def decode_value(kind: type, value: Any) -> Any:
 
 
 def parse_size(text: str) -> int:
-    """Reads a size such as "4GiB", "500 MB" or "1.3TiB" as bytes, rounded down; a number needs a unit.
+    """Read a size such as "4GiB", "500 MB" or "1.3TiB" as bytes, rounded down. A unit is required.
 
-    GiB is 2^30 and GB is 10^9. Raises `AmountError` for anything else, and for a fraction of a byte that is meant so.
+    GiB is 2^30 and GB is 10^9. Raises `AmountError` for other text, and for a fraction of a byte with the unit B.
     """
     found = _QUANTITY.fullmatch(text)
     unit = _FOLDED_UNITS.get(found[2].casefold()) if found else None
@@ -174,10 +174,10 @@ def parse_size(text: str) -> int:
         raise AmountError(f"invalid size {text!r} (write 4GiB, 512MiB or 10GB)", value=text)
     size = Decimal(found[1]) * unit
     if not found[2] and size:
-        # Read as bytes, a forgotten unit would offer or ask for nothing.
+        # A number without a unit would be read as bytes: almost nothing would be offered or requested.
         meant = f"{text.strip()}GiB" if size < MIB else f"{text.strip()}B"
         raise AmountError(f"{text!r} has no unit (write {meant})", value=text)
-    # "1.3GiB" is what people write and read; "0.3" or "1.5B" is a mistake.
+    # "1.3GiB" is common; "0.3" or "1.5B" is a mistake.
     if unit == 1 and size != size.to_integral_value():
         raise AmountError(f"{text!r} is not a whole number of bytes", value=text)
     if size > _MAX_AMOUNT:
@@ -186,7 +186,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """Shows bytes in binary units with at most two decimals: "4 GiB", "1.5 MiB", "17 B".
+    """Format bytes in binary units with at most two decimals: "4 GiB", "1.5 MiB", "17 B".
 
     Rounds down, so that a job can request what is shown as free.
     """
@@ -197,12 +197,12 @@ def format_size(size: int) -> str:
 
 
 def format_cores(cores: Cores) -> str:
-    """Shows a number of cores with its unit: "1 core", "0.5 cores", "2 cores"."""
+    """Format a number of cores with its unit: "1 core", "0.5 cores", "2 cores"."""
     return "1 core" if cores.millicores == 1000 else f"{cores} cores"
 
 
 def parse_duration(text: str) -> float:
-    """Reads a duration such as "90", "90s", "5m" or "2h" as seconds. Raises `AmountError`."""
+    """Read a duration such as "90", "90s", "5m" or "2h" as seconds. Raises `AmountError`."""
     found = _QUANTITY.fullmatch(text)
     unit = _DURATION_UNITS.get(found[2].casefold()) if found else None
     if found is None or unit is None:
@@ -211,7 +211,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Shows seconds as a person reads them: "45 s", "3 min 20 s", "2 h 5 min"."""
+    """Format seconds for people: "45 s", "3 min 20 s", "2 h 5 min"."""
     whole = max(0, round(seconds))
     for unit, name, below, below_name in (
         (86400, "d", 3600, "h"),

@@ -1,1 +1,1 @@
-"""The ledger: who may have what, for how long; durable, and never more than there is."""
+"""The ledger: durable leases, with holders and deadlines, and never more than the owner offers."""

@@ -1,7 +1,7 @@
-"""What is outstanding together, and how much of it is allowed: for a holder, for all, for each grant that is passed on.
+"""What is outstanding, and how much of it is allowed: for each holder, for all holders, and for each grant.
 
-A grant ("up to 8 cores") is an account: every lease that is made under it is charged to it while it lasts, and to the
-grants from which it was cut. A grant that is cut in two is not worth more than before.
+A grant ("up to 8 cores") is an account. Each lease that is made under it is charged to it until it ends, and also to
+the grants from which it was derived. Two parts of a grant together are not worth more than the grant.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from ..units import Cores, format_size
 __all__ = ["MOST_ACCOUNTS", "NOTHING", "Account", "Allowance", "HolderShare", "Outstanding", "Sums"]
 
 MOST_ACCOUNTS = 64
-"""Accounts that one lease may be charged to."""
+"""The largest number of accounts to which one lease may be charged."""
 
 
 class Allowance(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The most that may be outstanding at a time: millicores, bytes of `ram`, `disk` and `vram` (on all GPUs together),
-    the number of `gpus` and of `leases`. None: not bounded here."""
+    the number of `gpus` and of `leases`. None: no limit here.
+    """
 
     millicores: Amount | None = None
     ram: Amount | None = None
@@ -33,7 +34,7 @@ class Allowance(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
     leases: Amount | None = None
 
     def exceeded_by(self, outstanding: Outstanding) -> tuple[str, ...]:
-        """A clause for each dimension in which this would be too much."""
+        """A clause for each dimension in which `outstanding` would exceed the allowance."""
         clauses = [
             f"{name}: {show(amount)} would be outstanding, {show(most)} are allowed"
             for (name, show), amount, most in zip(_DIMENSIONS, outstanding, self._bounds(), strict=True)
@@ -42,7 +43,7 @@ class Allowance(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_un
         return tuple(clauses)
 
     def describe(self) -> str:
-        """One line for people: "8 cores, 1 GPU"; "everything" where nothing is bounded."""
+        """One line for people: "8 cores, 1 GPU"; "everything" if there is no limit."""
         parts = [
             f"{show(most)} {name.removesuffix('s') if name in _COUNTED and show(most) == '1' else name}"
             for (name, show), most in zip(_DIMENSIONS, self._bounds(), strict=True)
@@ -68,9 +69,9 @@ _COUNTED: Final = ("cores", "GPUs", "leases")
 
 
 class Account(Struct, frozen=True, kw_only=True):
-    """What a lease is charged to, and the most that may be charged to it at a time.
+    """An account to which leases are charged, and the most that may be charged to it at a time.
 
-    `shared` names those who share it, for people, where it is no grant but a part of the owner's offer.
+    If the account is not a grant but a part of the owner's offer, `shared` names those who share it, for people.
     """
 
     id: str
@@ -79,8 +80,9 @@ class Account(Struct, frozen=True, kw_only=True):
 
 
 class HolderShare(Struct, frozen=True, kw_only=True):
-    """How much its holder, and all holders together, may have outstanding with a lease that is asked for, and for how
-    many seconds at a time."""
+    """How much the holder of a requested lease, and all holders together, may have outstanding with it, and the longest
+    time to live in seconds.
+    """
 
     holder: Allowance = Allowance()
     everybody: Allowance = Allowance()
@@ -88,7 +90,7 @@ class HolderShare(Struct, frozen=True, kw_only=True):
 
 
 class Outstanding(Struct, frozen=True):
-    """Amounts of leases added up: millicores, bytes, numbers."""
+    """Sums over leases: millicores, bytes, numbers."""
 
     millicores: int = 0
     ram: int = 0
@@ -101,7 +103,7 @@ class Outstanding(Struct, frozen=True):
         return iter((self.millicores, self.ram, self.disk, self.gpus, self.vram, self.leases))
 
     def plus(self, resources: Resources, sign: int) -> Outstanding:
-        """With one lease of these resources more (1) or less (-1). Raises `ValueError` below zero."""
+        """The sums with one lease of these resources more (1) or less (-1). Raises `ValueError` below zero."""
         vram = 0
         for gpu in resources.gpus:
             vram += gpu.vram
@@ -122,7 +124,7 @@ NOTHING = Outstanding()
 
 
 class Sums:
-    """What is outstanding: `everything`, and by holder and by account, of which those with nothing are left out."""
+    """What is outstanding: `everything`, by holder and by account. Holders and accounts with nothing are left out."""
 
     def __init__(self) -> None:
         self.everything = NOTHING
@@ -131,27 +133,27 @@ class Sums:
 
     @classmethod
     def of(cls, leases: Iterable[tuple[str, Sequence[str], Resources]]) -> Sums:
-        """Adds up from the start: holder, accounts and resources of each lease."""
+        """The sums of these leases, each with its holder, accounts and resources."""
         sums = cls()
         for holder, accounts, resources in leases:
             sums.count(holder, accounts, resources, 1)
         return sums
 
     def copy(self) -> Sums:
-        """The same sums, which stay as they are now."""
+        """A copy of the sums, which does not change with the original."""
         sums = Sums()
         sums.everything, sums.by_holder, sums.by_account = self.everything, dict(self.by_holder), dict(self.by_account)
         return sums
 
     def count(self, holder: str, accounts: Sequence[str], resources: Resources, sign: int) -> None:
-        """Adds a lease (1) or takes it away (-1). Raises `ValueError` below zero, which is a defect."""
+        """Add a lease (1) or remove it (-1). Raises `ValueError` below zero, which is a defect."""
         self.everything = self.everything.plus(resources, sign)
         _charge(self.by_holder, holder, resources, sign)
         for account in accounts:
             _charge(self.by_account, account, resources, sign)
 
     def differences(self, other: Sums) -> Iterator[str]:
-        """What is not the same, a clause for each."""
+        """A clause for each difference."""
         if self.everything != other.everything:
             yield f"everything: {tuple(self.everything)} and {tuple(other.everything)}"
         for kind, mine, theirs in (

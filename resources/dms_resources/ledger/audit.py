@@ -1,8 +1,8 @@
-"""Compares the ledger with itself, with its file, and with what the operating system shows.
+"""Compares the ledger with itself, with its file, and with what the operating system reports.
 
 Findings by code: `totals` (the running totals are not the sum of the leases), `stored` (the file has other leases),
 `oversold` (more is promised than offered), `device_gone` (a lease is on a GPU that is not there), `port_in_use` (a
-program uses a port that the ledger has as free, or has promised to a job that has not started), `vram_in_use` (a GPU
+program uses a port that is free in the ledger, or that is granted to a job which has not started), `vram_in_use` (a GPU
 uses more memory than is promised on it), `process_gone` (the processes of an allocation have ended). The audit can
 repair `process_gone`, `totals` and `stored` without the owner.
 """
@@ -29,13 +29,13 @@ __all__ = ["AuditSnapshot", "audit_snapshot", "parse_start_ticks", "started_afte
 
 # Drivers and desktops use some memory of every GPU.
 _VRAM_TOLERANCE = 1 << 30
-# Far less than the kernel needs to use a process number again.
+# Far less than the time until the kernel reuses a process number.
 _START_TOLERANCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class AuditSnapshot:
-    """The book at one instant, and the leases in its file (None when the file was behind the book)."""
+    """The book at one instant, and the leases in its file (None if changes were not written yet)."""
 
     leases: tuple[Lease, ...]
     totals: tuple[int, int, int, int]
@@ -47,7 +47,7 @@ class AuditSnapshot:
 
     @classmethod
     def of(cls, book: Book, stored: list[StoredLease] | None) -> AuditSnapshot:
-        """Copies what an audit compares, so that a thread can read it."""
+        """Copy what an audit compares, so that a thread can read it."""
         promised = book.promised()
         return cls(
             leases=tuple(record.lease for record in book.leases.values()),
@@ -63,7 +63,7 @@ class AuditSnapshot:
 
 
 def audit_snapshot(snapshot: AuditSnapshot, usage: Resources | None) -> list[Finding]:
-    """All findings. Blocks on system calls: call it in a worker thread."""
+    """All findings. It blocks on system calls: call it in a worker thread."""
     return [*_itself(snapshot), *_file(snapshot), *_devices(snapshot, usage), *_ports(snapshot), *_processes(snapshot)]
 
 
@@ -121,7 +121,7 @@ def _ports(snapshot: AuditSnapshot) -> Iterator[Finding]:
     for port in sorted(listening & snapshot.free_ports):
         yield Finding(code="port_in_use", message=f"port {port} is free in the ledger but a process uses it")
     for lease in snapshot.leases:
-        # The job of an allocation is what should use its ports.
+        # The job of an allocation is expected to use its ports.
         if lease.state is LeaseState.ALLOCATED:
             continue
         for port in sorted(listening.intersection(lease.ports)):
@@ -143,16 +143,16 @@ def _processes(snapshot: AuditSnapshot) -> Iterator[Finding]:
 
 
 def started_after_boot(process: int) -> float:
-    """How many seconds after the machine's boot a process started. Setting the clock does not move it.
+    """How many seconds after the machine's boot a process started. Setting the clock does not change it.
 
-    Raises `psutil.Error`, and `ValueError` or `OverflowError` for a number that no process has.
+    Raises `psutil.Error`, and `ValueError` or `OverflowError` for an impossible process number.
     """
     if process <= 0:
         raise ValueError(f"{process} is not the id of a process")
     ticks = parse_start_ticks(read_text(HOST.proc / str(process) / "stat") or "")
     if ticks is not None:
         return ticks / os.sysconf("SC_CLK_TCK")
-    # Not Linux, or a process that is not ours to look at.
+    # This is not Linux, or the process may not be read.
     try:
         return float(psutil.Process(process).create_time() - psutil.boot_time())
     except OSError as error:
@@ -160,8 +160,10 @@ def started_after_boot(process: int) -> float:
 
 
 def parse_start_ticks(text: str) -> int | None:
-    """The start of a process in clock ticks after boot, of its `/proc/PID/stat`; None where it is not there."""
-    # The name is in parentheses and may contain anything, parentheses and spaces too.
+    """The start of a process in clock ticks after boot, from the text of its `/proc/PID/stat`. None if it
+    is missing.
+    """
+    # The name is in parentheses and may contain anything, also parentheses and spaces.
     fields = text.rpartition(")")[2].split()
     return parse_amount(fields[19]) if len(fields) > 19 else None
 
@@ -173,12 +175,12 @@ def _runs(process: tuple[int, float]) -> bool:
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return _is_hidden(number)
     except psutil.Error:
-        # Not allowed to look is not the same as gone.
+        # A process that may not be read is not necessarily gone.
         return True
 
 
 def _is_hidden(process: int) -> bool:
-    """Whether a process exists that /proc does not show to us (the mount option hidepid)."""
+    """Whether a process exists that /proc hides from us (the mount option hidepid)."""
     try:
         os.kill(process, 0)
     except PermissionError:

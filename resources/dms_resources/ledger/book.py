@@ -1,7 +1,8 @@
-"""The ledger in memory: what is offered, what is promised, and running totals of it.
+"""The ledger in memory: the offer, the leases, and running totals of them.
 
-A `Change` says what every touched lease was and becomes. Applying one keeps the totals; undoing it takes it back
-exactly. Nothing here decides and nothing here waits: `decisions` makes changes, `journal` makes them durable.
+A `Change` has the state of each affected lease before and after it. Applying a change updates the totals; undoing it
+restores them exactly. This module decides nothing and never waits: `decisions` makes changes, `journal` makes them
+durable.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ __all__ = [
     "promised_resources",
 ]
 
-# This many ended leases are remembered, here and on disk; the one that ended first is forgotten first. No clock
-# decides: a clock that is set forward and back would let a released bid be committed again.
+# This many ended leases are remembered, in memory and on disk. The one that ended first is forgotten first. The number
+# does not depend on a clock: a clock that is set forward and back must not let a released bid be committed again.
 MOST_ENDED = 65_536
-# For the lists of holders: so many evicted leases of each, of so many holders.
+# For the lists of evicted leases: the most leases of each holder, and the most holders.
 _MOST_EVICTED = 100
 _MOST_HOLDERS = 1024
 
 
 class OfferState(Struct, frozen=True, kw_only=True):
-    """What the owner decided: the onboarded resources (None: nothing is offered) and whether the machine drains."""
+    """The owner's decisions: the onboarded resources (None: nothing is offered) and whether the machine drains."""
 
     onboarded: OnboardedResources | None = None
     draining: bool = False
@@ -71,7 +72,7 @@ class Record(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """One indivisible change: every touched lease before and after, what ended, and what is written to the history."""
+    """One atomic change: every affected lease before and after it, what ended, and the entries of the history."""
 
     leases: tuple[tuple[Record | None, Record | None], ...] = ()
     ended: tuple[EndedLease, ...] = ()
@@ -81,12 +82,12 @@ class Change(Struct, frozen=True, kw_only=True):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing changes."""
+        """Whether the change has no effect."""
         return not (self.leases or self.ended or self.offer or self.entries)
 
 
 class Totals(Struct, frozen=True):
-    """Amounts added up: millicores and bytes; how many leases."""
+    """Sums over leases: millicores, bytes, and the number of leases."""
 
     millicores: int = 0
     ram: int = 0
@@ -94,7 +95,7 @@ class Totals(Struct, frozen=True):
     count: int = 0
 
     def plus(self, lease: Lease, sign: int) -> Totals:
-        """With this lease added (1) or taken away (-1). Raises `ValueError` when a total would go below zero."""
+        """The totals with this lease added (1) or removed (-1). Raises `ValueError` if a total would be negative."""
         wanted = lease.resources
         totals = Totals(
             self.millicores + sign * wanted.cpu.cores.millicores,
@@ -108,7 +109,7 @@ class Totals(Struct, frozen=True):
 
 
 class Book:
-    """The state of one ledger. Not thread-safe: it belongs to the thread of the event loop."""
+    """The state of one ledger. It is not thread-safe: only the thread of the event loop may use it."""
 
     def __init__(self, machine: MachineResources, offer: OfferState = NOTHING_OFFERED, fence: int = 0) -> None:
         self.machine = machine
@@ -123,11 +124,11 @@ class Book:
         self.held_by: dict[str, int] = {}
         self.ids_by_holder: dict[str, dict[str, None]] = {}
         self.devices: dict[str, DeviceState] = {}
-        # The pool of many ports is what costs most here: it is made once.
+        # The pool of many ports is the most expensive part, so it is made once.
         self.ports = PortPool(_port_range(offer))
         self.used_ports: frozenset[int] = frozenset()
         self._due: list[tuple[float, str]] = []
-        # Every bid needs it. It stays the same until something is promised, released or offered.
+        # Every bid needs it. It stays the same until a lease or the offer changes.
         self._capacity: FreeCapacity | None = None
         self.offer = NOTHING_OFFERED
         self._set_offer(offer)
@@ -141,7 +142,7 @@ class Book:
         records: Iterable[Record],
         ended: Iterable[EndedLease],
     ) -> Book:
-        """Builds the book from what was stored."""
+        """Build the book from the stored state."""
         book = cls(machine, offer, fence)
         for record in records:
             book._put(record)
@@ -150,7 +151,7 @@ class Book:
         return book
 
     def apply(self, change: Change) -> None:
-        """Makes the change visible. Raises `ValueError` on a total that would go negative, which is a defect."""
+        """Apply a change. Raises `ValueError` if a total would be negative, which is a defect."""
         for before, after in change.leases:
             self._swap(before, after)
         for end in change.ended:
@@ -161,7 +162,7 @@ class Book:
         self.version += 1
 
     def undo(self, change: Change) -> None:
-        """Takes a change back that did not become durable; the last applied first. Fencing numbers are not reused."""
+        """Undo a change that did not become durable; the last applied change first. Fencing numbers are not reused."""
         if change.offer:
             self._set_offer(change.offer[0])
         for end in change.ended:
@@ -178,7 +179,7 @@ class Book:
 
     def _measure_capacity(self) -> FreeCapacity:
         offered, taken = self.offered(), self.promised()
-        # What kind of CPU it is, the machine says: an owner who names cores alone does not lose the architecture.
+        # The machine determines the kind of CPU: an owner who onboards only a number of cores keeps the architecture.
         cpu = self.machine.cpu if self.offer.onboarded else CPU(cores=Cores(0))
         return FreeCapacity(
             millicores=max(0, offered[0] - taken.millicores),
@@ -193,7 +194,9 @@ class Book:
         )
 
     def offered(self) -> tuple[int, int, int]:
-        """Millicores, bytes of RAM and of disk that can be promised: onboarded, less headroom, and still there."""
+        """Millicores, bytes of RAM and bytes of disk that can be promised: onboarded, minus headroom, and still
+        present.
+        """
         onboarded = self.offer.onboarded
         if onboarded is None:
             return (0, 0, 0)
@@ -205,7 +208,7 @@ class Book:
         )
 
     def promised(self) -> Totals:
-        """All that is held, committed and allocated."""
+        """The sum of all holds, commitments and allocations."""
         totals = self.totals.values()
         return Totals(
             sum(total.millicores for total in totals),
@@ -215,7 +218,7 @@ class Book:
         )
 
     def next_due(self) -> tuple[float, Record] | None:
-        """The commitment that ends first, and when on the steady clock."""
+        """The commitment or hold that ends first, and when on the steady clock."""
         while self._due:
             due, lease_id = self._due[0]
             record = self.leases.get(lease_id)
@@ -235,20 +238,20 @@ class Book:
         return list(records.values())
 
     def set_machine(self, machine: MachineResources) -> None:
-        """Takes note of what the machine has now; devices that are gone are offered no more."""
+        """Replace the description of the machine. Devices that are gone are no longer offered."""
         self.machine = machine
         self._set_offer(self.offer)
         self.version += 1
 
     def set_used_ports(self, ports: frozenset[int]) -> bool:
-        """Records which ports programs of this machine use now. Returns whether that changes what could be granted."""
+        """Record which ports programs of this machine use now. Returns whether the free ports have changed."""
         self.used_ports = ports
         changed = self.ports.set_in_use(ports)
         self.version += changed
         return changed
 
     def evicted(self, holder: str) -> tuple[EndedLease, ...]:
-        """The last leases of this holder that the owner evicted, the first one first."""
+        """The last leases of this holder that the owner evicted, the oldest first."""
         return tuple(end for end in self._evicted.get(holder, {}).values() if end.lease_id in self.ended)
 
     def _remember(self, end: EndedLease) -> None:
@@ -308,7 +311,7 @@ class Book:
                 del self.held_by[lease.holder]
 
     def _device(self, gpu: GPU) -> DeviceState:
-        # A lease may be on a device that was taken out of the offer or of the machine since.
+        # A lease may be on a device that has since left the offer or the machine.
         return self.devices.get(gpu.uuid) or DeviceState(device=gpu, total=0, missing=True)
 
     def _set_offer(self, offer: OfferState) -> None:
@@ -359,7 +362,7 @@ def _with_share(state: DeviceState, gpu: GPU, sign: int) -> DeviceState:
 
 
 def free_resources(book: Book) -> FreeResources:
-    """What could be taken now."""
+    """What could be committed now."""
     capacity = book.capacity()
     return FreeResources(
         cpu=replace(capacity.cpu, cores=Cores(capacity.millicores)),
@@ -378,7 +381,7 @@ def free_resources(book: Book) -> FreeResources:
 
 
 def promised_resources(book: Book, *states: LeaseState) -> Resources:
-    """The sum of all leases in these states; GPUs with the bytes promised on each."""
+    """The sum of all leases in these states. GPUs have the bytes that are promised on them."""
     sums = [book.totals[state] for state in states]
     gpus = []
     for uuid, device in book.devices.items():

@@ -1,6 +1,6 @@
-"""The free capacity at one instant, and whether a demand fits. Pure values: nothing is changed.
+"""The free capacity at one instant, and whether a demand fits. Values are immutable.
 
-The capacity that is left after a demand is another value, so several demands can be tried together.
+What remains after a demand is another value, so that several demands can be tried together.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["FreeCapacity", "Granted"]
 
 
 class Granted(Struct, frozen=True, kw_only=True):
-    """What a demand would be given: named GPUs and, when asked for, ports."""
+    """What a demand would get: named GPUs and the requested ports."""
 
     resources: Resources
     ports: tuple[int, ...] = ()
@@ -52,15 +52,15 @@ class FreeCapacity(Struct, frozen=True, kw_only=True):
     spoken_for: frozenset[int] = frozenset()
 
     def place(self, demand: Demand) -> tuple[Placement, ...] | None:
-        """Where the GPUs of a demand would go; None when no placement exists."""
+        """The devices for the GPUs of a demand; None if no placement exists."""
         return place(demand.gpus, self.devices)
 
     def shortages(
         self, demand: Demand, ports: PortDemand, placements: tuple[Placement, ...] | None = None
     ) -> tuple[Shortage, ...]:
-        """Every dimension that falls short; empty when the demand fits.
+        """Every dimension that falls short; empty if the demand fits.
 
-        `placements` say where its GPUs go, if that is known.
+        `placements` are the devices for its GPUs, if they are known already.
         """
         found = (
             self._cpu(demand.cpu),
@@ -76,7 +76,7 @@ class FreeCapacity(Struct, frozen=True, kw_only=True):
         return tuple(filter(None, found))
 
     def grant(self, demand: Demand, ports: PortDemand, placements: tuple[Placement, ...] | None = None) -> Granted:
-        """What the demand gets; asked only where `shortages` is empty."""
+        """What the demand gets. Call it only if `shortages` is empty."""
         placed = self.place(demand) if placements is None else placements
         if placed is None:
             raise ValueError("the demand does not fit")
@@ -97,7 +97,7 @@ class FreeCapacity(Struct, frozen=True, kw_only=True):
         return self if spoken_for == self.spoken_for else replace(self, spoken_for=spoken_for)
 
     def less(self, demand: Demand, granted: Granted) -> FreeCapacity:
-        """The capacity that is left when this was granted."""
+        """The capacity that remains after this grant."""
         taken = {gpu.uuid: gpu for gpu in granted.resources.gpus}
         return replace(
             self,
@@ -120,7 +120,7 @@ class FreeCapacity(Struct, frozen=True, kw_only=True):
             and asked.clock_speed <= self.cpu.clock_speed
         ):
             return None
-        # What was not asked for stays out, so that a refusal speaks of what matters.
+        # Properties that were not requested are left out of the refusal.
         architecture = self.cpu.architecture if asked.architecture else ""
         clock_speed = self.cpu.clock_speed if asked.clock_speed else 0
 

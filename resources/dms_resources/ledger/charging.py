@@ -1,4 +1,4 @@
-"""Whether what would be outstanding is allowed: asked of each request of a decision, beside those before it."""
+"""Checks that each request of a decision, together with those before it, stays within the allowances."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Charges", "outlasting", "too_long"]
 
 
 class Charges:
-    """The sums as they would be after the requests that were charged so far; the ledger's own stay as they are.
+    """The sums as they would be after the requests that were charged so far. The sums of the ledger do not change.
 
-    Only what grows is checked: a commitment that takes the place of its hold is not refused for a share that was
-    lowered meanwhile. `next_end` is the time in seconds until the next commitment ends, if one is to.
+    Only an increase is checked: a commitment that replaces its hold is not refused if the share was lowered meanwhile.
+    `next_end` is the time in seconds until the next commitment ends, or None.
     """
 
     def __init__(self, sums: Sums, next_end: float | None = None) -> None:
@@ -25,7 +25,7 @@ class Charges:
         self._accounts: dict[str, Outstanding] = {}
 
     def charge(self, request: LeaseRequest, resources: Resources, wall: float, before: Lease | None = None) -> None:
-        """Charges a request that would be given these resources; `before` is the lease whose place it takes.
+        """Charge a request that would get these resources. `before` is the lease that it replaces.
 
         Raises AccountError or ShareError.
         """
@@ -69,19 +69,19 @@ class Charges:
     def _too_much(
         self, whose: str, problems: tuple[str, ...], allowance: Allowance, resources: Resources
     ) -> ShareError:
-        # A request that is too much by itself does not wait for others.
+        # If a request alone exceeds the allowance, no other lease that ends would help.
         wait = None if allowance.exceeded_by(NOTHING.plus(resources, 1)) else self._next_end
         return ShareError(f"more than {whose} may have: {'; '.join(problems)}", problems=problems, retry_after=wait)
 
 
 def too_long(ttl: float, longest: float) -> ShareError:
-    """The error of a commitment for longer than the owner allows."""
+    """The error of a commitment for a longer time than the owner allows."""
     sentence = f"it would last {ttl:.0f} s, {longest:.0f} s are allowed"
     return ShareError(sentence, problems=(sentence,))
 
 
 def outlasting(ttl: float, left: float) -> AccountError:
-    """The error of a commitment that would outlast the grants that it is charged to; they end in `left` seconds."""
+    """The error of a commitment that would outlast the grants to which it is charged; they end in `left` seconds."""
     if left <= 0:
         sentence = f"the grant ended {-left:.0f} s ago"
         return GrantExpiredError(sentence, problems=(sentence,))

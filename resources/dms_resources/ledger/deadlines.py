@@ -1,14 +1,15 @@
-"""When a lease ends: its own deadline, the owner's longest time for it, and the owner's notice, whichever comes first.
+"""When a lease ends: at its own deadline, at the longest time that the owner allows, or at the end of the owner's
+notice, whichever is first.
 
 Three rules:
 
-1. A commitment lasts for its time to live. An allocation has a keep-alive (`Lease.ttl`), which each renewal starts
-   anew; one without a keep-alive lasts until it is released.
+1. A commitment lasts for its time to live. An allocation has a keep-alive (`Lease.ttl`), which each renewal restarts;
+   an allocation without a keep-alive lasts until it is released.
 2. No renewal goes beyond `Lease.longest` or `Lease.notice`.
-3. An allocation whose keep-alive ran out while this provider was away could not be renewed. It gets one whole
-   keep-alive more from the start of the ledger, and no second one before it is renewed.
+3. If the keep-alive of an allocation ended while this provider was down, its holder could not renew it. It gets one
+   more keep-alive from the start of the ledger, and no second one before it is renewed.
 
-A lease shows Unix times, and the ledger counts on the steady clock (`Record.due`). The difference between `deadline`
+A lease shows Unix times, but the ledger counts on the steady clock (`Record.due`). The difference between `deadline`
 and `due` relates the two, so that all times of a lease move together when the wall clock is set.
 """
 
@@ -24,29 +25,29 @@ from .moment import Moment
 
 __all__ = ["AllocationTerms", "end_reason", "renewed", "restored", "shifted"]
 
-# An allocation of a client that cannot renew it must end too.
+# The allocation of a client that cannot renew it must end too.
 _WITHOUT_RENEWAL = 86400.0
 
 
 class AllocationTerms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the owner lets an allocation last that takes the place of a commitment.
+    """How long the owner lets an allocation last that replaces a commitment.
 
-    `keep_alive` is in seconds: an allocation that its holder does not renew for so long ends; None means that it needs
-    no renewal. `longest` is in seconds: an allocation ends after that time in any case; None means no such limit. With
-    None for both, an allocation lasts until it is released.
+    `keep_alive` is in seconds: an allocation ends if its holder does not renew it for that time; None means that it
+    needs no renewal. `longest` is in seconds: an allocation ends after that time in any case; None means no such limit.
+    If both are None, an allocation lasts until it is released.
     """
 
     keep_alive: float | None = 900.0
     longest: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a time that is not more than 0 and finite."""
+        """Raise ValueError for a time that is not positive and finite."""
         for name, seconds in (("keep_alive", self.keep_alive), ("longest", self.longest)):
             if seconds is not None and not 0 < seconds < float("inf"):
                 raise ValueError(f"{name} must be more than 0 s, not {seconds:g} s; None for no limit")
 
     def without_renewal(self) -> AllocationTerms:
-        """The terms for a client that cannot renew: `longest`, or a day where only `keep_alive` is set."""
+        """The terms for a client that cannot renew: `longest`, or a day if only `keep_alive` is set."""
         longest = self.longest
         if longest is None and self.keep_alive is not None:
             longest = _WITHOUT_RENEWAL
@@ -56,7 +57,7 @@ class AllocationTerms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def renewed(record: Record, now: Moment, ttl: float) -> Record:
     """The record with a deadline `ttl` seconds from now, or at the lease's limit if that comes first.
 
-    With `ttl` 0 the lease has no deadline but its limits.
+    With `ttl` 0 the lease has only the deadlines of its limits.
     """
     lease = shifted(record, now)
     ends = [(now.wall + ttl, now.steady + ttl)] if ttl else []
@@ -68,7 +69,7 @@ def renewed(record: Record, now: Moment, ttl: float) -> Record:
 
 
 def shifted(record: Record, now: Moment) -> Lease:
-    """The lease with its times on the wall clock as that is set now."""
+    """The lease with its times on the wall clock as it is set now."""
     lease = record.lease
     if record.due is None or lease.deadline is None:
         return lease
@@ -105,7 +106,7 @@ def restored(lease: Lease, due: float | None, boot_id: str, clock: Clock) -> Rec
         return Record(lease, now.steady + max(0.0, left))
     after = renewed(Record(replace(lease, grace=True), now.steady + left), now, lease.ttl)
     if after.due is not None and after.due <= now.steady:
-        # Its longest time, or the owner's notice, has passed too.
+        # The longest time of the allocation, or the owner's notice, has passed too.
         return Record(replace(after.lease, grace=False), now.steady)
     return after
 

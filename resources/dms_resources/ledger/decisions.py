@@ -1,14 +1,14 @@
-"""Whether a request is granted, and the change that grants it: pure functions of the book and the time.
+"""Decides whether a request is granted, and makes the change that grants it: pure functions of the book and the time.
 
 Rules, in the order in which they are checked:
-1. The same id with the same contents (holder, demand, ports) answers what it answered; with other contents it is a
-   `conflict`. The time to live is no part of the contents: a commitment may have been renewed since. Nor is the price:
-   what was agreed first stands, until a commitment takes the place of a hold at the price of the bid that it takes.
-2. An id that ended is not given out again while it is remembered.
-3. Draining, not onboarded, outside the owner's windows: refused with that reason.
-4. The free capacity: refused with every dimension that falls short.
-5. What would be outstanding then: within the owner's share for one holder and for all, and within every grant that the
-   request is charged to. Otherwise granted.
+1. The same id with the same contents (holder, demand, ports) gets the same answer; with other contents it is a
+   `conflict`. The time to live is not part of the contents, because a commitment may have been renewed since. Nor is
+   the price: the first agreed price stays, until a commitment replaces a hold at the price of its bid.
+2. The id of an ended lease cannot be used again while it is remembered.
+3. Draining, not onboarded, outside the owner's windows: the request is refused with that reason.
+4. Too little free capacity: the request is refused with every dimension that falls short.
+5. What would then be outstanding has to stay within the owner's share for one holder and for all, and within every
+   grant to which the request is charged. Otherwise the request is granted.
 """
 
 from __future__ import annotations
@@ -64,20 +64,20 @@ __all__ = [
 ]
 
 LONGEST_TTL = 30 * 86400.0
-"""The longest time to live of a commitment, in seconds: it is a promise for minutes or hours."""
+"""The longest time to live of a commitment, in seconds. Commitments are meant for minutes or hours."""
 _DEFAULT_TERMS = AllocationTerms()
 _UNTIL_RELEASED = AllocationTerms(keep_alive=None)
-# The history is bounded in entries: what a peer may ask for must not make one of them any size.
+# The number of entries in the history is limited. This limits their size, which depends on what peers send.
 _LONGEST_DETAIL = 400
 
 
 def commit(book: Book, requests: Sequence[LeaseRequest], now: Moment, *, group: str = "") -> tuple[Change, list[Lease]]:
-    """Commits all the requests or none. Raises `RequestError` or `LeaseError` and leaves everything as it was."""
+    """Commit all the requests or none. Raises `RequestError` or `LeaseError`; then nothing changes."""
     return _promise(book, requests, now, LeaseState.COMMITTED, group)
 
 
 def hold(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> tuple[Change, list[Lease]]:
-    """Holds all the requests for their bids, within the owner's limits. Raises `HoldLimitError` beyond them."""
+    """Hold capacity for all the requests, within the owner's limits. Raises `HoldLimitError` beyond them."""
     _check_hold_limits(book, [request for request in requests if request.lease_id not in book.leases])
     change, leases = _promise(book, requests, now, LeaseState.HELD, "")
     _check_held_share(book, [after.lease for before, after in change.leases if after is not None])
@@ -94,10 +94,11 @@ def renew(
     fence: int | None,
     terms: AllocationTerms = _DEFAULT_TERMS,
 ) -> tuple[Change, Lease]:
-    """Moves the deadline of a commitment to `ttl` seconds from now, that of an allocation by the keep-alive of `terms`.
+    """Move the deadline of a commitment to `ttl` seconds from now, or that of an allocation by the keep-alive of
+    `terms`.
 
-    Neither goes beyond the lease's limits; the lease keeps its fencing number. An allocation without a keep-alive stays
-    as it is.
+    Neither goes beyond the limits of the lease. The lease keeps its fencing number. An allocation without a keep-alive
+    does not change.
     """
     _check_ttl(ttl)
     record = held_lease(book, lease_id, holder, fence, NotCommittedError)
@@ -123,12 +124,13 @@ def allocate(
     processes: tuple[tuple[int, float], ...] = (),
     terms: AllocationTerms | None = None,
 ) -> tuple[Change, Lease]:
-    """Turns a commitment into an allocation in one step; without one, allocates directly.
+    """Turn a commitment into an allocation in one step; without a commitment, allocate directly.
 
-    The allocation lasts by `terms`; without them, until it is released.
+    The allocation lasts as `terms` say; without terms, until it is released.
     """
     terms = terms or _UNTIL_RELEASED
-    # A holder with a fencing number had a commitment; that it is forgotten here does not make it a new request.
+    # A holder with a fencing number had a commitment. The ledger has forgotten it, but that does not make this a new
+    # request.
     if request.lease_id not in book.leases and request.resources is not None and request.fence is None:
         direct = LeaseRequest(
             lease_id=request.lease_id, holder=request.holder, demand=request.resources, ports=request.ports, ttl=0.0
@@ -149,7 +151,7 @@ def allocate(
 
 
 def fit(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> list[Granted | RequestError]:
-    """For each request what it would get, together with those before it, or why not. Nothing is changed."""
+    """For each request, what it would get together with the requests before it, or the error. Nothing changes."""
     capacity, charges = book.capacity(), Charges(book.sums, _next_end(book, now))
     answers: list[Granted | RequestError] = []
     before: tuple[Demand, Granted] | None = None
@@ -169,9 +171,9 @@ def fit(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> list[Grant
 
 
 def objections(book: Book, request: LeaseRequest, now: Moment) -> tuple[RequestError, ...]:
-    """Everything that stands against a request for which nothing else is asked, in the order of the rules.
+    """All errors of a request on its own, in the order of the rules.
 
-    What would be outstanding is known only where there is capacity.
+    What would be outstanding is checked only if there is capacity.
     """
     found: list[RequestError] = []
     try:
@@ -192,7 +194,7 @@ def objections(book: Book, request: LeaseRequest, now: Moment) -> tuple[RequestE
 
 
 def change_offer(book: Book, offer: OfferState, now: Moment, *, action: str, detail: str = "") -> Change:
-    """Onboards other resources or drains. Raises `OnboardingError` naming everything that is wrong."""
+    """Onboard other resources, or change the terms or the draining. Raises `OnboardingError` with all problems."""
     if offer.onboarded is not None and offer.onboarded != book.offer.onboarded:
         problems = onboarding_problems(offer.onboarded, book)
         if problems:
@@ -204,7 +206,7 @@ def change_offer(book: Book, offer: OfferState, now: Moment, *, action: str, det
 
 
 def drain(book: Book, now: Moment, *, evict: bool, deadline: float, reason: str) -> tuple[Change, Eviction]:
-    """Takes nothing new; with `evict`, every lease ends `deadline` seconds from now at the latest."""
+    """Accept no more commitments. With `evict`, every lease ends at the latest `deadline` seconds from now."""
     change = change_offer(book, replace(book.offer, draining=True), now, action="drain", detail=reason)
     if not evict:
         return change, Eviction()
@@ -213,14 +215,14 @@ def drain(book: Book, now: Moment, *, evict: bool, deadline: float, reason: str)
 
 
 def cancel_drain(book: Book, now: Moment) -> tuple[Change, list[Lease]]:
-    """Takes new commitments again, and takes back the notices that the drain gave."""
+    """Accept commitments again, and withdraw the notices that the drain gave."""
     change = change_offer(book, replace(book.offer, draining=False), now, action="undrain")
     notices, leases = endings.withdraw_notices(book, now, drain=True)
     return replace(notices, offer=change.offer, entries=change.entries + notices.entries), leases
 
 
 def offboard(book: Book, now: Moment) -> Change:
-    """Offers nothing any more. Raises `StillPromisedError` while anything is promised."""
+    """Offer nothing any more. Raises `StillPromisedError` while leases exist."""
     if book.leases:
         some = tuple(sorted(book.leases)[:10]) if len(book.leases) <= 1000 else tuple(list(book.leases)[:10])
         raise StillPromisedError(
@@ -276,7 +278,7 @@ def _promise(
                 until=request.until,
             )
         elif record.lease.state is LeaseState.HELD and state is LeaseState.COMMITTED:
-            # The commitment takes the place of the hold: there is no instant at which the capacity is free.
+            # The commitment replaces the hold in the same step: the capacity is free at no time between them.
             _check_window(now, request.ttl)
             charges.charge(request, record.lease.resources, now.wall, before=record.lease)
             lease = replace(
@@ -322,9 +324,9 @@ def _grant_all(book: Book, requests: Sequence[LeaseRequest], now: Moment) -> dic
             before = requests[index - 1]
             left = left.less(before.demand, granted[before.lease_id])
         _check_open(book, now, request.ttl)
-        # The ports that the others name are not given to this one as any.
+        # Static ports of the other requests are not given to this one as dynamic ports.
         capacity = left.keeping(port for other in requests if other is not request for port in other.ports.static)
-        # Where each job's GPUs go was decided for all of them together, if it could be.
+        # If it was possible, the devices of all jobs were chosen together.
         placed = None if placements is None else placements[index]
         granted[request.lease_id] = _grant(book, capacity, request, now, index, placed)
     return granted
@@ -412,7 +414,7 @@ def _check_held_share(book: Book, leases: Sequence[Lease]) -> None:
     capacity, held = book.capacity(), book.totals[LeaseState.HELD]
     for lease in leases:
         held = held.plus(lease, 1)
-    # As granted and not as asked: a device that is held exclusively is held whole.
+    # This counts what was granted, not what was requested: an exclusive device is held as a whole.
     vram = sum(book.vram[LeaseState.HELD].values()) + sum(gpu.vram for one in leases for gpu in one.resources.gpus)
     amounts = (
         (held.millicores, capacity.total_millicores, "cpu"),
@@ -426,7 +428,7 @@ def _check_held_share(book: Book, leases: Sequence[Lease]) -> None:
 
 
 def _check_request(request: LeaseRequest) -> None:
-    # What comes from the wire was checked there; a caller in this process may pass anything.
+    # The wire checks its messages, but a caller in this process may pass anything.
     if not 0 < len(request.lease_id) <= LONGEST_ID:
         raise AmountError(f"a lease id has 1 to {LONGEST_ID} characters", value=request.lease_id[:LONGEST_ID])
     check_text(request.lease_id)

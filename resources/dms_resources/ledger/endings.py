@@ -1,4 +1,4 @@
-"""How leases end: released by their holders, past their deadlines, evicted by the owner. Pure, like `decisions`."""
+"""How leases end: released by their holders, at their deadlines, or evicted by the owner. Pure, like `decisions`."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ __all__ = [
 ]
 
 LONGEST_ID = 256
-"""Characters of a lease id at most."""
+"""The largest number of characters of a lease id."""
 
-# The reason goes into each lease, into the history and over the wire.
+# The reason is stored with each lease and in the history, and is sent over the wire.
 _LONGEST_REASON = 200
 _LONGEST_NOTICE = 365 * 86400.0
 
@@ -47,7 +47,7 @@ _LONGEST_NOTICE = 365 * 86400.0
 class Eviction(Struct, frozen=True, kw_only=True):
     """What an eviction did: the leases that have `ended`, and those under notice (`noticed`) with their deadlines.
 
-    A lease that had ended before, for whatever reason, is among `ended` as it is remembered.
+    A lease that had ended before, for any reason, is among `ended` as the ledger remembers it.
     """
 
     ended: tuple[EndedLease, ...] = ()
@@ -66,7 +66,7 @@ def end(
     reason: EndReason = EndReason.RELEASED,
     why: str = "",
 ) -> tuple[Change, EndedLease]:
-    """Ends a lease. A repeated release gets the same answer; a lease that was never known is an error."""
+    """End a lease. A repeated release gets the same answer. An unknown lease is an error."""
     missing = NotAllocatedError if LeaseState.ALLOCATED in states else NotCommittedError
     ended = book.ended.get(lease_id)
     if lease_id not in book.leases and ended is not None and ended.reason is EndReason.RELEASED:
@@ -85,7 +85,7 @@ def end(
 
 
 def expire(book: Book, now: Moment) -> Change:
-    """Ends every lease whose deadline has passed."""
+    """End every lease whose deadline has passed."""
     changes = []
     for record in book.due_until(now.steady):
         reason, why = end_reason(record.lease)
@@ -97,10 +97,10 @@ def expire(book: Book, now: Moment) -> Change:
 def evict(
     book: Book, lease_ids: Iterable[str], now: Moment, *, reason: str, notice: float, drain: bool = False
 ) -> tuple[Change, Eviction]:
-    """Ends leases of any state: at once, or `notice` seconds from now at the latest.
+    """End leases of any state: at once, or at the latest `notice` seconds from now.
 
-    A later notice does not replace an earlier one, so that a repeated eviction gives no more time.
-    Raises `NotAllocatedError` for an id that is not known, and `AmountError`; then nothing changes.
+    A later notice does not replace an earlier one, so that a repeated eviction gives no more time. Raises
+    `NotAllocatedError` for an unknown id, and `AmountError`; then nothing changes.
     """
     check_text(reason)
     if len(reason) > _LONGEST_REASON:
@@ -131,9 +131,9 @@ def evict(
 
 
 def withdraw_notices(book: Book, now: Moment, *, drain: bool) -> tuple[Change, list[Lease]]:
-    """Takes back the notices that leases were given, with `drain` only those of a drain.
+    """Withdraw the notices of leases; with `drain`, only those of a drain.
 
-    Each of the leases lasts from now as if it had just been renewed.
+    Each of these leases lasts from now as if it had just been renewed.
     """
     changes: list[Change] = []
     leases: list[Lease] = []
@@ -151,7 +151,7 @@ def withdraw_notices(book: Book, now: Moment, *, drain: bool) -> tuple[Change, l
 
 
 def held_lease(book: Book, lease_id: str, holder: str | None, fence: int | None, missing: type[LeaseError]) -> Record:
-    """The lease of this id, if it is this holder's and has this fencing number. Raises `LeaseError`."""
+    """The lease of this id, if it belongs to this holder and has this fencing number. Raises `LeaseError`."""
     record = book.leases.get(lease_id)
     if record is None:
         raise_if_ended(book, lease_id, holder)
@@ -164,7 +164,7 @@ def held_lease(book: Book, lease_id: str, holder: str | None, fence: int | None,
 
 
 def raise_if_ended(book: Book, lease_id: str, holder: str | None) -> None:
-    """Raises why a lease of this id ended, if one is remembered."""
+    """Raise the error that says why a lease of this id ended, if one is remembered."""
     ended = book.ended.get(lease_id)
     if ended is None:
         return
@@ -180,7 +180,7 @@ def raise_if_ended(book: Book, lease_id: str, holder: str | None) -> None:
 
 
 def check_text(text: str) -> None:
-    """Raises `AmountError` for text that the ledger, which is UTF-8, or a person cannot read."""
+    """Raise `AmountError` for text that is not valid UTF-8 or not printable."""
     if not text.isprintable():
         raise AmountError(f"{text[:LONGEST_ID]!r} is no printable text", value=ascii(text[:LONGEST_ID]))
 

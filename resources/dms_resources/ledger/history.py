@@ -1,4 +1,4 @@
-"""What is written down for people: what happened to the resources, and what an audit found."""
+"""Records for people: what happened to the resources, and what an audit found."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Finding", "HistoryEntry"]
 
 
 class HistoryEntry(Struct, frozen=True, kw_only=True):
-    """What happened: `at` Unix seconds, who did it, what, to which lease, and why."""
+    """What happened: `at` (Unix seconds), who did it, the action, the lease, and the reason."""
 
     at: float
     actor: str
@@ -19,7 +19,7 @@ class HistoryEntry(Struct, frozen=True, kw_only=True):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One thing that does not match: a stable code, a sentence for people, and the lease concerned, if one."""
+    """One mismatch: a stable code, a sentence for people, and the affected lease, if any."""
 
     code: str
     message: str

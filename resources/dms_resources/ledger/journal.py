@@ -1,7 +1,8 @@
 """Group commit: many waiting changes, one transaction, one fsync.
 
-A change is applied to the book at once and in order, so that no other request is promised the same. It is acknowledged
-when its batch is durable. When a batch fails, it and all later changes are undone, and their callers get the error.
+A change is applied to the book at once and in order, so that no other request is promised the same capacity. It is
+acknowledged when its batch is durable. If a batch fails, it and all later changes are undone, and their callers get the
+error.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ _log = logging.getLogger(__name__)
 
 
 class Storage(Protocol):
-    """Where changes are written; blocking."""
+    """Writes changes to the disk; blocking."""
 
     def write(self, changes: list[Change]) -> None:
-        """Makes changes durable. Raises `StorageError`."""
+        """Make changes durable. Raises `StorageError`."""
 
     def reopen(self) -> Contents:
-        """Reads what is there after an error. Raises `StorageError`."""
+        """Read the stored state after an error. Raises `StorageError`."""
 
 
 class Batch:
-    """Changes that become durable together; `done` is set when they are, or have failed with `error`."""
+    """Changes that become durable together. `done` is set when they are durable, or have failed with `error`."""
 
     def __init__(self) -> None:
         self.changes: list[Change] = []
@@ -43,14 +44,14 @@ class Batch:
         self.error: StorageError | None = None
 
     async def wait(self) -> None:
-        """Returns when the batch is durable; raises `StorageError` when it failed. Cancelling it changes nothing."""
+        """Return when the batch is durable; raise `StorageError` if it failed. Cancelling the wait changes nothing."""
         await self.done.wait()
         if self.error is not None:
             raise StorageError(self.error.message, hint=self.error.hint) from self.error
 
 
 class Journal:
-    """Carries the changes of one book to one storage."""
+    """Writes the changes of one book to one storage."""
 
     def __init__(self, storage: Storage, worker: Worker) -> None:
         self._storage = storage
@@ -64,7 +65,7 @@ class Journal:
 
     @property
     def waiting(self) -> int:
-        """How many changes wait for the disk."""
+        """The number of changes that wait for the disk."""
         return len(self._open.changes)
 
     @property
@@ -73,7 +74,7 @@ class Journal:
         return not self._open.changes and self._writing is None
 
     def submit(self, book: Book, change: Change) -> Batch:
-        """Applies a change and queues it; an empty change waits for all that went before it.
+        """Apply a change and queue it. An empty change waits for all changes before it.
 
         Raises `StorageError` after `close`.
         """
@@ -87,15 +88,18 @@ class Journal:
         return self._open
 
     async def run(self, current: Callable[[], Book], tell: Callable[[], None]) -> None:
-        """Writes batch after batch until it is cancelled; `current` gives the book that failed changes leave, `tell`
-        is called when they left it."""
+        """Write batch after batch until cancelled. If a batch fails, its changes are undone in the book that `current`
+        returns, and then `tell` is called.
+        """
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
             await self.flush(current, tell)
 
     async def flush(self, current: Callable[[], Book], tell: Callable[[], None]) -> None:
-        """Writes all that waits. May be cancelled between two batches; a thread that writes is waited for."""
+        """Write everything that waits. May be cancelled between two batches; it always waits for a thread
+        that writes.
+        """
         while self._open.changes:
             await trio.lowlevel.checkpoint_if_cancelled()
             batch, self._open = self._open, Batch()
@@ -116,7 +120,7 @@ class Journal:
                 batch.done.set()
 
     def close(self, book: Book) -> None:
-        """Takes no more changes. Callers that still wait get an error: their changes did not happen."""
+        """Accept no more changes. Callers that still wait get an error: their changes did not happen."""
         self.closed = True
         self._fail(book, Batch(), StorageError("the ledger is closed"))
 

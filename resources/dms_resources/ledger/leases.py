@@ -1,4 +1,4 @@
-"""What is promised: commitments, holds and allocations, each a lease with one holder and a fencing number."""
+"""Leases: holds, commitments and allocations, each with one holder and a fencing number."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class LeaseState(Enum):
     COMMITTED = "committed"
     ALLOCATED = "allocated"
 
-    # The book's totals are kept by state: Enum's own hash is a call of Python each time.
+    # The book's totals are kept by state, and Enum's own hash is a Python call each time.
     __hash__ = object.__hash__
 
 
 class Price(Struct, frozen=True, kw_only=True):
-    """What the owner asks: millionths of a unit of `currency` for an hour."""
+    """A price: millionths of a unit of `currency` for an hour."""
 
     micros_per_hour: Amount
     currency: Annotated[str, Meta(max_length=128)]
@@ -48,10 +48,10 @@ class Price(Struct, frozen=True, kw_only=True):
 
 
 class LeaseRequest(Struct, frozen=True, kw_only=True):
-    """One commitment to make, for `ttl` seconds; `holder` is a peer id or a local name.
+    """One requested commitment, for `ttl` seconds. `holder` is a peer id or a local name.
 
-    `price` is what was agreed, kept with the lease; it is no part of what is asked for. Nor is on what it counts:
-    the lease is charged to all `accounts`, does not outlast `until` (Unix seconds), and has to keep within `share`.
+    `price` is the agreed price, kept with the lease. The lease is charged to all `accounts`, does not outlast `until`
+    (Unix seconds), and has to stay within `share`. Price and charges are not part of the contents of the request.
     """
 
     lease_id: str
@@ -66,30 +66,32 @@ class LeaseRequest(Struct, frozen=True, kw_only=True):
 
 
 class Limit(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A deadline that no renewal moves: Unix time in seconds, and how many seconds it was away when it was set."""
+    """A deadline that no renewal moves: Unix time in seconds, and how many seconds away it was when it was set."""
 
     deadline: float
     seconds: float
 
 
 class Notice(Limit, frozen=True, kw_only=True, omit_defaults=True):
-    """The owner ends the lease at this deadline, for this reason; `drain` when the whole machine is drained."""
+    """The owner's notice: the lease ends at this deadline, for this reason. `drain` is set if the whole
+    machine drains.
+    """
 
     reason: str = ""
     drain: bool = False
 
 
 class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Capacity promised to one holder.
+    """Capacity that is promised to one holder.
 
     `demand` and `asked_ports` are what was requested, `resources` and `ports` what was granted: GPUs are named devices
     with the bytes taken on each. `deadline` is Unix time in seconds, None for an allocation that lasts until it is
-    released; `ttl` is for how many seconds each renewal moves it. `fence` is greater than that of every earlier lease
-    of this ledger. Leases that were committed together share `group`. `price` is what was agreed when the lease was
-    made; later prices do not change it. The lease is charged to `accounts`; a commitment is not renewed beyond `until`
-    (Unix seconds), the end of these grants. `longest` ends an allocation however often it is renewed. `notice` is set
-    when the owner evicts with notice. `grace` is set when an allocation was given another keep-alive because its
-    provider was away, until it is renewed.
+    released; `ttl` is the number of seconds by which each renewal moves it. `fence` is greater than that of every
+    earlier lease of this ledger. Leases that were committed together have the same `group`. `price` is what was agreed
+    when the lease was made; later prices do not change it. The lease is charged to `accounts`; a commitment is not
+    renewed beyond `until` (Unix seconds), the end of these grants. `longest` ends an allocation regardless of renewals.
+    `notice` is set when the owner evicts with notice. `grace` is set from the time when an allocation gets another
+    keep-alive, because its provider was down, until it is renewed.
     """
 
     lease_id: str
@@ -115,7 +117,8 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class EndReason(Enum):
     """Why a lease ended: `RELEASED` by its holder, `EXPIRED` at its deadline, `LOST` because the holder of an
-    allocation did not renew it, `EVICTED` by the owner, `REPAIRED` by an audit."""
+    allocation did not renew it, `EVICTED` by the owner, `REPAIRED` by an audit.
+    """
 
     RELEASED = "released"
     EXPIRED = "expired"
@@ -125,10 +128,10 @@ class EndReason(Enum):
 
 
 class EndedLease(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is remembered of a lease that ended, so that a repeated release answers the same.
+    """What the ledger remembers of an ended lease, so that a repeated release gets the same answer.
 
-    `ended` is Unix time in seconds; `state` is what the lease was in when it ended; `detail` says more for people, for
-    example why the owner evicted it.
+    `ended` is Unix time in seconds. `state` is the state in which it ended. `detail` says more for people, for example
+    why the owner evicted it.
     """
 
     lease_id: str
@@ -141,10 +144,10 @@ class EndedLease(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ResourceAllocation(Struct, frozen=True, kw_only=True):
-    """An allocation to make (the seed's type).
+    """A requested allocation (the seed's type).
 
-    Where a commitment of this id stands, the allocation takes its place; `resources` may then be None. Where none
-    stands, `resources` and `ports` are allocated directly. `processes` are ids of the job's processes where known.
+    If a commitment of this id exists, the allocation replaces it, and `resources` may be None. Otherwise `resources`
+    and `ports` are allocated directly. `processes` are the ids of the job's processes, if known.
     """
 
     lease_id: str

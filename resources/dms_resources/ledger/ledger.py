@@ -1,8 +1,8 @@
-"""The ledger at work: a book in memory, its journal and its file, and the clock that ends commitments.
+"""The ledger at work: a book in memory, its journal and its file, and the clock that ends leases.
 
-Every change goes one way: it is decided on the book and applied at once, the journal makes it durable, and then it is
-acknowledged. When the disk fails, what was not acknowledged is taken back, and the book is made anew of the file before
-anything else is decided.
+Every change takes the same path: it is decided and applied to the book at once, the journal makes it durable, and then
+it is acknowledged. If the disk fails, the changes that were not acknowledged are undone, and the book is read from the
+file again before anything else is decided.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = ["Ledger"]
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
-# How many changes may wait for the disk before new ones are refused.
+# The largest number of changes that may wait for the disk. Beyond it, new ones are refused.
 _MOST_WAITING = 4096
-# The sweeper looks again after so many seconds at the latest: the event loop's clock stops while a laptop sleeps.
+# The longest time in seconds between two looks of the sweeper: the clock of the event loop stops while a laptop sleeps.
 _LONGEST_NAP = 30.0
 _RETRY_SECONDS = 1.0
 _PRUNE_SECONDS = 3600.0
@@ -44,11 +44,11 @@ _HISTORY_SECONDS = 90 * 86400.0
 
 
 class Ledger:
-    """One open ledger. `book` is what is promised now, `changed` is set and replaced with every change.
+    """One open ledger. `book` is the current state; `changed` is set and replaced with every change.
 
-    `physical`, when set, tells where a demand is more than the machine itself has free now. `on_end`, when set, is
-    called with the id of each lease that ends at its deadline. `work` runs a blocking call beside the event loop, to
-    which everything else here belongs.
+    If `physical` is set, it returns where a demand exceeds what is physically free. If `on_end` is set, it is called
+    with the id of each lease that ends at its deadline. `work` runs a blocking call in a thread; everything else here
+    runs in the event loop.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class Ledger:
         self._rebase(contents)
 
     async def change(self, decide: Callable[[Moment], tuple[Change, _T]]) -> _T:
-        """Decides at once and returns when the disk has it. Raises what `decide` raises, or `StorageError`.
+        """Decide at once, and return when the change is on the disk. Raises what `decide` raises, or `StorageError`.
 
-        Cancelled, it leaves the ledger as if it had finished or never begun.
+        If cancelled, the change either takes place as a whole or not at all.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         await self.ready()
         if self.journal.waiting >= _MOST_WAITING:
             raise StorageError("the disk does not keep up with the changes", hint="try again in a moment")
-        # From here to the submission nothing waits, so what is decided is what is written.
+        # Nothing waits between here and the submission, so that what was decided is what is written.
         self.expire()
         try:
             change, answer = decide(self.now())
@@ -92,14 +92,16 @@ class Ledger:
         return answer
 
     async def ready(self) -> None:
-        """Returns when the storage works; reads the file anew after a failure. Raises `StorageError`; cancellable."""
+        """Return when the storage works. After a failure it reads the file again. Raises `StorageError`;
+        cancellable.
+        """
         if self.journal.failed is None:
             return
         attempts = self._attempts
         async with self._recovering:
             if self.journal.failed is None:
                 return
-            # Callers that waited for another attempt share its outcome: a slow disk is not tried by each in turn.
+            # Callers that waited during another attempt share its outcome: not each of them tries a slow disk in turn.
             if self.journal.closed or self._attempts != attempts:
                 raise StorageError(self.journal.failed.message, hint=self.journal.failed.hint)
             self._attempts += 1
@@ -113,7 +115,7 @@ class Ledger:
             self.book = self._build(found[0], before.machine)
             self.book.version = before.version + 1
             self.book.set_used_ports(before.used_ports)
-            # A number that a holder may have seen is not given out again.
+            # A holder may have seen this number, so it is not used again.
             self.book.fence = max(before.fence, self.book.fence)
             self.journal.failed = None
             self._rebase(found[0])
@@ -121,25 +123,25 @@ class Ledger:
             _log.warning("the ledger's storage works again")
 
     async def compare(self) -> list[StoredLease] | None:
-        """The leases that the file has; None while changes are on their way. Raises `StorageError`; cancellable."""
+        """The leases in the file; None while changes wait to be written. Raises `StorageError`; cancellable."""
         await self.ready()
         stored: list[list[StoredLease]] = []
         async with self._disk:
             settled, version = self.journal.idle, self.book.version
-            # Changes wait meanwhile, so no more is read than is compared.
+            # Changes wait meanwhile, so that the file does not get ahead of the comparison.
             await self.work(lambda: stored.append(self.storage.load_leases()))
         return stored[0] if settled and version == self.book.version else None
 
     async def reload(self, why: str, entries: Callable[[Moment], tuple[HistoryEntry, ...]]) -> None:
-        """Makes the book anew of what was acknowledged, which is what the file has, and writes that to the history."""
+        """Build the book again from the acknowledged changes, which the file has, and record that in the history."""
         while not self.journal.idle:
             await self.journal.submit(self.book, Change()).wait()
-        # Nothing is on its way to the file now, and nothing is decided before `ready` has read it.
+        # Nothing is on its way to the file now. `ready` reads it before anything is decided.
         self.journal.failed = StorageError(why)
         await self.change(lambda now: (Change(entries=entries(now)), None))
 
     def expire(self) -> None:
-        """Ends what has passed its deadline. Never waits."""
+        """End the leases whose deadline has passed. Never waits."""
         due = self.book.next_due()
         if due is None or due[0] > self.clock.steady() or self.journal.failed is not None:
             return
@@ -151,34 +153,34 @@ class Ledger:
                 self.on_end(ended.lease_id)
 
     def now(self) -> Moment:
-        """The instant for a decision."""
+        """The instant of a decision."""
         wall = self.clock.wall()
         return Moment(wall=wall, steady=self.clock.steady(), opening=self._opening_at(wall), physical=self.physical)
 
     def tell(self) -> None:
-        """Wakes all that wait for `changed`."""
+        """Wake all that wait for `changed`."""
         changed, self.changed = self.changed, trio.Event()
         changed.set()
 
     async def run_on_disk(self, call: Callable[[], None]) -> None:
-        """Runs a blocking call on the storage, alone. Raises what the call raises; cancellable while it waits."""
-        # One connection: a reader must not look into the middle of the writer's transaction.
+        """Run a blocking call on the storage, alone. Raises what the call raises; cancellable while it waits."""
+        # There is one connection: a reader must not see the middle of the writer's transaction.
         async with self._disk:
             await self.work(call)
 
     async def keep_journal(self) -> None:
-        """Writes what is decided, until it is cancelled."""
+        """Write what is decided, until cancelled."""
         await self.journal.run(self._current_book, self.tell)
 
     async def flush(self) -> None:
-        """Writes what is decided so far; a write under way is not cut."""
+        """Write what is decided so far. A write in progress is not cut off."""
         await self.journal.flush(self._current_book, self.tell)
 
     def _current_book(self) -> Book:
         return self.book
 
     async def sweep(self) -> None:
-        """Ends what passes its deadline, again and again, until it is cancelled."""
+        """End leases whose deadline passes, until cancelled."""
         while True:
             changed = self.changed
             due = self.book.next_due()
@@ -195,10 +197,10 @@ class Ledger:
             await trio.lowlevel.checkpoint()
 
     async def prune(self) -> None:
-        """Forgets old history every hour, until it is cancelled."""
+        """Delete old history every hour, until cancelled."""
         while True:
-            # Not at the start: a machine that boots with a clock years ahead soon learns the time, and has its history
-            # still. Without that it is no longer than MOST_HISTORY.
+            # Not at the start: a machine that boots with a clock years ahead soon gets the right time, and must not
+            # lose its history by then. Even without pruning the history has at most MOST_HISTORY entries.
             await trio.sleep(_PRUNE_SECONDS)
             try:
                 await self._forget(self.clock.wall() - _HISTORY_SECONDS)
@@ -211,11 +213,11 @@ class Ledger:
         def forget() -> None:
             more.append(self.storage.prune(history_before=history_before))
 
-        # Step by step, so that changes get the disk between two of them.
+        # In steps, so that changes can use the disk between two of them.
         while more.pop():
             await self.run_on_disk(forget)
 
-    # Inside.
+    # Internal
 
     def _build(self, contents: Contents, machine: MachineResources) -> Book:
         records = (restored(stored.lease, stored.due, stored.boot_id, self.clock) for stored in contents.leases)
@@ -225,8 +227,8 @@ class Ledger:
             raise damaged_error(self.storage.path, str(error)) from error
 
     def _rebase(self, contents: Contents) -> None:
-        # Deadlines of an earlier boot count on this boot's steady clock from now on, whatever the wall clock does, also
-        # when this process starts anew.
+        # The deadlines of an earlier boot are converted to the steady clock of this boot once, so that later jumps of
+        # the wall clock and restarts of this process do not change them.
         pairs, entries = [], []
         for stored in contents.leases:
             record = self.book.leases[stored.lease.lease_id]
@@ -253,7 +255,7 @@ class Ledger:
         if known and known[2] == texts and known[0] <= wall < known[1]:
             return known[3]
         opening = opening_at(tuple(Window.parse(text) for text in texts), wall)
-        # Looked at again each minute: the time zone's rules may change under a long opening.
+        # Checked again each minute: the rules of the time zone may change during a long opening.
         until = min(wall + 60.0, opening.until if opening.until is not None else wall + 60.0)
         self._opening = (wall, until, texts, opening)
         return opening

@@ -1,8 +1,9 @@
-"""The ledger's file: made whole, recognised before it is touched, locked against a second process.
+"""The ledger's file: created whole, identified before it is changed, locked against a second process.
 
-`ledger.db` is the database and `ledger.db-wal` the log of its last changes; `ledger.db.lock` names the process that has
-it; `ledger.db.version-N` is the copy that was made before version N was upgraded. The database is locked itself too:
-it may have another name, or be mounted in another place, where another lock lies beside it.
+`ledger.db` is the database, and `ledger.db-wal` the log of its last changes. `ledger.db.lock` contains the id of the
+process that has it open. `ledger.db.version-N` is the copy that was made before version N was upgraded. The database
+itself is locked too, because it may also be reached under another name or mount point, with another lock file beside
+it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = [
 
 
 class LedgerLock:
-    """What one process has of a ledger until it closes it: the lock beside the file, and the file itself."""
+    """The locks of one process on a ledger until it closes it: on the lock file, and on the database."""
 
     def __init__(self, path: Path, open_background: int) -> None:
         self._path = path
@@ -39,9 +40,9 @@ class LedgerLock:
         self._itself: int | None = None
 
     def claim_file(self) -> None:
-        """Locks the database itself, once it is there. Raises `LedgerInUseError` or `StorageError`."""
+        """Lock the database itself, which exists by now. Raises `LedgerInUseError` or `StorageError`."""
         try:
-            # Closed after the connection: a process that closes a file loses the locks that SQLite has on it.
+            # Closed after the connection: when a process closes a file, it loses the locks that SQLite has on it.
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             sentence = f"the ledger {self._path} cannot be opened: {error.strerror}"
@@ -50,7 +51,7 @@ class LedgerLock:
         self._itself = descriptor
 
     def check_place(self) -> None:
-        """Raises `StorageError` when the file that was claimed is no longer the one at its path."""
+        """Raise `StorageError` if the file at the path is no longer the one that was locked."""
         if self._itself is None:
             return
         try:
@@ -61,16 +62,16 @@ class LedgerLock:
             raise StorageError(f"another file is in the place of the ledger {self._path}", hint=_PLACE_HINT)
 
     def close(self) -> None:
-        """Lets another process have the ledger. The connection has been closed."""
+        """Release the locks. The connection has been closed before."""
         if self._itself is not None:
             os.close(self._itself)
         os.close(self._beside)
 
 
 def lock_ledger(path: Path) -> LedgerLock:
-    """Makes this process the only one that has the ledger, until the lock is closed; its file may not be there yet.
+    """Lock the ledger for this process until the lock is closed. Its file need not exist yet.
 
-    Raises `LedgerInUseError`, or `StorageError` where the folder cannot be written.
+    Raises `LedgerInUseError`, or `StorageError` if the folder cannot be written.
     """
     lock_path = _beside(path, ".lock")
     try:
@@ -80,7 +81,7 @@ def lock_ledger(path: Path) -> LedgerLock:
         raise StorageError(f"cannot open {lock_path}: {error.strerror}", hint="choose a writable --home") from error
     owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
     _lock(descriptor, path, f"by process {owner}" if owner else "")
-    # The number is only for people, so a disk that is full now is no reason to fail.
+    # The process id in the lock file is only for people, so a full disk is ignored.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -102,15 +103,16 @@ def _lock(descriptor: int, path: Path, owner: str) -> None:
 def _make_folder(folder: Path) -> None:
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # A ledger that is kept in a folder which a power cut takes away is lost as well.
+    # If a power cut removed the folder, the ledger in it would be lost.
     for one in missing:
         with contextlib.suppress(PermissionError):
             _sync(one.parent)
 
 
 def make_ledger(path: Path, schema: Schema) -> None:
-    """Makes an empty ledger where there is none. The caller has the lock. Raises `LedgerDamagedError` or
-    `StorageError`."""
+    """Create an empty ledger if there is none. The caller holds the lock. Raises `LedgerDamagedError` or
+    `StorageError`.
+    """
     try:
         if not path.exists():
             _make(path, schema)
@@ -121,10 +123,10 @@ def make_ledger(path: Path, schema: Schema) -> None:
 
 
 def connect_ledger(path: Path, schema: Schema) -> sqlite3.Connection:
-    """Opens the ledger for writing; upgrades it where it is older.
+    """Open the ledger for writing, and upgrade an older one.
 
-    A file that is damaged, newer or no ledger is left as it is, and none is made: where there is none any more, it was
-    lost. The caller has the lock. Raises `LedgerDamagedError`, `LedgerVersionError` or `StorageError`.
+    A file that is damaged, newer or no ledger is not changed. A missing file is not created, because the ledger was
+    lost. The caller holds the lock. Raises `LedgerDamagedError`, `LedgerVersionError` or `StorageError`.
     """
     try:
         version = _recognise(path, schema)
@@ -139,7 +141,7 @@ def connect_ledger(path: Path, schema: Schema) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise storage_error(path, error) from error
     except UnicodeError as error:
-        # What SQLite says of a damaged file may quote its bytes.
+        # SQLite's message on a damaged file may quote its bytes.
         raise damaged_error(path, "it has text that is none") from error
     except OSError as error:
         raise StorageError(f"the ledger {path} cannot be opened: {error.strerror}", hint=_DISK_HINT) from error
@@ -147,7 +149,8 @@ def connect_ledger(path: Path, schema: Schema) -> sqlite3.Connection:
 
 
 def _make(path: Path, schema: Schema) -> None:
-    # Made beside its place and moved there whole: a file of the ledger's name that is empty is a damaged one.
+    # It is created under another name and moved into place whole, because an empty file with the ledger's name counts
+    # as damaged.
     for left in ("-wal", "-journal"):
         log = _beside(path, left)
         if log.exists() and log.stat().st_size:
@@ -160,7 +163,7 @@ def _make(path: Path, schema: Schema) -> None:
     with closing(sqlite3.connect(new, isolation_level=None)) as db:
         _set_up(db, new)
         schema.create(db)
-        # A close that cannot empty the log says nothing.
+        # A close that fails to empty the log reports nothing.
         empty_log(db, new)
     _put_in_place(new, path)
 
@@ -168,7 +171,7 @@ def _make(path: Path, schema: Schema) -> None:
 def _recognise(path: Path, schema: Schema) -> int:
     if not path.stat().st_size:
         raise damaged_error(path, "the file is empty")
-    # Read-only: not even its journal mode is changed before it is known to be ours and whole.
+    # Read-only: not even the journal mode may change before the file is known to be an undamaged ledger.
     with closing(sqlite3.connect(f"file:{quote(os.fspath(path))}?mode=ro", uri=True)) as db:
         (application,) = db.execute("PRAGMA application_id").fetchone()
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
@@ -188,16 +191,16 @@ def _set_up(db: sqlite3.Connection, path: Path) -> None:
     if mode != "wal":
         raise StorageError(f"the disk of {path} has no shared memory for a write-ahead log", hint="choose a local disk")
     db.execute("PRAGMA synchronous = FULL")
-    # While another program reads for long, the log cannot be reset and grows; its space is freed afterwards.
+    # While another program reads for a long time, the log cannot be reset and grows. Its space is freed afterwards.
     db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
     empty_log(db, path)
 
 
 def empty_log(db: sqlite3.Connection, path: Path) -> None:
-    """Writes what is in the log to the database, synced, and begins the log anew.
+    """Write the log to the database, synced, and start a new log.
 
-    Asked before anything is built on a log that was read back: after a failed fsync its end may be in the page cache
-    and not on the disk. Raises `sqlite3.Error`, or `StorageError` while another program reads the file.
+    This is called before further changes follow a log that was read back: after a failed fsync its end may be in the
+    page cache and not on the disk. Raises `sqlite3.Error`, or `StorageError` while another program reads the file.
     """
     busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
@@ -210,7 +213,7 @@ def _upgrade(db: sqlite3.Connection, path: Path, schema: Schema, version: int) -
     os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     with closing(sqlite3.connect(new, isolation_level=None)) as target:
         db.backup(target)
-        # The copy stands alone, without a log beside it.
+        # The copy is complete without a log beside it.
         target.execute("PRAGMA journal_mode = DELETE")
     _put_in_place(new, copy)
     schema.upgrade(db, version)
@@ -241,13 +244,13 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def primary_code(error: sqlite3.Error) -> int | None:
-    """SQLite's code without its details; None for the module's own errors, such as a text that is no UTF-8."""
+    """SQLite's code without its details. None for the module's own errors, such as text that is not UTF-8."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
 
 def storage_error(path: Path, error: sqlite3.Error) -> StorageError:
-    """What SQLite says, as an error of this package."""
+    """SQLite's error as an error of this package."""
     if primary_code(error) in _DAMAGED:
         return damaged_error(path, str(error))
     name = getattr(error, "sqlite_errorname", "")
@@ -257,7 +260,7 @@ def storage_error(path: Path, error: sqlite3.Error) -> StorageError:
 
 
 def damaged_error(path: Path, what: str) -> LedgerDamagedError:
-    """A ledger that cannot be trusted, with what the owner can do."""
+    """The error of a damaged ledger, with a hint for the owner."""
     return LedgerDamagedError(
         f"the ledger {path} is damaged: {what}",
         hint=f"it was left as it is: restore {path.name} from a copy, or move it away, together with"

@@ -1,4 +1,4 @@
-"""What a ledger measures of its own work: how much changed, and how long the disk took."""
+"""Counters of a ledger's own work: how much changed, and how long the disk took."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WRITE_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.
 
 
 class LedgerMetrics:
-    """Counts since the ledger was opened.
+    """Counters since the ledger was opened.
 
-    `changes` by the action or, for an end, the reason that the history has (commit, allocate, released, expired, ...).
-    `writes` counts durable writes by bucket of WRITE_BUCKETS, the last one for all that took longer; `write_seconds` is
-    their sum.
+    `changes` counts by action or, for an end, by its reason, as in the history (commit, allocate, released, expired,
+    ...). `writes` counts durable writes by bucket of WRITE_BUCKETS; the last one counts all that took longer.
+    `write_seconds` is the sum of their durations.
     """
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class LedgerMetrics:
         self.failed_writes = 0
 
     def written(self, changes: Iterable[Change], seconds: float) -> None:
-        """These changes became durable together, after so many seconds."""
+        """Count changes that became durable together, after `seconds`."""
         for change in changes:
             for entry in change.entries:
-                # An end is counted by its reason: what expired is of more interest than that something ended.
+                # An end is counted by its reason, which says more than the fact that something ended.
                 self.changes[entry.reason or entry.action] += 1
         self.writes[bisect_left(WRITE_BUCKETS, seconds)] += 1
         self.write_seconds += seconds

@@ -1,4 +1,4 @@
-"""What was onboarded and is no longer there: a GPU that went, a cgroup that shrank, a disk that became smaller."""
+"""What is onboarded but no longer present: a removed GPU, a smaller cgroup, a smaller disk."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class CPUMissing(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="
 
 
 class RAMMissing(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="ram"):
-    """More main memory is onboarded than there still is; bytes."""
+    """More main memory is onboarded than is left; in bytes."""
 
     onboarded: Amount
     present: Amount
 
 
 class DiskMissing(Struct, frozen=True, kw_only=True, tag_field="dimension", tag="disk"):
-    """More disk space is onboarded than there still is; bytes."""
+    """More disk space is onboarded than is left; in bytes."""
 
     onboarded: Amount
     present: Amount
 
 
 class GPUMissing(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="dimension", tag="gpus"):
-    """An onboarded GPU is gone (`present` is 0), or has less VRAM than is onboarded of it; bytes."""
+    """An onboarded GPU is gone (`present` is 0), or has less VRAM than is onboarded of it; in bytes."""
 
     uuid: str
     model: str = ""
@@ -56,7 +56,7 @@ Missing: TypeAlias = CPUMissing | RAMMissing | DiskMissing | GPUMissing
 
 
 def missing_resources(onboarded: OnboardedResources, machine: MachineResources) -> tuple[Missing, ...]:
-    """Every part of what is onboarded that the machine no longer has; none when all of it is there. Pure."""
+    """Every part of the onboarded resources that the machine no longer has; empty if it has all of them. Pure."""
     missing: list[Missing] = []
     if onboarded.cpu.cores > machine.cpu.cores:
         missing.append(CPUMissing(onboarded=onboarded.cpu.cores, present=machine.cpu.cores))
@@ -73,7 +73,7 @@ def missing_resources(onboarded: OnboardedResources, machine: MachineResources) 
 
 
 def remaining_resources(onboarded: OnboardedResources, machine: MachineResources) -> OnboardedResources:
-    """What is left of the onboarded resources on this machine: against it new commitments can be checked. Pure."""
+    """The onboarded resources that this machine still has. New commitments are checked against them. Pure."""
     present = {gpu.uuid: gpu.vram for gpu in machine.gpus}
     return replace(
         onboarded,

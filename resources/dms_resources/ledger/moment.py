@@ -13,9 +13,9 @@ __all__ = ["Moment"]
 
 
 class Moment(Struct, frozen=True, kw_only=True):
-    """The instant of a decision: both clocks in seconds, and what the owner's windows say.
+    """The instant of a decision: both clocks in seconds, and the state of the owner's windows.
 
-    `physical` lists where a demand exceeds what the machine itself has free now; None when nothing watches the machine.
+    `physical` returns where a demand exceeds what is physically free; None if nothing watches the machine.
     """
 
     wall: float

@@ -1,4 +1,4 @@
-"""What may be onboarded: not above the machine, not below what is promised."""
+"""What may be onboarded: no more than the machine has, and no less than is promised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["onboarding_problems"]
 
 
 def onboarding_problems(asked: OnboardedResources, book: Book) -> tuple[str, ...]:
-    """A sentence for everything that is wrong with this onboarding; empty when it may be done."""
+    """A sentence for each problem of this onboarding; empty if it is valid."""
     return (*_amounts(asked, book), *_gpus(asked, book), *_terms(asked))
 
 

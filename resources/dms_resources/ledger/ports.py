@@ -1,6 +1,6 @@
-"""The public ports of a provider: which are taken, which other programs use, and which would be granted next.
+"""The public ports of a provider: which are taken, which other programs use, and which will be granted next.
 
-Taking and returning a port costs O(log n), whatever the size of the range.
+Taking and returning a port costs O(log n) in the size of the range.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["PortPool"]
 
 
 class PortPool:
-    """Ports of one range; `taken` ports may lie outside it after the owner moved the range.
+    """The ports of one range. `taken` ports may lie outside it after the owner has moved the range.
 
-    `in_use` are ports that a program of this machine uses now. One that is not taken cannot be granted.
+    `in_use` are ports that a program of this machine uses now. A port in use that is not taken cannot be granted.
     """
 
     def __init__(self, port_range: PortRange, taken: Iterable[int] = (), in_use: Iterable[int] = ()) -> None:
@@ -25,7 +25,7 @@ class PortPool:
         self.in_use: frozenset[int] = frozenset()
         self._taken: set[int] = set(taken)
         self._taken_inside = sum(port in port_range for port in self._taken)
-        # Taken ports stay in the heap until they come up; `_queued` keeps a port from standing in it twice.
+        # Taken ports stay in the heap until they reach its top. `_queued` prevents a second entry of a port.
         self._heap = list(range(port_range.first, port_range.last + 1))
         self._queued = set(self._heap)
         self._blocked = 0
@@ -33,7 +33,7 @@ class PortPool:
 
     @property
     def free(self) -> int:
-        """How many ports of the range could be granted now."""
+        """The number of ports of the range that could be granted now."""
         return len(self.range) - self._taken_inside - self._blocked
 
     @property
@@ -42,11 +42,11 @@ class PortPool:
         return frozenset(self._taken)
 
     def is_free(self, port: int) -> bool:
-        """Whether this port lies in the range, is not taken, and no program uses it."""
+        """Whether this port lies in the range, is not taken, and is not used by a program."""
         return port in self.range and port not in self._taken and port not in self.in_use
 
     def set_in_use(self, ports: Iterable[int]) -> bool:
-        """Records which ports programs use now. Returns whether what could be granted has changed."""
+        """Record which ports programs use now. Returns whether the ports that could be granted have changed."""
         before = {port for port in self.in_use if self._blocks(port)}
         self.in_use = frozenset(port for port in ports if port in self.range)
         after = {port for port in self.in_use if self._blocks(port)}
@@ -54,11 +54,11 @@ class PortPool:
         return before != after
 
     def _blocks(self, port: int) -> bool:
-        # The program that uses a taken port is the job that it was granted to.
+        # If a taken port is in use, the program is the job to which it was granted.
         return port in self.in_use and port not in self._taken
 
     def shortage(self, demand: PortDemand, also_taken: Collection[int] = ()) -> PortShortage | None:
-        """Why the demand cannot be met while `also_taken` are reserved too, or None when it can."""
+        """Why the demand cannot be met if `also_taken` are reserved too; None if it can be met."""
         if not demand.static and not demand.dynamic:
             return None
         distinct = sorted(set(demand.static))
@@ -73,7 +73,9 @@ class PortPool:
         )
 
     def choose(self, demand: PortDemand, also_taken: Collection[int] = ()) -> tuple[int, ...]:
-        """The static ports and the lowest free ones for the rest; takes nothing. Call it only without a `shortage`."""
+        """The static ports, and the lowest free ports for the dynamic ones. Takes nothing. Call it only without a
+        `shortage`.
+        """
         spoken_for = {*demand.static, *also_taken}
         dynamic: list[int] = []
         passed: list[int] = []
@@ -90,7 +92,7 @@ class PortPool:
         return (*demand.static, *dynamic)
 
     def take(self, ports: Iterable[int]) -> None:
-        """Takes ports. Raises `ValueError` when one is taken already: nothing is clamped."""
+        """Take ports. Raises `ValueError` if one is already taken."""
         for port in ports:
             if port in self._taken:
                 raise ValueError(f"port {port} is taken twice")
@@ -99,7 +101,7 @@ class PortPool:
             self._taken_inside += port in self.range
 
     def give_back(self, ports: Iterable[int]) -> None:
-        """Returns ports to the pool. Raises `KeyError` when one is not taken."""
+        """Return ports to the pool. Raises `KeyError` if one is not taken."""
         for port in ports:
             self._taken.remove(port)
             self._blocked += self._blocks(port)

@@ -1,7 +1,7 @@
 """The ledger on disk: SQLite, write-ahead log, synchronous=FULL; one process, one writer.
 
-What `write` returned from survives kill -9 and power loss. What it raised from either happened or did not, never half;
-`reopen` tells which.
+When `write` returns, the changes survive kill -9 and power loss. When `write` raises, the changes took place as a whole
+or not at all; `reopen` finds out which.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ from .schema import Schema, ledger_schema
 __all__ = ["MOST_HISTORY", "Contents", "SQLiteStorage", "StoredLease"]
 
 MOST_HISTORY = 1_000_000
-"""Entries in the history at most. Without a limit, peers that commit and release could fill the owner's disk."""
+"""The largest number of entries in the history. Without a limit, peers that commit and release could fill the owner's
+disk.
+"""
 
 _encoder = msgspec.json.Encoder(enc_hook=encode_value)
 _lease_decoder = msgspec.json.Decoder(Lease, dec_hook=decode_value)
@@ -50,12 +52,12 @@ _offer_decoder = msgspec.json.Decoder(OfferState, dec_hook=decode_value)
 
 _SET_HEAD = "UPDATE ledger SET offer = ?, fence = ?, checksum = ?"
 
-# Old rows are forgotten in steps, so that no change waits long for the disk meanwhile.
+# Old rows are deleted in steps, so that no change waits long for the disk meanwhile.
 _PRUNE_STEP = 5_000
 
 
 class StoredLease(Struct, frozen=True):
-    """A lease as it was stored: `due` counts on the steady clock of the boot `boot_id`."""
+    """A lease as it was stored. `due` is on the steady clock of the boot `boot_id`."""
 
     lease: Lease
     due: float | None
@@ -63,7 +65,7 @@ class StoredLease(Struct, frozen=True):
 
 
 class Contents(Struct, frozen=True, kw_only=True):
-    """Everything that the ledger needs to go on."""
+    """The whole state of a ledger, as read from its file."""
 
     offer: OfferState
     fence: int
@@ -72,18 +74,18 @@ class Contents(Struct, frozen=True, kw_only=True):
 
 
 class SQLiteStorage:
-    """One open ledger file. Everything here blocks: the event loop calls it in a worker thread, one call at a time."""
+    """One open ledger file. All methods block: the event loop calls them in a worker thread, one call at a time."""
 
     def __init__(self, path: Path, *, boot_id: str, schema: Schema | None = None) -> None:
-        """Opens the ledger, or makes it.
+        """Open the ledger, or create it.
 
         Raises `LedgerInUseError`, `LedgerDamagedError`, `LedgerVersionError` or `StorageError`.
         """
-        # One ledger has one lock, by whatever links it is reached.
+        # A ledger has one lock, whichever links lead to it.
         self.path = path = Path(os.path.realpath(path))
         self._boot_id = boot_id
         self._schema = schema or ledger_schema()
-        # The ended leases that the file has, the first that ended first, each with the number that keeps their order.
+        # The ended leases in the file, the first that ended first. The number of each keeps their order.
         self._ended: OrderedDict[str, float] | None = None
         self._lock: LedgerLock | None = lock_ledger(path)
         try:
@@ -91,7 +93,7 @@ class SQLiteStorage:
             self._lock.claim_file()
             self._db = connect_ledger(path, self._schema)
             try:
-                # The row of the table `ledger`; it is written as a whole, because its checksum covers all of it.
+                # The row of the table `ledger`. It is written as a whole, because its checksum covers all of it.
                 self._head = self._read_head()
             except BaseException:
                 self._db.close()
@@ -109,14 +111,14 @@ class SQLiteStorage:
         self.close()
 
     def close(self) -> None:
-        """Closes the file and lets another process have it."""
-        # A disk that fails now has lost nothing: all that was acknowledged is in the file already.
+        """Close the file and release its locks."""
+        # An error now loses nothing: everything that was acknowledged is in the file already.
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
         self._unlock()
 
     def load(self) -> Contents:
-        """Reads all. Raises `StorageError`, or `LedgerDamagedError` on a row that cannot be read."""
+        """Read everything. Raises `StorageError`, or `LedgerDamagedError` if a row cannot be read."""
         with self._reading():
             self._head = self._read_head()
             offer, fence = self._head
@@ -129,7 +131,7 @@ class SQLiteStorage:
             )
 
     def load_leases(self) -> list[StoredLease]:
-        """Reads the leases that stand. Raises as `load`, also where the file is no longer in its place."""
+        """Read the current leases. Raises like `load`, also if the file is no longer in its place."""
         if self._lock is not None:
             self._lock.check_place()
         with self._reading():
@@ -151,12 +153,12 @@ class SQLiteStorage:
         ]
 
     def write(self, changes: Sequence[Change]) -> None:
-        """Writes changes in their order as one transaction, and returns when the disk has them.
+        """Write changes in their order as one transaction, and return when they are on the disk.
 
-        Raises `StorageError`; then nothing of them is promised to anybody.
+        Raises `StorageError`; then none of them is acknowledged.
         """
         if self._lock is not None:
-            # What is written to a file that was moved away or replaced meanwhile is lost with the next start.
+            # Writes to a file that was moved away or replaced would be lost at the next start.
             self._lock.check_place()
         try:
             if self._ended is None:
@@ -166,7 +168,7 @@ class SQLiteStorage:
                 head, ended, forgotten = self._write_all(changes)
                 self._db.execute("COMMIT")
             except BaseException:
-                # Some errors have rolled back already; a second rollback would hide the first error.
+                # Some errors have rolled back already. A second rollback would hide the first error.
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
@@ -181,14 +183,16 @@ class SQLiteStorage:
             del known[key]
 
     def reopen(self) -> Contents:
-        """Opens the file anew after an error, to learn what is in it. Raises `StorageError` while the disk refuses."""
+        """Open the file again after an error, to find out what it contains. Raises `StorageError` while the
+        disk fails.
+        """
         if self._lock is None:
             raise StorageError(f"the ledger {self.path} is closed")
         self._lock.check_place()
         try:
             empty_log(self._db, self.path)
         except sqlite3.Error as error:
-            # On a full disk the connection is still good for reading.
+            # On a full disk the connection can still be read.
             if primary_code(error) == sqlite3.SQLITE_FULL:
                 raise storage_error(self.path, error) from error
         with contextlib.suppress(sqlite3.Error):
@@ -199,14 +203,14 @@ class SQLiteStorage:
         return contents
 
     def _probe(self) -> None:
-        # A disk that can be read again may still take nothing.
+        # A disk that can be read again may still refuse writes.
         try:
             self._db.execute(_SET_HEAD, _with_checksum(*self._head))
         except sqlite3.Error as error:
             raise storage_error(self.path, error) from error
 
     def history(self, *, limit: int, before: int | None = None) -> list[tuple[int, HistoryEntry]]:
-        """The newest entries first, with their numbers; at most `limit`, all older than number `before`."""
+        """The newest entries first, with their numbers: at most `limit`, all older than the entry `before`."""
         try:
             rows = self._db.execute(
                 "SELECT number, at, actor, action, lease_id, reason, detail FROM history"
@@ -224,8 +228,8 @@ class SQLiteStorage:
         ]
 
     def prune(self, *, history_before: float) -> bool:
-        """Forgets some history older than this Unix time, and some of what an older version kept beyond what is
-        remembered; says whether there may be more. Raises `StorageError`.
+        """Delete some history older than this Unix time, and some of the ended leases that an older version kept beyond
+        the limit. Returns whether there may be more. Raises `StorageError`.
         """
         try:
             if self._ended is None:
@@ -279,13 +283,13 @@ class SQLiteStorage:
         return self._write_head(changes), ended, forgotten
 
     def _write_ended(self, changes: Sequence[Change]) -> tuple[dict[str, float], list[str]]:
-        """What ended, with the numbers that keep the order, and what is forgotten for it."""
+        """What ended, with the numbers that keep the order, and which ended leases are deleted for it."""
         known = self._known_ended
         newest = next(reversed(known.values()), -math.inf)
         rows: dict[str, tuple[str, float]] = {}
         for change in changes:
             for end in change.ended:
-                # The wall clock may have been set back since the last one.
+                # The wall clock may have been set back since the last end.
                 newest = max(float(end.ended), math.nextafter(newest, math.inf))
                 rows.pop(end.lease_id, None)
                 rows[end.lease_id] = (_text(end), newest)
@@ -306,7 +310,7 @@ class SQLiteStorage:
         return self._ended
 
     def _read_ended(self) -> list[str]:
-        """Their bodies, the first that ended first; no more than are remembered."""
+        """The bodies of the ended leases, the first that ended first; no more than are remembered."""
         self._ended = None
         rows = list(
             self._rows(
@@ -357,7 +361,7 @@ def _history_rows(changes: Iterable[Change]) -> Iterator[tuple[float, str, str, 
 
 
 def _real(seconds: float | None) -> float | None:
-    # SQLite gives a float back for every number in a REAL column, and the checksum is over what comes back.
+    # SQLite returns a float for every number in a REAL column, and the checksum covers what it returns.
     return None if seconds is None else float(seconds)
 
 

@@ -1,11 +1,11 @@
 """The times at which the owner offers capacity: "free until 18:00", "every night", "at the weekend".
 
-A window is written as days and hours of the owner's local time, or as an end:
-`22:00-06:00` (every day, over midnight), `mon-fri 18:00-08:00`, `sat,sun`, `until 2026-11-24T18:00`.
-Several windows are joined. A lease that would end after the open window is refused.
+A window is written as days and hours of the owner's local time, or as an end: `22:00-06:00` (every day, over midnight),
+`mon-fri 18:00-08:00`, `sat,sun`, `until 2026-11-24T18:00`. Several windows are joined. A lease that would end after the
+open window is refused.
 
-When the clocks are set forward, a start or end that does not exist is the moment of the change. When they are set back,
-a start or end that exists twice is the first one.
+When the clocks are set forward, a start or end in the skipped hour is the moment of the change. When they are set back,
+a start or end in the repeated hour is its first occurrence.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WEEK: Final = 7 * 86400.0
 class Window(Struct, frozen=True, kw_only=True):
     """Days of the week (0 is Monday) from minute `start` to minute `end` of the day, or everything up to `until`.
 
-    An `end` at or before `start` lies on the next day; `until` is Unix time in seconds.
+    If `end` is at or before `start`, it lies on the next day. `until` is Unix time in seconds.
     """
 
     days: tuple[int, ...] = ()
@@ -43,7 +43,7 @@ class Window(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, text: str) -> Window:
-        """Reads a window in the form that the module describes. Raises `AmountError`."""
+        """Read a window in the form that the module describes. Raises `AmountError`."""
         words = text.strip().casefold()
         if words.startswith("until "):
             return cls(until=_end_of(text.strip()[6:].strip(), text))
@@ -72,7 +72,7 @@ class Window(Struct, frozen=True, kw_only=True):
 
 
 class Opening(Struct, frozen=True, kw_only=True):
-    """Whether capacity may be promised now; `until` when that changes, in Unix seconds (None: it does not)."""
+    """Whether capacity may be committed now. `until` is when this changes, in Unix seconds (None: never)."""
 
     open: bool
     until: float | None
@@ -82,7 +82,7 @@ ALWAYS_OPEN = Opening(open=True, until=None)
 
 
 def opening_at(windows: Sequence[Window], now: float) -> Opening:
-    """What the windows say at `now` (Unix seconds). Without windows it is always open."""
+    """The state of the windows at `now` (Unix seconds). Without windows it is always open."""
     if not windows:
         return ALWAYS_OPEN
     today = datetime.fromtimestamp(now).date()
@@ -112,14 +112,14 @@ def _joined(spans: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float
 
 
 def _local(day: date, minute: int) -> float:
-    # Built from local calendar fields, so that 22:00 is 22:00 on both sides of a change to summer time.
+    # Built from local calendar fields, so that 22:00 is 22:00 before and after a change to summer time.
     return _unix_time(datetime(day.year, day.month, day.day) + timedelta(minutes=minute))
 
 
 def _unix_time(wall: datetime) -> float:
     """The Unix time at which local clocks show `wall`.
 
-    A time that the clocks skip is the moment at which they are set forward. Of a time that exists twice it is the
+    A time in the skipped hour is the moment at which clocks are set forward. Of a time that occurs twice it is the
     first.
     """
     found = wall.timestamp()

@@ -1,4 +1,4 @@
-"""What an owner should know of an offer that may be made: amounts that leave the machine, or the job, too little."""
+"""Advice to the owner about a valid offer: amounts that leave too little for the machine, or for a job."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..units import Cores, format_size
 __all__ = ["LEAST_PERCENT", "MOST_PERCENT", "offer_warnings"]
 
 LEAST_PERCENT: Final = 10
-"""The DMS's lower bound of what is offered of the RAM and of each GPU's VRAM, in percent of the machine."""
+"""The DMS's lower bound of the offered RAM and of the offered VRAM of each GPU, in percent of the machine."""
 MOST_PERCENT: Final = 90
-"""The DMS's upper bound, in percent. Above it the operating system and the owner have too little left."""
+"""The DMS's upper bound, in percent. Above it too little is left for the operating system and the owner."""
 _ONE_CORE: Final = Cores(1000)
 
 
 def offer_warnings(offer: OnboardedResources, machine: MachineResources, ephemeral: tuple[int, int]) -> tuple[str, ...]:
-    """A sentence for each part of the offer that is unusual; none of them stops it. Pure.
+    """A sentence for each unusual part of the offer. None of them prevents it. Pure.
 
-    `ephemeral` are the first and the last port that the kernel takes for outgoing connections.
+    `ephemeral` are the first and the last port of the range that the kernel uses for outgoing connections.
     """
     return tuple(_warnings(offer, machine, ephemeral))
 

@@ -1,4 +1,4 @@
-"""One spelling for each CPU architecture, whether the kernel, Go, Docker or a person named it."""
+"""One spelling for each CPU architecture. The kernel, Go, Docker and people spell them differently."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _SPELLINGS: Final = {
 
 @lru_cache(maxsize=1024)
 def architecture_name(name: str) -> str:
-    """The one spelling of an architecture ("amd64" and "x86-64" are "x86_64", "aarch64" is "arm64").
+    """The canonical spelling of an architecture ("x86_64" for "amd64" and "x86-64", "arm64" for "aarch64").
 
-    A name that is not known is kept, in lower case.
+    An unknown name is returned in lower case.
     """
     folded = name.strip().casefold().replace("-", "_")
     if re.fullmatch(r"i[3-6]86", folded):
@@ -39,5 +39,5 @@ def architecture_name(name: str) -> str:
 
 
 def same_architecture(one: str, other: str) -> bool:
-    """Whether two spellings mean the same architecture, whichever side wrote which."""
+    """Whether two spellings mean the same architecture."""
     return architecture_name(one) == architecture_name(other)

@@ -1,8 +1,8 @@
-"""A machine described in a JSON file instead of measured, for demonstrations and tests.
+"""A machine that is described in a JSON file instead of measured, for demonstrations and tests.
 
 The fields are the DMS's. `cpu.cores`, `ram.size` and `disk.size` are required. Sizes are bytes or text such as "4GiB",
-clocks are any number of hertz, architectures have any of their names. `parse_machine` reads what `machine_document`
-writes, and the machine is the same.
+clocks are any number of hertz, architectures may have any of their spellings. `parse_machine` reads the output of
+`machine_document` as the same machine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SIZES: Final = {
 
 
 def read_machine_file(path: Path) -> MachineResources:
-    """Reads a machine's description; the result says that it is simulated. The path `-` is standard input.
+    """Read a machine's description. The result is marked as simulated. The path `-` is standard input.
 
     Raises `MachineFileError`, which names the file, the field and what to do.
     """
@@ -59,12 +59,12 @@ def read_machine_file(path: Path) -> MachineResources:
 
 @cache
 def _read_standard_input() -> bytes:
-    # It can be read once, and a command may need the machine twice.
+    # Standard input can be read only once, and a command may need the machine twice.
     return sys.stdin.buffer.read(_LARGEST_FILE + 1)
 
 
 def parse_machine(content: bytes, name: str) -> MachineResources:
-    """Reads a machine's description from JSON; `name` is what errors call it. Raises `MachineFileError`."""
+    """Read a machine's description from JSON. Errors use `name` for it. Raises `MachineFileError`."""
     return _Description(name).parse(content)
 
 
@@ -72,7 +72,7 @@ def machine_document(machine: MachineResources) -> dict[str, Any]:
     """The JSON form of a machine, with the DMS's field names; sizes are integers."""
     document: dict[str, Any] = msgspec.to_builtins(machine, enc_hook=encode_value)
     for written, gpu in zip(document["gpus"], machine.gpus, strict=True):
-        # Left out it would be the position in the list when it is read again.
+        # If the index were left out, it would be read as the position in the list.
         written["index"] = gpu.index
     return document
 
@@ -84,7 +84,7 @@ def write_machine_file(path: Path, machine: MachineResources) -> None:
 
 
 class _Description:
-    """Parses one description; `name` stands for the file in errors."""
+    """Parses one description. Errors use `name` for the file."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -122,7 +122,7 @@ class _Description:
                 self._fail(f"unknown field {where}{name}", f"use one of {', '.join(known)}")
 
     def _convert(self, value: Any, where: str, kind: type[msgspec.Struct]) -> Any:
-        """One part of the machine as its type; sizes may be text."""
+        """One part of the machine as its type. Sizes may be text."""
         if not isinstance(value, dict):
             self._fail(f"{where} is not an object", f"write {{...}} with the fields of {where.partition('[')[0]}")
         self._check_names(value, f"{where}.", kind)
@@ -134,7 +134,9 @@ class _Description:
             self._fail(f"{where}{inside.rstrip('`')}: {problem}", _advice(problem))
 
     def _readable(self, value: Any, name: str, where: str) -> Any:
-        """The value of a field with text for a size, a fraction for a clock, or another name of an architecture."""
+        """The value of a field, with text converted to a size, a fraction to a clock, or a spelling of an
+        architecture.
+        """
         if name in _CLOCKS and isinstance(value, float):
             if not 0 <= value <= _LARGEST_AMOUNT:
                 self._fail(f"{where}.{name}: {value} is out of range", "write a number of hertz, such as 2400000000")

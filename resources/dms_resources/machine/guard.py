@@ -1,4 +1,4 @@
-"""Whether a demand fits what is physically free now, regardless of what the ledger has free."""
+"""Checks a demand against what is physically free now, regardless of the ledger."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["physical_shortages"]
 
 
 def physical_shortages(demand: Demand, sample: UsageSample, machine: MachineResources) -> tuple[Shortage, ...]:
-    """Every dimension in which `demand` is more than is physically free in `sample`; none when it fits.
+    """Every dimension in which `demand` exceeds what is physically free in `sample`; empty if it fits.
 
-    Pure: compares amounts and makes no system call.
+    Pure: it compares amounts and makes no system call.
     """
     free = sample.free
     found: list[Shortage] = []
@@ -30,7 +30,7 @@ def physical_shortages(demand: Demand, sample: UsageSample, machine: MachineReso
 
 
 def _gpus_fit(demands: tuple[GPUDemand, ...], free: GPUs) -> bool:
-    # Of an exclusive device only the requested bytes must be free: the driver uses some of the memory itself.
+    # Even of an exclusive device only the requested bytes must be free: the driver itself uses some of the memory.
     return place(demands, [DeviceState(device=gpu, total=gpu.vram) for gpu in free]) is not None
 
 

@@ -1,7 +1,7 @@
-"""Which ports the programs of this machine use now.
+"""The ports that programs of this machine use now.
 
 Source: proc_net(5). The tables are those of this process's network namespace. A port that the firewall forwards to a
-container without a proxy process is in no table, so it is not seen here.
+container without a proxy process is in no table, and is not seen here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from .hardware.roots import HOST, Roots
 __all__ = ["parse_ports", "read_ephemeral_ports", "read_used_ports"]
 
 _TABLES: Final = ("tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "dccp", "dccp6")
-# A connection that waits for its last packets does not keep its port from another program.
+# A connection in this state does not keep another program from using its port.
 _TIME_WAIT: Final = "06"
-# A line has 150 characters. Listeners come first, so a longer table loses connections only.
+# A line has 150 characters. Listeners come first, so that only connections are lost from a longer table.
 _LARGEST_TABLE: Final = 64 * 2**20
 
 
 def read_used_ports(roots: Roots = HOST) -> frozenset[int] | None:
-    """Every TCP, UDP and DCCP port that a program of this machine is bound to; None where no table can be read.
+    """Every TCP, UDP and DCCP port to which a program of this machine is bound; None if no table can be read.
 
     Blocks for some milliseconds (more with many thousands of connections): call it in a thread from async code.
     """
@@ -38,7 +38,7 @@ def read_used_ports(roots: Roots = HOST) -> frozenset[int] | None:
 
 
 def parse_ports(lines: Iterable[str]) -> frozenset[int]:
-    """The local ports in the lines of a socket table; lines that are not sockets are left out."""
+    """The local ports in the lines of a socket table. Other lines are left out."""
     found: set[int] = set()
     for line in lines:
         fields = line.split(None, 4)
@@ -52,7 +52,7 @@ def parse_ports(lines: Iterable[str]) -> frozenset[int]:
 
 
 def read_ephemeral_ports(roots: Roots = HOST) -> tuple[int, int]:
-    """The range from which the kernel takes ports for outgoing connections; Linux's default where it cannot be read."""
+    """The range from which the kernel takes ports for outgoing connections; Linux's default if it cannot be read."""
     try:
         first, last = (roots.proc / "sys" / "net" / "ipv4" / "ip_local_port_range").read_text("ascii").split()
         return int(first), int(last)

@@ -1,8 +1,8 @@
-"""Which peers of this machine offer its real hardware now.
+"""The peers of this machine that offer its real hardware now.
 
 Each home has a ledger of its own, so two homes on one machine would both offer all of it. A peer registers itself with
-a locked file in a folder that all users share. The kernel releases the lock when the peer ends, however it ends. A file
-has the id of the process and nothing else. Peers in containers do not see each other.
+a locked file in a folder that all users share. The kernel releases the lock when the peer ends, even if it is killed.
+The file contains only the id of the process. Peers in containers do not see each other.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _LONGEST_NUMBER: Final = 20
 
 
 def shared_folder() -> Path:
-    """The folder of the registry: below `/run/lock` where there is one that all users may write to."""
+    """The folder of the registry: below `/run/lock` if all users may write there."""
     lock = Path("/run/lock")
     return (lock if os.access(lock, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())) / "dms-peer"
 
 
 @contextmanager
 def register_peer(home: Path, folder: Path | None = None) -> Iterator[None]:
-    """Registers this process as the peer of `home` while the block runs.
+    """Register this process as the peer of `home` while the block runs.
 
-    A registry that cannot be written is no reason not to run: the peer is not registered then. Blocks on disk.
+    If the registry cannot be written, the peer runs without being registered. Blocks on disk.
     """
     path = (folder or shared_folder()) / _name_of(home)
     descriptor = _open_locked(path)
@@ -66,7 +66,7 @@ def _open_locked(path: Path) -> int | None:
 
 
 def other_peers(home: Path, folder: Path | None = None) -> tuple[str, ...]:
-    """A sentence for each running peer of another home that offers this machine; never raises. Blocks on disk."""
+    """A sentence for each running peer of another home that offers this machine. Never raises. Blocks on disk."""
     folder = folder or shared_folder()
     try:
         names = sorted(os.listdir(folder))[:_MOST_FILES]
@@ -81,7 +81,7 @@ def other_peers(home: Path, folder: Path | None = None) -> tuple[str, ...]:
 
 
 def _process_of(path: Path) -> str | None:
-    """Return the id of the process that has this file locked; None without one."""
+    """The id of the process that has this file locked; None if there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -1,7 +1,7 @@
-"""Takes one sample of the machine's use: what is in use, and what could physically be had.
+"""Takes one sample of the machine's use: what is in use, and what is physically free.
 
-Both add up to the machine: CPU, memory, disk and VRAM that any program uses are not free to this process. Jobs whose
-cgroups are followed are reported apart from the rest.
+Both add up to the machine. CPU, memory, disk and VRAM that any program uses are not free. Jobs whose cgroups are
+followed are reported separately from the rest.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class JobUsage(Struct, frozen=True, kw_only=True):
 
 
 class UsageSample(Struct, frozen=True, kw_only=True):
-    """One reading of the machine: `usage` is what is in use, `free` what could physically be had.
+    """One reading of the machine: `usage` is what is in use, `free` what is physically free.
 
-    `taken_at` and `gpus_taken_at` are seconds of `time.monotonic`. `jobs` are the followed leases, `rest` is the usage
-    without their CPU and RAM. `problems` are sentences on what could not be read: it counts as free.
+    `taken_at` and `gpus_taken_at` are seconds of `time.monotonic`. `jobs` are the followed leases; `rest` is the usage
+    without their CPU and RAM. `problems` are sentences on what could not be read; it counts as free.
     """
 
     usage: Resources
@@ -67,7 +67,7 @@ class UsageSample(Struct, frozen=True, kw_only=True):
 
 
 class Sampler:
-    """Takes samples one after the other; not to be used by two threads at a time."""
+    """Takes samples one after the other. Not to be used by two threads at a time."""
 
     def __init__(self, work_dir: Path, roots: Roots, clock: Callable[[], float] = time.monotonic) -> None:
         self._work_dir = work_dir
@@ -78,7 +78,7 @@ class Sampler:
         self._job_times: dict[str, tuple[float, int]] = {}
 
     def begin(self) -> None:
-        """Reads again what bounds this process, and the counters where none were read: CPU use is a difference."""
+        """Read the limits of this process again, and the first counters: CPU use is the difference of two readings."""
         self._domain = read_domain(self._roots)
         if not self._before.taken_at:
             self._before = read_times(self._roots, self._domain, self._clock())
@@ -90,7 +90,9 @@ class Sampler:
         gpus_taken_at: float,
         followed: Mapping[str, str],
     ) -> UsageSample:
-        """One sample; `followed` are cgroup names by lease id. Reads a handful of files and never raises for them."""
+        """One sample. `followed` are cgroup names by lease id. It reads a few files and never raises
+        because of them.
+        """
         now = self._clock()
         if machine.simulated:
             return _unused(machine, now)
@@ -143,7 +145,7 @@ def _vram(devices: tuple[GPUDevice, ...], amount: Callable[[GPUDevice], int]) ->
 
 
 def _without_jobs(used: Resources, jobs: tuple[JobUsage, ...]) -> Resources:
-    # The two are not read in the same instant, so that jobs may seem to use more than there is in use.
+    # The two are not read at the same instant, so that jobs may seem to use more than is in use.
     cpu = sum(job.cpu.millicores for job in jobs)
     ram = sum(job.ram for job in jobs)
     return _amounts(max(0, used.cpu.cores.millicores - cpu), max(0, used.ram.size - ram), used.disk.size)

@@ -1,4 +1,4 @@
-"""What the machine uses now, from a background sample: asking for it makes no system call."""
+"""What the machine uses now, from a background sample: reading it makes no system call."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ __all__ = ["JobUsage", "UsageMonitor", "UsageSample", "free_now"]
 
 _log = logging.getLogger(__name__)
 
-# The first sample needs two readings of the CPUs' counters, some time apart.
+# The first sample needs two readings of the CPUs' counters, at different times.
 _FIRST_INTERVAL: Final = 0.2
-# A driver that fails now and then has not lost its devices; one that keeps failing has.
+# After one failure of a driver its devices are still assumed to exist. After several in a row they are assumed gone.
 _FAILURES_UNTIL_GONE: Final = 3
 
 
 class _Started(Protocol):
-    """What a nursery's `start` hands in. trio's own name for it is hidden by the outdated stubs that libp2p brings."""
+    """The type of a nursery's `task_status`. The outdated stubs that libp2p installs hide trio's own name for it."""
 
     def started(self) -> None:
-        """Says that the service is ready."""
+        """Report that the service is ready."""
 
 
 def free_now(work_dir: Path, roots: Roots = HOST) -> tuple[int | None, int | None]:
@@ -53,9 +53,9 @@ class UsageMonitor:
     """Samples the machine's use every `interval` seconds, and surveys the machine every `survey_interval` seconds.
 
     A survey reads the GPUs and measures the machine again, so that `machine` follows what disappears, shrinks or comes
-    back. While `run` runs, a sample is never older than `interval` and the time that it takes (milliseconds), GPU
-    readings never older than `survey_interval` and the GPU deadline, unless `sample.problems` says so. Files are read
-    in a thread, by `worker`.
+    back. While `run` runs, a sample is never older than `interval` plus the time to take one (milliseconds). GPU
+    readings are never older than `survey_interval` plus the GPU deadline, unless `sample.problems` says so. `worker`
+    reads the files in a thread.
     """
 
     def __init__(
@@ -91,28 +91,28 @@ class UsageMonitor:
 
     @property
     def machine(self) -> MachineResources:
-        """The machine as last surveyed; another object only when something about it changed."""
+        """The machine as last surveyed. It is a new object only if something has changed."""
         return self._machine
 
     @property
     def sample(self) -> UsageSample | None:
-        """The last sample, with its age; None before the first."""
+        """The last sample, with its age; None before the first one."""
         return self._sample
 
     async def next_sample(self) -> UsageSample:
-        """Waits for the next sample. May be cancelled; ends only while `run` runs."""
+        """Wait for the next sample. May be cancelled. It returns only while `run` runs."""
         await self._sampled.wait()
         return self._last()
 
     def get_usage(self) -> Resources:
         """What the machine uses now: cores, bytes of RAM and disk, and the bytes of VRAM on each GPU.
 
-        Comes from the last sample, without a system call. Raises `UsageUnknownError` before the first one.
+        It is the last sample and makes no system call. Raises `UsageUnknownError` before the first one.
         """
         return self._last().usage
 
     def physically_free(self) -> Resources:
-        """What could physically be had now, by the last sample. Raises `UsageUnknownError` before the first one."""
+        """What is physically free, by the last sample. Raises `UsageUnknownError` before the first one."""
         return self._last().free
 
     def _last(self) -> UsageSample:
@@ -121,17 +121,17 @@ class UsageMonitor:
         return self._sample
 
     def follow(self, lease_id: str, cgroup: str) -> None:
-        """Reports the use of a lease's cgroup (its name as in `/proc/PID/cgroup`) apart from the rest."""
+        """Report the use of a lease's cgroup (its name as in `/proc/PID/cgroup`) separately from the rest."""
         self._followed = {**self._followed, lease_id: cgroup}
 
     def unfollow(self, lease_id: str) -> None:
-        """No longer reports a lease's use apart; does nothing for a lease that is not followed."""
+        """Stop reporting a lease's use separately. Has no effect on a lease that is not followed."""
         self._followed = {lease: cgroup for lease, cgroup in self._followed.items() if lease != lease_id}
 
     async def run(self, *, task_status: _Started = trio.TASK_STATUS_IGNORED) -> None:
-        """Samples until it is cancelled; reports as started once there is a first sample.
+        """Sample until cancelled. It reports as started when there is a first sample.
 
-        When it ends, the thread that reads has come back and the process that asks the GPUs' library is gone.
+        When it ends, the reading thread has returned and the process that queries the GPUs' library has ended.
         """
         async with AsyncExitStack() as stack:
             watch = None
@@ -148,7 +148,7 @@ class UsageMonitor:
                     await self._take_sample()
 
     async def _take_sample(self) -> None:
-        # A file system may be slow to answer, and so may a /proc with hundreds of CPUs: never in trio's thread.
+        # A file system may be slow, and so may a /proc with hundreds of CPUs, so this never runs in trio's thread.
         state = (self._machine, self._devices, self._gpus_taken_at, self._followed)
         taken: list[UsageSample] = []
         await self._worker(lambda: taken.append(self._sampler.take(*state)))
@@ -180,7 +180,7 @@ class UsageMonitor:
         self._problems = machine.problems
 
     def _accept(self, report: GPUReport) -> None:
-        """Takes over a report; one that failed leaves the devices as they were, until it has failed too often."""
+        """Use a report. If it failed, the devices stay as they were, until too many reports have failed."""
         self._failures = self._failures + 1 if report.failed else 0
         if not report.failed:
             self._gpus_taken_at = time.monotonic()
@@ -195,7 +195,7 @@ class UsageMonitor:
         return read_machine(self._work_dir, self._roots, replace(report, devices=devices)), devices
 
     def _with_known_names(self, device: GPUDevice) -> GPUDevice:
-        """The device as it was first measured: later surveys do not ask every library for names."""
+        """The device with the names that were measured first: later surveys do not query every library for names."""
         known = self._known.get(device.gpu.uuid)
         if known is None or known.vram != device.gpu.vram:
             return device
@@ -203,6 +203,6 @@ class UsageMonitor:
 
 
 def _assumed_report(machine: MachineResources) -> GPUReport:
-    """What NVIDIA's library would have said of the machine as it was measured."""
+    """The report of NVIDIA's library that matches the measured machine."""
     ours = [gpu for gpu in machine.gpus if gpu.vendor is GPUVendor.NVIDIA]
     return GPUReport(devices=tuple(GPUDevice(gpu=gpu, position=str(gpu.index)) for gpu in ours))

@@ -1,6 +1,6 @@
-"""Reads what the machine has, as this process may use it.
+"""Reads what the machine has, as far as this process may use it.
 
-Everything is read from two roots, `/proc` and `/sys`, which are arguments; reading and parsing are two functions.
+Everything is read from two roots, `/proc` and `/sys`, which are arguments. Reading and parsing are separate functions.
 """
 
 from __future__ import annotations

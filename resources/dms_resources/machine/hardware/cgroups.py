@@ -1,7 +1,7 @@
-"""What the cgroups around this process allow, from the innermost up to the root that can be seen.
+"""The limits of the cgroups around this process, from the innermost up to the visible root.
 
-Version 2 has one tree, version 1 one for each controller, and a machine may have both. A limit of any enclosing group
-holds, so all of them are read. Source: the kernel's admin-guide, cgroup-v1 and cgroup-v2.
+Version 2 has one tree, version 1 one for each controller, and a machine may have both. The limit of each enclosing
+group applies, so all of them are read. Source: the kernel's admin-guide, cgroup-v1 and cgroup-v2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 _CONTROLLERS = frozenset({"cpu", "cpuacct", "cpuset", "memory", "pids"})
 _HIERARCHICAL_LIMIT = re.compile(r"^hierarchical_memory_limit (\d+)$", re.MULTILINE | re.ASCII)
-# The limits that hold now: what is set and what every enclosing group leaves of it.
+# The limits in force: what is set, reduced by every enclosing group.
 _CPUS = ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus")
 _NODES = ("cpuset.mems.effective", "cpuset.effective_mems", "cpuset.mems")
 # Version 1 writes "no limit" as the largest page-aligned number.
@@ -42,9 +42,9 @@ class Membership(NamedTuple):
 
 
 class Cgroup(NamedTuple):
-    """One group and its own limits: CPU in millicores, allowed CPUs, memory in bytes; None where it sets none.
+    """One group and its own limits: CPU in millicores, allowed CPUs, memory in bytes; None if it sets none.
 
-    `nodes` are the NUMA nodes from which it may have memory, `processes` is how many processes and threads it may have.
+    `nodes` are the NUMA nodes from which it may use memory. `processes` is how many processes and threads it may have.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Cgroup(NamedTuple):
 
 
 def describe_group(name: str) -> str:
-    """How a sentence names a group: at the root of what is seen, a limit is the container's."""
+    """The name of a group in a sentence. The limits of the visible root group are called the container's."""
     return name if name.strip("/") else "the container"
 
 
 def parse_memberships(text: str) -> tuple[Membership, ...]:
-    """Reads `/proc/self/cgroup`; lines that make no sense are left out."""
+    """Read `/proc/self/cgroup`. Invalid lines are left out."""
     lines = [line.split(":", 2) for line in text.splitlines()]
     return tuple(
         Membership(frozenset(fields[1].split(",")) - {""}, fields[2])
@@ -87,13 +87,15 @@ def read_cgroups(roots: Roots) -> Reading[tuple[Cgroup, ...]]:
 
 
 def own_group(process: int, roots: Roots = HOST) -> str | None:
-    """The cgroup of a process, as `/proc/PID/cgroup` names it; None when it has ended or shares ours. Never raises."""
+    """The cgroup of a process, as `/proc/PID/cgroup` names it. None if the process has ended or shares ours. Never
+    raises.
+    """
     found, ours = (_first_group(roots.proc / name / "cgroup") for name in (str(process), "self"))
     return None if found == ours else found
 
 
 def _first_group(path: Path) -> str | None:
-    # Version 2 has one line; of version 1 the tree that counts the memory speaks for the job.
+    # Version 2 has one line. Of version 1, the tree that counts the memory is used.
     memberships = parse_memberships(read_text(path) or "")
     ranked = sorted(memberships, key=lambda one: (bool(one.controllers), "memory" not in one.controllers))
     counted = [one for one in ranked if "memory" in one.controllers] or ranked
@@ -109,12 +111,12 @@ def group_directories(name: str, roots: Roots) -> tuple[Path, ...]:
 
 
 def _walk_up(membership: Membership, mounts: tuple[Mount, ...], roots: Roots) -> Iterator[tuple[str, Path]]:
-    """Yields the name and the folder of each group from `membership` up to the root of its mount."""
+    """The name and the folder of each group from `membership` up to the root of its mount."""
     root, point = _mount_of(membership, mounts)
     top = roots.locate(point)
     if top is None:
         return
-    # Without a cgroup namespace a container sees its own group mounted, and the host's name of it.
+    # Without a cgroup namespace a container sees its own group mounted, but with the host's name.
     seen = membership.path == root or membership.path.startswith(root.rstrip("/") + "/")
     parts = [part for part in membership.path[len(root) :].split("/") if part] if seen else []
     if ".." in parts:
@@ -131,7 +133,7 @@ def _mount_of(membership: Membership, mounts: tuple[Mount, ...]) -> tuple[str, s
     else:
         fitting = [m for m in mounts if m.kind == "cgroup2"]
         usual = "/sys/fs/cgroup"
-    # The same tree may be mounted more than once: the one that shows this process's group has the most to read.
+    # The same tree may be mounted more than once. The mount that shows this process's group is preferred.
     fitting.sort(key=lambda mount: not (membership.path + "/").startswith(mount.root.rstrip("/") + "/"))
     return (fitting[0].root, fitting[0].point) if fitting else ("/", usual)
 
@@ -160,7 +162,7 @@ def _read_cpu_quota(directory: Path) -> int | None:
 
 
 def parse_cpu_quota(text: str) -> int | None:
-    """Millicores of "QUOTA PERIOD" in microseconds; None for "max 100000", for -1 and for invalid text."""
+    """Millicores from "QUOTA PERIOD" in microseconds; None for "max 100000", for -1 and for invalid text."""
     quota, period = [parse_amount(field) for field in (*text.split()[:2], "", "")][:2]
     if quota is None or period is None or quota == 0 or period == 0:
         return None
@@ -175,7 +177,7 @@ def _read_list(directory: Path, names: tuple[str, ...]) -> frozenset[int] | None
 def _read_memory_limit(directory: Path) -> tuple[int | None, str]:
     """The lowest of a group's memory limits, and its name."""
     limits = {name: parse_amount(read_text(directory / name)) for name in _MEMORY_LIMITS}
-    # Version 1 also has the limits of groups that a container does not see.
+    # Version 1 also reports the limits of groups that a container does not see.
     enclosing = _HIERARCHICAL_LIMIT.search(read_text(directory / "memory.stat") or "")
     limits["hierarchical_memory_limit"] = parse_amount(enclosing[1]) if enclosing else None
     known = [(size, name) for name, size in limits.items() if size is not None and size < _UNLIMITED]

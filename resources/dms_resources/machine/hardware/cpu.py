@@ -1,7 +1,7 @@
-"""The CPU: what this process may use of it, and what it is.
+"""The CPU: how much of it this process may use, and its properties.
 
-What may be used is the least of the online CPUs, the CPUs that every enclosing cpuset and the affinity allow, and the
-quota of every enclosing cgroup.
+This process may use the minimum of the online CPUs, the CPUs that every enclosing cpuset and the affinity allow, and
+the quota of every enclosing cgroup.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class PolicyFiles(NamedTuple):
 
 
 class CPUFiles(NamedTuple):
-    """The texts that describe the CPU, None where a file is not there.
+    """The texts that describe the CPU; None for a file that is missing.
 
-    `siblings` are the hardware threads of each CPU's core, `caches` the levels and sizes of the first CPU's caches;
-    `renumbered` is the result of `are_renumbered`. `counted` is the operating system's own count of CPUs, used where
-    no file has it.
+    `siblings` are the hardware threads of each CPU's core, `caches` the levels and sizes of the first CPU's caches, and
+    `renumbered` the result of `are_renumbered`. `counted` is the operating system's own count of CPUs, used if no file
+    has it.
     """
 
     cpuinfo: str = ""
@@ -60,12 +60,12 @@ class CPUFiles(NamedTuple):
 
 
 def read_cpu(roots: Roots, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
-    """Reads the CPU of a machine; never raises."""
+    """Read the CPU of a machine. Never raises."""
     return parse_cpu(read_cpu_files(roots), cgroups)
 
 
 def read_cpu_files(roots: Roots) -> CPUFiles:
-    """Collects the texts that describe the CPU."""
+    """Collect the texts that describe the CPU."""
     system = roots.sys / "devices" / "system" / "cpu"
     policies = [system / "cpufreq" / name for name in list_names(system / "cpufreq") if name.startswith("policy")]
     cpus = [system / name for name in list_names(system) if re.fullmatch(r"cpu[0-9]+", name)]
@@ -108,7 +108,7 @@ def _read_siblings(cpu: Path) -> str | None:
 
 
 def parse_cpu(files: CPUFiles, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
-    """Makes the CPU of what was read; what no file has is left at its default."""
+    """Make the CPU from the texts. What no file has keeps its default."""
     processors = _parse_cpuinfo(files.cpuinfo)
     present, online = _count_cpus(files, processors)
     cores, limits = _usable_cores(files, present, online, cgroups)
@@ -134,7 +134,7 @@ def parse_cpu(files: CPUFiles, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
 
 
 def _usable_domains(files: CPUFiles, allowed: frozenset[int]) -> tuple[PolicyFiles, ...]:
-    """The clock domains with a CPU that may be used; all of them where that cannot be known."""
+    """The clock domains with at least one usable CPU; all of them if that is not known."""
     cpus = [parse_cpu_list((domain.cpus or "").replace(" ", ",")) for domain in files.clocks]
     if files.renumbered or None in cpus:
         return files.clocks
@@ -142,13 +142,13 @@ def _usable_domains(files: CPUFiles, allowed: frozenset[int]) -> tuple[PolicyFil
 
 
 def _common_clock(kilohertz: Iterable[str | None]) -> int:
-    """The clock in hertz that every CPU reaches: of performance and efficiency cores that of the slower ones."""
+    """The clock in hertz that every CPU reaches: with performance and efficiency cores, that of the slower ones."""
     known = [clock for text in kilohertz if (clock := parse_amount(text))]
     return bounded(min(known, default=0) * 1000)
 
 
 def _parse_cpuinfo(text: str) -> tuple[Mapping[str, str], ...]:
-    """The blocks of `/proc/cpuinfo` as maps; the same key twice in a block keeps the first."""
+    """The blocks of `/proc/cpuinfo` as maps. If a key occurs twice in a block, the first value is kept."""
     blocks: list[dict[str, str]] = []
     for block in re.split(r"\n\s*\n", text):
         fields: dict[str, str] = {}
@@ -162,20 +162,20 @@ def _parse_cpuinfo(text: str) -> tuple[Mapping[str, str], ...]:
 
 
 def _count_cpus(files: CPUFiles, processors: tuple[Mapping[str, str], ...]) -> tuple[frozenset[int], frozenset[int]]:
-    """The CPUs that are there, and those of them that are online."""
+    """The CPUs that are present, and those of them that are online."""
     listed = frozenset(n for block in processors if (n := parse_amount(block.get("processor"))) is not None)
     online = parse_cpu_list(files.online) or listed or frozenset(range(files.counted or 0))
     return (parse_cpu_list(files.present) or online) | online, online
 
 
 def parse_affinity(status: str) -> frozenset[int] | None:
-    """The CPUs that a `/proc/PID/status` lets the process run on; None where it does not tell."""
+    """The CPUs on which a process may run, from its `/proc/PID/status`; None if it does not say."""
     found = _ALLOWED.search(status)
     return parse_cpu_list(found[1]) if found else None
 
 
 def are_renumbered(mounts: tuple[Mount, ...]) -> bool:
-    """Whether lxcfs numbers a container's CPUs anew, while affinity and cpusets keep the host's numbers."""
+    """Whether lxcfs renumbers a container's CPUs, while affinity and cpusets keep the host's numbers."""
     return any(mount.kind == "fuse.lxcfs" and mount.point in _RENUMBERED for mount in mounts)
 
 
@@ -184,7 +184,7 @@ def allowed_cpus(
 ) -> tuple[frozenset[int], str]:
     """The online CPUs that affinity and cpusets allow, and the name of the limit that decides ("" for none).
 
-    Where the CPUs are `renumbered` only how many are allowed is true, not which.
+    If the CPUs are `renumbered`, only the number of allowed CPUs is right, not which they are.
     """
     allowed, reason = online, ""
     limits = [(group.cpus, f"cpuset of {describe_group(group.name)}") for group in cgroups]
@@ -217,7 +217,7 @@ def _usable_cores(
 
 
 def _count_cores(files: CPUFiles, processors: tuple[Mapping[str, str], ...]) -> int:
-    """The physical cores: distinct sets of sibling threads, else distinct core numbers; 0 where neither is known."""
+    """The physical cores: distinct sets of sibling threads, otherwise distinct core numbers; 0 if neither is known."""
     cores = {cpus for text in files.siblings if (cpus := parse_cpu_list(text)) is not None}
     numbers = {(block.get("physical id"), block["core id"]) for block in processors if "core id" in block}
     return len(cores) or len(numbers) or files.counted_physical or 0

@@ -1,7 +1,7 @@
 """The disk space of the work directory's file system, and the device under it.
 
-The disk is the whole file system less the blocks reserved for its administrator, or a quota where that is less. On a
-file system that is mounted read-only it is nothing.
+The disk is the whole file system without the blocks reserved for its administrator, or a quota if that is smaller. A
+file system that is mounted read-only has no disk space.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NETWORK: Final = re.compile(
 )
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "rootfs"})
 _MEMORY_DEVICE: Final = re.compile(r"/dev/(zram|ram)[0-9]+")
-# By the part of the device's path that names its bus; the first that fits.
+# Matched against the device's path, which names its bus. The first match is used.
 _INTERFACES: Final = (
     ("/nvme", "NVMe"),
     ("/virtio", "virtio"),
@@ -38,12 +38,12 @@ _INTERFACES: Final = (
     ("/ata", "SATA"),
     ("/end_device-", "SAS"),
 )
-# A hypervisor's disks, memory cards and USB bridges say that they rotate, or not, without knowing.
+# Virtual disks, memory cards and USB bridges report whether they rotate without knowing it.
 _UNTOLD: Final = frozenset({"virtio", "Hyper-V", "Xen", "MMC", "USB"})
 
 
 class Space(NamedTuple):
-    """Bytes of a file system as statvfs(3) counts them; `free` is free to this user, `reserved` to root only."""
+    """Bytes of a file system as statvfs(3) counts them. `free` is free for this user, `reserved` for root only."""
 
     total: int
     free: int
@@ -52,7 +52,7 @@ class Space(NamedTuple):
 
 
 class BlockDevice(NamedTuple):
-    """The texts that describe a block device; `path` is where it hangs in `/sys/devices`."""
+    """The texts that describe a block device. `path` is its place in `/sys/devices`."""
 
     path: str = ""
     rotational: str | None = None
@@ -67,7 +67,7 @@ def read_disk(
     space: Callable[[Path], Space] | None = None,
     quota: Callable[[Mount, Path, Roots], Quota | None] = read_quota,
 ) -> Reading[Disk]:
-    """Reads the file system that `work_dir` is, or would be, on; never raises."""
+    """Read the file system on which `work_dir` is, or would be. Never raises."""
     directory = existing_directory(work_dir)
     mounts = read_mounts(roots)
     mount = find_mount(mounts, str(directory))
@@ -80,10 +80,10 @@ def read_disk(
 
 
 def is_in_memory(work_dir: Path, roots: Roots) -> bool:
-    """Whether the files of `work_dir` lie in main memory: a tmpfs, or a device or an overlay that lies on one."""
+    """Whether the files of `work_dir` are in main memory: on a tmpfs, or on a device or overlay that lies on one."""
     mounts = read_mounts(roots)
     mount = find_mount(mounts, str(existing_directory(work_dir)))
-    # An overlay on a loop device on a tmpfs is as deep as live systems go.
+    # Live systems have an overlay on a loop device on a tmpfs, and nothing deeper.
     for _ in range(4):
         if mount is None:
             return False
@@ -95,7 +95,7 @@ def is_in_memory(work_dir: Path, roots: Roots) -> bool:
 
 
 def _backing_path(mount: Mount, roots: Roots) -> str | None:
-    """The path on which what is written to this mount is kept, where that is another file system's."""
+    """The path on which the files of this mount are stored, if that is another file system."""
     if mount.kind == "overlay":
         options = (option.partition("=") for option in mount.super_options)
         return next((value for name, _, value in options if name == "upperdir"), None)
@@ -105,7 +105,7 @@ def _backing_path(mount: Mount, roots: Roots) -> str | None:
 
 
 def existing_directory(work_dir: Path) -> Path:
-    """The nearest folder above `work_dir`, or itself, that is there; links are resolved."""
+    """`work_dir` or the nearest existing folder above it. Links are resolved."""
     try:
         directory = work_dir.absolute().resolve()
         while not directory.is_dir() and directory != directory.parent:
@@ -116,7 +116,7 @@ def existing_directory(work_dir: Path) -> Path:
 
 
 def read_space(directory: Path) -> Space:
-    """Asks the file system how large and how full it is. Raises `OSError`."""
+    """Query the size and the free space of a file system. Raises `OSError`."""
     found = os.statvfs(directory)
     # Some file systems in user space leave one of the two sizes, or all counts of files, at 0.
     block = found.f_frsize or found.f_bsize
@@ -130,8 +130,8 @@ def read_space(directory: Path) -> Space:
 
 
 def read_block_device(roots: Roots, mount: Mount) -> BlockDevice:
-    """Collects the texts that describe the whole device under a mount, below partitions and volumes."""
-    # Btrfs and overlays have no device number of their own; the source may still name one.
+    """Collect the texts that describe the whole device under a mount, below partitions and volumes."""
+    # Btrfs and overlays have no device number of their own, but the source may name a device.
     names = [roots.sys / "dev" / "block" / mount.device, roots.sys / "class" / "block" / Path(mount.source).name]
     for name in names:
         try:
@@ -164,7 +164,7 @@ def _whole_device(device: Path) -> Path:
 
 
 def parse_disk(space: Space, mount: Mount | None, device: BlockDevice, quota: Quota | None) -> Reading[Disk]:
-    """Makes the disk of what was read."""
+    """Make the disk from the texts."""
     limits = []
     size = max(0, space.total - space.reserved)
     total = format_size(space.total)
@@ -187,7 +187,7 @@ def _describe_device(size: int, mount: Mount | None, device: BlockDevice) -> Dis
     return Disk(
         size=size,
         model=device.model or "",
-        # libata puts its own name there, virtio a number.
+        # libata writes its own name there, virtio a number.
         vendor="" if vendor == "ATA" or vendor.startswith("0x") else vendor,
         type=_device_type(interface, device.rotational),
         interface=interface,

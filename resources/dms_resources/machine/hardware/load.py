@@ -1,4 +1,4 @@
-"""How busy the machine is now: CPU time, memory and disk in use, within what this process may use."""
+"""The current load of the machine: CPU time, memory and disk in use, within what this process may use."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _ARC = {name: re.compile(rf"^{name} +[0-9]+ +([0-9]{{1,18}})$", re.MULTILINE) fo
 
 
 class CgroupUsage(NamedTuple):
-    """What a group has used: CPU time in microseconds since it was made, and bytes of RAM that it holds now.
+    """What a group has used: CPU time in microseconds since it was created, and the bytes of RAM that it holds now.
 
-    None where the group does not tell.
+    None if the group does not report it.
     """
 
     cpu_time: int | None = None
@@ -45,9 +45,9 @@ class CgroupUsage(NamedTuple):
 
 
 class Domain(NamedTuple):
-    """What bounds this process: the CPUs it may run on, and the groups that set a quota or a memory limit.
+    """The limits of this process: the CPUs on which it may run, and the groups that set a quota or a memory limit.
 
-    `folders` are each group's folders by its name.
+    `folders` are the folders of each group, by its name.
     """
 
     cpus: frozenset[int]
@@ -56,7 +56,7 @@ class Domain(NamedTuple):
 
 
 class CPUTimes(NamedTuple):
-    """Counters at one instant: ticks of all and of busy time of the allowed CPUs, microseconds of each group."""
+    """Counters at one instant: total and busy ticks of the allowed CPUs, microseconds of each group."""
 
     total: int = 0
     busy: int = 0
@@ -65,7 +65,7 @@ class CPUTimes(NamedTuple):
 
 
 def cgroup_usage(name: str, roots: Roots) -> CgroupUsage:
-    """What the group of this name (as in `/proc/PID/cgroup`) has used; never raises."""
+    """What the group of this name (as in `/proc/PID/cgroup`) has used. Never raises."""
     return _read_usage(group_directories(name, roots))
 
 
@@ -83,12 +83,12 @@ def _read_cpu_time(folder: Path) -> int | None:
 
 
 def _read_ram(folder: Path) -> int | None:
-    """The bytes that the kernel cannot take back: neither page cache nor the slabs that it gives up count."""
+    """The bytes that the kernel cannot reclaim: page cache and reclaimable slabs do not count."""
     used = parse_amount(read_text(folder / "memory.current") or read_text(folder / "memory.usage_in_bytes"))
     if used is None:
         return None
     statistics = read_text(folder / "memory.stat")
-    # Version 1 counts the groups below under names of their own.
+    # Version 1 counts the groups below under separate names.
     total = "" if _field(statistics, "total_inactive_file") is None else "total_"
     caches = (f"{total}inactive_file", f"{total}active_file", "slab_reclaimable")
     return max(0, used - sum(_field(statistics, name) or 0 for name in caches))
@@ -100,7 +100,7 @@ def _field(text: str | None, name: str) -> int | None:
 
 
 def read_domain(roots: Roots) -> Domain:
-    """Reads what bounds this process, once for many readings of the load."""
+    """Read the limits of this process, once for many readings of the load."""
     enclosing = read_cgroups(roots).value
     status = read_text(roots.proc / "self" / "status") or ""
     online = frozenset(parse_stat(read_text(roots.proc / "stat") or ""))
@@ -110,7 +110,7 @@ def read_domain(roots: Roots) -> Domain:
 
 
 def read_times(roots: Roots, domain: Domain, now: float) -> CPUTimes:
-    """Reads the counters of CPU time; `now` is in seconds of a clock that never jumps."""
+    """Read the counters of CPU time. `now` is in seconds of a clock that never jumps."""
     times = [time for cpu, time in parse_stat(read_text(roots.proc / "stat") or "").items() if cpu in domain.cpus]
     groups = {
         group.name: cpu_time
@@ -121,7 +121,7 @@ def read_times(roots: Roots, domain: Domain, now: float) -> CPUTimes:
 
 
 def parse_stat(text: str) -> dict[int, tuple[int, int]]:
-    """All and busy ticks of each CPU in `/proc/stat`; a guest's time is part of its host's."""
+    """Total and busy ticks of each CPU in `/proc/stat`. A guest's time is part of its host's."""
     found: dict[int, tuple[int, int]] = {}
     for line in _STAT_LINE.finditer(text):
         ticks = [parse_amount(field) or 0 for field in line[2].split()][:8]
@@ -131,14 +131,14 @@ def parse_stat(text: str) -> dict[int, tuple[int, int]]:
 
 
 def cores_in_use(before: CPUTimes, after: CPUTimes, cpus: int) -> int:
-    """The millicores that were busy between two readings, of `cpus` allowed CPUs; 0 where no time passed."""
+    """The millicores that were busy between two readings, of `cpus` allowed CPUs; 0 if no time has passed."""
     total = after.total - before.total
     busy = min(max(0, after.busy - before.busy), max(0, total))
     return busy * cpus * 1000 // total if total > 0 else 0
 
 
 def quota_left(before: CPUTimes, after: CPUTimes, domain: Domain) -> int | None:
-    """The millicores that the tightest quota left over between two readings; None where there is no quota."""
+    """The millicores that the tightest quota left over between two readings; None if there is no quota."""
     seconds = after.taken_at - before.taken_at
     left = [
         max(0, group.cpu_quota - round(max(0, after.groups[group.name] - before.groups[group.name]) / seconds / 1000))
@@ -149,7 +149,7 @@ def quota_left(before: CPUTimes, after: CPUTimes, domain: Domain) -> int | None:
 
 
 def free_ram(roots: Roots, domain: Domain) -> int | None:
-    """The bytes of RAM that could be had now, on the machine and in every group; None where nothing shows it."""
+    """The free bytes of RAM, on the machine and in every group; None if nothing reports it."""
     meminfo = parse_meminfo(read_text(roots.proc / "meminfo") or "")
     # Kernels before 3.14 have no estimate of their own.
     rough = sum(meminfo.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
@@ -164,17 +164,17 @@ def free_ram(roots: Roots, domain: Domain) -> int | None:
 
 
 def _free_in_arc(roots: Roots) -> int:
-    """The bytes of ZFS's cache that it gives up when programs need memory. The kernel counts them as used."""
+    """The bytes of ZFS's cache that it frees when programs need memory. The kernel counts them as used."""
     text = read_text(roots.proc / "spl" / "kstat" / "zfs" / "arcstats")
     if text is None or is_lxcfs(read_mounts(roots), "/proc/meminfo"):
-        # The cache is the host's, and no part of the container's memory.
+        # The cache belongs to the host and is not part of the container's memory.
         return 0
     size, least = (_ARC[name].search(text) for name in ("size", "c_min"))
     return max(0, int(size[1]) - int(least[1])) if size and least else 0
 
 
 def free_disk(work_dir: Path) -> int | None:
-    """The bytes free to this user on the file system of `work_dir`; None where it cannot be asked."""
+    """The bytes free for this user on the file system of `work_dir`; None if the query fails."""
     try:
         return read_space(existing_directory(work_dir)).free
     except OSError:

@@ -33,10 +33,11 @@ def measure_machine(
     environment: Mapping[str, str] = os.environ,
     ask_gpus: Ask | None = None,
 ) -> MachineResources:
-    """What this machine has, as this process may use it; disk is the file system of `work_dir` (bytes, hertz).
+    """What this machine has, as far as this process may use it. The disk is the file system of `work_dir` (bytes,
+    hertz).
 
-    Never raises for what it finds: what could not be read is a sentence in `problems`. May take some seconds where a
-    GPU's driver is slow, and cannot be cancelled; call it in a thread from async code.
+    Never raises because of the machine: what could not be read is a sentence in `problems`. It may take several seconds
+    if the driver of a GPU is slow, and cannot be cancelled. Call it in a thread from async code.
     """
     gpus = read_gpus(roots, environment, ask_gpus)
     machine = read_machine(work_dir, roots, gpus)
@@ -48,7 +49,7 @@ def measure_machine(
 
 
 def read_machine(work_dir: Path, roots: Roots, gpus: GPUReport) -> MachineResources:
-    """Reads everything but the GPUs, which are given; takes milliseconds. Never raises for what it finds."""
+    """Read everything but the GPUs, which are an argument. Takes milliseconds. Never raises because of the machine."""
     cgroups = read_cgroups(roots)
     cpu = read_cpu(roots, cgroups.value)
     ram, disk = read_ram(roots, cgroups.value), read_disk(work_dir, roots)
@@ -69,7 +70,9 @@ def read_machine(work_dir: Path, roots: Roots, gpus: GPUReport) -> MachineResour
 
 
 def _divide(ram: Reading[RAM], disk: Reading[Disk]) -> tuple[Reading[RAM], Reading[Disk]]:
-    """The two readings where the disk lies in main memory: each byte is offered as one of them, never as both."""
+    """The two readings if the disk lies in main memory: each byte is offered either as RAM or as disk,
+    never as both.
+    """
     total = format_size(ram.value.size)
     disk_size = min(disk.value.size, ram.value.size // 2)
     ram_size = ram.value.size - disk_size

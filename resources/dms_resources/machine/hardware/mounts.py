@@ -13,7 +13,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
-    """One mount: `device` is "major:minor", `root` the part of the file system that is seen at `point`."""
+    """One mount: `device` is "major:minor", `root` the part of the file system that is visible at `point`."""
 
     device: str
     root: str
@@ -25,22 +25,22 @@ class Mount(NamedTuple):
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing can be written, for the mount's or for the file system's sake."""
+        """Whether the mount or its file system is read-only."""
         return "ro" in self.options or "ro" in self.super_options
 
 
 def read_mounts(roots: Roots) -> tuple[Mount, ...]:
-    """This process's mounts; none where the table cannot be read."""
+    """This process's mounts; none if the table cannot be read."""
     return parse_mounts(read_text(roots.proc / "self" / "mountinfo") or "")
 
 
 def parse_mounts(text: str) -> tuple[Mount, ...]:
-    """Reads a mount table; lines that make no sense are left out."""
+    """Read a mount table. Invalid lines are left out."""
     return tuple(mount for line in text.splitlines() if (mount := _parse_line(line)) is not None)
 
 
 def _parse_line(line: str) -> Mount | None:
-    # The optional fields are of any number and end with a dash.
+    # The number of optional fields varies; they end with a dash.
     left, dash, right = line.partition(" - ")
     before, after = left.split(" "), right.split(" ")
     if not dash or len(before) < 6 or len(after) < 3:
@@ -61,7 +61,7 @@ def _unescape(text: str) -> str:
 
 
 def find_mount(mounts: tuple[Mount, ...], path: str) -> Mount | None:
-    """The mount that an absolute, resolved path lies on: the deepest one, and of several there the last."""
+    """The mount of an absolute, resolved path: the deepest one, and of several at the same point the last."""
     found: Mount | None = None
     for mount in mounts:
         inside = mount.point == "/" or path == mount.point or path.startswith(mount.point + "/")

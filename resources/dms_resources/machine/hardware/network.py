@@ -1,4 +1,4 @@
-"""The network interfaces, as far as they can be known without sending anything."""
+"""The network interfaces, as far as they can be known without sending packets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_MEGABITS: Final = 10**8
 
 
 class InterfaceFiles(NamedTuple):
-    """The texts that describe an interface; `folders` are the names in its folder."""
+    """The texts that describe an interface. `folders` are the names in its folder."""
 
     name: str
     kind: str | None
@@ -34,7 +34,7 @@ class InterfaceFiles(NamedTuple):
 
 
 def read_network(roots: Roots) -> Reading[NetworkInfo]:
-    """Reads the network interfaces of a machine; never raises."""
+    """Read the network interfaces of a machine. Never raises."""
     folder = roots.sys / "class" / "net"
     names = [name for name in list_names(folder) if (folder / name).is_dir()]
     files = tuple(_read_interface(folder / name) for name in names)
@@ -62,10 +62,10 @@ def _read_addresses() -> Mapping[str, tuple[str, ...]]:
 
 
 def parse_network(files: tuple[InterfaceFiles, ...], addresses: Mapping[str, tuple[str, ...]]) -> NetworkInfo:
-    """Makes the interfaces of what was read.
+    """Make the interfaces from the texts.
 
-    `public` is True where an interface has a public address. Without one it stays None: a machine may well be reached
-    through an address that is translated on the way.
+    `public` is True if an interface has a public address. Without one it stays None: address translation may still make
+    the machine reachable.
     """
     interfaces = tuple(_parse_interface(interface, addresses.get(interface.name, ())) for interface in files)
     found = [address for interface in interfaces if interface.up for address in interface.addresses]
@@ -73,11 +73,11 @@ def parse_network(files: tuple[InterfaceFiles, ...], addresses: Mapping[str, tup
 
 
 def _parse_interface(files: InterfaceFiles, addresses: tuple[str, ...]) -> NetworkInterface:
-    # Interfaces that are down, or have no speed, say -1 or refuse to be read.
+    # Interfaces that are down, or have no speed, report -1 or cannot be read.
     speed = parse_amount(files.speed) or 0
     flags = parse_hex(files.flags) or 0
     return NetworkInterface(
-        # A name of an interface may be any bytes, and JSON and CBOR take text only.
+        # The name of an interface may be any bytes, but JSON and CBOR allow only text.
         name=files.name.encode("utf-8", "replace").decode(),
         type=_interface_type(files),
         link_speed=speed * 10**6 if speed < _MOST_MEGABITS else 0,

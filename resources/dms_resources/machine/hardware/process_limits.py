@@ -1,4 +1,4 @@
-"""What the resource limits of this process allow it, and every job that it starts. Source: getrlimit(2)."""
+"""The resource limits of this process, and of every job that it starts. Source: getrlimit(2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .roots import Roots, parse_amount, read_text
 __all__ = ["FEW_PROCESSES", "parse_process_limits", "process_sentences", "read_process_limits"]
 
 _LINE: Final = re.compile(r"^(Max [a-z -]+?) {2,}(\S+) ", re.MULTILINE)
-# Below it a limit of processes is worth a sentence: most service managers set one of some thousands.
+# A lower limit of processes gets a sentence. Most service managers set a limit of several thousand.
 FEW_PROCESSES: Final = 1024
 
 
@@ -21,13 +21,13 @@ def read_process_limits(roots: Roots) -> dict[str, int]:
 
 
 def parse_process_limits(text: str) -> dict[str, int]:
-    """The soft limits in a `/proc/PID/limits`; "unlimited" and lines that make no sense are left out."""
+    """The soft limits in a `/proc/PID/limits`. "unlimited" and invalid lines are left out."""
     found = ((match[1], parse_amount(match[2])) for match in _LINE.finditer(text))
     return {name: amount for name, amount in found if amount is not None}
 
 
 def process_sentences(cgroups: tuple[Cgroup, ...], limits: dict[str, int]) -> tuple[str, ...]:
-    """Sentences on limits that bound no offered amount but may stop a job: of processes, and of the size of a file."""
+    """Sentences on limits that reduce no offered amount but may stop a job: of processes, and of the size of a file."""
     bounds = [(group.processes, f"cgroup limit (pids.max) of {describe_group(group.name)}") for group in cgroups]
     bounds.append((limits.get("Max processes"), "limit of this user (RLIMIT_NPROC)"))
     known = [(count, name) for count, name in bounds if count is not None and count < FEW_PROCESSES]

@@ -1,4 +1,4 @@
-"""What `/proc/cpuinfo` calls a processor: each architecture writes it in its own words."""
+"""The description of a processor in `/proc/cpuinfo`, whose fields differ for each architecture."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _ARM_MODELS: Final = {
 
 
 class Processor(NamedTuple):
-    """A processor in words; clocks in hertz, 0 where unknown. `architecture` is the kernel's spelling."""
+    """The description of a processor. Clocks are in hertz, 0 if unknown. `architecture` is the kernel's spelling."""
 
     vendor: str
     model: str
@@ -66,8 +66,8 @@ class Processor(NamedTuple):
 
 
 def describe_processor(processors: tuple[Mapping[str, str], ...], architecture: str | None) -> Processor:
-    """Reads the blocks of `/proc/cpuinfo`; `architecture` is the kernel's own word where it is known."""
-    # The last block of an ARM board describes the board, so the first one with a field has the word.
+    """Read the blocks of `/proc/cpuinfo`. `architecture` is the kernel's own spelling, if known."""
+    # The last block of an ARM board describes the board, so the first block with a field is used.
     fields: dict[str, str] = {}
     for block in processors:
         for key, value in block.items():
@@ -88,7 +88,7 @@ def _vendor_and_model(fields: Mapping[str, str], parts: Sequence[int]) -> tuple[
     implementer = _parse_number(fields.get("CPU implementer"))
     if implementer is not None:
         vendor = _ARM_VENDORS.get(implementer, "")
-        # A machine with cores of several kinds is not a machine of the first or the best of them.
+        # A machine with several kinds of cores is described by all of them.
         models = [_ARM_MODELS.get((implementer, one), "") for one in parts] or [""]
         return vendor, " + ".join(models) if all(models) else fields.get("model name", "")
     # x86, then RISC-V, POWER, s390 and LoongArch.
@@ -102,7 +102,7 @@ def _parse_number(text: str | None) -> int | None:
 
 
 def _parse_clock(block: Mapping[str, str]) -> int:
-    """The present clock of one CPU in hertz; on virtual machines it is all there is."""
+    """The current clock of one CPU in hertz. Virtual machines report no other."""
     found = _MEGAHERTZ.match(block.get("cpu MHz") or block.get("clock") or "")
     return round(float(found[0]) * 10**6) if found else 0
 

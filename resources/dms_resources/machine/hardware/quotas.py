@@ -32,7 +32,7 @@ _FIRST_FILE: Final = 256
 
 
 class Quota(NamedTuple):
-    """Bytes that may be used, and whose quota that is."""
+    """The bytes that may be used, and the owner of the quota."""
 
     size: int
     owner: str
@@ -55,7 +55,7 @@ class _DiskQuota(ctypes.Structure):
 
 
 def read_quota(mount: Mount, directory: Path, roots: Roots) -> Quota | None:
-    """The tightest quota on new files in `directory`, which lies on `mount`; None where there is none. Never raises."""
+    """The tightest quota on new files in `directory`, which lies on `mount`; None if there is none. Never raises."""
     found = [subvolume_quota(mount, directory, roots)] if mount.kind == "btrfs" else []
     if roots.is_host and sys.platform.startswith("linux") and mount.source.startswith("/dev/"):
         found += [
@@ -67,7 +67,7 @@ def read_quota(mount: Mount, directory: Path, roots: Roots) -> Quota | None:
 
 
 def _owners(directory: Path) -> Iterator[tuple[int, int, str]]:
-    """Return the owner that the kernel's quotas charge for a new file in this folder."""
+    """The owners to which the kernel's quotas charge a new file in this folder."""
     yield _USER, os.getuid(), "this user"
     try:
         status = os.stat(directory)
@@ -89,7 +89,7 @@ def _ask_file(path: Path, request: int, argument: bytes) -> bytes | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError):
         return None
-    # A buffer that may be changed: fcntl copies others only up to 1024 bytes.
+    # The buffer must be mutable, because fcntl copies others only up to 1024 bytes.
     answer = bytearray(argument)
     try:
         fcntl.ioctl(descriptor, request, answer, True)
@@ -115,9 +115,9 @@ def _ask_kernel(source: str, kind: int, number: int) -> int | None:
 
 
 def subvolume_quota(mount: Mount, directory: Path, roots: Roots) -> Quota | None:
-    """The limit of the quota group of the btrfs subvolume that `directory` lies in; None where it has none.
+    """The limit of the quota group of the btrfs subvolume with `directory`; None if it has none.
 
-    Groups above it are not readable without privileges.
+    The groups above it cannot be read without privileges.
     """
     file_systems = roots.sys / "fs" / "btrfs"
     subvolume = _subvolume_of(mount, directory, roots)
@@ -132,7 +132,7 @@ def subvolume_quota(mount: Mount, directory: Path, roots: Roots) -> Quota | None
 
 
 def _real_name(source: str, roots: Roots) -> str:
-    # A volume has a name of its own below /dev/mapper, and sysfs knows "dm-0".
+    # A volume has a name of its own below /dev/mapper, but sysfs uses "dm-0".
     return os.path.realpath(source) if roots.is_host else source
 
 

@@ -1,4 +1,4 @@
-"""Main memory: the least of what the machine has and of every limit on it. Swap is never counted.
+"""Main memory: the minimum of what the machine has and of every limit on it. Swap is never counted.
 
 The limits are huge pages, broken pages, memory of GPUs that the kernel counts as main memory, the NUMA nodes that this
 process may use, every enclosing cgroup, strict overcommit, and the resource limits of this process.
@@ -30,9 +30,9 @@ _MEMORY_TYPE = re.compile(r"(?:LP)?DDR[2-9]X?")
 class RAMFiles(NamedTuple):
     """The texts that describe main memory.
 
-    `counted` is the operating system's own total, for where no file has it. `nodes` are the `meminfo` of each NUMA
-    node, `gpu_nodes` the status files of GPUs whose memory is such a node, `limits` the resource limits of this
-    process. `of_container` says that lxcfs shows the container's total, with the host's numbers beside it.
+    `counted` is the operating system's own total, used if no file has it. `nodes` are the `meminfo` of each NUMA node,
+    `gpu_nodes` the status files of GPUs whose memory is such a node, `limits` the resource limits of this process. If
+    `of_container` is true, lxcfs shows the container's total, with the host's numbers beside it.
     """
 
     meminfo: str = ""
@@ -47,12 +47,12 @@ class RAMFiles(NamedTuple):
 
 
 def read_ram(roots: Roots, cgroups: tuple[Cgroup, ...]) -> Reading[RAM]:
-    """Reads the main memory of a machine; never raises."""
+    """Read the main memory of a machine. Never raises."""
     return parse_ram(read_ram_files(roots), cgroups)
 
 
 def read_ram_files(roots: Roots) -> RAMFiles:
-    """Collects the texts that describe main memory."""
+    """Collect the texts that describe main memory."""
     meminfo = read_text(roots.proc / "meminfo") or ""
     system = roots.sys / "devices" / "system"
     controllers = system / "edac" / "mc"
@@ -84,7 +84,7 @@ def _read_nodes(roots: Roots) -> Iterator[tuple[int, str]]:
 
 
 def _count_bytes() -> int | None:
-    # A system call that needs no /proc, which a service may not see (systemd's ProcSubset=pid).
+    # This system call needs no /proc, which a service may not see (systemd's ProcSubset=pid).
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
@@ -92,13 +92,13 @@ def _count_bytes() -> int | None:
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
-    """The numbers of `/proc/meminfo`, sizes in bytes; lines that make no sense are left out."""
+    """The numbers of `/proc/meminfo`, sizes in bytes. Invalid lines are left out."""
     found = [match for line in text.splitlines() if (match := _LINE.fullmatch(line)) is not None]
     return {match[1]: bounded(int(match[2]) * (1024 if match[3] else 1)) for match in found}
 
 
 def parse_ram(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Reading[RAM]:
-    """Makes the main memory of what was read: no more than every limit allows."""
+    """Make the main memory from the texts, within every limit."""
     meminfo = parse_meminfo(files.meminfo)
     total = meminfo.get("MemTotal") or files.counted
     if not total:
@@ -114,9 +114,9 @@ def parse_ram(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Reading[RAM]:
 
 
 def _without_reserved(files: RAMFiles, meminfo: Mapping[str, int], total: int) -> tuple[int, list[str]]:
-    """The bytes that are left of `total`, and sentences on what is not main memory for a job."""
+    """The remaining bytes of `total`, and sentences on memory that jobs cannot use."""
     if files.of_container:
-        # The total is the container's. The host's huge pages and nodes are no part of it.
+        # The total is the container's. The host's huge pages and nodes are not part of it.
         return total, []
     huge = meminfo.get("Hugetlb") or meminfo.get("HugePages_Total", 0) * meminfo.get("Hugepagesize", 0)
     size, limits = total, list[str]()
@@ -148,7 +148,7 @@ def _bounds(files: RAMFiles, meminfo: Mapping[str, int], cgroups: tuple[Cgroup, 
             yield group.memory, f"cgroup limit ({group.memory_limit}) of {describe_group(group.name)}"
     yield from _node_bounds(files, cgroups)
     if files.overcommit == "2" and "CommitLimit" in meminfo:
-        # Strict accounting refuses memory beyond this, whatever is free. It counts swap as well.
+        # Strict accounting refuses memory beyond this, even if memory is free. It counts swap as well.
         yield max(0, meminfo["CommitLimit"] - meminfo.get("SwapTotal", 0)), "CommitLimit (vm.overcommit_memory is 2)"
     for name, short in (("Max address space", "RLIMIT_AS"), ("Max data size", "RLIMIT_DATA")):
         if name in files.limits:
@@ -162,7 +162,7 @@ def _node_bounds(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Iterator[tuple
     sizes = {node: _node_size(files, node) for node in files.nodes.keys() - _gpu_nodes(files)}
     known = {node: size for node, size in sizes.items() if size is not None}
     for nodes, name in allowed:
-        # Only where every node has a size is a part of them a bound.
+        # The nodes are a limit only if the size of every node is known.
         if nodes is not None and known and len(known) == len(sizes) and not nodes >= known.keys():
             shown = nodes & known.keys()
             yield sum(known[node] for node in shown), f"{name}: {len(shown)} of {len(known)} NUMA nodes"

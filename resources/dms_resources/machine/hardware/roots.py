@@ -1,7 +1,7 @@
-"""The folders that a machine is read from, and how one file of it is read.
+"""The folders from which a machine is read, and how one file of it is read.
 
 The roots are arguments of every reader, so that a recorded machine is a folder. A file that cannot be read is None. The
-caller decides whether that means "nothing here" or "it failed".
+caller decides whether this means that something is missing or that reading failed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "read_text",
 ]
 
-# /proc/stat and /proc/cpuinfo of the largest machines stay below this.
+# /proc/stat and /proc/cpuinfo of the largest machines are smaller.
 _LARGEST_FILE = 4 * 2**20
 _MOST_CPUS = 65536
 _LARGEST_AMOUNT = 2**63 - 1
@@ -40,7 +40,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Roots:
-    """The folders that stand for `/proc`, `/sys` and `/dev`; `dev` is None where device nodes were not recorded."""
+    """The folders that stand for `/proc`, `/sys` and `/dev`. `dev` is None if device nodes were not recorded."""
 
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
@@ -48,11 +48,11 @@ class Roots:
 
     @property
     def is_host(self) -> bool:
-        """Whether this is the running machine, so that it may also be asked by system calls."""
+        """Whether this is the running machine, so that system calls may be used as well."""
         return self == HOST
 
     def locate(self, path: str) -> Path | None:
-        """The file that stands for an absolute `path` of the machine; None where it is not part of the roots."""
+        """The file that stands for an absolute `path` of the machine; None if it is not within the roots."""
         for name, root in (("/sys", self.sys), ("/proc", self.proc)):
             if path == name or path.startswith(name + "/"):
                 return root / path[len(name) + 1 :]
@@ -63,7 +63,7 @@ HOST = Roots(dev=Path("/dev"))
 
 
 class Reading(NamedTuple, Generic[Value]):
-    """A part of the machine, with what limits it and what could not be read, in sentences."""
+    """A part of the machine, with sentences on its limits and on what could not be read."""
 
     value: Value
     limits: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Reading(NamedTuple, Generic[Value]):
 
 
 def read_text(path: Path | None) -> str | None:
-    """The text of a small file without the spaces around it; None where it is not there or cannot be read."""
+    """The text of a small file without the surrounding spaces; None if it is missing or cannot be read."""
     if path is None:
         return None
     try:
@@ -82,14 +82,15 @@ def read_text(path: Path | None) -> str | None:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    # A pipe in the place of a file would make open() wait for a writer.
+    # Without it, open() would wait for a writer if a pipe is in the place of the file.
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def can_open(path: Path) -> bool:
     """Whether this process may open a device node for reading and writing.
 
-    Permissions are not enough: a container's device group may refuse what they allow. So the node is opened.
+    Permissions are not enough, because a container's device group may refuse what they allow. Therefore the node is
+    opened.
     """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
@@ -99,7 +100,7 @@ def can_open(path: Path) -> bool:
 
 
 def link_name(path: Path) -> str:
-    """The last part of the target of a link, such as the name of a device's driver; "" where it is no link."""
+    """The last part of the target of a link, such as the name of a device's driver; "" if it is no link."""
     try:
         return os.path.basename(os.readlink(path))
     except (OSError, ValueError):
@@ -107,7 +108,7 @@ def link_name(path: Path) -> str:
 
 
 def list_names(path: Path | None) -> list[str]:
-    """The names in a folder, sorted as people count (`cpu2` before `cpu10`); none where it cannot be read."""
+    """The names in a folder, in natural order (`cpu2` before `cpu10`); none if it cannot be read."""
     if path is None:
         return []
     try:
@@ -121,24 +122,24 @@ def _as_people_count(name: str) -> list[tuple[int, str]]:
 
 
 def parse_amount(text: str | None) -> int | None:
-    """A number that is not negative and fits an amount; None for anything else."""
+    """A number that is not negative and fits an amount; None for other text."""
     if text is None or not _NUMBER.fullmatch(text.strip()):
         return None
     return bounded(int(text))
 
 
 def bounded(amount: int) -> int:
-    """The amount, or the largest that there is: a broken file may say more than 64 bits hold."""
+    """The amount, or the largest possible one: a broken file may have a number of more than 64 bits."""
     return min(amount, _LARGEST_AMOUNT)
 
 
 def parse_hex(text: str | None) -> int | None:
-    """A hexadecimal number such as "0x10de"; None for anything else."""
+    """A hexadecimal number such as "0x10de"; None for other text."""
     return int(text, 16) if text is not None and _HEX.fullmatch(text) else None
 
 
 def parse_cpu_list(text: str | None) -> frozenset[int] | None:
-    """The CPUs of a kernel list such as "0-3,8"; None where it is no such list, or empty."""
+    """The CPUs of a kernel list such as "0-3,8"; None for other text or an empty list."""
     cpus: set[int] = set()
     for part in (text or "").split(","):
         first, dash, last = part.strip().partition("-")
@@ -150,5 +151,5 @@ def parse_cpu_list(text: str | None) -> frozenset[int] | None:
 
 
 def largest(values: Iterable[int | None]) -> int:
-    """The largest of the known values; 0 where none is known."""
+    """The largest of the known values; 0 if none is known."""
     return max((value for value in values if value is not None), default=0)

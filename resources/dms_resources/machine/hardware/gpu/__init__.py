@@ -1,4 +1,4 @@
-"""GPUs of every vendor. Each vendor's library is optional, and none of them can take this process along."""
+"""GPUs of every vendor. Each vendor's library is optional, and none of them can crash or block this process."""
 
 from __future__ import annotations
 

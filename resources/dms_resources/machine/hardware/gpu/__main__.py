@@ -1,7 +1,7 @@
-"""The process that a vendor's library may hang or crash: `python -m dms_resources.machine.hardware.gpu VENDOR SECONDS`.
+"""The process in which a vendor's library runs: `python -m dms_resources.machine.hardware.gpu VENDOR SECONDS`.
 
-Writes one report as a line of JSON for each line on its standard input, and ends with it; without `--watch` it writes
-one report and ends.
+The library may hang or crash it. It writes one report and ends. With `--watch` it writes one report, as a line of JSON,
+for each line on its standard input, and ends when the input ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REPORTS = {"nvidia": report_nvidia, "amd": report_amdsmi}
 
 
 def main() -> None:
-    """Reports on a vendor's devices until standard input ends."""
+    """Report on a vendor's devices until standard input ends."""
     vendor, seconds, *options = sys.argv[1:]
     with _take_standard_output() as output:
         if "--watch" not in options:
@@ -39,7 +39,7 @@ def _take_standard_output() -> IO[bytes]:
 
 
 def _report(vendor: str, seconds: float, output: IO[bytes]) -> None:
-    # If the parent is gone and the library hangs, only this alarm ends the process.
+    # If the parent has ended and the library hangs, only this alarm ends the process.
     signal.alarm(math.ceil(seconds) + 1)
     output.write(msgspec.json.encode(_REPORTS[vendor]()) + b"\n")
     output.flush()

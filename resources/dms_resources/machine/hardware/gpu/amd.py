@@ -1,6 +1,6 @@
 """AMD's GPUs: identity and memory from the amdgpu driver's files, names and versions from the optional `amdsmi`.
 
-The identity comes from the files in both cases, so that installing `amdsmi` later renames no device.
+The identity always comes from the files, so that no device changes its identity if `amdsmi` is installed later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BAD_PAGE: Final = re.compile(r"^0x[0-9a-f]{1,16} : (0x[0-9a-f]{1,16}) : [RPF]$"
 
 
 def read_amd(devices: tuple[PCIDevice, ...], roots: Roots) -> GPUReport:
-    """Reads AMD's devices from sysfs; never raises."""
+    """Read AMD's devices from sysfs. Never raises."""
     reports = [_read_card(device, roots) for device in devices if device.vendor is GPUVendor.AMD]
     return sum(reports, GPUReport())
 
@@ -59,7 +59,7 @@ def _read_card(device: PCIDevice, roots: Roots) -> GPUReport:
 
 
 def _read_parts(device: PCIDevice, card: GPU, mode: str, roots: Roots) -> GPUReport:
-    """The devices into which a card is divided; all of them have at most what the card has."""
+    """The devices into which a card is divided. Together they have at most what the card has."""
     name = f"AMD GPU at {device.address}"
     nodes = [node for node in read_nodes(roots, device.address) if node.size]
     if not nodes:
@@ -77,28 +77,28 @@ def _read_parts(device: PCIDevice, card: GPU, mode: str, roots: Roots) -> GPURep
             limits.append(f"{name}, part {number}, is not offered: this process cannot open {missing}")
             continue
         uuid = f"GPU-{node.unique_id:016x}" if distinct else f"{card.uuid}:{number}"
-        # In some modes every part reports the memory that it shares with others.
+        # In some modes every part reports the memory that it shares with the others.
         size = node.size if fits else min(node.size, share)
         devices.append(GPUDevice(gpu=replace(card, uuid=uuid, vram=size), parent_uuid=card.uuid, physical=node.size))
     return GPUReport(devices=tuple(devices), limits=tuple(limits))
 
 
 def _identity(device: PCIDevice, unique_id: str | None) -> str:
-    """The card's own number, as ROCm writes it. Cards without one are named by their slot and kind.
+    """The card's own number, as ROCm writes it. Cards without a number are named by their slot and kind.
 
-    With the kind in the name, another card in the same slot is another device.
+    Because the kind is part of the name, another kind of card in the same slot is another device.
     """
     number = parse_hex(unique_id)
     return f"GPU-{number:016x}" if number else f"AMD-{device.address}-{device.device_id:04x}"
 
 
 def _retired(text: str) -> int:
-    """The bytes of pages that the driver has taken, or will take, out of use because of memory errors."""
+    """The bytes of pages that the driver has retired, or will retire, because of memory errors."""
     return bounded(sum(int(match[1], 16) for match in _BAD_PAGE.finditer(text)))
 
 
 def report_amdsmi() -> GPUReport:
-    """Asks `amdsmi`. It is foreign code: call this only in a process that may hang or crash."""
+    """Query `amdsmi`. It is foreign code: call this only in a process that may hang or crash."""
     try:
         import amdsmi  # type: ignore[import-not-found]  # installed with ROCm, if at all
     except ImportError as error:
@@ -134,7 +134,7 @@ def _told(value: object) -> str:
 
 
 def name_amd(report: GPUReport, named: GPUReport) -> GPUReport:
-    """The devices of `report` with the names and versions that `amdsmi` reports for the same PCI addresses."""
+    """The devices of `report`, with the names and versions that `amdsmi` reports for the same PCI addresses."""
     by_address = {device.gpu.pci_address: device.gpu for device in named.devices}
     devices = tuple(_rename(device, by_address.get(device.gpu.pci_address)) for device in report.devices)
     return GPUReport(

@@ -1,4 +1,4 @@
-"""What a probe of one vendor's GPUs reports."""
+"""The devices and the reports of a vendor's probe."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["GPUDevice", "GPUReport"]
 
 
 class GPUDevice(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One device with the bytes of VRAM `used` on it now.
+    """One device, with the bytes of VRAM that are `used` on it now.
 
-    `position` is the driver's number of it ("0"; "0:1" for the second MIG device of the first GPU), `parent_uuid` the
-    GPU that a MIG device is a part of. `physical` is the size that the driver reports for all of its memory, in bytes,
-    `parts` the number of equal parts (tiles) that a runtime can show alone.
+    `position` is the driver's number of it ("0"; "0:1" for the second MIG device of the first GPU), and `parent_uuid`
+    the GPU to which a MIG device belongs. `physical` is the size of all its memory in bytes, as the driver reports it.
+    `parts` is the number of equal parts (tiles) that a runtime can show separately.
     """
 
     gpu: GPU
@@ -26,9 +26,9 @@ class GPUDevice(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GPUReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Devices found, and sentences: `notes` on what is not there, `limits`, and `problems` on what failed.
+    """The devices found, and sentences: `notes` on missing devices, `limits`, and `problems` on failures.
 
-    `failed` says that the library as a whole failed. An empty list of devices then means nothing.
+    If `failed` is true, the library as a whole failed. Then an empty list of devices has no meaning.
     """
 
     devices: tuple[GPUDevice, ...] = ()
@@ -39,7 +39,7 @@ class GPUReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def failure(cls, problem: str) -> GPUReport:
-        """The report of a library that could not be asked."""
+        """The report of a library that could not be queried."""
         return cls(problems=(problem,), failed=True)
 
     def __add__(self, other: GPUReport) -> GPUReport:

@@ -1,4 +1,4 @@
-"""Intel's GPUs from sysfs. Those that share the machine's main memory have no VRAM to offer."""
+"""Intel's GPUs from sysfs. GPUs that share the machine's main memory have no VRAM to offer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["read_intel"]
 
 
 def read_intel(devices: tuple[PCIDevice, ...], roots: Roots) -> GPUReport:
-    """Reads Intel's devices from sysfs; never raises."""
+    """Read Intel's devices from sysfs. Never raises."""
     reports = [_read_device(device, roots) for device in devices if device.vendor is GPUVendor.INTEL]
     return sum(reports, GPUReport())
 
@@ -27,7 +27,8 @@ def _read_device(device: PCIDevice, roots: Roots) -> GPUReport:
         sentence = f"Intel GPU at {device.address} is not offered: this process cannot open {missing}"
         return GPUReport(limits=(sentence,))
     gpu = GPU(
-        # The drivers report no serial number. With the kind in the name, another card in the slot is another device.
+        # The drivers report no serial number. Because the kind is part of the name, another kind of card in the slot is
+        # another device.
         uuid=f"Intel-{device.address}-{device.device_id:04x}",
         vendor=GPUVendor.INTEL,
         model=model,
@@ -38,7 +39,7 @@ def _read_device(device: PCIDevice, roots: Roots) -> GPUReport:
 
 
 def _local_memory(device: PCIDevice) -> tuple[int, int]:
-    """The bytes of memory on the card, and its tiles: the xe driver has a size for each tile, i915 for the card."""
+    """The bytes of memory on the card, and its tiles. The xe driver has a size for each tile, i915 one for the card."""
     tiles = [name for name in list_names(device.folder) if name.startswith("tile")]
     sizes = [_parse_size(read_text(device.folder / tile / "physical_vram_size_bytes")) for tile in tiles]
     if any(sizes):

@@ -27,13 +27,14 @@ _SHARING_MEMORY: Final = re.compile(r"\b(GB10|Tegra|Xavier|Orin|Thor)\b|_GB10\b"
 _ROUNDING: Final = 1 << 20
 
 Ask: TypeAlias = Callable[[str], GPUReport]
-"""Asks the library of a vendor ("nvidia", "amd")."""
+"""Queries the library of a vendor ("nvidia", "amd")."""
 
 
 def read_gpus(roots: Roots, environment: Mapping[str, str], ask: Ask | None = None) -> GPUReport:
-    """Every GPU that this process may use, with the VRAM used on it; never raises.
+    """Every GPU that this process may use, with its used VRAM. Never raises.
 
-    Only the running machine's vendor libraries can be asked: for other roots give `ask`, or there is only sysfs.
+    Only the vendor libraries of the running machine can be queried. For other roots pass `ask`; without it, only sysfs
+    is read.
     """
     if ask is None and roots.is_host:
         ask = ask_process
@@ -41,9 +42,9 @@ def read_gpus(roots: Roots, environment: Mapping[str, str], ask: Ask | None = No
 
 
 def merge_reports(nvidia: GPUReport, roots: Roots, environment: Mapping[str, str], ask: Ask | None) -> GPUReport:
-    """Adds to NVIDIA's report what the files report, and AMD's library where it is installed."""
+    """The report of NVIDIA with what the files report, and AMD's library if it is installed."""
     every = read_display_devices(roots)
-    # The parts of a divided card are not counted beside the card.
+    # The parts of a divided card are not counted in addition to the card.
     found = tuple(device for device in every if not device.virtual)
     amd = read_amd(found, roots)
     if amd.devices and ask is not None and importlib.util.find_spec("amdsmi") is not None:
@@ -56,7 +57,7 @@ def merge_reports(nvidia: GPUReport, roots: Roots, environment: Mapping[str, str
 
 
 def _without_shared_memory(nvidia: GPUReport, roots: Roots) -> GPUReport:
-    """NVIDIA's devices without those whose memory is the machine's main memory, which is offered as RAM."""
+    """NVIDIA's devices without those that use the machine's main memory, which is offered as RAM."""
     total = parse_meminfo(read_text(roots.proc / "meminfo") or "").get("MemTotal", 0)
     shared = [
         device
@@ -72,7 +73,7 @@ def _without_shared_memory(nvidia: GPUReport, roots: Roots) -> GPUReport:
 
 
 def _undivided(report: GPUReport, found: tuple[PCIDevice, ...]) -> GPUReport:
-    """The report without the cards that are divided into virtual functions, which virtual machines may have."""
+    """The report without the cards that are divided into virtual functions, which may belong to virtual machines."""
     divided = {device.address: device.virtual_functions for device in found if device.virtual_functions}
     hit = {device.gpu.pci_address for device in report.devices} & divided.keys()
     limits = tuple(
@@ -84,7 +85,7 @@ def _undivided(report: GPUReport, found: tuple[PCIDevice, ...]) -> GPUReport:
 
 
 def _with_identity(report: GPUReport) -> GPUReport:
-    """The report without devices that have no uuid, or one that another device has too: no lease could name them."""
+    """The report without devices that have no uuid or the uuid of another device, because no lease could name them."""
     counts = Counter(device.gpu.uuid for device in report.devices)
     unnamed = [device for device in report.devices if not device.gpu.uuid.strip()]
     twice = sorted(uuid for uuid, count in counts.items() if count > 1 and uuid.strip())
@@ -97,7 +98,7 @@ def _with_identity(report: GPUReport) -> GPUReport:
 
 
 def number_devices(report: GPUReport) -> GPUReport:
-    """Numbers the devices through all vendors, so that a number means one device."""
+    """Number the devices of all vendors together, so that each number means one device."""
     devices = tuple(_numbered(device, index) for index, device in enumerate(report.devices))
     return replace(report, devices=devices)
 
@@ -107,14 +108,14 @@ def _numbered(device: GPUDevice, index: int) -> GPUDevice:
 
 
 def _unseen(nvidia: GPUReport, found: tuple[PCIDevice, ...], environment: Mapping[str, str]) -> GPUReport:
-    """NVIDIA's cards on the bus that its library does not list, and does not report a problem with."""
+    """A report on NVIDIA's cards on the bus that its library neither lists nor reports a problem with."""
     listed = {device.gpu.pci_address for device in nvidia.devices}
     # A device without an address may be any of them.
     if nvidia.problems or nvidia.limits or "" in listed:
         return GPUReport()
     cards = [device for device in found if device.vendor is GPUVendor.NVIDIA and device.address not in listed]
     sentences = tuple(f"NVIDIA GPU at {card.address}: {_why_unseen(card)}" for card in cards)
-    # A container is shown fewer on purpose.
+    # The runtime of a container hides devices on purpose.
     if listed and environment.get("NVIDIA_VISIBLE_DEVICES"):
         return GPUReport(limits=sentences)
     return GPUReport(problems=sentences)

@@ -19,9 +19,10 @@ _CARD_HEAPS = frozenset({1, 2})
 
 
 class ComputeNode(NamedTuple):
-    """One device of the runtime: the PCI address of its card, its number there, its own number, and bytes of memory.
+    """One device of the runtime: the PCI address of its card, its number on the card, its own number, and bytes of
+    memory.
 
-    `render_node` is the name of its device node below `/dev/dri`, "" where it has none.
+    `render_node` is the name of its device node below `/dev/dri`, or "" if it has none.
     """
 
     address: str
@@ -32,7 +33,7 @@ class ComputeNode(NamedTuple):
 
 
 def read_nodes(roots: Roots, address: str) -> tuple[ComputeNode, ...]:
-    """The devices of the card at this PCI address, in the runtime's order; none where the topology is not readable."""
+    """The devices of the card at this PCI address, in the runtime's order; none if the topology cannot be read."""
     folder = roots.sys / "class" / "kfd" / "kfd" / "topology" / "nodes"
     found: list[ComputeNode] = []
     for name in list_names(folder):
@@ -48,7 +49,7 @@ def read_nodes(roots: Roots, address: str) -> tuple[ComputeNode, ...]:
 
 
 def parse_properties(text: str) -> dict[str, int]:
-    """The numbers of a `properties` file; lines that make no sense are left out."""
+    """The numbers of a `properties` file. Invalid lines are left out."""
     return {match[1]: parse_amount(match[2]) or 0 for match in _LINE.finditer(text)}
 
 
@@ -57,7 +58,7 @@ def _parse_node(properties: dict[str, int], memory: list[dict[str, int]]) -> Com
     minor = properties.get("drm_render_minor", 0)
     sizes = (bank.get("size_in_bytes", 0) for bank in memory if bank.get("heap_type") in _CARD_HEAPS)
     return ComputeNode(
-        # The kernel puts the number of the part where the PCI function stands.
+        # The kernel writes the number of the part in place of the PCI function.
         address=f"{properties.get('domain', 0):04x}:{location >> 8 & 0xFF:02x}:{location >> 3 & 0x1F:02x}.0",
         part=location & 7,
         unique_id=properties.get("unique_id", 0),

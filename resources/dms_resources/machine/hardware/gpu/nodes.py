@@ -1,6 +1,6 @@
-"""Whether this process may open the device nodes of a GPU.
+"""Checks whether this process may open the device nodes of a GPU.
 
-`/sys` shows every card of the machine to a container too. Without its device nodes no program can use one.
+`/sys` shows every card of the machine, even to a container. A program needs the device nodes to use a card.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _RENDER_NODE = re.compile(r"renderD[0-9]{1,6}")
 
 
 def render_nodes(folder: Path) -> list[str]:
-    """The names of the render nodes of a device, such as "renderD128", by its folder in `/sys`."""
+    """The names of the render nodes of a device, such as "renderD128", from its folder in `/sys`."""
     return [name for name in list_names(folder / "drm") if _RENDER_NODE.fullmatch(name)]
 
 
 def missing_node(device: PCIDevice, roots: Roots, node: str | None = None) -> str | None:
-    """The device node that a program needs for this card and this process cannot open; None where it can open all.
+    """A device node that a program needs for this card but this process cannot open; None if it can open all of them.
 
-    `node` is the render node of a part of the card. None also where the device nodes were not recorded.
+    `node` is the render node of a part of the card. The result is also None if the device nodes were not recorded.
     """
     if roots.dev is None:
         return None

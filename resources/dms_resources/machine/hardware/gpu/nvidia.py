@@ -17,7 +17,7 @@ from .pci import short_address
 
 __all__ = ["report_nvidia"]
 
-# More than any machine has; a count beyond it is a broken library's.
+# More than any machine has. A library that reports more is broken.
 _MOST_DEVICES = 256
 
 Answer = TypeVar("Answer")
@@ -29,14 +29,14 @@ _ONE_AT_A_TIME = frozenset({1, 3})
 
 
 class _Versions(NamedTuple):
-    """The driver's version, and the CUDA version that it offers ("12.4"); "" where the driver does not report it."""
+    """The driver's version, and the CUDA version that it offers ("12.4"); "" if the driver does not report it."""
 
     driver: str
     cuda: str
 
 
 def report_nvidia() -> GPUReport:
-    """Asks NVML for every device. A device that fails is a problem; the others are still reported."""
+    """Query NVML for every device. A device that fails is reported as a problem; the others are still reported."""
     try:
         import pynvml  # type: ignore[import-untyped]  # NVIDIA ships no types
     except ImportError as error:
@@ -70,7 +70,7 @@ def _report_devices(nvml: Any) -> GPUReport:
 
 
 def _report_board(nvml: Any, index: int, versions: _Versions) -> GPUReport:
-    """One GPU, or its MIG devices. It may be lost between two calls: only a whole answer is a device."""
+    """One GPU, or its MIG devices. It may disappear between two calls, so only a complete answer makes a device."""
     name = f"NVIDIA GPU {index}"
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -95,7 +95,7 @@ def _report_board(nvml: Any, index: int, versions: _Versions) -> GPUReport:
 
 
 def _report_parts(nvml: Any, handle: Any, index: int, versions: _Versions) -> GPUReport:
-    """The MIG devices of a GPU. Of the GPU itself nothing but its name is needed, which a container may not read."""
+    """The MIG devices of a GPU. Of the GPU itself only the name is read, which may fail in a container."""
     parent = _as_text(_optional(lambda: nvml.nvmlDeviceGetUUID(handle), ""))
     devices: list[GPUDevice] = []
     problems: list[str] = []
@@ -120,7 +120,7 @@ def _report_parts(nvml: Any, handle: Any, index: int, versions: _Versions) -> GP
 
 
 def _is_split(nvml: Any, handle: Any) -> bool:
-    """Whether a GPU is in MIG mode. A driver that does not let us know is an error: the GPU may not be whole."""
+    """Whether a GPU is in MIG mode. An error of the driver is raised, because the GPU may not be whole."""
     try:
         return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
     except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
@@ -128,7 +128,7 @@ def _is_split(nvml: Any, handle: Any) -> bool:
 
 
 def _read_device(nvml: Any, handle: Any, board: Any, index: int, versions: _Versions, memory: Any) -> GPUDevice:
-    """One device. What belongs to the whole `board` is read from it. Raises for a device without uuid."""
+    """One device. What belongs to the whole `board` is read from it. Raises if the device has no uuid."""
     total, size = memory.total, max(0, memory.total - getattr(memory, "reserved", 0))
     capability = _optional(lambda: nvml.nvmlDeviceGetCudaComputeCapability(board), None)
     pci = _optional(lambda: nvml.nvmlDeviceGetPciInfo(board).busId, "")
@@ -147,7 +147,7 @@ def _read_device(nvml: Any, handle: Any, board: Any, index: int, versions: _Vers
 
 
 def _read_memory(nvml: Any, handle: Any) -> Any:
-    """The memory of a device, with what the driver reserves for itself where it reports that; None for none at all."""
+    """The memory of a device, with what the driver reserves for itself if it reports that; None if it has no memory."""
     version = getattr(nvml, "nvmlMemory_v2", None)
     if version is not None:
         unoffered = (
@@ -164,7 +164,7 @@ def _read_memory(nvml: Any, handle: Any) -> Any:
 
 
 def _damage(nvml: Any, handle: Any, name: str) -> tuple[str, ...]:
-    """A sentence on memory that failed and could not be replaced. The driver's total already leaves it out."""
+    """A sentence on failed memory that could not be replaced. The driver's total already excludes it."""
     remapped = _optional(lambda: nvml.nvmlDeviceGetRemappedRows(handle), None)
     if remapped is None or not remapped[3]:
         return ()
@@ -172,7 +172,9 @@ def _damage(nvml: Any, handle: Any, name: str) -> tuple[str, ...]:
 
 
 def _optional(ask: Callable[[], Answer], otherwise: Answer) -> Answer:
-    """An answer that only describes a device, or `otherwise`, whatever went wrong: the device is there without it."""
+    """The result of a query that only describes a device, or `otherwise` after any error: the device exists
+    without it.
+    """
     try:
         return ask()
     except Exception:  # pynvml also raises UnicodeDecodeError, AttributeError and TypeError

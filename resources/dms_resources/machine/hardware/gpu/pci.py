@@ -1,4 +1,4 @@
-"""Display devices on the PCI bus: what is there, whether or not a driver shows it."""
+"""Display devices on the PCI bus, with or without a driver."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NAMES: Final = (Path("/usr/share/misc/pci.ids"), Path("/usr/share/hwdata/pci.id
 
 
 class PCIDevice(NamedTuple):
-    """One display device: its address ("0000:17:00.0"), its vendor's and its own id, and its folder.
+    """One display device: its address ("0000:17:00.0"), the ids of its vendor and of its kind, and its folder.
 
-    `driver` is the kernel driver that has it ("" for none). `virtual_functions` is the number of devices into which it
-    is divided now; `virtual` says that it is itself such a part of another device of this machine.
+    `driver` is the kernel driver that uses it ("" for none). `virtual_functions` is the number of devices into which it
+    is divided now. `virtual` is true if it is itself such a part of another device of this machine.
     """
 
     address: str
@@ -72,7 +72,7 @@ def _read_device(folder: Path) -> PCIDevice | None:
 
 
 def model_name(device: PCIDevice, roots: Roots) -> str:
-    """What the PCI name list of this machine calls a device, else its ids; never empty."""
+    """The name of a device in the PCI name list of this machine, otherwise its ids. Never empty."""
     text = next(filter(None, map(read_text, _NAMES)), "") if roots == HOST else ""
     named = parse_models(text, device.vendor_id).get(device.device_id)
     return named or f"{device.vendor.value} {device.vendor_id:04x}:{device.device_id:04x}"

@@ -1,4 +1,6 @@
-"""Asks a vendor's library in a process of its own, so that one that hangs or crashes takes nothing along."""
+"""Queries a vendor's library in a separate process, so that a library that hangs or crashes does not affect
+this one.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +16,25 @@ from .devices import GPUReport
 
 __all__ = ["DEADLINE", "KILL_DEADLINE", "ask_process", "command_line", "environment", "parse_report"]
 
-# A driver that keeps no state between users may need some seconds for each GPU at the first call.
+# A driver that keeps no state between users may need several seconds for each GPU at the first call.
 DEADLINE: Final = 30.0
 KILL_DEADLINE: Final = 1.0
 
 
 def command_line(vendor: str, seconds: float, *options: str) -> list[str]:
-    """The command that starts the process; the folder that happens to be current is not searched for modules."""
+    """The command that starts the process. It does not search the current folder for modules."""
     return [sys.executable, "-P", "-m", "dms_resources.machine.hardware.gpu", vendor, str(seconds), *options]
 
 
 def environment() -> dict[str, str]:
-    """The environment of the process: it finds the modules that this process finds."""
+    """The environment of the process. It finds the same modules as this process."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def ask_process(vendor: str, seconds: float = DEADLINE) -> GPUReport:
-    """One report of a vendor's library within `seconds`; never raises, and leaves no process behind.
+    """One report of a vendor's library within `seconds`. Never raises, and leaves no process behind.
 
-    A process that even a kill does not end (it waits inside the driver) is reported and left to the kernel.
+    If a process stays after a kill (it waits inside the driver), it is reported and left to the kernel.
     """
     if not sys.executable:
         return GPUReport.failure(f"{vendor} GPUs cannot be queried: the Python interpreter is unknown")
@@ -69,7 +71,7 @@ def _after_hanging(vendor: str, seconds: float, process: subprocess.Popen[bytes]
 
 
 def parse_report(vendor: str, output: bytes, status: int) -> GPUReport:
-    """The report in a process's output; one that ended without is reported with how it ended."""
+    """The report in a process's output. If there is none, the report says how the process ended."""
     try:
         return msgspec.json.decode(output, type=GPUReport)
     except msgspec.DecodeError:

@@ -1,9 +1,9 @@
-"""Which devices the environment lets this process use, as each vendor's runtime reads it.
+"""The devices that the environment lets this process use, as each vendor's runtime reads it.
 
-- NVIDIA: `NVIDIA_VISIBLE_DEVICES` says what a container's runtime was asked to show. `CUDA_VISIBLE_DEVICES` ends at the
-  first entry that names no device, and an empty one shows nothing.
+- NVIDIA: `NVIDIA_VISIBLE_DEVICES` lists the devices that a container's runtime was told to show.
+  `CUDA_VISIBLE_DEVICES` ends at the first entry that names no device. An empty one shows nothing.
 - AMD: `ROCR_VISIBLE_DEVICES` (numbers or uuids), then `HIP_VISIBLE_DEVICES` (else `CUDA_VISIBLE_DEVICES`) and
-  `GPU_DEVICE_ORDINAL`, whose numbers count what the one before has left.
+  `GPU_DEVICE_ORDINAL`, whose numbers count the devices that the variable before it leaves.
 - Intel: `ZE_AFFINITY_MASK`, with numbers of devices ("0") or of tiles ("0.1"). An empty one shows everything.
 
 Sources: NVIDIA's CUDA C++ programming guide (environment variables) and container toolkit documentation; AMD's "GPU
@@ -24,7 +24,7 @@ __all__ = ["Visible", "visible_devices"]
 
 
 class Visible(NamedTuple):
-    """The devices left, and a sentence where that is not all of them."""
+    """The devices that remain, and a sentence if some are hidden."""
 
     devices: tuple[GPUDevice, ...]
     limits: tuple[str, ...] = ()
@@ -118,7 +118,7 @@ def _shown_by_runtime(devices: Sequence[GPUDevice], value: str | None) -> tuple[
         return tuple(devices)
     if names[0] in ("none", "void"):
         return ()
-    # Where the runtime has hidden the others, those that are left have new numbers: "3" is then number 0.
+    # If the runtime has hidden some devices, the others have new numbers: "3" may then be number 0.
     by_number = [name for name in names if name.replace(":", "").isdecimal()]
     if len(by_number) == len(names) and len(names) >= len({_board(device) for device in devices}):
         return tuple(devices)
@@ -150,7 +150,9 @@ def _in_order(devices: Sequence[GPUDevice], chosen: Sequence[GPUDevice]) -> tupl
 
 
 def _named(devices: Sequence[GPUDevice], name: str) -> list[GPUDevice]:
-    """The devices of a number, a uuid or the beginning of one; a GPU in MIG mode stands for all its MIG devices."""
+    """The devices that a number, a uuid or the beginning of a uuid names. A GPU in MIG mode stands for its
+    MIG devices.
+    """
     if name.replace(":", "", 1).isdecimal():
         return [d for d in devices if name in (d.position, d.position.partition(":")[0])]
     if not name.startswith(("GPU-", "MIG-")):

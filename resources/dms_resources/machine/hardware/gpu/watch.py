@@ -1,4 +1,4 @@
-"""Asks a vendor's library again and again, through one process that stays."""
+"""Queries a vendor's library repeatedly, through one process that stays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LARGEST_REPORT: Final = 4 * 2**20
 
 @asynccontextmanager
 async def open_gpu_watch(vendor: str, deadline: float = DEADLINE) -> AsyncIterator[GPUWatch]:
-    """Yields a watch on a vendor's devices; its process starts with the first question and ends with the block."""
+    """Yield a watch on a vendor's devices. Its process starts with the first query and ends with the block."""
     watch = GPUWatch(vendor, deadline)
     try:
         yield watch
@@ -28,9 +28,9 @@ async def open_gpu_watch(vendor: str, deadline: float = DEADLINE) -> AsyncIterat
 
 
 class GPUWatch:
-    """One vendor's library in a process of its own. One task at a time may ask.
+    """One vendor's library in a process of its own. Only one task at a time may query it.
 
-    `deadline` is how many seconds an answer may take; it may be changed between two questions.
+    `deadline` is how many seconds an answer may take. It may be changed between two queries.
     """
 
     def __init__(self, vendor: str, deadline: float) -> None:
@@ -41,13 +41,13 @@ class GPUWatch:
 
     @property
     def process_id(self) -> int | None:
-        """The process that is asked; None before the first question and after one that failed."""
+        """The id of the process; None before the first query and after a failed one."""
         return self._process.pid if self._process is not None else None
 
     async def report(self) -> GPUReport:
-        """One report within the deadline; a library that does not answer loses its process. Never raises for it.
+        """One report within the deadline. The process of a library that does not answer is killed. Never raises for it.
 
-        Cancelled, it ends the process, so that no late answer is taken for the next one.
+        If cancelled, it ends the process, so that a late answer is not taken for the next one.
         """
         if self._ending is not None and self._ending.poll() is None:
             return self._failure(f"hangs, and its process {self._ending.pid} cannot be ended")
@@ -84,7 +84,9 @@ class GPUWatch:
         return parse_report(self._vendor, bytes(answer), 0)
 
     async def end_process(self) -> None:
-        """Kills the process and waits for its end for a second at most; one that stays is not started beside."""
+        """Kill the process and wait at most a second for its end. No second process is started beside one
+        that stays.
+        """
         process, self._process = self._process, None
         if process is None:
             return
