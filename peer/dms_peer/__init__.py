@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dms_host import Identity, dial, host_addresses, load_or_create_identity, new_identity, open_host
 
-    from .clients import open_allocations, open_bids, open_resources
+    from .clients import open_allocations, open_bids, open_jobs, open_resources
     from .config.ensemble import parse_ensemble, read_ensemble_file
     from .connections.limits import ConnectionLimits
     from .connections.pool import ConnectionPool, open_connections
@@ -80,6 +80,7 @@ __all__ = [
     "open_connections",
     "open_discovery",
     "open_host",
+    "open_jobs",
     "open_requester",
     "open_resources",
     "parse_ensemble",
@@ -89,7 +90,7 @@ __all__ = [
 
 # The module that defines each name.
 _MODULES = {
-    ".clients": ("open_allocations", "open_bids", "open_resources"),
+    ".clients": ("open_allocations", "open_bids", "open_jobs", "open_resources"),
     ".config.ensemble": ("parse_ensemble", "read_ensemble_file"),
     ".connections.limits": ("ConnectionLimits",),
     ".connections.pool": ("ConnectionPool", "open_connections"),

@@ -13,12 +13,14 @@ from libp2p.abc import IHost
 
 from dms_host import open_stream
 from dms_protocols.clients import AllocationClient, BidClient, ResourcesClient
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL, versions_of
+from dms_protocols.job_client import JOB_CLIENT_LIMITS, JobClient
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, JOB_PROTOCOL, RESOURCES_PROTOCOL, versions_of
 from dms_protocols.rpc.client import Client, open_client
+from dms_protocols.rpc.client_limits import ClientLimits
 
 from .signing import EnvelopeChecker
 
-__all__ = ["open_allocations", "open_bids", "open_resources"]
+__all__ = ["open_allocations", "open_bids", "open_jobs", "open_resources"]
 
 
 @asynccontextmanager
@@ -44,7 +46,16 @@ async def open_allocations(host: IHost, peer_id: str, *, token: bytes | None = N
 
 
 @asynccontextmanager
-async def _open_client(host: IHost, peer_id: str, protocol: str) -> AsyncIterator[Client]:
+async def open_jobs(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[JobClient]:
+    """Opens a client that starts, follows and stops jobs on leases of this host's. Raises DialError."""
+    async with _open_client(host, peer_id, JOB_PROTOCOL, JOB_CLIENT_LIMITS) as client:
+        yield JobClient(client, token=token)
+
+
+@asynccontextmanager
+async def _open_client(
+    host: IHost, peer_id: str, protocol: str, limits: ClientLimits | None = None
+) -> AsyncIterator[Client]:
     stream = await open_stream(host, peer_id, versions_of(protocol))
-    async with open_client(stream) as client:
+    async with open_client(stream, limits) as client:
         yield client

@@ -17,7 +17,8 @@ from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding.service import BidTerms, CurrentTerms, bid_operations
 from dms_protocols.bidding.versions import BID_VERSIONS
 from dms_protocols.errors import BusyError
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, RESOURCES_PROTOCOL, versions_of
+from dms_protocols.jobs import JobService, job_limits, job_operations
+from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, JOB_PROTOCOL, RESOURCES_PROTOCOL, versions_of
 from dms_protocols.queries import resource_operations
 from dms_protocols.rpc.access import Access, AccessRules, CurrentRules
 from dms_protocols.rpc.counts import ServiceCounts
@@ -63,13 +64,15 @@ class Serving:
         operations: Operations,
         counts: ServiceCounts,
         shares: SharesInUse,
+        protocol: str,
         stream: trio.abc.HalfCloseableStream,
         peer_id: str,
     ) -> None:
+        limits = job_limits(self._limits) if protocol == JOB_PROTOCOL else self._limits
         try:
             with shares.stream(peer_id) as share:
                 caller = Caller(peer_id, group=_address_group(stream))
-                await serve_stream(stream, operations, caller, self._limits, counts, share, self._access)
+                await serve_stream(stream, operations, caller, limits, counts, share, self._access)
         except BusyError as error:
             await refuse_stream(stream, error, self._limits)
 
@@ -93,8 +96,10 @@ async def serve(
     shares: Shares | SharesInUse | None = None,
     access: AccessRules | None = None,
     revoked: Container[str] = frozenset(),
+    jobs: JobService | None = None,
 ) -> AsyncIterator[Serving]:
-    """Serves `/dms/resources`, `/dms/bid` and `/dms/allocation` on `host` while the block runs.
+    """Serves `/dms/resources`, `/dms/bid` and `/dms/allocation` on `host` while the block runs, with `jobs` also
+    `/dms/job`.
 
     At the end the protocols are detached; requests that are being answered have some seconds to finish. `identity`
     signs bids; it is the host's own key by default, which must be Ed25519 (IdentityError). `counts` counts requests,
@@ -106,11 +111,12 @@ async def serve(
     tokens = TokenChecker(identity.peer_id, trusted_keys((identity.peer_id, *rules.trusted)), revoked)
     in_use = shares if isinstance(shares, SharesInUse) else SharesInUse(shares)
     serving = Serving(Access(rules, tokens), limits or ServiceLimits())
+    served = peer_operations(manager, identity, terms, counts, in_use.limits, tokens, serving.current_rules)
+    if jobs is not None:
+        served[JOB_PROTOCOL] = job_operations(jobs, manager=manager, tokens=tokens)
     handlers = {
-        protocol: functools.partial(serving._answer, operations, counts, in_use)
-        for protocol, operations in peer_operations(
-            manager, identity, terms, counts, in_use.limits, tokens, serving.current_rules
-        ).items()
+        protocol: functools.partial(serving._answer, operations, counts, in_use, protocol)
+        for protocol, operations in served.items()
     }
     async with attach_protocols(host, handlers):
         yield serving

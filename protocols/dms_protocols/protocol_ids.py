@@ -18,6 +18,7 @@ __all__ = [
     "BID_DELIVERY_PROTOCOL",
     "BID_PROTOCOL",
     "BID_PROTOCOL_1_1",
+    "JOB_PROTOCOL",
     "KADEMLIA_PROTOCOL",
     "PEERS_PROTOCOL",
     "RESOURCES_PROTOCOL",
@@ -37,6 +38,8 @@ ALLOCATION_PROTOCOL: Final = "/dms/allocation/1.0.0"
 """Leases: commit, renew, allocate, release and list."""
 ALLOCATION_PROTOCOL_1_1: Final = "/dms/allocation/1.1.0"
 """The same, with allocations that end unless they are renewed, and with reported evictions."""
+JOB_PROTOCOL: Final = "/dms/job/1.0.0"
+"""Jobs on leases: start, status, watch, logs and stop."""
 PEERS_PROTOCOL: Final = "/dms/peers/1.0.0"
 """The exchange of capacity adverts."""
 BID_DELIVERY_PROTOCOL: Final = "/dms/bid-delivery/1.0.0"
@@ -50,6 +53,7 @@ _KNOWN: Final = (
     BID_PROTOCOL_1_1,
     ALLOCATION_PROTOCOL,
     ALLOCATION_PROTOCOL_1_1,
+    JOB_PROTOCOL,
     PEERS_PROTOCOL,
     BID_DELIVERY_PROTOCOL,
 )

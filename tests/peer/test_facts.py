@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,15 @@ from dms_protocols.adverts.exchange import PeersClient
 from dms_protocols.bidding.service import BidTerms
 from dms_protocols.clients import ResourcesClient
 from dms_protocols.errors import AccessError, RemoteError
-from dms_protocols.messages import allocation, resources
+from dms_protocols.messages import allocation, job, resources
 from dms_protocols.messages.bid import BidAnswer, BidRequest, Place
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, PEERS_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.protocol_ids import (
+    ALLOCATION_PROTOCOL,
+    BID_PROTOCOL,
+    JOB_PROTOCOL,
+    PEERS_PROTOCOL,
+    RESOURCES_PROTOCOL,
+)
 from dms_protocols.rpc.access import NOBODY, Access, AccessRule, AccessRules, CurrentRules
 from dms_protocols.rpc.facts import FACTS
 from dms_protocols.rpc.operations import Caller
@@ -56,8 +62,49 @@ KINDS: dict[str, Any] = {
     "machine": resources.MachineRequest,
     "usage": resources.UsageRequest,
     "list": allocation.ListRequest,
+    "job_status": lambda: job.JobStatusRequest(lease_id="lease"),
+    "job_stop": lambda: job.StopJobRequest(lease_id="lease"),
+    "job_start": lambda: job.StartJobRequest(
+        lease_id="lease", fence=1, job=job.Job(execution=job.Execution(type="docker"))
+    ),
 }
 SETTINGS = DiscoverySettings(mdns=False, dht=False, gossip=False, exchange=True, known=False)
+
+
+class EverybodysJobs:
+    """Runs one job, which is that of every caller."""
+
+    STATUS = job.JobStatus(
+        lease_id="lease", fence=1, digest=b"d" * 32, executor="docker", state="running", created=1.0, since=1.0
+    )
+
+    async def start(self, lease_id: str, fence: int, job: Any, *, holder: str) -> job.JobStatus:
+        return self.STATUS
+
+    def status(self, lease_id: str, *, holder: str) -> job.JobStatus:
+        return self.STATUS
+
+    async def stop(self, lease_id: str, *, holder: str, grace: float) -> job.JobStatus:
+        return self.STATUS
+
+    @asynccontextmanager
+    async def watch(self, lease_id: str, *, holder: str) -> AsyncIterator[Any]:
+        async def once() -> AsyncGenerator[job.JobStatus, None]:
+            yield self.STATUS
+
+        async with aclosing(once()) as states:
+            yield states
+
+    @asynccontextmanager
+    async def logs(self, lease_id: str, *, holder: str, offset: int, follow: bool) -> AsyncIterator[Any]:
+        async def once() -> AsyncGenerator[job.JobOutput, None]:
+            yield job.JobOutput(offset=0, data=b"secret")
+
+        async with aclosing(once()) as pieces:
+            yield pieces
+
+    async def connect(self, lease_id: str, *, holder: str, port: int) -> Any:
+        return trio.testing.memory_stream_pair()[0]
 
 
 @asynccontextmanager
@@ -71,7 +118,9 @@ async def provider(folder: Path, rules: AccessRules) -> AsyncIterator[str]:
         )
         identity = new_identity()
         host = await stack.enter_async_context(open_host(identity, [LOOPBACK]))
-        await stack.enter_async_context(serve(host, manager, identity=identity, terms=TERMS, access=rules))
+        await stack.enter_async_context(
+            serve(host, manager, identity=identity, terms=TERMS, access=rules, jobs=EverybodysJobs())
+        )
         await stack.enter_async_context(
             open_discovery(host, identity, SETTINGS, manager=manager, terms=TERMS, access=rules)
         )
@@ -90,6 +139,7 @@ class Stranger:
     async def walk(self) -> set[str]:
         await self.ask(RESOURCES_PROTOCOL, "free", "onboarded", "allocated", "machine", "usage", "watch")
         await self.ask(ALLOCATION_PROTOCOL, "list")
+        await self.ask(JOB_PROTOCOL, "job_start", "job_status", "job_watch", "job_logs", "job_stop")
         await self.ask_for_bids()
         await self.read_adverts()
         return self.learned
@@ -105,6 +155,12 @@ class Stranger:
             if operation == "watch":
                 async with ResourcesClient(client).watch() as changes:
                     assert all(not gpu.pci_address for gpu in (await anext(changes)).gpus)
+            elif operation == "job_watch":
+                async with client.watch(job.JobWatchRequest(lease_id="lease"), job.JobAnswer, timeout=5) as states:
+                    await anext(states)
+            elif operation == "job_logs":
+                async with client.watch(job.JobLogsRequest(lease_id="lease"), job.JobOutput, timeout=5) as pieces:
+                    await anext(pieces)
             else:
                 answer = await client.call(KINDS[operation](), dict, timeout=5)
                 if operation != "machine":

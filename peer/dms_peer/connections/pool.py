@@ -22,7 +22,8 @@ from dms_host.streams.stream import PeerStream
 from dms_host.swarm.dialing import has_living_connection
 from dms_host.swarm.peer_locks import PeerLocks
 from dms_host.tasks import shielded
-from dms_protocols.protocol_ids import versions_of
+from dms_protocols.job_client import JOB_CLIENT_LIMITS
+from dms_protocols.protocol_ids import JOB_PROTOCOL, versions_of
 from dms_protocols.rpc.client import Client
 from dms_resources.tasks import open_background
 
@@ -39,6 +40,8 @@ KnownAddresses = Callable[[str], Sequence[str]]
 CLOSE_TIMEOUT = 2.0
 # Failures to dial that are ours and say nothing of the peer.
 OUR_CODES = frozenset({"busy", "denied"})
+# What one stream may cost, where a protocol needs other limits than most.
+CLIENT_LIMITS = {JOB_PROTOCOL: JOB_CLIENT_LIMITS}
 # Failures to open a stream that a new connection may repair.
 LOST_CODES = frozenset({"not_connected", "stream_failed"})
 
@@ -151,7 +154,7 @@ class ConnectionPool:
                 "the connections of this peer were closed", code="closed", address=peer_id, hint="start it again"
             )
         self._free_a_slot(peer_id)
-        self._clients[key] = shared = SharedClient(self._limits.stream_idle)
+        self._clients[key] = shared = SharedClient(self._limits.stream_idle, CLIENT_LIMITS.get(protocol))
         self._clients.move_to_end(key)
         self._nursery.start_soon(self._run, key, shared, tuple(addrs))
         return shared, True

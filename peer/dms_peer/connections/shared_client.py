@@ -11,6 +11,7 @@ import trio
 from dms_host.errors import DialError
 from dms_host.streams.stream import PeerStream
 from dms_protocols.rpc.client import Client, open_client
+from dms_protocols.rpc.client_limits import ClientLimits
 from dms_resources.tasks import open_background
 
 __all__ = ["SharedClient"]
@@ -25,8 +26,9 @@ class SharedClient:
     its stream is lost, or when it is told to.
     """
 
-    def __init__(self, idle: float) -> None:
+    def __init__(self, idle: float, limits: ClientLimits | None = None) -> None:
         self._idle = idle
+        self._limits = limits
         self._users = 0
         self._changed = trio.Event()
         self._settled = trio.Event()
@@ -78,7 +80,7 @@ class SharedClient:
         try:
             with self._scope:
                 stream = await open_stream()
-                async with open_client(stream) as client:
+                async with open_client(stream, self._limits) as client:
                     self._client = client
                     self._settled.set()
                     await self._wait_for_end(client)

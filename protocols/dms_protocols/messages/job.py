@@ -60,7 +60,7 @@ Network: TypeAlias = Literal["none", "outbound", "full"]
 """What a job can connect to: `none` nothing, `outbound` public addresses, `full` also the owner's networks."""
 
 
-class Execution(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Execution(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What is executed. `type` names the executor. The entries of `environment` have the form NAME=VALUE."""
 
     type: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -79,14 +79,14 @@ class Execution(Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError("a NUL character")
 
 
-class JobPort(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class JobPort(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A port on which the job listens. `public` is the leased port that forwards to it; 0 if only tunnels reach it."""
 
     private: Port
     public: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
-class JobFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class JobFile(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A file that the job finds under `name` in the directory /dms. It is read-only; `executable` is for scripts."""
 
     name: Annotated[str, Meta(max_length=64)]
@@ -101,6 +101,8 @@ class JobFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Job(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A job document. `network` is what the job needs to connect to. With `remove`, its lease is released when the job
     ends.
+
+    Unknown fields are refused here, unlike in other messages: a field that a provider does not know may be a limit.
     """
 
     execution: Execution
@@ -187,11 +189,16 @@ class JobWatchRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class JobLogsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_logs"):
-    """Requests the output from byte `offset` on, in events of JobOutput; with `follow`, until the job has exited."""
+    """Requests the output from byte `offset` on, in events of JobOutput; with `follow`, until the job has exited.
+
+    The first event is sent at once and has no data. At most `limit` events with data follow (0: no limit). A client
+    that cannot keep up requests a few at a time, and continues from the offset that it has reached.
+    """
 
     lease_id: LeaseID
     offset: Amount = 0
     follow: bool = False
+    limit: Annotated[int, Meta(ge=0, le=1024)] = 0
 
 
 class StopJobRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="job_stop"):

@@ -19,6 +19,7 @@ from ..bidding.checks import Bids
 from ..errors import ProtocolError
 from ..messages.allocation import ListAnswer
 from ..messages.bid import Bid, EnsembleRequest, OfferAnswer, count_ports
+from ..messages.job import JobOutput, JobStatus
 
 __all__ = [
     "AnswerError",
@@ -26,8 +27,10 @@ __all__ = [
     "check_bid",
     "check_bids",
     "check_ended",
+    "check_job",
     "check_leases",
     "check_offers",
+    "check_output",
     "check_own_leases",
     "check_renewed",
     "covers",
@@ -160,6 +163,35 @@ def check_own_leases(page: ListAnswer, *, holder: str, after: str, limit: int) -
         raise AnswerError("the answer is wrong: a list promises more and has none")
     for lease in page.leases:
         _same("a lease", "holder", lease.holder, holder)
+
+
+def check_job(status: JobStatus, lease_id: str, *, fence: int | None = None, digest: bytes | None = None) -> None:
+    """Compare the state of a job with the request, and with the `fence` and `digest` of its start where they are known.
+
+    A job has an exit when it has exited, and not before.
+    """
+    _same("the job", "lease_id", status.lease_id, lease_id)
+    if fence is not None:
+        _same("the job", "fence", status.fence, fence)
+    if digest is not None:
+        _same("the job", "digest", status.digest.hex(), digest.hex())
+    if (status.state == "exited") != (status.exit is not None):
+        raise AnswerError(f"the answer is wrong: the job is {status.state}, and its exit is {status.exit}")
+    if status.dropped > status.output:
+        raise AnswerError("the answer is wrong: more output is dropped than the job wrote")
+
+
+def check_output(piece: JobOutput, position: int) -> int:
+    """Compare a piece of output with the position up to which the output was read; returns where it is read on.
+
+    Output comes in order, and what was dropped before a piece is counted in it.
+    """
+    if piece.offset - piece.dropped != position:
+        raise AnswerError(
+            f"the answer is wrong: output from byte {piece.offset} on, after {piece.dropped} that were dropped, "
+            f"does not continue at byte {position}"
+        )
+    return piece.offset + len(piece.data)
 
 
 def _check_deadline(lease: Lease, asked_at: float, ttl: float) -> None:

@@ -86,6 +86,9 @@ _SLOW_WEIGHT = 8
 # trio's heap until the old deadline passes. Moving it for each byte that arrives would leave hundreds of entries for a
 # slow peer.
 _IDLE_PRECISION = 1 / 64
+# A frame that has arrived in part counts as bytes in flight from this size on. Smaller ones are bounded by the number
+# of streams, and counting them would cost every request.
+_COUNTED_PART = 64 * 1024
 
 
 class CancelRequest(msgspec.Struct, frozen=True, tag_field="op", tag="cancel"):
@@ -165,6 +168,7 @@ class _Service:
         )
         self._handlers: trio.Nursery
         self._slow = 0
+        self._part = 0
         self._watches: dict[int, trio.CancelScope] = {}
         self._idle = trio.CancelScope()
         self._active_at = trio.current_time()
@@ -178,6 +182,7 @@ class _Service:
                 await self._serve(first)
         finally:
             self._counts.streams -= 1
+            self._share.hold(-self._part)
             self._outbox.abandon()
             # This has no effect if the stream is closed already.
             await trio.aclose_forcefully(self._stream)
@@ -219,7 +224,8 @@ class _Service:
                 self._frames.feed(data)
                 try:
                     await self._take_frames()
-                except FrameError as error:
+                    self._count_part()
+                except (FrameError, BusyError) as error:
                     self._refuse(None, error, UNREADABLE, self._caller)
                     return
                 self._watch_idleness()
@@ -255,6 +261,17 @@ class _Service:
         if whole:
             # Only complete requests count as activity: one byte a second does not keep a stream open.
             self._active_at = share.now
+
+    def _count_part(self) -> None:
+        part = self._frames.buffered
+        if part < _COUNTED_PART:
+            part = 0
+        if part > self._part:
+            # A peer that has used up its bytes does not keep more in unfinished frames.
+            self._share.admit_bytes()
+        if part != self._part:
+            self._share.hold(part - self._part)
+            self._part = part
 
     def _stay_active(self) -> None:
         # A peer that waits for its turn, reads its answers, or has an operation that has just ended is not idle.

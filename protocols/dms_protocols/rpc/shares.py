@@ -110,12 +110,16 @@ class PeerShare:
 
     def admit(self) -> None:
         """Count a request if this peer is `limited`. Raises BusyError if the limit is reached."""
+        self.admit_bytes()
+        self._take("requests", self._own.requests, self._total.requests, self._assured)
+
+    def admit_bytes(self) -> None:
+        """Raises BusyError if the limit of bytes in flight is reached."""
         own, total = self._own, self._total
         if own.bytes >= own.most_bytes:
             raise _busy(f"{own.bytes} bytes of this peer are under way", _RETRY_SECONDS)
         if total.bytes >= total.most_bytes and own.bytes >= self._assured_bytes:
             raise _busy(f"{total.bytes} bytes of all peers are under way", _RETRY_SECONDS)
-        self._take("requests", own.requests, total.requests, self._assured)
 
     def admit_bid(self) -> None:
         """Count a request for bids, in addition to `admit`. Raises BusyError if the limit is reached."""

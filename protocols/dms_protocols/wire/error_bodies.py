@@ -10,7 +10,7 @@ from dms_resources.demands import Shortage
 from dms_resources.errors import LeaseError, OnboardingError, ResourcesError, StillPromisedError
 from dms_resources.refusals import AccountError, InsufficientError, RequestError, ShareError
 
-from ..errors import BusyError, MessageError, ProtocolError, RemoteError
+from ..errors import BusyError, JobError, MessageError, ProtocolError, RemoteError
 from .conversion import from_map, to_bytes
 from .envelope import Encoded
 
@@ -71,6 +71,8 @@ def _details(error: ProtocolError | ResourcesError) -> dict[str, Any]:
             return _relayed(error)
         case MessageError():
             return {"path": error.path or ""}
+        case JobError():
+            return {"hint": error.hint}
         case _:
             return {}
 

@@ -15,11 +15,13 @@ from dms_host.keys.identity import new_identity
 from dms_peer.config.access import OPERATIONS, OUT_OF_THE_BOX, OwnerAccess, parse_access, read_access_file
 from dms_peer.errors import DocumentError
 from dms_peer.serving import peer_operations
+from dms_protocols.jobs import job_operations
 from dms_protocols.rpc.access import ANYONE, AccessRule, AccessRules
 from dms_protocols.rpc.limits import Share, Shares
 from dms_resources.components import CPU, RAM, Disk, MachineResources
 from dms_resources.manager import open_manager
 from dms_resources.units import Cores
+from memory_jobs import MemoryJobs
 
 DOCS = (Path(__file__).parents[3] / "docs" / "access.md").read_text()
 EXAMPLE = re.search(r"```yaml\n(.*?)```", DOCS, re.DOTALL)[1]  # type: ignore[index]
@@ -58,10 +60,12 @@ def test_the_docs_name_every_field_and_every_operation() -> None:
         assert f"`{name}`" in DOCS or f"{name}:" in DOCS, name
 
 
-async def test_there_are_rules_for_every_operation_of_a_peer(tmp_path: Path) -> None:
+async def test_there_are_rules_for_every_operation_of_a_peer(tmp_path: Path, nursery: Any) -> None:
     parts: dict[str, Any] = {"cpu": CPU(cores=Cores.of(1)), "ram": RAM(size=1), "disk": Disk(size=1), "gpus": ()}
     async with open_manager(tmp_path / "ledger.db", MachineResources(**parts)) as manager:
         served = {name for operations in peer_operations(manager, new_identity()).values() for name in operations}
+    # Only a peer with executors serves these.
+    served |= set(job_operations(MemoryJobs({}, nursery, lambda job: None)))
     assert served == set(OPERATIONS)
 
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from dms_protocols import errors
+from dms_protocols.jobs import job_limits
 from dms_protocols.rpc.limits import ServiceLimits, Shares
 from dms_resources import errors as ledger_errors
 from dms_resources import refusals
@@ -15,6 +16,11 @@ def test_the_page_states_the_limits_that_hold() -> None:
     limits = ServiceLimits()
     rows = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", PAGE[PAGE.index("## Limits") :], re.MULTILINE))
     assert rows["request"] == f"{limits.frame_bytes >> 10} KiB"
+    jobs = job_limits(limits)
+    assert (
+        f"takes a request of {jobs.frame_bytes >> 10} KiB, passes over one of {jobs.skip_bytes >> 10} KiB, "
+        f"and has {jobs.watches} watches under way"
+    ) in PAGE
     assert rows["answer"] == f"{limits.answer_bytes >> 20} MiB"
     assert rows["depth, values of a request"] == f"{limits.depth}, {limits.items}"
     assert rows["slow operations under way"] == str(limits.operations_in_flight)
