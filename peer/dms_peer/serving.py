@@ -31,7 +31,7 @@ from dms_resources.manager import ResourceManager
 
 from .signing import EnvelopeChecker, IdentitySigner, host_identity, trusted_keys
 
-__all__ = ["Serving", "peer_operations", "serve"]
+__all__ = ["Serving", "peer_operations", "serve", "stream_network"]
 
 
 class Serving:
@@ -71,13 +71,14 @@ class Serving:
         limits = job_limits(self._limits) if protocol == JOB_PROTOCOL else self._limits
         try:
             with shares.stream(peer_id) as share:
-                caller = Caller(peer_id, group=_address_group(stream))
+                caller = Caller(peer_id, group=stream_network(stream))
                 await serve_stream(stream, operations, caller, limits, counts, share, self._access)
         except BusyError as error:
             await refuse_stream(stream, error, self._limits)
 
 
-def _address_group(stream: trio.abc.HalfCloseableStream) -> str:
+def stream_network(stream: trio.abc.HalfCloseableStream) -> str:
+    """What counts as the address of the peer at the other end of a stream; empty where it is not known."""
     if not isinstance(stream, PeerStream):
         return ""
     # A relay hides the address, so all that come through relays count as one.

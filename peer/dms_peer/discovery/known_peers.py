@@ -66,6 +66,11 @@ class KnownPeers:
         """Return the entry of one peer."""
         return self._peers.get(peer_id)
 
+    def answered(self, peer_id: str) -> bool:
+        """Whether a peer reported its free capacity to this one, and has not been unreachable since."""
+        peer = self._peers.get(peer_id)
+        return peer is not None and peer.free_at is not None and not peer.failures
+
     def is_due(self, peer_id: str, seconds: float) -> bool:
         """Whether a peer was not seen for so long, or never."""
         peer = self._peers.get(peer_id)

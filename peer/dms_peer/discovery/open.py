@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from dms_resources.tasks import open_background
 
 from ..connections import ConnectionPool, open_connections
 from ..home.home import Home
+from ..home.lease_journal import LeaseJournal
 from ..requesting.limits import RequesterLimits
 from ..requesting.network import Broadcast, CandidateSource, PeerNetwork
 from ..requesting.requester import Requester
@@ -127,7 +128,15 @@ async def open_discovery(
         adverts = await stack.enter_async_context(
             open_adverts(
                 AdvertSetup(
-                    host, identity, addrs, settings, connections, peering.partners, peering.wait_changed, in_use
+                    host,
+                    identity,
+                    addrs,
+                    settings,
+                    connections,
+                    peering.partners,
+                    peering.wait_changed,
+                    in_use,
+                    trusts=await _trust(home, known),
                 ),
                 provider,
             )
@@ -146,6 +155,13 @@ async def open_discovery(
             mdns=mdns,
             dht=dht,
         )
+
+
+async def _trust(home: Home | None, known: KnownPeers) -> Callable[[str], bool]:
+    """Tells the peers that this one traded with, or that answered it, from strangers."""
+    traded = await trio.to_thread.run_sync(LeaseJournal(home.path).providers) if home is not None else []
+    partners = frozenset(provider.peer_id for provider in traded)
+    return lambda peer_id: peer_id in partners or known.answered(peer_id)
 
 
 async def _open_mdns(stack: AsyncExitStack, identity: Identity, addrs: Sequence[str]) -> MDNSPeers:

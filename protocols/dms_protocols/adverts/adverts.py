@@ -5,9 +5,9 @@ Rules:
 1. An advert is valid if its envelope is valid, it names its signer, it was not issued in the future (apart from a
    difference between the clocks), and its time to live has not ended.
 2. The table keeps the advert with the highest sequence number of each peer. A replayed old advert has no effect.
-3. A full table drops the advert that expires next. A stranger that floods the table with short-lived adverts
-   displaces its own.
-4. The cost of an advert grows with the logarithm of the size of the table.
+3. A full table drops the advert that is worth least (`adverts.retention`). A stranger that floods the table displaces
+   its own adverts.
+4. An advert costs no more than a few checks of signatures, however full the table is.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from ..messages.adverts import ADVERT_DOMAIN, ADVERT_PAYLOAD_TYPE, MAX_ADVERT_SI
 from ..messages.bid import EnsembleRequest, NodeRequest
 from ..wire.cbor import decode_map
 from ..wire.conversion import from_map, sealed_bytes
+from .retention import AdvertRetention
 
 __all__ = ["CLOCK_SKEW", "AdvertTable", "HeldAdvert", "Verdict", "could_hold", "open_advert", "seal_advert"]
 
@@ -120,15 +121,20 @@ class AdvertTable:
         most: int = 1024,
         clock: Callable[[], float] = time.time,
         on_new: Callable[[CapacityAdvert], None] = lambda advert: None,
+        trusts: Callable[[str], bool] = lambda peer_id: False,
+        rng: random.Random | None = None,
     ) -> None:
         """Make an empty table. Adverts of the peer `own_id` are ignored. `on_new` is called with every advert that is
-        kept.
+        kept. `trusts` says whether this peer knows another one by its answers; it must not block. `rng` chooses among
+        the adverts that are worth least.
         """
         self._opener = opener
         self._own_id = own_id
         self._most = most
         self._clock = clock
         self._on_new = on_new
+        self._trusts = trusts
+        self._retention = AdvertRetention(most, rng)
         self._held: dict[str, HeldAdvert] = {}
         # Many peers send the same bytes. They are checked once.
         self._known: dict[bytes, HeldAdvert] = {}
@@ -145,16 +151,16 @@ class AdvertTable:
 
     # Taking in
 
-    def accept(self, raw: bytes, *, sender: str | None = None) -> Verdict:
-        """Keep an advert if it is valid and new. If `sender` is given, only an advert of this peer is valid. Raises
-        nothing.
+    def accept(self, raw: bytes, *, sender: str | None = None, network: str = "") -> Verdict:
+        """Keep an advert if it is valid and new. If `sender` is given, only an advert of this peer is valid. `network`
+        is the address of the peer that brought the advert, empty where it is not known. Raises nothing.
         """
         try:
-            return self._accept(raw, sender)
+            return self._accept(raw, sender, network)
         except ProtocolError as error:
             return Verdict("invalid", error.code)
 
-    def _accept(self, raw: bytes, sender: str | None) -> Verdict:
+    def _accept(self, raw: bytes, sender: str | None, network: str) -> Verdict:
         now = self._clock()
         if raw in self._known:
             return self._again(raw, sender)
@@ -166,8 +172,10 @@ class AdvertTable:
             return Verdict("old", "old_advert", advert)
         self._let_go_of_expired(now)
         if held is None and len(self._held) >= self._most:
-            self._drop(self._ends[0][1])
+            self._drop(self._retention.least())
         self._keep(HeldAdvert(advert, raw))
+        trusted = self._trusts(advert.peer_id)
+        self._retention.heard(advert.peer_id, network, trusted=trusted, direct=sender is not None, now=now)
         self._on_new(advert)
         return Verdict("new", advert=advert)
 
@@ -196,6 +204,7 @@ class AdvertTable:
             heapq.heapify(self._ends)
 
     def _drop(self, peer_id: str) -> None:
+        self._retention.forget(peer_id)
         del self._known[self._held.pop(peer_id).raw]
         del self._order[bisect_right(self._order, peer_id) - 1]
         self._pop_replaced()

@@ -48,7 +48,7 @@ class _Exchange:
         self._again_after = again_after
 
     def advertise(self, request: AdvertiseRequest, caller: Caller) -> Answer:
-        verdict = self._table.accept(request.advert, sender=caller.peer_id)
+        verdict = self._table.accept(request.advert, sender=caller.peer_id, network=caller.group)
         if verdict.code:
             raise AdvertError("the advert is not taken", code=verdict.code)
         return AdvertiseAnswer(again_after=self._again_after())

@@ -226,24 +226,6 @@ def test_what_has_expired_is_gone(table: AdvertTable, clock: Clock) -> None:
     assert len(table) == 2
 
 
-def test_the_nearest_to_its_end_makes_room(table: AdvertTable) -> None:
-    for peer_id, ttl in (("a", 300.0), ("b", 100.0), ("c", 200.0), ("d", 400.0)):
-        table.accept(sealed(peer_id, ttl=ttl))
-    # Renewed: what was its end is none any more.
-    table.accept(sealed("b", ttl=500, sequence=2))
-    table.accept(sealed("e", ttl=600))
-    assert [table.get(peer) is not None for peer in "abcde"] == [True, True, False, True, True]
-
-
-def test_a_flood_of_short_lived_adverts_displaces_itself(table: AdvertTable) -> None:
-    for peer_id in "abc":
-        table.accept(sealed(peer_id, ttl=600))
-    for number in range(500):
-        table.accept(sealed(f"x{number}", ttl=5))
-    assert all(table.get(peer_id) for peer_id in "abc")
-    assert len(table) == 4
-
-
 def test_renewing_for_ever_keeps_the_table_small(table: AdvertTable) -> None:
     for sequence in range(1, 1000):
         for peer_id in "ab":

@@ -53,7 +53,9 @@ class ExchangeSource:
         most: int = 4,
         pages: int = 32,
         page_deadline: float = 5.0,
+        network_of: Callable[[str], str] = lambda peer_id: "",
     ) -> None:
+        self._network_of = network_of
         self._network = network
         self._table = table
         self._partners = partners
@@ -78,18 +80,19 @@ class ExchangeSource:
     async def _ask(self, asking: _Asking, peer_id: str, addrs: Sequence[str]) -> None:
         try:
             async with self._network.client(peer_id, PEERS_PROTOCOL, addrs) as client:
-                await self._ask_for_pages(asking, PeersClient(client, timeout=self._page_deadline))
+                peers = PeersClient(client, timeout=self._page_deadline)
+                await self._ask_for_pages(asking, peers, self._network_of(peer_id))
         except (DialError, ProtocolError) as error:
             _log.debug("%s gives no adverts: %s", peer_id, error)
 
-    async def _ask_for_pages(self, asking: _Asking, peers: PeersClient) -> None:
+    async def _ask_for_pages(self, asking: _Asking, peers: PeersClient, network: str) -> None:
         start = after = self._network.peer_id
         wrapped = False
         for _ in range(self._pages):
             answer = await peers.adverts(limit=MAX_ADVERTS, after=after, demand=asking.demand)
             # Its own and the page, however many it sends.
             for raw in answer.adverts[: 1 + MAX_ADVERTS]:
-                await asking.take(raw)
+                await asking.take(raw, network)
             before, after = after, answer.next
             if not after and not wrapped:
                 wrapped = True
@@ -120,8 +123,8 @@ class _Asking:
         demands = {node.resources for node in self._request.request}
         return demands.pop() if len(demands) == 1 else None
 
-    async def take(self, raw: bytes) -> None:
-        advert = self._table.accept(raw).advert
+    async def take(self, raw: bytes, network: str) -> None:
+        advert = self._table.accept(raw, network=network).advert
         if advert is None or advert.peer_id in self._named:
             return
         held = self._table.get(advert.peer_id)

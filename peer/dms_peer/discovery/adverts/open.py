@@ -30,7 +30,7 @@ from dms_resources.tasks import open_background
 
 from ...connections import ConnectionPool
 from ...requesting.network import Broadcast, CandidateSource
-from ...serving import peer_operations
+from ...serving import peer_operations, stream_network
 from ...signing import EnvelopeChecker, IdentitySigner
 from ..gossip.gossip import Gossip, open_gossip
 from ..settings import DiscoverySettings
@@ -38,6 +38,7 @@ from .advertiser import AdvertKeeper, AdvertPusher
 from .broadcast import BROADCASTS_TOPIC, GossipBroadcast
 from .broadcast_answers import BroadcastAnswers, BroadcastValidator
 from .exchange import ExchangeSource
+from .networks import peer_network
 from .own_advert import OwnAdvert
 from .peer_count import PeerCount
 from .schedule import AdvertSchedule
@@ -74,7 +75,7 @@ class AdvertSetup:
 
     Others reach this peer at `addrs` (multiaddrs) and deliver their bids on a broadcast there. `partners` names
     connected peers to exchange adverts with, and `partners_changed` returns when these may have changed. Streams of
-    other peers count against `shares`.
+    other peers count against `shares`. `trusts` says which peers this one knows by their answers.
     """
 
     host: IHost
@@ -85,6 +86,7 @@ class AdvertSetup:
     partners: Partners
     partners_changed: Callable[[], Awaitable[None]]
     shares: SharesInUse
+    trusts: Callable[[str], bool]
 
 
 @asynccontextmanager
@@ -100,17 +102,19 @@ async def open_adverts(setup: AdvertSetup, provider: Provider | None) -> AsyncIt
         own_id=setup.identity.peer_id,
         most=settings.max_adverts,
         on_new=lambda advert: count.heard(advert.peer_id),
+        trusts=setup.trusts,
     )
+    network_of = partial(peer_network, setup.host)
     async with AsyncExitStack() as stack:
         gossip: Gossip | None = None
         if settings.gossip:
             gossip = await stack.enter_async_context(open_gossip(setup.host, settings.gossip_limits))
-            await gossip.subscribe(ADVERTS_TOPIC, AdvertValidator(table))
+            await gossip.subscribe(ADVERTS_TOPIC, AdvertValidator(table, network_of))
         sources: list[CandidateSource] = []
         if gossip is not None or settings.exchange:
             sources.append(AdvertSource(table))
         if settings.exchange:
-            sources.append(ExchangeSource(setup.network, table, setup.partners))
+            sources.append(ExchangeSource(setup.network, table, setup.partners, network_of=network_of))
         if provider is not None:
             await stack.enter_async_context(_publishing(setup, provider, table, count, gossip))
         broadcast: Broadcast | None = None
@@ -191,6 +195,6 @@ async def _answer_stream(
 ) -> None:
     try:
         with shares.stream(peer_id) as share:
-            await serve_stream(stream, operations, Caller(peer_id), share=share)
+            await serve_stream(stream, operations, Caller(peer_id, group=stream_network(stream)), share=share)
     except BusyError as error:
         await refuse_stream(stream, error, ServiceLimits())

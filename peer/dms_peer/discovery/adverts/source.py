@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
@@ -31,13 +31,15 @@ def advert_candidate(held: HeldAdvert, source: str) -> Candidate:
 class AdvertValidator:
     """Decides about each message on the topic: what is new to the table goes on, what was known does not."""
 
-    def __init__(self, table: AdvertTable) -> None:
+    def __init__(self, table: AdvertTable, network_of: Callable[[str], str] = lambda peer_id: "") -> None:
+        """`network_of` names the network of a connected peer."""
         self._table = table
+        self._network_of = network_of
 
     async def __call__(self, bringer: str, data: bytes) -> GossipVerdict:
         """Judge one message: a validator for `Gossip.subscribe`."""
         await trio.lowlevel.checkpoint()
-        verdict = self._table.accept(data)
+        verdict = self._table.accept(data, network=self._network_of(bringer))
         if verdict.outcome == "new":
             return GossipVerdict.ACCEPT
         if verdict.outcome == "old" or verdict.code in _NOT_ITS_FAULT:
