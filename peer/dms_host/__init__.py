@@ -1,7 +1,7 @@
-"""A py-libp2p host that strangers cannot exhaust. It knows nothing of the DMS: any program on libp2p can use it.
+"""A py-libp2p host that strangers cannot exhaust. It does not depend on the DMS: any libp2p program can use it.
 
 `open_host` opens the host, `dial` connects to a peer, and `attach_protocols` serves protocols of your own. Each name is
-loaded when it is first used, because libp2p takes more than a second to load; errors and limits load without it.
+loaded when it is first used, because libp2p takes more than a second to load. Errors and limits load without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Addresses: reading what a user writes, and naming what other peers can dial."""
+"""Addresses: parsing what a user writes, and choosing what other peers can dial."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ _MOST_ANNOUNCED = 8
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """Where a peer listens (`kind` of HOST_PROTOCOLS, host, TCP port), its peer id, and the text that said so.
+    """Where a peer listens (`kind` of HOST_PROTOCOLS, host, TCP port), its peer id, and the original text.
 
-    With a `relay_id`, that relay listens there, and the peer is reached through it.
+    If there is a `relay_id`, these are the address of that relay, through which the peer is reached.
     """
 
     text: str
@@ -77,7 +77,7 @@ class PeerAddress:
 
     @property
     def transport(self) -> Multiaddr:
-        """The address that listens, without a peer id."""
+        """The listening address, without a peer id."""
         return Multiaddr(f"/{self.kind}/{self.host}/tcp/{self.port}")
 
 
@@ -120,10 +120,10 @@ def _unsupported(message: str, text: str, hint: str) -> AddressError:
 
 
 def _refuse_unsupported(text: str, purpose: str, example: str) -> None:
-    """Name what this host does not support, before the library reports something else."""
+    """Raise AddressError for what this host does not support, before the library reports a less helpful error."""
     parts = text.split("/")
     names = parts[1::2]
-    # The second is the value of the first.
+    # The second part is the value of the first.
     for name in (*parts[1:2], *parts[3:]):
         if name in _UNSUPPORTED:
             raise _unsupported(f"cannot {purpose} {text}: {_UNSUPPORTED[name]}", text, example)
@@ -147,7 +147,7 @@ def _parts(text: str, example: str) -> list[tuple[str, str]]:
         if parts := [(protocol.name, str(value)) for protocol, value in Multiaddr(text).items()]:
             return parts
     except Exception as error:
-        # Each of the library's codecs raises its own error.
+        # Each codec of the library raises an error of its own.
         reason, hint = _reason(text) or ("", example)
         message = f"invalid multiaddr {text!r}{reason and ': '}{reason}"
         raise AddressError(message, code="bad_address", address=text, hint=hint) from error
@@ -175,7 +175,7 @@ def _is_peer_id(text: str) -> bool:
     try:
         Multiaddr(f"/p2p/{text}")
     except Exception:
-        # Each of the library's codecs raises its own error.
+        # Each codec of the library raises an error of its own.
         return False
     return True
 
@@ -188,9 +188,10 @@ def _is_ip(text: str, kind: str) -> bool:
 
 
 def host_addresses(host: IHost) -> tuple[str, ...]:
-    """The addresses that other peers can dial, with this host's peer id; a wildcard becomes the machine's addresses.
+    """The addresses that other peers can dial, with this host's peer id. A wildcard is replaced by the machine's
+    addresses.
 
-    Addresses behind relays where the host has a reservation come last.
+    Addresses behind relays with a reservation come last.
     """
     peer_id = host.get_id().to_base58()
     found = (concrete for address in host.get_transport_addrs() for concrete in _concrete(str(address)))
@@ -208,10 +209,10 @@ def _concrete(address: str) -> list[str]:
 
 
 def announced_addresses(addrs: Sequence[str]) -> tuple[str, ...]:
-    """The addresses (multiaddrs) of this host that others can use, the most useful eight, best first.
+    """The addresses (multiaddrs) of this host that are most useful to others: at most eight, the best first.
 
-    First the address of the default route, then public ones, those behind relays, private ones. Loopback and link-local
-    ones only if there is nothing else. Queries the operating system.
+    The order is: the address of the default route, public addresses, addresses behind relays, private addresses.
+    Loopback and link-local addresses are included only if there are no others. Queries the operating system.
     """
     others = [address for address in addrs if not is_loopback(address) and not _is_link_local(address)]
     sources = _default_route_sources()
@@ -228,7 +229,7 @@ def _rank(address: str, sources: frozenset[str]) -> int:
 
 
 def _default_route_sources() -> frozenset[str]:
-    """The addresses that this machine sends from by default. A datagram socket is connected, which sends nothing."""
+    """The source addresses of this machine's default routes. It connects a datagram socket, which sends nothing."""
     found = set()
     for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -238,7 +239,7 @@ def _default_route_sources() -> frozenset[str]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether the address (a multiaddr) reaches the machine itself alone."""
+    """Whether the address (a multiaddr) leads only to the machine itself."""
     ip = _ip(address)
     return ip is not None and ip.is_loopback
 

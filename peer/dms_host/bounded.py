@@ -1,4 +1,4 @@
-"""A dictionary that forgets its oldest entry rather than grow."""
+"""A dictionary of bounded size that drops its oldest entry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ V = TypeVar("V")
 
 
 class BoundedDict(OrderedDict[K, V]):
-    """An OrderedDict of at most `most` entries: setting one more removes the first. `move_to_end` keeps one longer."""
+    """An OrderedDict of at most `most` entries: setting one more removes the first. `move_to_end` keeps an entry
+    longer.
+    """
 
     def __init__(self, most: int) -> None:
         """Raise ValueError for a size below 1."""

@@ -1,4 +1,4 @@
-"""Build a host, start it, and close it in the right order."""
+"""Builds a host, starts it, and closes it in the right order."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ async def open_host(
     reserve_at: Sequence[str] = (),
     agent: str = "",
 ) -> AsyncIterator[HardenedHost]:
-    """Yield a started host with this identity that listens on `listen_addrs` (multiaddrs); close it after the block.
+    """Yield a started host with this identity that listens on `listen_addrs` (multiaddrs). Close it after the block.
 
     `gate` decides which peers may connect (default: all). `psk` is the 32-byte key of a private network; the host then
-    connects to members only. `relay` makes the host a relay for others within these limits. At each relay in
-    `reserve_at` (multiaddrs with peer ids) the host keeps a reservation, so that peers reach it through that relay.
-    `agent` is the agent version that identify tells, such as `name/1.0`; empty for that of the library.
-    Raises ValueError for a key of another length, AddressError or ListenError for an address that cannot be used.
-    Closing takes at most HostLimits.close_timeout and a second, also when cancelled. An exception of the block is
-    raised as it is, not in a group.
+    connects only to its members. `relay` makes the host a relay for others within these limits. The host keeps a
+    reservation at each relay in `reserve_at` (multiaddrs with peer ids), so that peers reach it through that relay.
+    `agent` is the agent version in identify, such as `name/1.0`; if empty, that of the library. Raises ValueError if
+    the key has another length, AddressError or ListenError if an address cannot be used. Closing takes at most
+    HostLimits.close_timeout and a second, even if cancelled. An exception of the block is raised as it is, not in a
+    group.
     """
     if psk is not None and len(psk) != KEY_SIZE:
         raise ValueError(f"the key of a private network has {KEY_SIZE} bytes, not {len(psk)}")
@@ -62,7 +62,7 @@ async def open_host(
         try:
             await running.wait()
             await host.swarm.listen(*addresses)
-            # No last push: peers see the connections end.
+            # No last push is needed: peers see their connections end.
             async with announcing(host, goodbye=False), _relaying(host, relay), _relayed(host, relays):
                 yield host
         except Exception as error:
@@ -79,7 +79,7 @@ async def open_host(
 
 
 async def _run_swarm(swarm: HardenedSwarm, running: trio.Event, closed: trio.Event) -> None:
-    """Run the swarm until `closed` is set, also through a cancellation: what uses the host ends first."""
+    """Run the swarm until `closed` is set, even if cancelled: the users of the host have to end first."""
     with trio.CancelScope(shield=True):
         async with background_trio_service(swarm):
             running.set()

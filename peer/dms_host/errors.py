@@ -1,7 +1,7 @@
 """Errors of the host.
 
-Every error says what is wrong (`message`), what to do about it (`hint`) and carries a stable lower_snake_case `code`
-that scripts may rely on.
+Every error says what is wrong (`message`) and what to do about it (`hint`), and has a stable lower_snake_case `code` on
+which scripts may rely.
 
     HostError
     ├── IdentityError        a key file cannot be used: the owner repairs it, a retry does not help
@@ -39,7 +39,7 @@ class HostError(Exception):
 
 
 class IdentityError(HostError):
-    """A key file cannot be used: the one of this peer, or of a private network.
+    """A key file cannot be used: this peer's key, or the key of a private network.
 
     Codes: `key_missing`, `key_unreadable`, `key_exposed`, `key_foreign`, `key_damaged`, `key_unwritable`, `key_exists`.
     """
@@ -76,10 +76,10 @@ class ProtocolTakenError(HostError):
 class DialError(HostError):
     """A peer was not reached. `address` is what was dialled: a multiaddr, or the peer id of a known peer.
 
-    `retry_after` is the time in seconds after which another attempt makes sense, where that is known.
-    Codes: `unreachable`, `refused`, `timeout`, `wrong_peer`, `handshake_failed`, `self_dial`, `busy`, `not_connected`,
-    `protocol_not_supported`, `stream_failed`, `no_address`, `backing_off`, `denied`, `wrong_network`,
-    `relay_failed`, `closed`.
+    `retry_after` is the time in seconds after which another attempt makes sense, if known. Codes: `unreachable`,
+    `refused`, `timeout`, `wrong_peer`, `handshake_failed`, `self_dial`, `busy`, `not_connected`,
+    `protocol_not_supported`, `stream_failed`, `no_address`, `backing_off`, `denied`, `wrong_network`, `relay_failed`,
+    `closed`.
     """
 
     def __init__(

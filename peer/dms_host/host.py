@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 class HardenedHost(BasicHost):
     """A libp2p host on a HardenedSwarm. Its negotiations are bounded, and a failing handler ends only its own stream.
 
-    What breaks in `BasicHost`, beside what the parts say: identify runs as a trio system task, where an exception ends
-    the whole program, and the host advertises any address under which a stranger claims to have seen it.
+    What breaks in `BasicHost`, in addition to what the parts say: identify runs as a trio system task, where an
+    exception ends the whole program, and the host advertises any address under which a stranger claims to have seen it.
     """
 
     def __init__(
@@ -51,21 +51,21 @@ class HardenedHost(BasicHost):
         self.swarm.set_stream_handler(guarded(self._swarm_stream_handler, limits.close_timeout))
 
     def get_addrs(self) -> list[Multiaddr]:
-        """The addresses that identify tells other peers. The original tells wildcards such as 0.0.0.0."""
+        """The addresses for identify. The original also lists wildcards such as 0.0.0.0."""
         return [Multiaddr(address) for address in announced_addresses(host_addresses(self))]
 
     @property
     def relayed_addresses(self) -> tuple[str, ...]:
-        """The addresses of this host behind the relays where it has a reservation now."""
+        """The addresses of this host behind the relays where it now has a reservation."""
         return () if self.reservations is None else self.reservations.addresses
 
     @property
     def gate(self) -> ConnectionGater:
-        """The lists of peers and addresses that may connect."""
+        """The lists of allowed and denied peers and addresses."""
         return self.swarm.gate
 
     async def change_gater(self, gate: ConnectionGater) -> int:
-        """Use these lists from now on and close the connections that they do not allow; returns how many.
+        """Use these lists from now on, and close the connections that they do not allow. Returns how many were closed.
 
         Not cancellable; bounded by close_timeout.
         """

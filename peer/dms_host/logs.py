@@ -1,11 +1,11 @@
-"""Logs that peers cannot flood, and the library's own reports reduced to one line each.
+"""Logs that peers cannot flood. The library's own reports are reduced to one line each.
 
 What breaks: py-libp2p reports ordinary disconnects and failed negotiations as errors of several lines, some with a
 traceback. `SwarmConn` calls `logging.debug()`, which installs a handler on stderr. A peer could fill a disk by
 connecting and leaving.
 Measure: `route_library_logs` adds one handler to the logger `libp2p`. It passes the first line of each report, rate
 limited, to `dms_peer.libp2p` at INFO or below. LIBP2P_DEBUG, the library's own switch, turns it off. When file
-descriptors run out, trio reports it ten times a second, with a traceback; one line a minute is left.
+descriptors run out, trio reports it ten times a second with a traceback; one line a minute remains.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -27,7 +27,7 @@ PER_SECOND = 1.0
 
 
 class RateLimiter:
-    """A token bucket. Counts what it refuses, so that the next line in a log can say how many were left out."""
+    """A token bucket. It counts refusals, so that the next line in a log can say how many lines were left out."""
 
     __slots__ = ("_burst", "_clock", "_per_second", "_tokens", "_updated", "swallowed")
 
@@ -42,7 +42,7 @@ class RateLimiter:
         self.swallowed = 0
 
     def admit(self, cost: float = 1.0) -> bool:
-        """Take `cost` tokens if there are so many; whether there were."""
+        """Take `cost` tokens if there are that many. Returns whether there were."""
         self._refill()
         if self._tokens < cost:
             self.swallowed += 1
@@ -51,7 +51,7 @@ class RateLimiter:
         return True
 
     def delay(self, cost: float = 1.0) -> float:
-        """Take `cost` tokens in any case, and return how many seconds to wait until they were there."""
+        """Take `cost` tokens in any case. Returns the seconds until they would have been available."""
         self._refill()
         self._tokens -= cost
         return max(0.0, -self._tokens / self._per_second)
@@ -68,7 +68,7 @@ class RateLimiter:
 
 
 def log_limited(logger: logging.Logger, limiter: RateLimiter, level: int, message: str, *args: object) -> None:
-    """Log one line unless the limiter is exhausted; the next line that passes says how many were left out."""
+    """Log one line unless the limiter is exhausted. The next line that passes says how many were left out."""
     if not logger.isEnabledFor(level) or not limiter.admit():
         return
     if limiter.swallowed:
@@ -78,7 +78,7 @@ def log_limited(logger: logging.Logger, limiter: RateLimiter, level: int, messag
 
 
 class _FirstLines(logging.Handler):
-    """Passes the first line of each record on to our own logger, never above INFO and never with a traceback."""
+    """Passes the first line of each record to our own logger, never above INFO and never with a traceback."""
 
     def __init__(self, target: logging.Logger) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class _FirstLines(logging.Handler):
 
 
 class _OncePerMinute(logging.Filter):
-    """Makes one line a minute, without a traceback, of what trio reports ten times a second while `accept` fails."""
+    """Passes one line a minute, without a traceback, of what trio reports ten times a second while `accept` fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _OncePerMinute(logging.Filter):
 
 
 def route_library_logs(level: int = logging.WARNING) -> None:
-    """Send what libp2p logs at `level` and above to the logger `dms_peer.libp2p`, and bound what trio logs.
+    """Send what libp2p logs at `level` and above to the logger `dms_peer.libp2p`, and limit what trio logs.
 
     May be called again.
     """
@@ -118,7 +118,8 @@ def route_library_logs(level: int = logging.WARNING) -> None:
         accepting.addFilter(_OncePerMinute())
     root = logging.getLogger()
     if not root.handlers:
-        # logging.debug() and its like, as the library calls them, would install one that prints to stderr.
+        # Without a handler, logging.debug() and similar functions, which the library calls, would install one that
+        # prints to stderr.
         root.addHandler(logging.NullHandler())
     library = logging.getLogger(LIBRARY)
     if os.environ.get("LIBP2P_DEBUG") or any(isinstance(handler, _FirstLines) for handler in library.handlers):

@@ -1,1 +1,1 @@
-"""Identify: what peers say of themselves, and push when it changes."""
+"""Identify: what peers report about themselves, and a push when it changes."""

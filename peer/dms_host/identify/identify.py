@@ -33,12 +33,12 @@ limiter = RateLimiter()
 
 _library_message = library._mk_identify_protobuf
 
-# Bytes. A message of go-libp2p has 8 KiB at most, with its signed record.
+# Bytes. A message of go-libp2p has at most 8 KiB, including its signed record.
 MAX_MESSAGE: Final = 8 * 1024
 # Messages of one peer: at once, and per second after that.
 BURST: Final = 10
 PER_SECOND: Final = 0.2
-# Peers whose messages are counted; the peer that has been silent for longest is forgotten first.
+# The number of peers whose messages are counted. The peer that has been silent for longest is forgotten first.
 MAX_PEERS: Final = 1024
 
 
@@ -50,20 +50,22 @@ class BoundedPeerStore(PeerStore):
         self._heard: BoundedDict[ID, RateLimiter] = BoundedDict(MAX_PEERS)
 
     def admits(self, peer_id: ID) -> bool:
-        """Count a message of this peer; whether it is read."""
+        """Count a message of this peer. Returns whether to read it."""
         heard = self._heard.get(peer_id)
         if heard is None:
             heard = self._heard[peer_id] = RateLimiter(BURST, PER_SECOND)
         self._heard.move_to_end(peer_id)
         admitted = heard.admit()
-        # This one, at the end, is not full again.
+        # This ends at the latest at the current peer, whose bucket is not full.
         while next(iter(self._heard.values())).rested:
             self._heard.popitem(last=False)
         return admitted
 
 
 def bound_identify() -> None:
-    """Make the library read bounded messages only, and send a host's agent version. A second call changes nothing."""
+    """Make the library read only messages within the bounds, and send a host's agent version. A second call has no
+    effect.
+    """
     for named in (library, identify_push):
         named._mk_identify_protobuf = identify_message  # type: ignore[attr-defined]  # imported there
     for module in (basic_host, identify_push):
@@ -71,7 +73,7 @@ def bound_identify() -> None:
 
 
 def identify_message(host: IHost, observed: Multiaddr | None) -> Identify:
-    """Returns what a host says of itself, with its own agent version if it has one, else with that of the library."""
+    """The identify message of a host, with its own agent version if it has one, otherwise with that of the library."""
     message = _library_message(host, observed)
     if agent := getattr(host, "agent", ""):
         message.agent_version = agent

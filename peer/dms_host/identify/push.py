@@ -1,4 +1,5 @@
-"""Tell connected peers which protocols a host serves: one message to each peer for all changes that come together.
+"""Sends connected peers the list of served protocols: one message to each peer for all changes made at about the same
+time.
 
 What breaks: protocols that are attached or removed after a connection was made are not announced to it. The library's
 own push has ten slots for all hosts of a program, takes two round trips, makes and signs the same message for each
@@ -34,13 +35,13 @@ logger = logging.getLogger(__name__)
 # Seconds.
 _SETTLING: Final = 0.05
 _PUSH_DEADLINE: Final = 2.0
-# The longest time for the last push: a courtesy.
+# Seconds. The longest time for the last push, which is optional.
 _GOODBYE_TIMEOUT: Final = 1.0
 _AT_ONCE: Final = 16
 
 
 class Announcements:
-    """What was announced to the peers of one host. Made by `announcing`."""
+    """What was announced to the peers of one host. `announcing` makes it."""
 
     def __init__(self, host: IHost) -> None:
         self._host = host
@@ -50,12 +51,12 @@ class Announcements:
         """Whether the task that announces changes has ended."""
 
     def changed(self) -> None:
-        """Announce soon what the host serves now. Never blocks."""
+        """Schedule an announcement of the protocols that the host serves now. Never blocks."""
         self._changes += 1
         self._changed.set()
 
     async def keep(self) -> None:
-        """Announce changes until cancelled. Run by `announcing`."""
+        """Announce changes until cancelled. `announcing` runs it."""
         while True:
             await self._changed.wait()
             # Protocols that are attached together are announced together.
@@ -64,7 +65,9 @@ class Announcements:
             await self.tell()
 
     async def tell(self) -> None:
-        """Announce what changed since the last time. Each peer has two seconds; a foreign host may take longer."""
+        """Announce what has changed since the last time. Each peer has two seconds; with a plain host it may take
+        longer.
+        """
         changes = self._changes
         if changes != self._told:
             await _push(self._host)
@@ -76,16 +79,16 @@ class Announcements:
             await self.tell()
 
 
-# By host, those that are open.
+# The open announcements, by host.
 _open: WeakKeyDictionary[IHost, Announcements] = WeakKeyDictionary()
 
 
 @asynccontextmanager
 async def announcing(host: IHost, *, goodbye: bool = True) -> AsyncIterator[Announcements]:
-    """Announce changes to connected peers while the block runs, and the last ones at its end (`goodbye`).
+    """Announce changes to connected peers while the block runs and, with `goodbye`, the last ones at its end.
 
-    Inside another such block for the same host, the outer one announces: protocols that are removed together are
-    announced once. An exception of the block is raised as it is.
+    Inside another such block for the same host, the outer block announces, so that protocols that are removed together
+    are announced once. An exception of the block is raised as it is.
     """
     current = _open.get(host)
     if current is not None:
@@ -110,7 +113,7 @@ async def _push(host: IHost) -> None:
         message = identify_message(host, None).SerializeToString()
         frame = encode_uvarint(len(message)) + message
     except Exception as error:
-        # A foreign host that is being closed has no addresses.
+        # A plain host that is being closed has no addresses.
         logger.debug("there is nothing to announce: %r", error)
         return
     slots = trio.CapacityLimiter(_AT_ONCE)
@@ -123,7 +126,7 @@ async def _push_to(host: IHost, peer_id: ID, frame: bytes, slots: trio.CapacityL
     async with slots:
         try:
             with trio.move_on_after(_PUSH_DEADLINE) as scope:
-                # Cancelled in a write or in a read, the library's streams take their connection along; ours do not.
+                # Cancelling a write or read of the library's streams breaks their connection. Cancelling ours does not.
                 scope.shield = not hasattr(host, "limits")
                 async with await open_stream(host, peer_id.to_base58(), [ID_PUSH], _PUSH_DEADLINE) as stream:
                     await stream.send_all(frame)

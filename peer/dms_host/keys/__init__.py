@@ -1,1 +1,1 @@
-"""Keys: the identity of a peer, key files, envelopes that a key signs, the key of a private network."""
+"""Keys: the identity of a peer, key files, signed envelopes, the key of a private network."""

@@ -1,12 +1,12 @@
 """The identity of this peer: one Ed25519 key in a file that only its owner can read.
 
-The file holds the key in libp2p's protobuf form, as py-libp2p's own key store writes it. This module itself needs no
+The file has the key in libp2p's protobuf form, as py-libp2p's own key store writes it. This module does not need
 libp2p, whose import takes more than a second, so that local commands can show the peer id at once.
 
 Rules:
-1. The file appears whole or not at all, with mode 0600, and an existing file is never overwritten.
-2. A file that other users can read, that another user owns, or that holds no Ed25519 key is refused, not repaired:
-   a user who could read the key can already act as this peer.
+1. The file is written whole or not at all, with mode 0600, and an existing file is never overwritten.
+2. A file that other users can read, that another user owns, or that has no Ed25519 key is refused, not repaired: a
+   user who could read the key can already act as this peer.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["Identity", "load_identity", "load_or_create_identity", "new_identity
 SEED_SIZE = 32
 # Protobuf of libp2p's PrivateKey and PublicKey messages: field 1 (type) = 1 (Ed25519), field 2 (data), 32 bytes.
 KEY_PREFIX = b"\x08\x01\x12\x20"
-# A peer id of a short key is the key itself under the identity multihash: code 0, length 36.
+# The peer id of a short key is the key itself under the identity multihash: code 0, length 36.
 IDENTITY_MULTIHASH = b"\x00\x24"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An Ed25519 key and the peer id that follows from it. The seed is kept out of `repr`."""
+    """An Ed25519 key and the peer id derived from it. `repr` does not show the seed."""
 
     seed: bytes = field(repr=False)
     peer_id: str
@@ -46,16 +46,18 @@ class Identity:
 
 @lru_cache(maxsize=8)
 def _key_pair(seed: bytes) -> KeyPair:
-    # Cached: deriving the pair costs as much as a signature, and every signature needs it.
-    # Imported here: local commands need the peer id alone and must start fast.
+    # Cached, because deriving the pair costs as much as a signature, and every signature needs it. Imported here,
+    # because local commands need only the peer id and must start fast.
     from libp2p.crypto.ed25519 import create_new_key_pair
 
     return create_new_key_pair(seed)
 
 
 def new_identity(seed: bytes | None = None) -> Identity:
-    """A new identity, from random bytes or a 32-byte seed; nothing is written. Raises ValueError for another length."""
-    # PyNaCl and base58 come with libp2p; together they import in 40 ms, only when an identity is asked for.
+    """A new identity, from random bytes or a 32-byte seed. Nothing is written. Raises ValueError if the seed has
+    another length.
+    """
+    # PyNaCl and base58 are dependencies of libp2p. Together they import in 40 ms, and only when an identity is needed.
     import base58
     from nacl.signing import SigningKey
 
@@ -68,7 +70,7 @@ def new_identity(seed: bytes | None = None) -> Identity:
 
 
 def public_key_of(peer_id: str) -> bytes | None:
-    """The Ed25519 public key inside a peer id; None for an id of another kind, or an invalid one."""
+    """The Ed25519 public key inside a peer id; None if the id is of another kind, or invalid."""
     import base58
 
     try:
@@ -80,9 +82,9 @@ def public_key_of(peer_id: str) -> bytes | None:
 
 
 def load_or_create_identity(path: Path) -> Identity:
-    """The identity in `path`, created there first if the file does not exist. Raises IdentityError. Blocks on disk.
+    """The identity in `path`. If the file does not exist, it is created first. Raises IdentityError. Blocks on disk.
 
-    Two processes that create at once end up with the same identity.
+    Two processes that create it at the same time end up with the same identity.
     """
     try:
         return load_identity(path)
@@ -92,7 +94,7 @@ def load_or_create_identity(path: Path) -> Identity:
     try:
         create_key_file(path, KEY_PREFIX + new_identity().seed)
     except FileExistsError:
-        pass  # Another process was first: its key is the one that counts.
+        pass  # Another process was first, so its key is used.
     except OSError as error:
         raise IdentityError(
             f"cannot create the key file {path}: {error.strerror}",
@@ -111,7 +113,7 @@ def load_identity(path: Path) -> Identity:
 def _parse(path: Path, raw: bytes) -> Identity:
     if not raw:
         raise damaged_key(path, "it is empty")
-    # In both cases the type comes first, so that a key of another type is named as such.
+    # In both formats the type comes first, so that the error can name the type.
     if raw[:1] == KEY_PREFIX[:1] and raw[1:2] != KEY_PREFIX[1:2] and len(raw) > len(KEY_PREFIX):
         raise damaged_key(path, "its key is not an Ed25519 key")
     if not raw.startswith(KEY_PREFIX) or len(raw) != len(KEY_PREFIX) + SEED_SIZE:

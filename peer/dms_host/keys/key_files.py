@@ -1,7 +1,7 @@
-"""Files that hold a secret, for the user who runs the peer alone.
+"""Files with a secret, which only the user of the peer may read.
 
 Rules:
-1. A file appears whole or not at all, with mode 0600, and an existing one is never overwritten.
+1. A file is written whole or not at all, with mode 0600, and an existing one is never overwritten.
 2. A file that other users can read or that another user owns is refused, not repaired: the secret may be known.
 """
 
@@ -16,7 +16,7 @@ from ..errors import IdentityError
 
 __all__ = ["create_key_file", "damaged_key", "read_key_file"]
 
-# Bytes; no key file is longer.
+# Bytes. No key file is longer.
 MAX_FILE_SIZE = 4096
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -41,7 +41,7 @@ def read_key_file(path: Path, missing_hint: str) -> bytes:
 
 
 def _read(path: Path) -> tuple[os.stat_result, bytes]:
-    # Without O_NONBLOCK a FIFO in the file's place would hang the peer at start.
+    # Without O_NONBLOCK a FIFO in place of the file would block the peer at start.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
@@ -51,7 +51,7 @@ def _read(path: Path) -> tuple[os.stat_result, bytes]:
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
-    # Of the open file, not of the path: the file at that path could be replaced in between.
+    # This is the status of the open file, because the file at the path could be replaced in between.
     if not stat.S_ISREG(status.st_mode):
         raise damaged_key(path, "it is not a regular file")
     if status.st_uid != os.geteuid():
@@ -71,7 +71,7 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
 
 
 def damaged_key(path: Path, why: str) -> IdentityError:
-    """The error for a file that holds no usable key."""
+    """The error for a file without a usable key."""
     return IdentityError(
         f"the key file {path} is damaged: {why}",
         code="key_damaged",
@@ -81,7 +81,7 @@ def damaged_key(path: Path, why: str) -> IdentityError:
 
 
 def create_key_file(path: Path, content: bytes) -> None:
-    """Create a file at `path`. Raises FileExistsError if there is one, and OSError. Blocks on disk."""
+    """Create a file at `path`. Raises FileExistsError if it exists, and OSError. Blocks on disk."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -92,7 +92,8 @@ def create_key_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(descriptor)
-        # A link, not a rename: it fails where the name is taken, so an existing key is never replaced.
+        # A link fails if the name is taken, but a rename would replace the file: an existing key must never be
+        # replaced.
         os.link(draft, path)
     finally:
         os.unlink(draft)
@@ -100,7 +101,7 @@ def create_key_file(path: Path, content: bytes) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    # Otherwise a power cut could lose the name, and with it an identity that other peers know.
+    # Otherwise a power cut could lose the file's name, and with it an identity that other peers know.
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

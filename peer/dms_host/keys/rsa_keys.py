@@ -2,7 +2,7 @@
 
 What breaks in py-libp2p (0.8.1): a key is parsed in full, in several formats, before its size is checked. It may be a
 private key, whose primes are tested, and its exponent may be as long as its modulus. The first message of a stranger
-holds a key, and so does every envelope: a key of 30 KiB keeps the processor busy for five seconds.
+contains a key, and so does every envelope: a key of 30 KiB keeps the processor busy for five seconds.
 Measure: `bound_rsa_keys` checks the length, lets OpenSSL read the one format of the specification, and checks the
 numbers, before the library reads the key.
 Upstream: no upstream report found (November 2026).
@@ -22,20 +22,20 @@ from libp2p.crypto.serialization import key_type_to_public_key_deserializer as r
 __all__ = ["MAX_RSA_BYTES", "bound_rsa_keys"]
 
 MAX_RSA_BYTES: Final = 1024
-"""Bytes of an RSA key's encoding. One of 4096 bits, the longest that the library takes, has 550."""
+"""Bytes of an RSA key's encoding. A key of 4096 bits, the longest that the library accepts, has 550."""
 
-# As in go-libp2p: shorter ones can be broken.
+# As in go-libp2p: shorter keys can be broken.
 _LEAST_BITS: Final = 2048
-# In use are 65537 and a few smaller ones.
+# The exponents in use are 65537 and a few smaller ones.
 _MOST_EXPONENT: Final = 2**32
 
 _read_unbounded = library.RSAPublicKey.from_bytes
 
 
 def bound_rsa_keys() -> None:
-    """Make the library read RSA keys within bounds, wherever it reads one. A second call changes nothing."""
+    """Make the library read RSA keys within bounds, wherever it reads one. A second call has no effect."""
     library.RSAPublicKey.from_bytes = _read  # type: ignore[method-assign]
-    # The library looked it up when it was loaded.
+    # The library looked the function up when it was loaded.
     readers[KeyType.RSA.value] = _read
 
 
@@ -45,7 +45,7 @@ def _read(key_bytes: bytes) -> library.RSAPublicKey:
     try:
         key = load_der_public_key(key_bytes)
     except Exception as error:
-        # OpenSSL has its own error for each way in which bytes are no key.
+        # OpenSSL raises different errors for different invalid bytes.
         raise CryptographyError("not a public key") from error
     if not isinstance(key, rsa.RSAPublicKey):
         raise CryptographyError("not an RSA key")

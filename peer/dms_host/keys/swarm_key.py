@@ -1,7 +1,7 @@
-"""The key of a private network: a file that all its members have, in the format that every libp2p reads.
+"""The key of a private network: a file that all its members have, in the format of all libp2p implementations.
 
-Three lines: `/key/swarm/psk/1.0.0/`, the encoding (`/base16/` or `/base64/`), and 32 bytes in it
-(https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md). Needs no libp2p itself.
+Three lines: `/key/swarm/psk/1.0.0/`, the encoding (`/base16/` or `/base64/`), and 32 bytes in this encoding
+(https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md). This module does not need libp2p.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load_swarm_key(path: Path) -> bytes:
 
 
 def create_swarm_key(path: Path) -> bytes:
-    """Make the key of a new network in `path`, for its owner alone. Raises IdentityError. Blocks on disk."""
+    """Create the key of a new network in `path`, for its owner alone. Raises IdentityError. Blocks on disk."""
     key = secrets.token_bytes(KEY_SIZE)
     try:
         create_key_file(path, f"{HEADER}\n/base16/\n{key.hex()}\n".encode())

@@ -1,1 +1,1 @@
-"""Circuit relay v2: a relay for others, and places at relays."""
+"""Circuit relay v2: a relay for others, and reservations at relays."""

@@ -1,9 +1,9 @@
-"""Connections through a relay: turning a stream to the relay into a raw connection to a peer.
+"""Connections through a relay: converts a stream to the relay into a raw connection to a peer.
 
-The connection is secured end to end with the same handshake as a socket, so that the relay sees noise.
+The connection is secured end to end with the same handshake as a socket, so that the relay cannot read it.
 
 What breaks in the library's relay transport: `host.connect` fails for a `/p2p-circuit` address. A failed or cancelled
-dial leaves its stream open. The relayed peer accepts connections from any peer that claims to be a relay, and they
+dial leaves its stream open. The relayed peer accepts connections from any peer that claims to be a relay, and these
 hold no slot and count as no handshake.
 Measure: `request_circuit` and `accept_circuit`, on our own streams.
 Upstream: no upstream report found (November 2026).
@@ -35,7 +35,7 @@ class _CircuitStream(ReadWriteCloser):
         self._stream = stream
 
     async def read(self, n: int | None = None) -> bytes:
-        """Up to `n` bytes; b"" at the end, and once it was closed here, as a socket of the library does."""
+        """Up to `n` bytes; b"" at the end, and after it was closed here, like a socket of the library."""
         try:
             return await self._stream.receive_some(n)
         except trio.ClosedResourceError:
@@ -51,15 +51,15 @@ class _CircuitStream(ReadWriteCloser):
             raise ConnectionClosedError("the circuit is gone") from error
 
     async def close(self) -> None:
-        """End it both ways; takes a few seconds at most."""
+        """End both directions. Takes a few seconds at most."""
         await self._stream.aclose()
 
     def get_remote_address(self) -> None:
-        """None: only the relay knows the peer's address."""
+        """None, because only the relay knows the peer's address."""
 
 
 def circuit_address(relay_id: str, peer_id: str) -> Multiaddr:
-    """The address of a peer behind a relay, without where the relay is."""
+    """The address of a peer behind a relay, without the address of the relay."""
     return Multiaddr(f"/p2p/{relay_id}/p2p-circuit/p2p/{peer_id}")
 
 
@@ -69,7 +69,7 @@ def _connection(stream: PeerStream, peer_id: str, is_initiator: bool) -> RawConn
 
 
 async def request_circuit(stream: PeerStream, target: PeerAddress) -> RawConnection:
-    """Request a connection to `target` from the relay at the other end of a HOP stream; the stream becomes it.
+    """Request a connection to `target` from the relay at the other end of a HOP stream, which becomes the connection.
 
     Raises DialError `relay_failed`. The stream is reset if anything is raised.
     """
@@ -100,5 +100,5 @@ async def accept_circuit(stream: PeerStream) -> RawConnection:
         await write_message(stream, StopMessage(type=StopMessage.STATUS, status=Status.UNEXPECTED_MESSAGE))
         raise RelayMessageError("no offer of a connection")
     await write_message(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
-    # The handshake proves which peer it is; the relay's claim only names the address.
+    # The handshake proves the peer's id. The relay's claim is used only in the address.
     return _connection(stream, ID(offer.peer.id).to_base58(), is_initiator=False)

@@ -1,8 +1,8 @@
 """The messages between relays and peers, before a stream becomes a connection.
 
 Circuit relay v2 (https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md): HOP from a peer to its relay, STOP
-from the relay to the peer that is reached. Each message is protobuf behind its length; nothing beyond it is read, since
-the next byte may be the connection's.
+from the relay to the target peer. Each message is protobuf after its length. Nothing beyond it is read, because the
+next byte may belong to the connection.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Message = TypeVar("Message", HopMessage, StopMessage)
 
 
 class RelayMessageError(BaseLibp2pError):
-    """The other side did not send the expected message in time, or its stream is gone."""
+    """The other side did not send the expected message in time, or the stream has ended."""
 
 
 async def read_message(stream: PeerStream, message_type: type[Message]) -> Message:
-    """One message, within MESSAGE_TIMEOUT. Raises RelayMessageError; may be cancelled, which loses the message."""
+    """One message, within MESSAGE_TIMEOUT. Raises RelayMessageError. May be cancelled, which loses the message."""
     try:
         with trio.fail_after(MESSAGE_TIMEOUT):
             data = await _read_exactly(stream, await _read_length(stream))
         message = message_type()
         message.ParseFromString(data)
-    # protobuf raises errors of its own for what it cannot read.
+    # protobuf raises various errors for what it cannot read.
     except Exception as error:
         raise RelayMessageError(f"no message of a relay: {type(error).__name__}") from error
     return message
@@ -46,7 +46,7 @@ async def read_message(stream: PeerStream, message_type: type[Message]) -> Messa
 
 async def _read_length(stream: PeerStream) -> int:
     length = 0
-    # At most 16 KiB: the specification names no bound; a message holds a peer id and some addresses.
+    # At most 16 KiB. The specification has no limit; a message contains a peer id and some addresses.
     for shift in (0, 7):
         (byte,) = await _read_exactly(stream, 1)
         length |= (byte & 0x7F) << shift

@@ -1,4 +1,4 @@
-"""Being reachable through relays: reservations that are renewed, and the connections that come by them."""
+"""Being reachable through relays: keeps reservations, and accepts the connections that arrive through them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ __all__ = ["Reservations"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds: a reservation is renewed when three quarters of its time are over, but not more often and not later.
+# Seconds. A reservation is renewed when three quarters of its time have passed, but not before this time.
 EARLIEST_RENEWAL = 5.0
 LATEST_RENEWAL = 3600.0
-# Seconds between two attempts at a relay that does not answer; the pause doubles up to the latest.
+# Seconds between two attempts at a relay that does not answer. The pause doubles up to the longest.
 FIRST_RETRY = 1.0
 LATEST_RETRY = 300.0
 # The most addresses of one relay that are announced.
 MAX_ADDRESSES = 4
-# The connection pool does not close connections with a tag.
+# The connection pool does not close connections with this tag.
 PROTECTION = "relay"
 
 
 class Reservations:
-    """Keeps a reservation at each of some relays, and accepts the connections that they pass on."""
+    """Keeps a reservation at each of some relays, and accepts the connections that they forward."""
 
     def __init__(self, host: IHost, swarm: HardenedSwarm, relays: Sequence[PeerAddress]) -> None:
         self._host = host
@@ -51,7 +51,7 @@ class Reservations:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses of this host behind the relays where it has a reservation now."""
+        """The addresses of this host behind the relays where it now has a reservation."""
         return tuple(address for addresses in self._held.values() for address in addresses)
 
     async def keep(self) -> None:
@@ -61,7 +61,7 @@ class Reservations:
                 nursery.start_soon(self._keep, relay)
 
     async def answer(self, stream: PeerStream, peer_id: str) -> None:
-        """Answer a STOP stream, and hold its connection until it ends. Raises RelayMessageError."""
+        """Answer a STOP stream, and keep its connection until it ends. Raises RelayMessageError."""
         if peer_id not in self._held:
             # Any other peer can connect directly.
             await write_message(stream, StopMessage(type=StopMessage.STATUS, status=Status.PERMISSION_DENIED))
@@ -90,7 +90,7 @@ class Reservations:
             self._swarm.unprotect(relay.peer_id, PROTECTION)
 
     async def _reserve(self, relay: PeerAddress, relay_id: str) -> float:
-        """Make or renew the reservation; returns the seconds until the next renewal."""
+        """Make or renew the reservation. Returns the seconds until the next renewal."""
         await dial(self._host, relay.text)
         # The reservation lasts as long as this connection.
         self._swarm.protect(relay.peer_id, PROTECTION)
@@ -115,7 +115,7 @@ class Reservations:
             )
 
     def _addresses(self, relay: PeerAddress, named: Sequence[bytes]) -> tuple[str, ...]:
-        """Our addresses behind the relay, from the address that we dialled and those that it named."""
+        """Our addresses behind the relay, from the address that we dialled and the addresses that the relay named."""
         peer_id = self._host.get_id().to_base58()
         texts = [relay.text, *_readable(named, relay.peer_id)]
         return tuple(f"{text}/p2p-circuit/p2p/{peer_id}" for text in dict.fromkeys(texts))[:MAX_ADDRESSES]
@@ -127,7 +127,7 @@ def _readable(named: Sequence[bytes], relay_id: ID) -> list[str]:
         try:
             target = parse_peer_address(str(Multiaddr(address)))
         except Exception:
-            # Each of the library's codecs raises its own error.
+            # Each codec of the library raises an error of its own.
             continue
         if target.peer_id == relay_id and not target.relayed:
             found.append(target.text)

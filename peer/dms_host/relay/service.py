@@ -1,10 +1,10 @@
 """A relay: connects peers that cannot reach each other, within bounds.
 
 What breaks in the library's relay:
-- A reservation is made for the peer that the message names, so that any peer can fill the table in others' names.
-- An idle circuit outlives its duration: the time is checked only when something was read.
-- Circuits are counted for the reached peer alone, and two circuits of one peer end each other.
-- When one direction ends, so does the other; a write that stalls is cancelled in the middle of a frame.
+- A reservation is made for the peer that the message names, so that any peer can fill the table with others' names.
+- An idle circuit outlives its duration: the time is checked only after a read.
+- Circuits are counted only for the target peer, and two circuits of one peer end each other.
+- When one direction ends, so does the other. A write that stalls is cancelled in the middle of a frame.
 Measure: `RelayService`, which uses the library's messages and our own streams.
 Upstream: no upstream report found (November 2026).
 """
@@ -56,20 +56,20 @@ class RelayService:
         self._host = host
         self._limits = limits
         self._places: dict[str, _Place] = {}
-        # By the peers at both ends, and by what counts as the machine of the one that asked.
+        # By the peers at both ends, and by the machine of the requesting peer.
         self._circuits: Counter[str] = Counter()
         self._circuits_from: Counter[str] = Counter()
         self.circuits = 0
 
     @property
     def reservations(self) -> int:
-        """How many peers have a reservation."""
+        """The number of peers that have a reservation."""
         return len(self._places)
 
     async def answer(self, stream: PeerStream, peer_id: str) -> None:
         """Answer one message of a peer, and carry its circuit until it ends. Raises RelayMessageError."""
         if stream.relayed:
-            # A circuit over a circuit would go around the bounds of both relays.
+            # A circuit over a circuit would bypass the limits of both relays.
             await write_hop_status(stream, Status.PERMISSION_DENIED)
             return
         message = await read_message(stream, HopMessage)
@@ -88,7 +88,7 @@ class RelayService:
         if not self._has_place(peer_id, group):
             await write_hop_status(stream, Status.RESERVATION_REFUSED)
             return
-        # For the peer whose handshake proved its id, whatever the message names.
+        # It is made for the peer whose handshake proved its id, whatever peer the message names.
         self._places[peer_id] = _Place(trio.current_time() + self._limits.reservation_ttl, group)
         addresses = [Multiaddr(text).to_bytes() for text in announced_addresses(host_addresses(self._host))]
         reservation = Reservation(expire=int(time.time() + self._limits.reservation_ttl), addrs=addresses)
@@ -105,7 +105,7 @@ class RelayService:
         return len(self._places) < self._limits.max_reservations and same < self._limits.max_reservations_per_address
 
     def _forget_those_gone(self) -> None:
-        # A reservation lasts as long as the connection of the peer that made it.
+        # A reservation lasts as long as the connection of its peer.
         for peer_id in [peer_id for peer_id in self._places if not self._holds(peer_id)]:
             del self._places[peer_id]
 
@@ -161,7 +161,7 @@ class RelayService:
             yield
         finally:
             self.circuits -= 1
-            # Subtraction drops zeros, which a Counter would keep for each peer that ever connected.
+            # Subtraction drops zeros. Otherwise a Counter would keep one for each peer that ever connected.
             self._circuits -= Counter((source, target))
             self._circuits_from -= Counter((group,))
 

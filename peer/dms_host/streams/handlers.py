@@ -1,10 +1,10 @@
 """Stream handlers that may fail.
 
 What breaks: the library runs a stream's handler in the host's own nursery. A handler that raises ends the host, and so
-does a peer that sends garbage in place of a protocol's name. A handler that returns without closing leaks its stream.
+does a peer that sends garbage instead of a protocol's name. A handler that returns without closing leaks its stream.
 Measure: `guarded` wraps a handler. If it raises, its stream is reset and one rate-limited line is logged; when it
 returns, its stream is closed. Both are shielded and have a deadline.
-Upstream: https://github.com/libp2p/py-libp2p/issues/417 (a failed negotiation takes the listener down),
+Upstream: https://github.com/libp2p/py-libp2p/issues/417 (a failed negotiation ends the listener),
 https://github.com/libp2p/py-libp2p/issues/1120 (the same with pubsub's streams).
 """
 
@@ -27,7 +27,7 @@ limiter = RateLimiter()
 
 
 def guarded(handler: StreamHandlerFn, close_timeout: float) -> StreamHandlerFn:
-    """Wrap `handler`: no exception leaves it, and its stream ends within `close_timeout` seconds after it."""
+    """Wrap `handler`: it raises nothing, and its stream ends within `close_timeout` seconds after it."""
 
     async def guarded_handler(stream: INetStream) -> None:
         use_quick_lock(stream)
@@ -36,7 +36,8 @@ def guarded(handler: StreamHandlerFn, close_timeout: float) -> StreamHandlerFn:
             await handler(stream)
             finished = True
         except* Exception as group:
-            # `except*`: a nursery of the handler may raise errors together with a cancellation, which must go on.
+            # `except*`, because a nursery of the handler may raise errors together with a cancellation, which must
+            # continue.
             _report(stream, group)
         finally:
             if finished:
@@ -51,7 +52,7 @@ def _report(stream: INetStream, group: BaseExceptionGroup[Exception]) -> None:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    # A peer that hangs up is ordinary; a bug of ours is not.
+    # A peer that disconnects is ordinary. A defect of ours is not.
     level = logging.DEBUG if isinstance(error, BaseLibp2pError | OSError | EOFError) else logging.ERROR
     peer, protocol = stream.muxed_conn.peer_id, stream.get_protocol() or "no protocol yet"
     log_limited(logger, limiter, level, "a stream of %s (%s) failed: %s", peer, protocol, _one_line(error))

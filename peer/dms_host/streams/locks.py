@@ -1,11 +1,11 @@
 """Locks that cost nothing while they are free.
 
 What breaks: `trio.Lock.acquire` lets all other tasks run before it takes even a free lock. py-libp2p's `NetStream`
-takes a lock before and after most operations, and its Yamux one for every frame: a request on a stream of its own took
-70 turns of the scheduler, 29 of them for free locks.
+takes a lock before and after most operations, and its Yamux takes one for every frame: a request on a stream of its own
+took 70 turns of the scheduler, 29 of them for free locks.
 Measure: `QuickLock`, which `use_quick_lock` puts in their place, and which our Yamux uses.
-Upstream: https://github.com/libp2p/py-libp2p/pull/637 (a stream's state without locks, closed); no report of what they
-cost found (November 2026).
+Upstream: https://github.com/libp2p/py-libp2p/pull/637 (a stream's state without locks, closed); no report of their cost
+found (November 2026).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Open streams to a connected peer.
+"""Opens streams to a connected peer.
 
 What breaks: opening a stream waits for ever on a peer that acknowledges nothing, and leaks a half-open stream when it
 is cancelled. Negotiating a protocol takes two round trips.
-Measure: `open_stream` has a deadline, picks a living connection, leaves no stream behind and takes one round trip.
+Measure: `open_stream` has a deadline, uses a living connection, leaves no stream behind and takes one round trip.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -34,8 +34,9 @@ def living_connections(host: IHost, peer_id: ID) -> list[INetConn]:
 async def open_stream(host: IHost, peer_id: str, protocols: Sequence[str], deadline: float = 10.0) -> PeerStream:
     """Open a stream on the existing connection to `peer_id`, with the first of `protocols` that the peer speaks.
 
-    Takes `deadline` seconds at most (and what a frame already on its way takes). Raises DialError: `not_connected`,
-    `protocol_not_supported`, `busy`, `timeout`, `stream_failed`. Cancelled, it leaves no stream behind.
+    It takes at most `deadline` seconds, plus the time of a frame that is already being sent. Raises DialError:
+    `not_connected`, `protocol_not_supported`, `busy`, `timeout`, `stream_failed`. If cancelled, it leaves no stream
+    behind.
     """
     connections = living_connections(host, ID.from_string(peer_id))
     if not connections:
@@ -61,7 +62,8 @@ async def open_stream(host: IHost, peer_id: str, protocols: Sequence[str], deadl
 
 async def _open_raw_stream(connection: INetConn, peer_id: str, deadline: float) -> INetStream:
     try:
-        # Shielded: between opening the stream and owning it, the library has checkpoints that would lose it.
+        # Shielded: between opening the stream and returning it, the library has checkpoints where a cancellation would
+        # lose it.
         with shielded(deadline):
             return await connection.new_stream()
     except Exception as error:

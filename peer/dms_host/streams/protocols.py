@@ -1,7 +1,7 @@
-"""Attach protocols to a host, ours or a plain one, and remove them again.
+"""Attaches protocols to a host, ours or a plain one, and removes them again.
 
 What breaks: removing a handler leaves its running calls behind. On a plain host, a handler that raises ends the host.
-Measure: `attach_protocols`; connected peers are told by `identify.push`.
+Measure: `attach_protocols`; `identify.push` announces them to connected peers.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
 StreamHandler = Callable[[PeerStream, str], Awaitable[None]]
-"""Handles one inbound stream of the peer with this id; the stream is closed when it returns."""
+"""Handles one inbound stream of the peer with this id. When it returns, the stream is closed."""
 
 
 @asynccontextmanager
@@ -40,9 +40,9 @@ async def attach_protocols(
 
     A handler owns its stream until it returns; then the stream is closed, or reset if the handler raised. At the end of
     the block the handlers are unregistered and their streams receive no more; after `stop_timeout` seconds they are
-    cancelled. Connected peers are told at the beginning and at the end; inside a block of `announcing`
-    they are told once of all protocols that are attached or removed together.
-    Raises ProtocolTakenError if the host already serves a protocol. An exception of the block is raised as it is.
+    cancelled. The protocols are announced to connected peers at the beginning and at the end. Inside a block of
+    `announcing` all protocols that are attached or removed together are announced once. Raises ProtocolTakenError if
+    the host already serves a protocol. An exception of the block is raised as it is.
     """
     attached = _Attached(host, handlers)
     attached.register()
@@ -59,7 +59,7 @@ async def attach_protocols(
             await attached.stop(0 if failed else stop_timeout)
             announcements.changed()
             if announcements.over:
-                # The outer block that announced has ended already.
+                # The outer block that announces has already ended.
                 await announcements.goodbye()
 
 
@@ -100,7 +100,7 @@ class _Attached:
                 # Its protocol was negotiated just before the handlers were removed.
                 await reset_stream(net_stream, self._limits.close_timeout)
                 return
-            # Our own host bounds this for each connection; a plain host does not.
+            # Our own host limits this for each connection. A plain host does not.
             if self._calls_per_peer[peer_id] >= self._limits.max_inbound_streams:
                 log_limited(logger, limiter, logging.INFO, "reset a stream of %s: it has too many", peer_id)
                 await reset_stream(net_stream, self._limits.close_timeout)
@@ -123,7 +123,7 @@ class _Attached:
             yield
         finally:
             self._calls_per_peer[peer_id] -= 1
-            # A Counter keeps zeros, one for each peer that ever connected.
+            # A Counter would keep a zero for each peer that ever connected.
             if not self._calls_per_peer[peer_id]:
                 del self._calls_per_peer[peer_id]
             if not self._calls_per_peer:

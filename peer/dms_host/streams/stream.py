@@ -1,9 +1,9 @@
-"""A libp2p stream as a trio stream, and ways to end one that never harm its connection.
+"""A libp2p stream as a trio stream, and ways to end a stream that never harm its connection.
 
-Protocols above know byte streams and trio's errors only. On our own host a cancelled read or write leaves stream and
+The protocols above see only byte streams and trio's errors. On our own host a cancelled read or write leaves stream and
 connection intact. The library's own streams lose bytes when a read is cancelled, and break the connection when a write
-is (see `dms_host.yamux`). So on a plain host a write is shielded, in pieces, with a deadline, and a cancelled read
-resets its stream rather than lose bytes silently.
+is cancelled (see `dms_host.yamux`). So on a plain host a write is shielded, in pieces, with a deadline, and a cancelled
+read resets its stream instead of losing bytes silently.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Bytes that are read at once unless the caller says otherwise, and of one shielded piece of a write on a plain host.
+# Bytes of one read unless the caller asks for another number, and of one shielded piece of a write on a plain host.
 PIECE = 64 * 1024
-# Seconds for one shielded piece; then the peer takes no frames and loses its connection.
+# Seconds for one shielded piece. After that the peer reads no frames, and its connection is closed.
 PIECE_TIMEOUT = 20.0
 # Seconds that a stream on a plain host may wait for its reader, as on our own host.
 WINDOW_TIMEOUT = 30.0
@@ -43,7 +43,7 @@ CLOSE_TIMEOUT = 2.0
 class PeerStream(trio.abc.HalfCloseableStream):
     """One stream to one peer. One task may send and one may receive at a time, as with every trio stream.
 
-    Raises trio.BrokenResourceError once the stream or its connection is gone, trio.ClosedResourceError after `aclose`.
+    Raises trio.BrokenResourceError if the stream or its connection has ended, trio.ClosedResourceError after `aclose`.
     """
 
     def __init__(self, stream: INetStream, close_timeout: float = CLOSE_TIMEOUT) -> None:
@@ -67,7 +67,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
 
     @property
     def over(self) -> bool:
-        """Whether the stream is known to take nothing more."""
+        """Whether the stream is known to accept no more data."""
         return self._closed or self._broken or bool(getattr(self._muxed, "reset_received", False))
 
     @property
@@ -77,7 +77,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
 
     @property
     def remote_address(self) -> str:
-        """The IP address at the other end of its connection; empty for a relayed one, or where it is not known."""
+        """The IP address at the other end of its connection; empty for a relayed connection, or if not known."""
         if self.relayed:
             return ""
         address = getattr(self._stream, "get_remote_address", lambda: None)()
@@ -86,7 +86,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
     # Sending
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of `data`. Cancelled after a part was sent, it resets the stream."""
+        """Send all of `data`. If it is cancelled after a part was sent, it resets the stream."""
         with self._busy("_sending", "another task is sending on this stream"):
             self._raise_if_unsendable()
             if not data:
@@ -113,7 +113,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
                 if sent:
                     await self._break()
                 raise
-            # At least one byte, so that a stream that is gone raises.
+            # At least one byte, so that writing to an ended stream raises.
             piece = data[sent : sent + max(1, min(PIECE, self._foreign_window()))]
             with shielded(PIECE_TIMEOUT) as scope:
                 await self._translated(self._stream.write, piece)
@@ -129,7 +129,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(WINDOW_TIMEOUT):
             while self._foreign_window() <= 0 and not getattr(self._muxed, "closed", False):  # noqa: ASYNC110
-                # Nothing announces it; the library itself polls as often.
+                # No event announces it. The library itself polls at this interval.
                 await trio.sleep(0.01)
             return
         await self._break()
@@ -141,14 +141,14 @@ class PeerStream(trio.abc.HalfCloseableStream):
         raise trio.BrokenResourceError("the peer takes nothing")
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the peer takes more data."""
+        """Wait until the peer accepts more data."""
         with self._busy("_sending", "another task is sending on this stream"):
             self._raise_if_unsendable()
             await trio.lowlevel.checkpoint()
             await self._translated(getattr(self._muxed, "wait_writable", self._wait_foreign_window))
 
     async def send_eof(self) -> None:
-        """Send FIN: nothing more will be sent; receiving goes on. May be called twice."""
+        """Send FIN: nothing more will be sent. Receiving continues. May be called twice."""
         with self._busy("_sending", "another task is sending on this stream"):
             if self._finished and not self._closed:
                 await trio.lowlevel.checkpoint()
@@ -162,7 +162,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
 
     async def _close_write(self) -> None:
-        # INetStream lacks it, both of the library's streams have it.
+        # INetStream lacks this method, but both of the library's streams have it.
         await self._stream.close_write()  # type: ignore[attr-defined]
 
     def _raise_if_unsendable(self) -> None:
@@ -175,7 +175,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
     # Receiving
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Some bytes, or b"" after the peer's FIN. Cancelled on a plain host, it resets the stream."""
+        """Some bytes, or b"" after the peer's FIN. If cancelled on a plain host, it resets the stream."""
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         with self._busy("_receiving", "another task is receiving on this stream"):
@@ -188,7 +188,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
             return await self._receive(max_bytes or PIECE)
 
     async def _receive(self, size: int) -> bytes:
-        # The library does not wake a reader whose stream is closed beside it: aclose cancels this scope.
+        # The library does not wake a reader whose stream another task closes. aclose cancels this scope.
         with trio.CancelScope() as scope:
             self._receive_scope = scope
             try:
@@ -210,14 +210,16 @@ class PeerStream(trio.abc.HalfCloseableStream):
     # Ending
 
     def end_receiving(self) -> None:
-        """Receive nothing more, as after a FIN; sending goes on. On a plain host this does nothing."""
+        """Receive nothing more, as after a FIN. Sending continues. On a plain host this has no effect."""
         if self._cancel_safe:
             self._ended = True
             if self._receive_scope is not None:
                 self._receive_scope.cancel()
 
     async def aclose(self) -> None:
-        """End the stream both ways, within a few seconds. Cancelled or not, it has ended afterwards."""
+        """End both directions of the stream, within a few seconds. Even if cancelled, the stream has ended
+        afterwards.
+        """
         if not self._closed:
             self._stop_receiving()
             if self._broken:
@@ -227,7 +229,7 @@ class PeerStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
     async def areset(self) -> None:
-        """Reset the stream, so that the peer sees that it was cut. Not cancellable."""
+        """Reset the stream, so that the peer sees that it was cut off. Not cancellable."""
         self._stop_receiving()
         await self._break()
 
@@ -255,13 +257,14 @@ class PeerStream(trio.abc.HalfCloseableStream):
             setattr(self, flag, False)
 
     async def _translated(self, call: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Call the library; its exceptions become one of trio's two errors."""
+        """Call the library. Its exceptions become one of trio's two errors."""
         try:
             return await call(*args)
         except StreamEOF:
             raise
         except Exception as error:
-            # Each transport and multiplexer of the library has its own errors; none of them leaves a usable stream.
+            # Each transport and multiplexer of the library raises its own errors. After any of them the stream is
+            # unusable.
             self._raise_if_closed()
             self._broken = True
             raise trio.BrokenResourceError(f"the stream is gone: {type(error).__name__}") from error
@@ -272,7 +275,7 @@ async def close_stream(stream: INetStream, timeout: float) -> None:  # noqa: ASY
     with shielded(timeout):
         try:
             await stream.close()
-            # Our own streams can be told that they are not read any more.
+            # Our own streams can be marked as not read any more.
             stop_reading = getattr(getattr(stream, "muxed_stream", None), "stop_reading", None)
             if stop_reading is not None:
                 stop_reading()
@@ -291,7 +294,7 @@ async def reset_stream(stream: INetStream, timeout: float) -> None:  # noqa: ASY
 
 
 async def drop_connection(stream: INetStream, timeout: float) -> None:  # noqa: ASYNC109  # shielded
-    """Close the socket below a stream whose writes stall: half a frame may be on the wire."""
+    """Close the socket below a stream whose writes stall. Half a frame may have been sent."""
     secured = getattr(stream.muxed_conn, "secured_conn", stream.muxed_conn)
     with shielded(timeout), suppress(Exception):
         await secured.close()

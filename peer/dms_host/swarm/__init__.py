@@ -1,1 +1,1 @@
-"""The swarm: dialing, accepting, who may connect, and who is connected."""
+"""The swarm: dialling, accepting, which peers may connect, and which are connected."""

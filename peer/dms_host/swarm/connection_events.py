@@ -1,4 +1,4 @@
-"""Events of a host's connections: a peer connected, disconnected, or told which protocols it serves."""
+"""Events of a host's connections: a peer connected, disconnected, or reported which protocols it serves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ConnectionEvents(INotifee):
         """Ignored."""
 
     async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
-        """An identify stream has ended: what the peer said is in the peer store now."""
+        """An identify stream has ended: its message is now in the peer store."""
         if stream.get_protocol() in _TELLING:
             self._told(stream.muxed_conn.peer_id)
 

@@ -1,4 +1,4 @@
-"""Lists of peers and address ranges that may connect, in both directions."""
+"""Lists of peers and address ranges that may or may not connect, in both directions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ Network = IPv4Network | IPv6Network
 class ConnectionGater:
     """Peer ids and address ranges (CIDR, or one address) that are allowed or denied.
 
-    An empty list of allowed ones allows all. A denied peer or address is denied even if it is allowed too. An IPv4
-    address that arrives over an IPv6 socket counts as IPv4. Raises ValueError for an invalid peer id or range.
+    If nothing is listed as allowed, everything is allowed. A denied peer or address is denied even if it is also
+    allowed. An IPv4 address that arrives over an IPv6 socket counts as IPv4. Raises ValueError for an invalid peer id
+    or range.
     """
 
     allow_peers: frozenset[str] = frozenset()
@@ -42,11 +43,11 @@ class ConnectionGater:
             put(self, read, tuple(_network(text) for text in ranges))
 
     def allows_peer(self, peer_id: str) -> bool:
-        """Whether the peer with this id may be connected."""
+        """Whether the peer with this id may connect or be dialled."""
         return peer_id not in self.deny_peers and (not self.allow_peers or peer_id in self.allow_peers)
 
     def allows_address(self, address: str) -> bool:
-        """Whether this IP address may be connected. Other text is allowed if no range is listed as allowed."""
+        """Whether this IP address may connect or be dialled. Other text is allowed if no range is listed as allowed."""
         if not self._allowed and not self._denied:
             return True
         ip = _address(address)
@@ -57,7 +58,7 @@ class ConnectionGater:
 
 
 def address_group(address: str) -> str:
-    """What counts as one machine: an IPv4 address, or the /64 network of an IPv6 address."""
+    """The group of addresses that counts as one machine: an IPv4 address, or the /64 network of an IPv6 address."""
     ip = _address(address)
     if isinstance(ip, IPv6Address):
         return str(IPv6Network((ip, 64), strict=False))
@@ -65,7 +66,7 @@ def address_group(address: str) -> str:
 
 
 def end_site(address: str) -> str:
-    """The addresses of one customer of a network: the /48 network of an IPv6 address (RFC 6177), else empty."""
+    """The addresses of one customer of a network: the /48 network of an IPv6 address (RFC 6177), otherwise empty."""
     ip = _address(address)
     return str(IPv6Network((ip, 48), strict=False)) if isinstance(ip, IPv6Address) else ""
 

@@ -1,13 +1,13 @@
-"""Dial a peer at an address, or at the first of several addresses that answers.
+"""Dials a peer at an address, or at the first of several addresses that answers.
 
 What breaks with `host.connect`:
-- A peer that moved is dialled at its old address first; a negative cache then refuses the new one for a minute.
+- A peer with a new address is dialled at its old address first; a negative cache then refuses the new one for a minute.
 - A silent listener costs two minutes (four attempts of thirty seconds).
 - A cancelled dial leaves its socket open.
 - A connection that is dead but not yet noticed is used.
-Measure: `dial` opens one socket to the given address within a deadline, and closes it whatever happens. An existing
-connection is pinged first. `dial_any` races several addresses, each a head start after the one before it, so that an
-address that swallows packets holds up none of the others; addresses behind relays come last.
+Measure: `dial` opens one socket to the given address within a deadline, and always closes it. An existing connection is
+pinged first. `dial_any` races several addresses. Each address has a head start before the next one, so that an address
+that swallows packets delays none of the others; addresses behind relays come last.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -37,9 +37,9 @@ from .peer_locks import PeerLocks
 
 __all__ = ["dial", "dial_any", "has_living_connection"]
 
-# Seconds that an address of a peer is remembered for.
+# Seconds for which an address of a peer is remembered.
 ADDRESS_TTL = 3600
-# Seconds after which relays are tried too, while a direct address is still silent.
+# Seconds after which relays are tried too if the direct addresses do not answer.
 RELAY_PATIENCE = 2.0
 # Seconds for closing a connection that is not needed any more.
 CLOSE_TIMEOUT = 2.0
@@ -51,15 +51,15 @@ class _Upgrades(Protocol):
     async def upgrade_outbound_connection(self, raw_conn: IRawConnection, peer_id: ID) -> INetConn: ...
 
 
-# Two dials of one peer at once would make two connections where one is wanted.
+# Two dials of one peer at the same time would make two connections instead of one.
 _dials: WeakKeyDictionary[IHost, PeerLocks] = WeakKeyDictionary()
 
 
 async def dial(host: IHost, address: str, deadline: float = 15.0) -> str:
     """Connect to the peer at `address`, a multiaddr that ends in /p2p/PEER_ID, and return its peer id.
 
-    Takes `deadline` seconds at most. A living connection to that peer is used as it is, wherever it leads. Raises
-    AddressError for an address that cannot be dialled, DialError when the peer is not reached. May be cancelled.
+    Takes at most `deadline` seconds. A living connection to that peer is used, whatever its address is. Raises
+    AddressError if the address cannot be dialled, DialError if the peer is not reached. May be cancelled.
     """
     target = parse_peer_address(address)
     await dial_any(host, [target], deadline=deadline, attempt_deadline=deadline)
@@ -76,9 +76,10 @@ async def dial_any(
 ) -> PeerAddress | None:
     """Connect to a peer at the first of its addresses that answers, and return that address.
 
-    Returns None if a living connection is used instead. Takes `deadline` seconds at most, of which each address
-    may take `attempt_deadline`; the next is tried once one has failed or `head_start` seconds have passed, relayed ones
-    when all others have failed or RELAY_PATIENCE is over. Raises the DialError of the first address. May be cancelled.
+    Returns None if a living connection is used instead. Takes at most `deadline` seconds; each address may take
+    `attempt_deadline`. The next address is tried when one has failed or after `head_start` seconds. Relayed addresses
+    are tried when all others have failed or after RELAY_PATIENCE. Raises the DialError of the first address. May be
+    cancelled.
     """
     first = targets[0]
     if first.peer_id == host.get_id():
@@ -98,7 +99,7 @@ async def dial_any(
 
 
 def gate_of(host: IHost) -> ConnectionGater:
-    """The lists of a host; a plain one has none."""
+    """The lists of a host; empty lists for a plain host."""
     gate: ConnectionGater = getattr(host, "gate", ConnectionGater())
     return gate
 
@@ -115,7 +116,7 @@ def _check_gate(host: IHost, target: PeerAddress) -> None:
 
 
 async def has_living_connection(host: IHost, peer_id: ID, deadline: float) -> bool:
-    """Whether a connection to the peer answers a ping within `deadline` seconds; those that do not are closed."""
+    """Whether a connection to the peer answers a ping within `deadline` seconds. Connections that do not are closed."""
     for connection in living_connections(host, peer_id):
         muxed = connection.muxed_conn
         if not isinstance(muxed, BoundedYamux):
@@ -128,7 +129,7 @@ async def has_living_connection(host: IHost, peer_id: ID, deadline: float) -> bo
 
 
 class _Race:
-    """Dials several addresses of one peer; the first completed handshake wins."""
+    """Dials several addresses of one peer. The first completed handshake wins."""
 
     def __init__(self, host: IHost, attempt_deadline: float, head_start: float) -> None:
         self._host = host
@@ -139,7 +140,9 @@ class _Race:
         self._failures: dict[PeerAddress, DialError] = {}
 
     async def run(self, targets: Sequence[PeerAddress]) -> PeerAddress:
-        """The address that won. Raises the first address's DialError. Cancelled, it leaves no connection behind."""
+        """The address that won. Raises the DialError of the first address. If cancelled, it leaves no connection
+        behind.
+        """
         try:
             await self._start(targets)
         except BaseException:
@@ -160,7 +163,7 @@ class _Race:
             await self._launch([target for target in targets if target.relayed], nursery)
 
     async def _launch(self, targets: Sequence[PeerAddress], nursery: trio.Nursery) -> list[trio.Event]:
-        """Start an attempt at each target; returns an event for the end of each."""
+        """Start an attempt at each target. Returns an event for the end of each."""
         ends = []
         for target in targets:
             over = trio.Event()
@@ -214,7 +217,7 @@ class _Race:
 
 def _remember(host: IHost, target: PeerAddress) -> None:
     peerstore = host.get_peerstore()
-    # Only the address that answered: the library tries old addresses first.
+    # Keep only the address that answered, because the library tries old addresses first.
     peerstore.clear_addrs(target.peer_id)
     peerstore.add_addr(target.peer_id, target.transport, ADDRESS_TTL)
     network = host.get_network()

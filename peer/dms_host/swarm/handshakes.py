@@ -1,4 +1,4 @@
-"""Bounds the handshakes under way, shared fairly between addresses."""
+"""Limits the handshakes in progress, and shares them fairly between addresses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Handshakes:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        # By what counts as one machine; the oldest first.
+        # By the group that counts as one machine, the oldest first.
         self._under_way: dict[str, dict[trio.CancelScope, None]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._under_way.values()))
 
     def begin(self, group: str) -> trio.CancelScope | None:
-        """A scope for one more handshake, which is cancelled when another takes its slot; None if there is no slot."""
+        """A scope for one more handshake, which is cancelled when another takes its slot. None if there is no slot."""
         if len(self) >= self._most and not self._free_a_slot(group):
             return None
         scope = trio.CancelScope()

@@ -1,4 +1,4 @@
-"""One lock for each peer that a task works on."""
+"""One lock for each peer on which a task works."""
 
 from __future__ import annotations
 

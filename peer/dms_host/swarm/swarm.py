@@ -1,11 +1,11 @@
-"""A swarm that goes on accepting connections, within bounds.
+"""A swarm that keeps accepting connections, within limits.
 
 What breaks in py-libp2p's `Swarm`:
 - Each inbound connection holds its slot and its task until the swarm ends: after 250 connections it accepts no more.
-- A peer may hold any number of young connections, and so may a machine with many keys.
-- An outbound handshake has a deadline for a part of it only.
-- Something of every peer that ever connected is kept.
-- Closing takes a fifth of a second for each connection in turn; cancelled, it closes none.
+- A peer may have any number of new connections, and so may a machine with many keys.
+- Only a part of an outbound handshake has a deadline.
+- Some state of every peer that ever connected is kept.
+- Closing takes a fifth of a second for each connection in turn. If cancelled, it closes none.
 - A refused listen address is only logged.
 Measure: this class.
 Upstream: no upstream report found (November 2026).
@@ -58,12 +58,12 @@ logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
 STREAM_EVENTS = frozenset(("opened_stream", "closed_stream"))
-# Two peers that dial each other at the same moment end up with two.
+# Two peers that dial each other at the same moment get two connections.
 CONNECTIONS_PER_PEER = 2
 
 
 class _NoAutoConnector(AutoConnector):
-    """Dials no peer. The original dials every peer it has heard of until half of max_connections are in use."""
+    """Dials no peer. The original dials every peer that it knows until half of max_connections are in use."""
 
     async def maybe_connect(self) -> None:
         """Do nothing."""
@@ -79,7 +79,7 @@ class HardenedSwarm(Swarm):
         self, key_pair: KeyPair, limits: HostLimits, gate: ConnectionGater | None = None, psk: bytes | None = None
     ) -> None:
         peer_id = ID.from_pubkey(key_pair.public_key)
-        # Holds the addresses and protocols that peers tell of themselves.
+        # It holds the addresses and protocols that peers report about themselves.
         peerstore = BoundedPeerStore(max_records=2 * limits.max_connections, max_peers=2 * limits.max_connections)
         peerstore.add_key_pair(peer_id, key_pair)
         limits_hit: Counter[str] = Counter()
@@ -104,13 +104,13 @@ class HardenedSwarm(Swarm):
 
     @property
     def inbound_handshakes(self) -> int:
-        """How many inbound handshakes are under way."""
+        """The number of inbound handshakes in progress."""
         return len(self._handshakes)
 
     # Listening
 
     async def listen(self, *multiaddrs: Multiaddr) -> bool:
-        """Listen on every address. Raises ListenError for the first that is refused."""
+        """Listen on every address. Raises ListenError for the first address that is refused."""
         await self.event_background_nursery_created.wait()
         for address in multiaddrs:
             await self._listen_on(address)
@@ -145,7 +145,7 @@ class HardenedSwarm(Swarm):
         return relayed or self._allows_address(remote_ip(connection))
 
     async def change_gater(self, gate: ConnectionGater) -> int:
-        """Use these lists from now on and close the connections that they do not allow; returns how many.
+        """Use these lists from now on, and close the connections that they do not allow. Returns how many were closed.
 
         Not cancellable; bounded by close_timeout.
         """
@@ -160,7 +160,7 @@ class HardenedSwarm(Swarm):
     # Accepting
 
     async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
-        """Hold a slot until the connection ends; the listener closes the socket after."""
+        """Hold a slot until the connection ends. The listener closes the socket afterwards."""
         address = (read_write_closer.get_remote_address() or ("", 0))[0]
         if not self._allows_address(address):
             self.limits_hit["denied_addresses"] += 1
@@ -172,8 +172,8 @@ class HardenedSwarm(Swarm):
     async def accept(self, raw: IRawConnection, maddr: Multiaddr, group: str, site: str = "") -> None:
         """Perform the handshake of an inbound connection and hold a slot until it ends.
 
-        `group` is what counts as one machine, `site` (may be empty) as one customer of a network. The caller closes
-        `raw` after.
+        `group` is the group that counts as one machine, `site` (may be empty) the customer of a network. The caller
+        closes `raw` afterwards.
         """
         if self.inbound_connections >= self.limits.max_inbound_connections:
             self._turn_away("inbound_connections", f"{self.inbound_connections} are open")
@@ -224,7 +224,7 @@ class HardenedSwarm(Swarm):
                 connection: BoundedYamux = await self.upgrade_inbound_raw_conn(raw, maddr)  # type: ignore[assignment]  # ours
                 return connection
         except Exception as error:
-            # A stranger can make each layer of the handshake fail in its own way.
+            # A stranger can make each layer of the handshake fail in a different way.
             logger.debug("an inbound handshake failed: %r", error)
             return None
         finally:
@@ -233,13 +233,13 @@ class HardenedSwarm(Swarm):
         return None
 
     async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
-        """As the original, inside the private network where there is one."""
+        """Like the original, but inside the private network if there is one."""
         return await super().upgrade_inbound_raw_conn(self._protected(raw_conn), maddr)
 
     async def upgrade_outbound_raw_conn(
         self, raw_conn: IRawConnection, peer_id: ID, pre_scope: Any = None
     ) -> SwarmConn:
-        """As the original, inside the private network where there is one, within handshake_timeout.
+        """Like the original, but inside the private network if there is one, and within handshake_timeout.
 
         Raises SwarmException also for a peer that is not allowed.
         """
@@ -257,13 +257,13 @@ class HardenedSwarm(Swarm):
         return connection
 
     def _protected(self, raw: IRawConnection) -> IRawConnection:
-        # Below everything else, so that a peer outside the network gets no byte of ours.
+        # Below everything else, so that a peer outside the network gets none of our bytes.
         return raw if self._psk is None else ProtectedConnection(raw, self._psk)
 
     # Keeping
 
     def _trim_connections(self, peer_id: ID) -> None:
-        """Close the oldest connections of a peer that has too many; the peer itself uses the newest."""
+        """Close the oldest connections of a peer that has too many. The peer itself uses the newest."""
         connections = self.connections[peer_id]
         excess, self.connections[peer_id] = (
             connections[:-CONNECTIONS_PER_PEER],
@@ -273,7 +273,7 @@ class HardenedSwarm(Swarm):
             self.manager.run_task(self._close_connection_async, connection)
 
     async def notify_disconnected(self, conn: INetConn) -> None:
-        """Notify, and forget a peer without connections or known addresses."""
+        """Notify, and forget a peer that has neither connections nor known addresses."""
         await self._notify("disconnected", conn)
         peer_id = conn.muxed_conn.peer_id
         if peer_id in self.connections:
@@ -282,7 +282,7 @@ class HardenedSwarm(Swarm):
             self.peerstore.clear_peerdata(peer_id)
 
     async def _notify(self, method: str, *args: Any) -> None:
-        """Notify of a stream in this task; the original makes a task for each notifee, which costs more."""
+        """Notify of a stream in this task. The original makes a task for each notifee, which costs more."""
         if method not in STREAM_EVENTS:
             await super()._notify(method, *args)
             return
@@ -302,7 +302,7 @@ class HardenedSwarm(Swarm):
     # Closing
 
     async def close(self) -> None:
-        """Close everything at once, within close_timeout; what is left then is cut."""
+        """Close everything at once, within close_timeout. What is left then is cut off."""
         if self._closing:
             return
         self._closing = True
@@ -329,7 +329,7 @@ def _connection_config(limits: HostLimits) -> ConnectionConfig:
         high_watermark=limits.max_connections,
         min_connections=0,
         low_watermark=0,
-        # With more than one the library waits 250 ms before it believes that a dial has succeeded.
+        # With more than one the library waits 250 ms before it reports that a dial has succeeded.
         max_connections_per_peer=1,
         inbound_upgrade_timeout=limits.handshake_timeout,
         outbound_upgrade_timeout=limits.handshake_timeout,

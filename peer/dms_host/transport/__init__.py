@@ -1,1 +1,1 @@
-"""From a socket to a secured, multiplexed connection: dialing, TCP, private networks, upgrading."""
+"""From a socket to a secured, multiplexed connection: dialling, TCP, private networks, upgrading."""

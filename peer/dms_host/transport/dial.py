@@ -1,7 +1,7 @@
-"""Open the socket of an outbound connection.
+"""Opens the socket of an outbound connection.
 
 What breaks: a connect that the library cancels leaves its file descriptor open.
-Measure: `open_socket` opens it with trio, to addresses that the gater allows, and reports why it could not.
+Measure: `open_socket` opens it with trio, to addresses that the gater allows, and reports why it failed.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -26,7 +26,7 @@ FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_I
 
 
 async def open_socket(target: PeerAddress, gate: ConnectionGater) -> IRawConnection:
-    """Open a TCP connection to `target`. Raises DialError. Cancelled, it leaves no socket open."""
+    """Open a TCP connection to `target`. Raises DialError. If cancelled, it leaves no socket open."""
     try:
         addresses = await _resolve(target)
     except OSError as error:

@@ -1,16 +1,16 @@
-"""Protocol negotiation within bounds.
+"""Protocol negotiation within limits.
 
 What breaks:
-- `MultiselectCommunicator.read` believes the announced length of a line: a peer that has proved nothing can make us
+- `MultiselectCommunicator.read` trusts the announced length of a line: a peer that has proved nothing can make us
   buffer whatever it sends until the deadline.
 - Bytes that are not UTF-8 raise UnicodeDecodeError, which no caller expects.
 - A negotiation may have any number of lines.
 - A request for a protocol waits for the greeting first, which costs a round trip.
-Measure: `BoundedCommunicator` bounds lines and their number, and raises the one error that callers expect. It sends the
-greeting with the request, and on our streams both leave with what is written next. `BoundedMultiselect`,
-`BoundedClient` and `BoundedSelector` use it in place of the original.
-Upstream: https://github.com/libp2p/py-libp2p/issues/417 (a failed negotiation takes the listener down); for the
-unbounded line no upstream report found (November 2026).
+Measure: `BoundedCommunicator` limits lines and their number, and raises the one error that callers expect. It sends the
+greeting with the request, and on our streams both are sent with the next write. `BoundedMultiselect`, `BoundedClient`
+and `BoundedSelector` use it instead of the original.
+Upstream: https://github.com/libp2p/py-libp2p/issues/417 (a failed negotiation ends the listener); for the unbounded
+line no upstream report found (November 2026).
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ GREETING_LINE = 19
 
 
 class BoundedCommunicator(MultiselectCommunicator):
-    """Reads lines of bounded length and number; every failure is a MultiselectCommunicatorError."""
+    """Reads lines of bounded length and number. Every failure is a MultiselectCommunicatorError."""
 
     def __init__(self, stream: ReadWriteCloser, limits: HostLimits) -> None:
         super().__init__(stream)
-        # Both sides begin with the same line; a longer one is no negotiation.
+        # Both sides begin with the same line. A longer line is no negotiation.
         self._max_line = GREETING_LINE
         self._max_further_line = limits.max_negotiation_line
         self._lines_left = limits.max_negotiation_lines
 
     async def write(self, msg_str: str) -> None:
-        """Send one line; on our own streams together with the next write, or before this side reads."""
+        """Send one line. On our own streams it is sent with the next write, or before this side reads."""
         await self._write_lines(msg_str)
 
     async def _write_lines(self, *lines: str) -> None:
@@ -79,7 +79,7 @@ class BoundedCommunicator(MultiselectCommunicator):
             raise MultiselectCommunicatorError("the stream is gone") from error
 
     async def propose(self, protocol: TProtocol) -> bool:
-        """Send the greeting and the request for a protocol together; whether the other side agrees.
+        """Send the greeting and the request for a protocol together. Returns whether the other side agrees.
 
         Raises MultiselectClientError for an invalid answer, and MultiselectCommunicatorError.
         """
@@ -93,7 +93,7 @@ class BoundedCommunicator(MultiselectCommunicator):
         return answer == protocol
 
     async def read(self) -> str:
-        """One line without its end. Cancelled, the negotiation is lost."""
+        """One line without its end. If cancelled, the negotiation is lost."""
         self._lines_left -= 1
         if self._lines_left < 0:
             raise MultiselectCommunicatorError("too many lines in one negotiation")
@@ -118,7 +118,7 @@ def _bounded(communicator: IMultiselectCommunicator, limits: HostLimits) -> IMul
 
 
 class BoundedMultiselect(Multiselect):
-    """The answering side, within the host's bounds whatever the caller requests."""
+    """The answering side, within the host's limits, whatever limits the caller passes."""
 
     def __init__(self, handlers: dict[TProtocol | None, StreamHandlerFn | None], limits: HostLimits) -> None:
         super().__init__(handlers)
@@ -127,14 +127,14 @@ class BoundedMultiselect(Multiselect):
     async def negotiate(
         self, communicator: IMultiselectCommunicator, negotiate_timeout: float = 0
     ) -> tuple[TProtocol | None, StreamHandlerFn | None]:
-        """As the original; the time is HostLimits.negotiation_timeout, whatever `negotiate_timeout` says."""
-        # The original declares whole seconds and means any.
+        """Like the original, but the time is HostLimits.negotiation_timeout, whatever `negotiate_timeout` says."""
+        # The original declares whole seconds but accepts fractions.
         timeout: int = self._limits.negotiation_timeout  # type: ignore[assignment]
         return await super().negotiate(_bounded(communicator, self._limits), timeout)
 
 
 class BoundedClient(MultiselectClient):
-    """The requesting side, within the host's bounds: the answering peer may be hostile too."""
+    """The requesting side, within the host's limits, because the answering peer may be hostile too."""
 
     def __init__(self, limits: HostLimits) -> None:
         super().__init__()
@@ -146,10 +146,10 @@ class BoundedClient(MultiselectClient):
         communicator: IMultiselectCommunicator,
         negotiate_timeout: float = 0,
     ) -> TProtocol:
-        """As the original; the time is HostLimits.negotiation_timeout, whatever `negotiate_timeout` says."""
+        """Like the original, but the time is HostLimits.negotiation_timeout, whatever `negotiate_timeout` says."""
         bounded = _bounded(communicator, self._limits)
         if not isinstance(bounded, BoundedCommunicator):
-            # The original declares whole seconds and means any.
+            # The original declares whole seconds but accepts fractions.
             timeout: int = self._limits.negotiation_timeout  # type: ignore[assignment]
             return await super().select_one_of(protocols, bounded, timeout)
         with trio.move_on_after(self._limits.negotiation_timeout):
@@ -174,7 +174,7 @@ class BoundedClient(MultiselectClient):
 
 
 class BoundedSelector(GenericMultistreamSelector[Handler], Generic[Handler]):
-    """Chooses the security protocol and the multiplexer within the host's bounds."""
+    """Chooses the security protocol and the multiplexer within the host's limits."""
 
     def __init__(self, limits: HostLimits) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
 """Private networks: connections that are encrypted from the first byte with a key that all members share.
 
 The cipher is XSalsa20. Each direction has a random nonce, which is sent first
-(https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md). It keeps strangers out; Noise, inside,
-proves the peers.
+(https://github.com/libp2p/specs/blob/master/pnet/Private-Networks-PSK-V1.md). The encryption keeps strangers out;
+Noise, inside it, proves the peers.
 
 What breaks: the library encrypts with Salsa20 and a nonce of 8 bytes, which no other libp2p understands. A peer without
-the key, or with another, is noticed only when a timeout ends its handshake.
-Measure: `ProtectedConnection` follows the specification, and refuses at once a connection whose first bytes are not the
-expected greeting, be it in the clear or under another key.
-Upstream: https://github.com/libp2p/py-libp2p/pull/1002 brought it; no report of the cipher found (November 2026).
+the key, or with another key, is noticed only when a timeout ends its handshake.
+Measure: `ProtectedConnection` follows the specification. It refuses at once a connection whose first bytes are not the
+expected greeting, whether in the clear or under another key.
+Upstream: https://github.com/libp2p/py-libp2p/pull/1002 introduced it; no report about the cipher found (November 2026).
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class ProtectedConnection(RawConnection):
         self._greeting = GREETING
 
     async def write(self, data: bytes) -> None:
-        """Encrypt and send. Raises as the connection below does. A cancelled write makes the connection unusable."""
+        """Encrypt and send. Raises what the connection below raises. A cancelled write makes the connection
+        unusable.
+        """
         nonce = b""
         if self._outgoing is None:
             nonce = secrets.token_bytes(NONCE_SIZE)
@@ -96,15 +98,15 @@ class ProtectedConnection(RawConnection):
 
 
 def xsalsa20(key: bytes, nonce: bytes) -> Salsa20.Salsa20Cipher:
-    """The stream cipher XSalsa20 with a nonce of 24 bytes: Salsa20 under a key derived from its first 16.
+    """The stream cipher XSalsa20 with a nonce of 24 bytes: Salsa20 under a key derived from its first 16 bytes.
 
-    D. J. Bernstein, "Extending the Salsa20 nonce", 2011. No library that we have offers it as a stream.
+    D. J. Bernstein, "Extending the Salsa20 nonce", 2011. None of our libraries offers it as a stream.
     """
     return Salsa20.new(key=hsalsa20(key, nonce[:16]), nonce=nonce[16:])
 
 
 def hsalsa20(key: bytes, nonce: bytes) -> bytes:
-    """The 32-byte key that HSalsa20 derives of a 32-byte key and a 16-byte nonce."""
+    """The 32-byte key that HSalsa20 derives from a 32-byte key and a 16-byte nonce."""
     first, last, middle = struct.unpack("<4I", key[:16]), struct.unpack("<4I", key[16:]), struct.unpack("<4I", nonce)
     a, b, c, d = _CONSTANT
     words = [a, *first, b, *middle, c, *last, d]

@@ -1,16 +1,15 @@
 """Exclusive TCP listening, with tasks in the swarm's nursery.
 
 What breaks:
-- The library listens with SO_REUSEPORT: a second peer on the same port starts without complaint, and the kernel deals
-  connections out between the two.
+- The library listens with SO_REUSEPORT: a second peer on the same port starts without an error, and the kernel
+  distributes connections between the two.
 - Its accept loop is a trio system task, whose failure ends the program. A refused address is only logged.
 - It does not know the other side's address over IPv6, so that its own connection gate lets every peer through.
-- Each message takes two system calls, and each byte one before encryption. The end of a connection is read a hundred
-  times.
+- Each message takes two system calls, and before encryption each byte takes one. The end of a connection is read a
+  hundred times.
 Measure: `ExclusiveTCP` listens without SO_REUSEPORT in the swarm's nursery, and reports the operating system's error.
-`PeerSocket` knows the address and reads ahead. Addresses that the gater denies are not dialled by any of the library's
-methods either.
-Upstream: https://github.com/libp2p/py-libp2p/issues/1212 (a hundred looks at the end of a connection, there of a
+`PeerSocket` knows the address and reads ahead. None of the library's methods dials addresses that the gater denies.
+Upstream: https://github.com/libp2p/py-libp2p/issues/1212 (the end of a connection is read a hundred times, there on a
 WebSocket); for the others no upstream report found (November 2026).
 """
 
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 limiter = RateLimiter()
 
 
-# The most bytes that are fetched at once and kept.
+# The most bytes that are received at once and kept.
 FETCH_SIZE = 64 * 1024
 
 
@@ -53,7 +52,7 @@ class PeerSocket(TrioTCPStream):
         super().__init__(stream)
         self.read_lock = QuickLock()  # type: ignore[assignment]  # used as a lock is, no more
         self.write_lock = QuickLock()  # type: ignore[assignment]
-        # What was fetched, and how much of it was read.
+        # The received bytes, and how many of them were read.
         self._fetched = b""
         self._taken = 0
         self._ended = False
@@ -78,10 +77,10 @@ class PeerSocket(TrioTCPStream):
         return data
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        """The other side's IP address and port; None once the socket is gone."""
+        """The other side's IP address and port; None if the socket has ended."""
         if self._cached_remote_address is None:
             try:
-                # Over IPv6 there are two more fields, which the original takes for an error.
+                # Over IPv6 there are two more fields, which the original mistakes for an error.
                 host, port = self.stream.socket.getpeername()[:2]
             except OSError:
                 return None
@@ -101,7 +100,7 @@ class _ExclusiveListener(IListener):
         self._scope = trio.CancelScope()
 
     async def listen(self, maddr: Multiaddr) -> None:
-        """Bind and accept. Raises OSError when the operating system refuses."""
+        """Bind and accept. Raises OSError if the operating system refuses."""
         port = int(maddr.value_for_protocol("tcp") or 0)
         self._sockets = await trio.open_tcp_listeners(port, host=extract_ip_from_multiaddr(maddr))
         self.background_nursery.start_soon(self._serve)
@@ -116,7 +115,7 @@ class _ExclusiveListener(IListener):
         except* Exception as group:
             log_limited(logger, limiter, logging.INFO, "an inbound connection failed: %r", group.exceptions[0])
         finally:
-            # The socket is closed at once; what follows in aclose is only a checkpoint.
+            # The socket is closed at once. What follows in aclose is only a checkpoint.
             with trio.CancelScope(shield=True):
                 await stream.aclose()
 
@@ -140,7 +139,7 @@ class ExclusiveTCP(TCP):
         self._allows_address = allows_address
 
     async def _dial_resolved(self, maddr: Multiaddr, source: tuple[str, int] | None = None) -> IRawConnection:
-        # Named addresses have been resolved by here.
+        # Names have been resolved before this point.
         if not self._allows_address(extract_ip_from_multiaddr(maddr) or ""):
             raise OpenConnectionError(f"{maddr} is not allowed")
         connection = await super()._dial_resolved(maddr, source)
@@ -148,7 +147,7 @@ class ExclusiveTCP(TCP):
             connection.stream = PeerSocket(connection.stream.stream)
         return connection
 
-    # The declared type is the library's own listener, the interface is IListener.
+    # The declared type is the library's own listener, but the interface is IListener.
     def create_listener(self, handler_function: THandler) -> _ExclusiveListener:  # type: ignore[override]
-        """A listener that is bound to no address yet."""
+        """A listener that is not bound to an address yet."""
         return _ExclusiveListener(handler_function)

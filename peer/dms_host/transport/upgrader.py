@@ -1,8 +1,8 @@
-"""Turn a raw connection into a secured, multiplexed one: Noise, then Yamux, and nothing else.
+"""Turns a raw connection into a secured, multiplexed one: Noise, then Yamux, and nothing else.
 
 What breaks: `new_host` also offers `/plaintext/2.0.0`, where a peer has any identity that it claims, and secio; and
 Mplex, where one frame can end the host and one slow stream stops all others. `MuxerMultistream.new_conn` builds the
-library's own Yamux whatever class is configured. No list of peers is checked.
+library's own Yamux, whichever class is configured. Peers are not checked against any list.
 Measure: `hardened_upgrader` offers Noise and BoundedYamux alone. It closes the connection of a peer that is not allowed
 as soon as the handshake has proved the peer's id, before any byte of a protocol is read.
 Upstream: no upstream report found (November 2026).
@@ -37,7 +37,7 @@ __all__ = ["hardened_upgrader"]
 
 YAMUX: Final = TProtocol("/yamux/1.0.0")
 
-# The first message of a stranger holds a key.
+# The first message of a stranger contains a key.
 bound_rsa_keys()
 
 
@@ -65,7 +65,7 @@ class _YamuxOnly(MuxerMultistream):
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Agree on Yamux with the other side. Raises MultiselectError or MultiselectClientError."""
         protocol, _ = await self._selector.select(conn, conn.is_initiator)
-        # All relayed connections share one account: behind a relay there is no address.
+        # All relayed connections share one account, because behind a relay there is no address.
         address = self._accounts.of(address_group((conn.get_remote_address() or ("",))[0]))
         connection = BoundedYamux(conn, peer_id, self._limits, self._limits_hit, address)
         return self._annotate_connection(connection, conn, protocol)
@@ -82,7 +82,7 @@ class _GatedUpgrader(TransportUpgrader):
     async def upgrade_security(
         self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
     ) -> ISecureConn:
-        """As the original. Raises SecurityUpgradeFailure also for a peer that is not allowed."""
+        """Like the original. Raises SecurityUpgradeFailure also for a peer that is not allowed."""
         secured = await super().upgrade_security(raw_conn, is_initiator, peer_id)
         if not self._allows_peer(secured.get_remote_peer()):
             self._limits_hit["denied_peers"] += 1
@@ -104,7 +104,7 @@ def hardened_upgrader(
 ) -> TransportUpgrader:
     """An upgrader that secures a connection, checks `allows_peer` and multiplexes with BoundedYamux, or fails.
 
-    Refused peers are counted in `limits_hit`; frames that carry nothing are charged to `accounts`.
+    Refused peers are counted in `limits_hit`. Frames without content are charged to `accounts`.
     """
     limits_hit = Counter() if limits_hit is None else limits_hit
     upgrader = _GatedUpgrader(allows_peer, limits_hit)

@@ -1,1 +1,1 @@
-"""Yamux: a connection and its streams, which know each other."""
+"""Yamux: connections and their streams."""

@@ -1,11 +1,11 @@
-"""What the connections of one address may cost that carries nothing.
+"""Limits the cost of frames without content, for all connections of one address together.
 
-What breaks: 24 connections that send empty frames, 1 MB/s in all, are 80,000 frames a second. Each is valid, none ever
-ends a connection, and handling them leaves an honest peer one answer in 16 s.
-Measure: every frame that carries nothing is charged: first to an allowance of its connection, which data earns back,
-then to the account of its address, which all connections from there share. A connection that cannot pay is dropped, so
-opening another one buys an attacker a few dozen frames; new connections from such an address are taken slowly for a
-minute. Frames that do carry something are paced: above a rate, the connections of an address are read more slowly.
+What breaks: 24 connections that send empty frames, 1 MB/s in total, are 80,000 frames a second. Each frame is valid and
+none ever ends a connection, but handling them leaves an honest peer one answer in 16 s.
+Measure: every frame without content is charged: first to an allowance of its connection, which data restores, then to
+the account of its address, which all connections from there share. A connection that cannot pay is dropped, so that
+opening another one gains an attacker a few dozen frames; new connections from such an address are accepted slowly for a
+minute. Frames with content are paced: above a rate, the connections of an address are read more slowly.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -21,32 +21,32 @@ from ..logs import RateLimiter
 
 __all__ = ["Accounts", "AddressAccount", "ConnectionAccount"]
 
-# Frames that one connection may send that carry nothing, before its address is charged.
+# Frames without content that one connection may send before its address is charged.
 OWN_ALLOWANCE: Final = 64
-# Bytes of data that earn one such frame back. The shortest request is longer; a frame that is shorter is charged.
+# Bytes of data that restore one such frame. The shortest request is longer. A shorter frame is charged.
 BYTES_PER_FRAME: Final = 8
 # Frames with less data than this are paced.
 SMALL_FRAME: Final = 64
-# A new stream costs a task and a negotiation: as much as so many small frames.
+# The cost of a new stream, in small frames: it needs a task and a negotiation.
 STREAM_PACE: Final = 20
-# A new stream costs as much as so many frames; its negotiation and first request earn that back.
+# The charge for a new stream, in frames. Its negotiation and first request restore that.
 STREAM_COST: Final = 4
 # Seconds for which an address is watched after one of its connections was dropped.
 PROBATION: Final = 60.0
 # New connections from such an address: at once, and per second.
 PROBATION_BURST: Final = 4
 PROBATION_RATE: Final = 2.0
-# Addresses that are remembered; the one not heard of for longest is forgotten first.
+# The number of addresses that are remembered. The one that has been silent for longest is forgotten first.
 MAX_ADDRESSES: Final = 1024
 
 
 class AddressAccount:
-    """What all connections of one address share."""
+    """The state that all connections of one address share."""
 
     __slots__ = ("_probation", "_probation_ends", "frames", "pace")
 
     def __init__(self, limits: HostLimits) -> None:
-        # By the clock that waiting goes by.
+        # The clock that trio's waiting uses.
         now = trio.current_time
         self.frames = RateLimiter(limits.max_empty_frames, limits.empty_frames_per_second, now)
         self.pace = RateLimiter(limits.small_frames_burst, limits.small_frames_per_second, now)
@@ -54,7 +54,7 @@ class AddressAccount:
         self._probation_ends = 0.0
 
     def condemn(self) -> bool:
-        """Take new connections slowly from now on. Returns whether this is news, and so worth a line in the log."""
+        """Accept new connections slowly from now on. Returns whether this is new, and so worth a line in the log."""
         now = trio.current_time()
         news, self._probation_ends = now >= self._probation_ends, now + PROBATION
         if news:
@@ -62,14 +62,14 @@ class AddressAccount:
         return news
 
     def admits_connection(self) -> bool:
-        """Whether a new connection from this address is taken now."""
+        """Whether a new connection from this address is accepted now."""
         if self._probation is None or trio.current_time() >= self._probation_ends:
             return True
         return self._probation.admit()
 
 
 class ConnectionAccount:
-    """What one connection may send that carries nothing."""
+    """What one connection may send without content."""
 
     __slots__ = ("_left", "address")
 
@@ -78,7 +78,7 @@ class ConnectionAccount:
         self._left = OWN_ALLOWANCE
 
     def charge(self, frames: int = 1) -> bool:
-        """Charge frames that carry nothing; whether they could be paid."""
+        """Charge frames without content. Returns whether they could be paid."""
         if self._left >= frames:
             self._left -= frames
             return True
@@ -90,7 +90,7 @@ class ConnectionAccount:
 
 
 class Accounts:
-    """The accounts of one host, by what counts as one machine (see `address_group`)."""
+    """The accounts of one host, by the group that counts as one machine (see `address_group`)."""
 
     def __init__(self, limits: HostLimits) -> None:
         self._limits = limits

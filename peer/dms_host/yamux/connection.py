@@ -1,15 +1,15 @@
-"""A Yamux connection that bounds what a peer may hold and what its frames may cost.
+"""A Yamux connection that limits what a peer may hold and what its frames may cost.
 
-What breaks in py-libp2p's `Yamux`, beside what the other modules of this package say:
-- The receive window is only logged, so a peer fills our memory at the speed of the network.
-- Any number of streams may be opened, with any id, also one that we would use next.
+What breaks in py-libp2p's `Yamux`, in addition to what the other modules of this package say:
+- A violation of the receive window is only logged, so a peer fills our memory at the speed of the network.
+- Any number of streams may be opened, with any id, even with one that we would use next.
 - Pings have no consequence: a peer that is stopped, or whose cable is cut, is never noticed.
 - `open_stream` waits for ever when 256 streams are open, and leaks one when it is cancelled.
-- Each frame is read in two steps through five layers and formats several debug lines, also when nobody reads them.
+- Each frame is read in two steps through five layers, and several debug lines are formatted even if nobody reads them.
 - A Noise message holds 5,400 empty frames. They are handled in one turn of the scheduler and cost the sender nothing.
-Measure: this class implements `IMuxedConn` itself. It checks each frame against HostLimits before anything is kept,
-charges frames that carry nothing (see `accounts`), lets other tasks run after FRAMES_PER_TURN frames, and drops the
-connection of a peer that breaks the rules.
+Measure: this class implements `IMuxedConn` itself. It checks each frame against HostLimits before it keeps anything,
+charges frames without content (see `accounts`), lets other tasks run after FRAMES_PER_TURN frames, and drops the
+connection of a peer that violates the rules.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -44,21 +44,21 @@ limiter = RateLimiter()
 
 # Frames, and pieces in which they arrive, that one connection handles before other tasks run.
 FRAMES_PER_TURN: Final = 32
-# Streams that the peer has opened and no handler has taken yet; further ones wait in the socket.
+# Streams that the peer has opened and no handler has accepted yet. Further streams wait in the socket.
 STREAM_QUEUE: Final = 10
-# Seconds after which a stream that we are done with is reset, if the peer has not ended it.
+# Seconds after which a stream that we have finished is reset if the peer has not ended it.
 ABANDONED_TIMEOUT: Final = 60.0
-# Seconds between two looks at such streams.
+# Seconds between two checks for such streams.
 SWEEP_INTERVAL: Final = 30.0
 GO_AWAY_NORMAL: Final = 0
 
 
 class _ViolationError(Exception):
-    """The peer broke the rules of Yamux or of our limits; its connection is dropped."""
+    """The peer violated the rules of Yamux or our limits; its connection is dropped."""
 
 
 class BoundedYamux(IMuxedConn):
-    """A Yamux connection within HostLimits. What it turns away is counted in `limits_hit`."""
+    """A Yamux connection within HostLimits. What it refuses is counted in `limits_hit`."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class BoundedYamux(IMuxedConn):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the connection and all its streams are over."""
+        """Whether the connection and all its streams have ended."""
         return self.event_closed.is_set()
 
     def get_transport_addresses(self) -> list[Multiaddr]:
@@ -117,13 +117,13 @@ class BoundedYamux(IMuxedConn):
         return self.secured_conn.get_connection_type()
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        """The other side's IP address and port; None where there is none, as behind a relay."""
+        """The other side's IP address and port; None if there is none, as behind a relay."""
         return self.secured_conn.get_remote_address()
 
     # Its life
 
     async def start(self) -> None:
-        """Run the connection until it ends. Cancelled, it ends it."""
+        """Run the connection until it ends. If cancelled, the connection ends."""
         async with trio.open_nursery() as nursery:
             self.writer.nursery = nursery
             nursery.start_soon(self._watch)
@@ -136,7 +136,7 @@ class BoundedYamux(IMuxedConn):
         finally:
             with shielded(self.limits.close_timeout):
                 await self._clean_up()
-            # The clean-up may have been cut; tasks that wait for the end must still learn of it.
+            # The clean-up may have been interrupted. Tasks that wait for the end must still learn of it.
             self.event_closed.set()
             self._heard.set()
             scope.cancel()
@@ -146,11 +146,11 @@ class BoundedYamux(IMuxedConn):
         if not self.event_shutting_down.is_set():
             with suppress(ConnectionClosedError):
                 await self.writer.write(pack_frame(GO_AWAY, 0, 0, GO_AWAY_NORMAL), self.limits.close_timeout)
-        # The receiving task cleans up too when it sees the closed socket; a second time does no harm.
+        # The receiving task also cleans up when it sees the closed socket. A second time does no harm.
         await self._clean_up()
 
     async def drop(self, reason: str) -> None:
-        """Close the socket; the receiving task sees it and cleans up. Not cancellable, bounded by close_timeout."""
+        """Close the socket; the receiving task notices it and cleans up. Not cancellable, bounded by close_timeout."""
         if not self.event_shutting_down.is_set():
             log_limited(logger, limiter, logging.INFO, "dropped the connection of %s: %s", self.peer_id, reason)
         self._shut_down()
@@ -169,7 +169,7 @@ class BoundedYamux(IMuxedConn):
         self.streams.clear()
         self._inbound = self._outbound = 0
         with suppress(Exception):
-            # Each transport of the library fails in its own way, and all of them mean that it is closed.
+            # Each transport of the library fails in its own way, and each failure means that it is closed.
             await self.secured_conn.close()
         self.event_closed.set()
         on_close, self.on_close = self.on_close, None
@@ -182,9 +182,9 @@ class BoundedYamux(IMuxedConn):
     # Streams
 
     async def open_stream(self) -> BoundedYamuxStream:
-        """Open a stream. Raises MuxedStreamError when the connection is gone or max_outbound_streams are open.
+        """Open a stream. Raises MuxedStreamError if the connection has ended or max_outbound_streams are open.
 
-        Cancelled, it has opened none.
+        If cancelled, it has opened none.
         """
         await trio.lowlevel.checkpoint()
         if self.event_shutting_down.is_set():
@@ -201,7 +201,7 @@ class BoundedYamux(IMuxedConn):
         return stream
 
     async def accept_stream(self) -> BoundedYamuxStream:
-        """The next stream that the peer opens. Raises MuxedConnUnavailable once the connection is gone."""
+        """The next stream that the peer opens. Raises MuxedConnUnavailable when the connection has ended."""
         try:
             return await self._accepting.receive()
         except trio.EndOfChannel:
@@ -214,7 +214,7 @@ class BoundedYamux(IMuxedConn):
         return stream
 
     def forget(self, stream: BoundedYamuxStream) -> None:
-        """Let go of a stream that is closed both ways and read to its end. Never blocks."""
+        """Forget a stream that is closed in both directions and read to its end. Never blocks."""
         if self.streams.get(stream.stream_id) is stream:
             del self.streams[stream.stream_id]
             self._outbound -= stream.is_initiator
@@ -225,20 +225,20 @@ class BoundedYamux(IMuxedConn):
     async def _read_piece(self) -> bytes:
         piece = await self.secured_conn.read()
         if len(piece) < HEADER_SIZE:
-            # A message of the secured connection that holds less than a header costs as much as a frame.
+            # A message of the secured connection that is shorter than a header costs as much as a frame.
             self._charge()
         await self._count_work()
         return piece
 
     async def _count_work(self) -> None:
-        """Let other tasks run once this one has done enough, or has many answers to send. May be cancelled."""
+        """Let other tasks run when this one has done enough, or has many answers to send. May be cancelled."""
         self._work += 1
         if self._work >= FRAMES_PER_TURN or self.writer.pending >= MANY_REPLIES:
             self._work = 0
             await trio.lowlevel.checkpoint()
 
     async def _pace(self, frames: int = 1) -> None:
-        """Wait where the connections of this address have sent small frames faster than they may."""
+        """Wait if the connections of this address have sent small frames faster than they may."""
         delay = self.account.address.pace.delay(frames)
         if delay:
             await trio.sleep(delay)
@@ -264,14 +264,14 @@ class BoundedYamux(IMuxedConn):
         except trio.TooSlowError:
             await self.drop("it stopped in the middle of a frame")
         except (IOException, OSError, trio.ClosedResourceError, trio.BrokenResourceError):
-            # The ordinary end of a connection; the clean-up tells the streams' readers.
+            # The ordinary end of a connection. The clean-up informs the readers of the streams.
             return
         except Exception as error:
-            # Noise reports tampered bytes with exceptions of its own library; nothing may leave this task.
+            # For tampered bytes Noise raises exceptions of another library. None of them may leave this task.
             await self.drop(f"it sent what cannot be decrypted ({type(error).__name__})")
 
     async def _receive_frame(self) -> bool:
-        """Handle one frame; whether more may follow."""
+        """Handle one frame. Returns whether more may follow."""
         version, kind, flags, stream_id, value = await self._reader.take_header()
         self._last_heard = trio.current_time()
         self._heard.set()
@@ -292,14 +292,14 @@ class BoundedYamux(IMuxedConn):
         if stream is None:
             self._charge()
             return
-        # An update that announces neither a change nor that something was read carries nothing.
+        # An update that announces neither a change nor that something was read has no content.
         if not (size and stream.unconfirmed) and not stream.is_news(flags):
             self._charge()
         stream.receive_window_update(size)
         self._end_stream(stream, flags)
 
     async def _receive_data(self, flags: int, stream_id: int, size: int) -> None:
-        # Before a byte of it is read: a frame larger than any window is never valid.
+        # Checked before any byte of it is read: a frame larger than any window is never valid.
         if size > STREAM_WINDOW:
             raise _ViolationError(f"a frame of {size} bytes")
         if size < SMALL_FRAME:
@@ -332,7 +332,7 @@ class BoundedYamux(IMuxedConn):
 
     def _end_stream(self, stream: BoundedYamuxStream, flags: int) -> None:
         if flags & RST:
-            # Both may have come in one packet: whether the reader was quick must make no difference.
+            # Both may have arrived in one packet. The result must not depend on how quick the reader was.
             stream.receive_reset(keep=stream.abandoned_at is None)
         elif flags & FIN:
             if stream.fin_received:
@@ -354,7 +354,7 @@ class BoundedYamux(IMuxedConn):
                 self.limits_hit["inbound_streams"] += 1
                 self._reply(pack_frame(WINDOW_UPDATE, RST, stream_id, 0))
                 return None
-            # We have ended this stream and only the peer's end is missing: a new stream is worth more.
+            # We have ended this stream and only the peer's end is missing, so a new stream is worth more.
             self._reset_abandoned(min(abandoned, key=lambda stream: stream.abandoned_at or 0.0))
         self._charge(STREAM_COST)
         await self._pace(STREAM_PACE)
@@ -368,7 +368,7 @@ class BoundedYamux(IMuxedConn):
         stream.receive_reset()
 
     def reset_abandoned_soon(self, stream: BoundedYamuxStream) -> None:
-        """Reset a stream that is not read any more unless the peer ends it within `close_timeout`. Never blocks."""
+        """Reset a stream that is no longer read unless the peer ends it within `close_timeout`. Never blocks."""
         if self.writer.nursery is not None and not self.event_shutting_down.is_set():
             self.writer.nursery.start_soon(self._reset_later, stream)
 
@@ -380,14 +380,14 @@ class BoundedYamux(IMuxedConn):
                 self._reset_abandoned(stream)
 
     def _reply(self, frame: bytes) -> None:
-        # Never awaited where frames are received: two peers that wait for each other to read would both stop.
+        # Never awaited where frames are received: two peers that wait for each other to read would block each other.
         if not self.writer.reply(frame):
             raise _ViolationError(f"{MAX_REPLIES} answers not taken")
 
     # Watching
 
     async def _watch(self) -> None:
-        """Ping a peer of which nothing was heard for ping_interval, and drop it when it stays silent."""
+        """Ping a peer that has been silent for ping_interval, and drop it if it stays silent."""
         while True:
             due = self._last_heard + self.limits.ping_interval
             await trio.sleep_until(min(due, trio.current_time() + SWEEP_INTERVAL))
@@ -399,7 +399,7 @@ class BoundedYamux(IMuxedConn):
                 return
 
     async def is_responsive(self, timeout: float) -> bool:  # noqa: ASYNC109  # an answer, not an error
-        """Whether anything is heard of the peer within `timeout` seconds of a ping. May be cancelled."""
+        """Whether anything arrives from the peer within `timeout` seconds of a ping. May be cancelled."""
         # Two pings: if this process itself was stopped, the first deadline passes before anything was received.
         for _ in range(2):
             if self._heard.is_set():
@@ -416,12 +416,12 @@ class BoundedYamux(IMuxedConn):
         return False
 
     def _sweep(self) -> None:
-        """Reset streams that are not read any more and that the peer does not end."""
+        """Reset streams that are no longer read and that the peer does not end."""
         now = trio.current_time()
         for stream in list(self.streams.values()):
             if stream.idle_since is None or now - stream.idle_since <= ABANDONED_TIMEOUT:
                 continue
             if not stream.closed:
                 self.writer.reply(pack_frame(WINDOW_UPDATE, RST, stream.stream_id, 0))
-            # A reader that comes later must not take what it had read for the whole.
+            # A later reader must not mistake what was received for the whole.
             stream.receive_reset()

@@ -1,4 +1,4 @@
-"""Yamux frames: their numbers, how one is written, and a reader that takes them out of whatever arrives.
+"""Yamux frames: their constants, an encoder, and a reader that extracts them from received pieces.
 
 Source: https://github.com/hashicorp/yamux/blob/master/spec.md.
 """
@@ -46,9 +46,9 @@ def pack_frame(kind: int, flags: int, stream_id: int, value: int, data: bytes | 
 
 
 class YamuxFrameReader:
-    """Takes headers and bodies out of pieces of any size. Used by one task.
+    """Extracts headers and bodies from pieces of any size. Only one task uses it.
 
-    `read` returns the next piece, empty at the end of the connection. Cancelled, nothing that was read is lost.
+    `read` returns the next piece, empty at the end of the connection. If cancelled, nothing that was read is lost.
     """
 
     def __init__(self, read: Callable[[], Awaitable[bytes]]) -> None:
@@ -56,7 +56,7 @@ class YamuxFrameReader:
         self._buffer = bytearray()
 
     def has(self, size: int) -> bool:
-        """Whether so many bytes have arrived already, so that taking them does not wait."""
+        """Whether `size` bytes have arrived already, so that taking them does not wait."""
         return len(self._buffer) >= size
 
     async def take_header(self) -> tuple[int, int, int, int, int]:
@@ -68,7 +68,7 @@ class YamuxFrameReader:
         return header
 
     async def take(self, size: int) -> bytes:
-        """The next `size` bytes. Raises ConnectionClosedError when the connection ends before."""
+        """The next `size` bytes. Raises ConnectionClosedError if the connection ends before."""
         if len(self._buffer) < size:
             await self._fill(size)
         data = bytes(memoryview(self._buffer)[:size])

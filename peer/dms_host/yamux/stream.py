@@ -4,10 +4,10 @@ What breaks in py-libp2p's `YamuxStream`:
 - A cancelled read loses bytes: they are taken from the buffer, then a window update is awaited.
 - A cancelled write loses window: it is taken, then the frame is awaited.
 - A local reset does not wake a reader that waits on the stream.
-- A write looks for window every 10 ms and gives up after 5 s.
-- The window grows to 16 MiB per stream, and what the peer sends beyond it is kept all the same.
-- The end of the connection looks like the end of the stream, so a cut answer looks like a whole one.
-- Each stream holds locks and events, also while nothing uses it.
+- A write checks for window every 10 ms and gives up after 5 s.
+- The window grows to 16 MiB per stream, and what the peer sends beyond it is still kept.
+- The end of the connection looks like the end of the stream, so a truncated answer looks like a whole one.
+- Each stream holds locks and events, even while nothing uses it.
 Measure: this class implements `IMuxedStream` itself. What it awaits after taking is shielded (see `writer`), reads and
 writes wait for events, the window is fixed, and only a FIN ends a stream.
 Upstream: https://github.com/libp2p/py-libp2p/issues/1270 (growing window); for the others no upstream report found
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 __all__ = ["BoundedYamuxStream"]
 
-# Bytes of data per frame: with its header it is exactly one Noise message.
+# Bytes of data per frame. With its header it is exactly one Noise message.
 MAX_DATA: Final = 65535 - 16 - HEADER_SIZE
-# Window is announced in halves, as the reference implementation does: few updates, no stall.
+# Window is announced in halves, as the reference implementation does: this needs few updates and causes no stalls.
 ANNOUNCE_AT: Final = STREAM_WINDOW // 2
 
-# Stands where a stream has an event while nothing waits for one; a waiting task makes a new one.
+# Stands in the place of an event while no task waits for one. A waiting task makes a new event.
 _NOBODY_WAITS: Final = trio.Event()
 
 
 class BoundedYamuxStream(IMuxedStream):
     """A stream of a BoundedYamux. One task may read and one may write at a time."""
 
-    # Reads and writes may be cancelled by what is built on this stream (see dms_host.streams.stream).
+    # Code that uses this stream may cancel its reads and writes (see dms_host.streams.stream).
     cancel_safe: Final = True
 
     def __init__(self, stream_id: int, conn: BoundedYamux, is_initiator: bool) -> None:
@@ -52,11 +52,11 @@ class BoundedYamuxStream(IMuxedStream):
         self.is_initiator = is_initiator
         self.send_window = self.recv_window = STREAM_WINDOW
         self.buffer = bytearray()
-        # Closed: both directions are over.
+        # Closed: both directions have ended.
         self.closed = self.send_closed = self.recv_closed = False
         self.fin_received = self.reset_received = False
         self.abandoned_at: float | None = None
-        # Since when it has only waited for the peer's last frame, or for a reader of its last bytes.
+        # The time since when it only waits for the peer's last frame, or for a reader of its last bytes.
         self.idle_since: float | None = None
         self.torn = False
         # Whether something was sent since the peer's last window update.
@@ -69,11 +69,11 @@ class BoundedYamuxStream(IMuxedStream):
         return self
 
     def set_deadline(self, ttl: int) -> None:
-        """Not supported: a caller cancels. Raises NotImplementedError."""
+        """Not supported, because callers cancel instead. Raises NotImplementedError."""
         raise NotImplementedError("cancel what reads or writes instead")
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        """As the connection's."""
+        """The address of the connection."""
         return self.conn.get_remote_address()
 
     # Reading
@@ -81,8 +81,8 @@ class BoundedYamuxStream(IMuxedStream):
     async def read(self, n: int | None = None) -> bytes:
         """Up to `n` bytes as soon as there are any (None or -1: all that have arrived).
 
-        Raises MuxedStreamEOF after the peer's FIN, MuxedStreamReset when the stream or its connection is gone.
-        Cancelled, it has taken nothing.
+        Raises MuxedStreamEOF after the peer's FIN, MuxedStreamReset if the stream or its connection has ended. If
+        cancelled, it has taken nothing.
         """
         await trio.lowlevel.checkpoint()
         if n == 0:
@@ -102,7 +102,8 @@ class BoundedYamuxStream(IMuxedStream):
     def _raise_if_ended(self) -> None:
         if self.abandoned_at is not None:
             raise MuxedStreamReset("reading was given up")
-        # First, because the end of a connection marks all its streams as reset, also those that had ended before.
+        # Checked first, because the end of a connection marks all its streams as reset, even those that had ended
+        # before.
         if self.fin_received:
             raise MuxedStreamEOF("the peer has sent everything")
         if self.reset_received or self.closed or self.conn.event_shutting_down.is_set():
@@ -112,7 +113,7 @@ class BoundedYamuxStream(IMuxedStream):
         try:
             await self.conn.writer.flush()
         except ConnectionClosedError:
-            # What has arrived is still to be read.
+            # What has arrived can still be read.
             return
 
     def _take(self, n: int | None) -> bytes:
@@ -132,18 +133,18 @@ class BoundedYamuxStream(IMuxedStream):
         try:
             await self.conn.writer.write(pack_frame(WINDOW_UPDATE, 0, self.stream_id, free))
         except ConnectionClosedError:
-            # The bytes are here; the next read reports that nothing follows.
+            # The bytes are here. The next read reports the end.
             return
 
     def receive(self, data: bytes) -> None:
-        """Keep what arrived; the connection has checked it against the window. Never blocks."""
+        """Keep received data. The connection has checked it against the window. Never blocks."""
         self.recv_window -= len(data)
         self.buffer += data
         self.conn.unread_bytes += len(data)
         self._readable.set()
 
     def is_news(self, flags: int) -> bool:
-        """Whether a frame with these flags changes the stream; its first acknowledgement counts. Never blocks."""
+        """Whether a frame with these flags changes the stream. Its first acknowledgement does. Never blocks."""
         if flags & (SYN | FIN | RST):
             return True
         news = bool(flags & ACK) and self.is_initiator and not self._acknowledged
@@ -151,7 +152,7 @@ class BoundedYamuxStream(IMuxedStream):
         return news
 
     def receive_fin(self) -> None:
-        """The peer will send nothing more. Never blocks."""
+        """Note that the peer will send nothing more. Never blocks."""
         self.fin_received = self.recv_closed = True
         self._readable.set()
         self.closed = self.closed or self.send_closed
@@ -162,11 +163,11 @@ class BoundedYamuxStream(IMuxedStream):
     async def write(self, data: bytes) -> None:
         """Send `data`, as fast as the peer opens its window.
 
-        Raises MuxedStreamClosed after `close`, MuxedStreamReset when the stream or its connection is gone or the peer
-        opens no window within HostLimits.window_timeout. Cancelled, it has sent whole frames only; `torn` says whether
-        some of the data went out and some did not.
+        Raises MuxedStreamClosed after `close`, and MuxedStreamReset if the stream or its connection has ended or the
+        peer opens no window within HostLimits.window_timeout. If cancelled, it has sent whole frames only; `torn` says
+        whether only a part of the data was sent.
         """
-        # The only one where it may be that nothing was sent yet.
+        # The only checkpoint at which nothing may have been sent yet.
         await trio.lowlevel.checkpoint_if_cancelled()
         view = memoryview(data)
         while view:
@@ -185,7 +186,7 @@ class BoundedYamuxStream(IMuxedStream):
     async def write_soon(self, data: bytes) -> None:
         """Send a few bytes with the next write, before this side waits for the peer, or within a millisecond.
 
-        Raises as `write` does, and MuxedStreamReset where there is no window. Not cancellable, bounded by
+        Raises what `write` raises, and MuxedStreamReset if there is no window. Not cancellable, bounded by
         frame_timeout.
         """
         self._raise_if_unwritable()
@@ -207,7 +208,7 @@ class BoundedYamuxStream(IMuxedStream):
             raise MuxedStreamReset("the connection is gone") from error
 
     async def wait_writable(self) -> None:
-        """Wait until the peer has opened its window. Raises as `write` does; may be cancelled."""
+        """Wait until the peer has opened its window. Raises what `write` raises; may be cancelled."""
         self._raise_if_unwritable()
         if self.send_window > 0:
             return
@@ -227,7 +228,7 @@ class BoundedYamuxStream(IMuxedStream):
             raise MuxedStreamClosed("the stream is closed for writing")
 
     def receive_window_update(self, size: int) -> None:
-        """Note that the peer takes `size` more bytes. Never blocks."""
+        """Note that the peer accepts `size` more bytes. Never blocks."""
         self.send_window += size
         self.unconfirmed = False
         if size:
@@ -236,7 +237,7 @@ class BoundedYamuxStream(IMuxedStream):
     # Ending
 
     async def close(self) -> None:
-        """Send FIN; reading goes on. Not cancellable, bounded by frame_timeout."""
+        """Send FIN. Reading continues. Not cancellable, bounded by frame_timeout."""
         if not self.send_closed:
             self.send_closed = True
             self._writable.set()
@@ -252,7 +253,7 @@ class BoundedYamuxStream(IMuxedStream):
             await self._announce(RST)
 
     def receive_reset(self, *, keep: bool = False) -> None:
-        """The stream is gone; with `keep` what was received before can still be read. Never blocks."""
+        """Note that the stream has ended. With `keep`, data received before can still be read. Never blocks."""
         self.fin_received = False
         if not keep:
             self._discard()
@@ -260,11 +261,11 @@ class BoundedYamuxStream(IMuxedStream):
         self._forget_if_over()
 
     def lose_connection(self) -> None:
-        """The connection is gone; what was received can still be read. Never blocks."""
+        """Note that the connection has ended. Received data can still be read. Never blocks."""
         self._end()
 
     def stop_reading(self) -> None:
-        """No task will read here again: drop what is there; further data resets the stream. Never blocks."""
+        """No task will read here again: drop received data. Further data resets the stream. Never blocks."""
         if self.abandoned_at is None:
             self.abandoned_at = trio.current_time()
             if not self.closed and (self.buffer or self.recv_window <= 0):

@@ -1,11 +1,11 @@
-"""What one Yamux connection writes: whole frames, each within a deadline, and small ones together.
+"""The writes of one Yamux connection: whole frames, each within a deadline, and small frames combined.
 
 What breaks in py-libp2p's `Yamux`:
-- A cancelled write leaves half a frame on the wire, or skips a Noise nonce: all that follows is garbage.
+- A cancelled write leaves half a frame on the wire, or skips a Noise nonce: everything after it is garbage.
 - A peer that does not read stops every write for ever.
 - Each acknowledgement and each end of a stream is a packet of its own: one request on a stream of its own took five.
-Measure: every write is shielded and has its own deadline; missing it costs the connection, never half a frame. Frames
-that nobody waits for go out with the next that is written, or after a millisecond.
+Measure: every write is shielded and has its own deadline. If it is missed, the connection ends, but no half frame is
+sent. Frames for which no task waits are sent with the next frame, or after a millisecond.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -26,19 +26,19 @@ __all__ = ["MANY_REPLIES", "MAX_REPLIES", "FrameWriter"]
 
 # Frames that we owe the peer (acknowledgements, pongs, resets) while it does not read.
 MAX_REPLIES: Final = 256
-# So many are sent at once.
+# This many are sent at once.
 MANY_REPLIES: Final = 64
-# Seconds that a frame which nobody waits for may wait for another.
+# Seconds for which a frame without a waiting task may be delayed, to be sent with another.
 REPLY_DELAY: float = 0.001
 
 
 class FrameWriter:
-    """Writes the frames of one connection. `drop` ends that connection, for the reason given."""
+    """Writes the frames of one connection. `drop` ends that connection, for the given reason."""
 
     def __init__(self, secured_conn: ISecureConn, limits: HostLimits, drop: Callable[[str], Awaitable[None]]) -> None:
         self.secured_conn = secured_conn
         self.lock = QuickLock()
-        # Where the task that sends replies runs; None before the connection has started.
+        # The nursery of the task that sends replies; None before the connection has started.
         self.nursery: trio.Nursery | None = None
         self._limits = limits
         self._drop = drop
@@ -49,7 +49,7 @@ class FrameWriter:
 
     @property
     def pending(self) -> int:
-        """How many frames wait to be sent together."""
+        """The number of frames that wait to be sent together."""
         return len(self._replies)
 
     def end(self) -> None:
@@ -67,7 +67,7 @@ class FrameWriter:
         raise ConnectionClosedError("the peer takes no frames")
 
     async def write_locked(self, data: bytes, within: float) -> None:
-        """As `write`, for a caller that holds the lock."""
+        """Like `write`, for a caller that holds the lock."""
         self._raise_if_ended()
         if self._replies:
             data = b"".join((*self._replies, data))
@@ -86,7 +86,7 @@ class FrameWriter:
         raise ConnectionClosedError("the peer takes no frames")
 
     async def write_soon(self, frame: bytes) -> None:
-        """Send a small frame with the next that is written, or within REPLY_DELAY. Raises ConnectionClosedError.
+        """Send a small frame with the next one, or within REPLY_DELAY. Raises ConnectionClosedError.
 
         Not cancellable, bounded by frame_timeout.
         """
@@ -97,7 +97,9 @@ class FrameWriter:
         self._put(frame)
 
     def reply(self, frame: bytes) -> bool:
-        """Queue a frame that answers the peer; False if the queue is full as the peer does not read. Never blocks."""
+        """Queue a frame that answers the peer. Returns False if the queue is full because the peer does not read. Never
+        blocks.
+        """
         if self.pending >= MAX_REPLIES:
             return False
         self._put(frame)
@@ -116,7 +118,7 @@ class FrameWriter:
         self._replies.append(frame)
         if self.pending >= MANY_REPLIES:
             self._many.set()
-        # The task lasts only while something waits: most connections are silent most of the time.
+        # The task lasts only while something waits, because most connections are silent most of the time.
         if not self._replying and self.nursery is not None and not self._ended:
             self._replying = True
             self.nursery.start_soon(self._send_replies)
@@ -124,7 +126,7 @@ class FrameWriter:
     async def _send_replies(self) -> None:
         try:
             while self._replies:
-                # Usually another write comes at once and takes them along in the same packet.
+                # Usually another write follows at once, and its packet carries them too.
                 with trio.move_on_after(REPLY_DELAY):
                     while self.pending < MANY_REPLIES:
                         self._many = trio.Event()
