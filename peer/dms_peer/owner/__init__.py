@@ -1,1 +1,1 @@
-"""What the owner alone may ask, of a running peer through its socket or of its ledger."""
+"""Operations for the owner alone: a running peer serves them on its socket, and commands perform them on the ledger."""

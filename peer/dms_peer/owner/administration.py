@@ -1,7 +1,7 @@
-"""What a peer answers its owner: status, onboarding, offboarding, history, audit.
+"""The owner's operations: status, onboarding, offboarding, history, audit.
 
-The same operations run behind the Unix socket of a running peer and, when none runs, on the ledger itself. They are
-never offered to other peers.
+The same operations run behind the Unix socket of a running peer and, if none runs, on the ledger itself. They are never
+offered to other peers.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalAdministration", "administration_operations", "terms_summary"]
 
-# This many leases go into one answer; `lease_count` says how many there are.
+# The most leases in one answer. `lease_count` has the number of all.
 _MOST_LEASES: Final = 500
 
 
-# What the holders are told of leases that end with a drain.
+# The reason that holders get for leases that end with a drain.
 _DRAINED: Final = "the owner drains the machine"
 
 
 def _only(name: str, what: str, found: Sequence[str]) -> str:
-    """Return the only match, or the name itself where there is none. Raises ProtocolError `ambiguous`."""
+    """The only match, or the name itself if there is none. Raises ProtocolError `ambiguous`."""
     different = sorted(set(found))
     if len(different) > 1:
         raise ProtocolError(f"{len(different)} {what} begin with {name!r}: write more of the id", code="ambiguous")
@@ -73,7 +73,7 @@ def _only(name: str, what: str, found: Sequence[str]) -> str:
 
 
 def terms_summary(terms: OwnerTerms) -> TermsSummary:
-    """The terms on which the peer bids, for its owner to see."""
+    """The terms on which the peer bids, for the owner."""
     prices, place, peers = terms.prices, terms.location, terms.peers
     fields = [name for name in prices.__struct_fields__ if name != "currency"] if prices else []
     return TermsSummary(
@@ -90,10 +90,10 @@ def terms_summary(terms: OwnerTerms) -> TermsSummary:
 
 
 class LocalAdministration:
-    """Administers an open ledger in this process; `addrs` are where the peer listens, None when it does not run.
+    """Administers an open ledger in this process. `addrs` are where the peer listens, None if it does not run.
 
-    `terms` are those on which it bids, `counts` what it counts of its answers, `limits_hit` what its host turned away.
-    `free_now` is how many bytes of RAM and disk the machine had free, where nothing watches it.
+    `terms` are the terms on which it bids, `counts` its counters, `limits_hit` what its host refused. `free_now` is how
+    many bytes of RAM and disk the machine had free, if nothing watches it.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class LocalAdministration:
         self._addrs = addrs
         self.terms = terms
         self._counts = counts or ServiceCounts()
-        # Not `or`: counts without a hit are empty.
+        # Not `or`, because counters without a hit are empty.
         self._limits_hit: Mapping[str, int] = {} if limits_hit is None else limits_hit
 
     async def status(self) -> StatusAnswer:
@@ -153,7 +153,7 @@ class LocalAdministration:
         )
 
     async def onboard(self, request: OnboardRequest) -> OnboardAnswer:
-        """Offers resources from now on. Raises ProtocolError `other_machine` when the owner means another machine."""
+        """Offer resources from now on. Raises ProtocolError `other_machine` if the owner means another machine."""
         if request.machine is not None and request.machine != self._manager.machine:
             raise ProtocolError(
                 "the running peer describes another machine than the --machine given", code="other_machine"
@@ -175,7 +175,7 @@ class LocalAdministration:
         return replace(self._offer(), warnings=(*warnings, *self._short_now(self._manager.get_free_resources())))
 
     def _short_now(self, promised: Resources) -> tuple[str, ...]:
-        """Where the machine has less RAM or disk free now than this; nothing where that is not known."""
+        """Where the machine now has less RAM or disk free than this; empty if that is not known."""
         sample = self._manager.usage_sample
         ram, disk = self._free_now if sample is None else (sample.free.ram.size, sample.free.disk.size)
         return tuple(
@@ -185,12 +185,12 @@ class LocalAdministration:
         )
 
     async def offboard(self) -> OnboardAnswer:
-        """Offers nothing. Raises what `ResourceManager.offboard` raises."""
+        """Offer nothing. Raises what `ResourceManager.offboard` raises."""
         await self._manager.offboard()
         return self._offer()
 
     async def evict(self, request: EvictRequest) -> EvictAnswer:
-        """Ends leases by the owner's will. Raises ProtocolError `ambiguous`, and as `ResourceManager.evict` does."""
+        """End leases for the owner. Raises ProtocolError `ambiguous`, and what `ResourceManager.evict` raises."""
         leases = [self._lease_id(name) for name in request.leases]
         holder = None if request.holder is None else self._holder(request.holder)
         evicted = await self._manager.evict(
@@ -199,11 +199,13 @@ class LocalAdministration:
         return EvictAnswer(ended=evicted.ended, noticed=evicted.noticed)
 
     async def release(self, request: ReleaseLeaseRequest) -> EndedLease:
-        """Ends one lease as its holder would. Raises as `evict` does."""
+        """End one lease as its holder would. Raises what `evict` raises."""
         return await self._manager.release(self._lease_id(request.lease))
 
     def _lease_id(self, name: str) -> str:
-        """The id of the lease with this id, or whose id begins so; an unknown name as it is."""
+        """The id of the lease with this id or with an id that begins with this text. An unknown name is returned
+        unchanged.
+        """
         if self._manager.lease(name) is not None:
             return name
         return _only(name, "leases", [one.lease_id for one in self._manager.leases() if one.lease_id.startswith(name)])
@@ -214,26 +216,26 @@ class LocalAdministration:
         return _only(name, "holders", [one.holder for one in self._manager.leases() if one.holder.startswith(name)])
 
     async def start_drain(self, request: StartDrainRequest) -> DrainAnswer:
-        """Takes nothing new from now on. Raises what `ResourceManager.drain` raises."""
+        """Accept no new commitments from now on. Raises what `ResourceManager.drain` raises."""
         reason = _DRAINED if request.evict else ""
         eviction = await self._manager.drain(evict=request.evict, deadline=request.notice, reason=reason)
         evicted = len(eviction.ended) + len(eviction.noticed)
         return DrainAnswer(leases=len(self._manager.leases()), evicted=evicted, running=self._addrs is not None)
 
     async def cancel_drain(self) -> CancelDrainAnswer:
-        """Takes new commitments again. Raises what `ResourceManager.cancel_drain` raises."""
+        """Accept new commitments again. Raises what `ResourceManager.cancel_drain` raises."""
         drained = self._manager.draining
         withdrawn = await self._manager.cancel_drain()
         return CancelDrainAnswer(drained=drained, withdrawn=len(withdrawn))
 
     async def drain(self, tell: Callable[[int], None]) -> None:
-        """Takes nothing new and returns when nothing is promised; calls `tell` with the number of leases left."""
+        """Accept no new commitments, and return when no lease exists. Calls `tell` with the number of leases left."""
         async with aclosing(self.draining()) as counts:
             async for count in counts:
                 tell(count)
 
     async def draining(self) -> AsyncGenerator[int, None]:
-        """Starts to drain and yields the number of leases left after every change, until there are none."""
+        """Start to drain, and yield the number of leases left after every change, until there are none."""
         await self._manager.set_draining(True)
         async with self._manager.watch() as changes:
             async for _ in changes:
@@ -261,7 +263,7 @@ class LocalAdministration:
         )
 
     async def audit(self, request: AuditRequest) -> AuditAnswer:
-        """What does not match. Raises what `ResourceManager.audit` raises."""
+        """The mismatches that an audit finds. Raises what `ResourceManager.audit` raises."""
         findings = await self._manager.audit(repair=request.repair)
         return AuditAnswer(findings=tuple(findings), repaired=request.repair)
 

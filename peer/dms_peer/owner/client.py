@@ -1,6 +1,6 @@
-"""The owner's way to their peer: through its socket when it runs, else by opening the ledger itself.
+"""The commands' access to the peer of a home: through its socket if it runs, otherwise by opening the ledger itself.
 
-All of this blocks. A command that only asks the running peer loads no more than it needs for that.
+All functions block. A command that only queries the running peer loads no more than it needs for that.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ Answer = TypeVar("Answer", bound=Struct)
 Result = TypeVar("Result")
 
 _TIMEOUT: Final = 30.0
-# Requests that change nothing: they make no key, no ledger and no directory.
+# Requests that change nothing. They create no key, no ledger and no directory.
 _READING: Final = (StatusRequest, HistoryRequest, RevocationsRequest)
 
 
 def ask(home: Home, request: Struct, answer_type: type[Answer], machine: str | None = None) -> Answer:
-    """What the peer of this home answers, running or not; `machine` is the owner's `--machine`.
+    """The answer of the peer of this home, running or not. `machine` is the owner's `--machine`.
 
-    Raises IdentityError, MachineFileError, PeerError, `LedgerInUseError` when the home is held by a process that does
-    not answer, RemoteError with the refusal of a running peer, and what the ledger raises where none runs.
+    Raises IdentityError, MachineFileError, PeerError, `LedgerInUseError` if a process that does not answer has the
+    ledger, RemoteError with the error of a running peer, and what the ledger raises if no peer runs.
     """
 
     reads = isinstance(request, _READING) or (isinstance(request, AuditRequest) and not request.repair)
@@ -104,9 +104,9 @@ def watch(
     tell: Callable[[Answer], None],
     until: float = float("inf"),
 ) -> None:
-    """Calls `tell` with what happens at the peer of this home, until there is no more.
+    """Call `tell` with each event at the peer of this home, until there are no more.
 
-    Raises DeadlineExceededError at `until` (of `time.monotonic`), and as `ask` does.
+    Raises DeadlineExceededError at `until` (of `time.monotonic`), and what `ask` raises.
     """
 
     def in_peer(peer: BlockingClient) -> None:
@@ -124,7 +124,9 @@ def watch(
 def _reach(
     home: Home, in_peer: Callable[[BlockingClient], Result], in_ledger: Callable[[], Result], *, reads: bool = False
 ) -> Result:
-    """Asks the running peer, else the ledger. A request that only `reads` makes no home and waits for no start."""
+    """Query the running peer, otherwise the ledger. A request that only `reads` creates no home and waits
+    for no start.
+    """
     _prepare(home, reads=reads)
     deadline = time.monotonic() + home.patience
     while True:
@@ -142,16 +144,16 @@ def _reach(
         try:
             return in_ledger()
         except LedgerInUseError:
-            # A peer that is starting answers soon; another command is done soon.
+            # A peer that is starting answers soon, and another command ends soon.
             if time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_INTERVAL)
 
 
 def _prepare(home: Home, *, reads: bool) -> None:
-    """Makes the home, or for a request that only `reads` looks whether it is there.
+    """Create the home; for a request that only `reads`, check whether it exists.
 
-    Raises PeerError `bad_home`, and `no_peer` where nothing could be read.
+    Raises PeerError `bad_home`, and `no_peer` if there is nothing to read.
     """
     if not reads or (home.path.exists() and not home.path.is_dir()):
         home.prepare()
@@ -166,12 +168,12 @@ def _prepare(home: Home, *, reads: bool) -> None:
 
 
 def read_status(home: Home) -> StatusAnswer:
-    """What is onboarded, promised and free, and to whom. Raises what `ask` raises."""
+    """What is onboarded, promised and free, and the holders. Raises what `ask` raises."""
     return ask(home, StatusRequest(), StatusAnswer)
 
 
 def read_peers(home: Home, limit: int = 100) -> PeersAnswer:
-    """The peers that the running peer knows, or that the last one wrote down; none in a home without a peer.
+    """The peers that the running peer knows, or that the last one saved; none in a home without a peer.
 
     Raises PeerError.
     """
@@ -181,19 +183,19 @@ def read_peers(home: Home, limit: int = 100) -> PeersAnswer:
     if connection is not None:
         with connection:
             return BlockingClient(connection).call(PeersRequest(limit=limit), PeersAnswer, timeout=_TIMEOUT)
-    # Only where no peer runs: asking one must not cost the time to load this.
+    # Loaded only if no peer runs, because querying a peer must not take the time of this import.
     from ..discovery.peers_file import PeersFile
     from .peer_list import known_row, list_peers
 
     now = time.time()
-    # To load the file makes another one, for its lock.
+    # Loading the file creates another one, for its lock.
     known = PeersFile(home.peers_path).load() if home.peers_path.exists() else {}
     rows = {peer_id: known_row(peer, now) for peer_id, peer in known.items()}
     return list_peers([rows], (), limit=limit, running=False)
 
 
 def onboard_resources(home: Home, offer: Offer, machine: str | None = None, *, dry_run: bool = False) -> OnboardAnswer:
-    """Offers a part of the machine; a dry run only checks. Raises what `ask` raises."""
+    """Offer a part of the machine. A dry run only checks. Raises what `ask` raises."""
     expected = None
     if machine is not None and machine != MEASURED:
         expected = home.machine(machine)
@@ -201,42 +203,45 @@ def onboard_resources(home: Home, offer: Offer, machine: str | None = None, *, d
 
 
 def withdraw_offer(home: Home, *, drain: bool, tell: Callable[[int], None]) -> OnboardAnswer:
-    """Offers nothing any more; with `drain` waits first until all has ended, and `tell` hears how much is left."""
+    """Offer nothing any more. With `drain`, first wait until all leases have ended; `tell` gets the number of leases
+    left.
+    """
     if drain:
         watch(home, DrainRequest(), DrainEvent, lambda event: tell(event.leases))
     return ask(home, OffboardRequest(), OnboardAnswer)
 
 
 def evict_leases(home: Home, request: EvictRequest) -> EvictAnswer:
-    """Ends leases by the owner's will. Raises what `ask` raises."""
+    """End leases for the owner. Raises what `ask` raises."""
     return ask(home, request, EvictAnswer)
 
 
 def release_own_lease(home: Home, lease: str) -> EndedLease:
-    """Ends a lease of this home's ledger as its holder would. Raises what `ask` raises."""
+    """End a lease of this home's ledger as its holder would. Raises what `ask` raises."""
     return ask(home, ReleaseLeaseRequest(lease=lease), EndedLease)
 
 
 def start_drain(home: Home, *, evict: bool, notice: float) -> DrainAnswer:
-    """Takes nothing new from now on; with `evict` all leases end, `notice` seconds from now. Raises as `ask` does."""
+    """Accept no new commitments. With `evict`, all leases end `notice` seconds from now. Raises what `ask` raises."""
     return ask(home, StartDrainRequest(evict=evict, notice=notice), DrainAnswer)
 
 
 def await_drained(home: Home, tell: Callable[[int], None], until: float) -> None:
-    """Waits for all leases of the running peer to end, until `until` (of `time.monotonic`), and reports each change.
+    """Wait until all leases of the running peer have ended, at most until `until` (of `time.monotonic`). Reports each
+    change.
 
-    Raises DeadlineExceededError then, and what `ask` raises.
+    Raises DeadlineExceededError at that time, and what `ask` raises.
     """
     watch(home, DrainRequest(), DrainEvent, lambda event: tell(event.leases), until=until)
 
 
 def cancel_drain(home: Home) -> CancelDrainAnswer:
-    """Takes new commitments again. Raises what `ask` raises."""
+    """Accept new commitments again. Raises what `ask` raises."""
     return ask(home, CancelDrainRequest(), CancelDrainAnswer)
 
 
 def read_history(home: Home, limit: int) -> HistoryAnswer:
-    """The newest entries of the history, across as many answers as it takes."""
+    """The newest entries of the history, from as many answers as necessary."""
     entries: list[HistoryRow] = []
     while len(entries) < limit:
         before = entries[-1].number if entries else None
@@ -253,7 +258,7 @@ def run_audit(home: Home, *, repair: bool) -> AuditAnswer:
 
 
 def revoke_grants(home: Home, grants: tuple[str, ...], reason: str) -> RevokeAnswer:
-    """Makes grants count no more, by the ids of their blocks. Raises UsageError and what `ask` raises."""
+    """Revoke grants by the ids of their blocks. Raises UsageError and what `ask` raises."""
     for grant in grants:
         if not re.fullmatch(r"[0-9a-f]{32}", grant):
             raise UsageError(f"{grant[:64]!r} is no id of a grant", code="usage", hint="see `dms-peer token inspect`")
@@ -268,11 +273,11 @@ def read_revocations(home: Home) -> RevocationsAnswer:
 
 
 def read_hardware(home: Home, machine: str | None) -> MachineResources:
-    """What the machine has, or what the file says that it has. Raises MachineFileError."""
+    """What the machine has, or what the file describes. Raises MachineFileError."""
     return home.machine(MEASURED if machine is None else machine)
 
 
 def read_machine_of(home: Home, machine: str | None) -> MachineResources:
-    """The machine of this home: as given, as remembered, else as measured. Raises MachineFileError."""
+    """The machine of this home: the given, the remembered, or otherwise the measured one. Raises MachineFileError."""
     home.prepare()
     return home.machine(machine)

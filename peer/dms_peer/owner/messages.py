@@ -1,4 +1,4 @@
-"""The messages of the owner's socket: requests of the owner of a machine, and the answers of the peer."""
+"""The messages on the owner's socket: requests of the owner of a machine, and the answers of the peer."""
 
 from __future__ import annotations
 
@@ -49,14 +49,15 @@ GrantID: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 
 
 class StatusRequest(Struct, frozen=True, tag_field="op", tag="status"):
-    """What is onboarded, promised and free, and to whom."""
+    """Requests what is onboarded, promised and free, and the holders."""
 
 
 class TermsSummary(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """On what terms a running peer bids.
+    """The terms on which a running peer bids.
 
-    `micros_per_hour` has the price of each of core, ram_gib, disk_gib, gpu, vram_gib and bid that costs anything, in
-    millionths of a unit of `currency`; `executors` None are all; `location` goes from the continent to the city.
+    `micros_per_hour` has each price that is not 0 (core, ram_gib, disk_gib, gpu, vram_gib, bid), in millionths of a
+    unit of `currency`. `executors` is None if all executors are available. `location` goes from the continent to the
+    city.
     """
 
     currency: str = ""
@@ -79,16 +80,16 @@ class LeaseUse(Struct, frozen=True, kw_only=True):
 
 
 class StatusAnswer(Struct, frozen=True, kw_only=True):
-    """The state of one peer. `running` is false when the ledger was read without a peer.
+    """The state of one peer. `running` is false if the ledger was read without a peer.
 
-    `addrs` end in `/p2p/PEER_ID`; `leases` are the newest ones, `lease_count` counts all; `limits` and `problems` are
-    sentences on the machine, `missing` on what is onboarded and no longer there, `short_now` on what the ledger has
-    free and the machine has not. `storage_error` says why nothing can be promised now, `findings` are those of the last
-    audit, `audited` (Unix seconds) is when that was. `usage` is what the whole machine used `usage_age` seconds ago,
-    None where nothing watches it. `terms` are those of the running peer, None where it was given none. Since the peer
-    started: `refusals` counts the nodes that it did not bid on and `failures` the requests that it did not answer as
-    asked, by code, and `limits_hit` what its host turned away, by limit. `lease_use` has the leases whose processes are
-    known and have a cgroup of their own.
+    `addrs` end in `/p2p/PEER_ID`. `leases` are the newest ones; `lease_count` counts all. `limits` and `problems` are
+    sentences on the machine, `missing` on what is onboarded but no longer present, `short_now` on what is free in the
+    ledger but not on the machine. `storage_error` says why nothing can be promised now. `findings` are those of the
+    last audit, at `audited` (Unix seconds). `usage` is what the whole machine used `usage_age` seconds ago, None if
+    nothing watches it. `terms` are those of the running peer, None if it has none. Since the peer started, `refusals`
+    counts the nodes on which it did not bid and `failures` the requests that it answered with an error, by code;
+    `limits_hit` counts what its host refused, by limit. `lease_use` has the leases whose processes are known and have a
+    cgroup of their own.
     """
 
     peer_id: str
@@ -119,9 +120,9 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
 
 
 class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):
-    """Offers these resources from now on; ends a drain. `machine` is what the owner believes the machine to be.
+    """Offers these resources from now on, which ends a drain. `machine` is the machine that the owner expects.
 
-    A `dry_run` asks whether that could be done, and changes nothing.
+    A `dry_run` only checks whether this is possible.
     """
 
     offer: Offer
@@ -130,11 +131,11 @@ class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onb
 
 
 class OffboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="offboard"):
-    """Offers nothing any more; refused while anything is promised."""
+    """Offers nothing any more. Refused while leases exist."""
 
 
 class OnboardAnswer(Struct, frozen=True, kw_only=True):
-    """What is offered now, and what of it is free; `warnings` are sentences on an offer that is unusual."""
+    """What is offered now, and what of it is free. `warnings` are sentences on unusual parts of the offer."""
 
     onboarded: OnboardedResources | None
     free: FreeResources
@@ -148,7 +149,7 @@ LeaseName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
 class EvictRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="evict"):
-    """Ends the leases that are named, those of `holder`, or `everything`: at once, or `notice` seconds from now."""
+    """Ends the named leases, those of `holder`, or `everything`: at once, or `notice` seconds from now."""
 
     leases: Annotated[tuple[LeaseName, ...], Meta(max_length=1024)] = ()
     holder: LeaseName | None = None
@@ -165,20 +166,20 @@ class EvictAnswer(Struct, frozen=True, kw_only=True):
 
 
 class ReleaseLeaseRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="release_lease"):
-    """Ends a lease of this peer's ledger as its holder would; answered with the EndedLease."""
+    """Ends a lease of this peer's ledger as its holder would. The answer is the EndedLease."""
 
     lease: LeaseName
 
 
 class StartDrainRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="start_drain"):
-    """Takes nothing new from now on. With `evict` all leases end, at once or `notice` seconds from now."""
+    """Accepts no new commitments from now on. With `evict` all leases end, at once or `notice` seconds from now."""
 
     evict: bool = False
     notice: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class DrainAnswer(Struct, frozen=True, kw_only=True):
-    """How many `leases` have not ended yet, and how many were `evicted`; `running` when a running peer answers."""
+    """How many `leases` have not ended yet, and how many were `evicted`. `running` is set if a running peer answers."""
 
     leases: int
     evicted: int
@@ -186,7 +187,7 @@ class DrainAnswer(Struct, frozen=True, kw_only=True):
 
 
 class CancelDrainRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel_drain"):
-    """Takes new commitments again, and withdraws the notices of the drain; those of `evict` stand."""
+    """Accepts new commitments again, and withdraws the notices of the drain. The notices of `evict` stay."""
 
 
 class CancelDrainAnswer(Struct, frozen=True, kw_only=True):
@@ -197,7 +198,7 @@ class CancelDrainAnswer(Struct, frozen=True, kw_only=True):
 
 
 class DrainRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="drain"):
-    """Takes nothing new; reports how much is still promised, after every change until nothing is."""
+    """Accepts no new commitments. Reports the number of leases left, after every change until there are none."""
 
 
 class DrainEvent(Struct, frozen=True, kw_only=True):
@@ -207,7 +208,7 @@ class DrainEvent(Struct, frozen=True, kw_only=True):
 
 
 class HistoryRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="history"):
-    """The newest entries first; `before` continues from an entry's number."""
+    """Requests entries, the newest first. `before` continues from an entry's number."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
     before: Amount | None = None
@@ -226,28 +227,30 @@ class HistoryAnswer(Struct, frozen=True, kw_only=True):
 
 
 class AuditRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="audit"):
-    """Compares the ledger with itself, with its file and with the operating system; `repair` mends what can be."""
+    """Compares the ledger with itself, with its file and with the operating system. `repair` repairs what
+    is possible.
+    """
 
     repair: bool = False
 
 
 class AuditAnswer(Struct, frozen=True, kw_only=True):
-    """What does not match: by how many, and each with its code."""
+    """The mismatches: their number, and each with its code."""
 
     findings: tuple[Finding, ...]
     repaired: bool
 
 
 class PeersRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="peers"):
-    """The peers that this one knows; those that are connected first, then the last seen."""
+    """Requests the peers that this one knows: first those that are connected, then those last seen."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
 class PeerRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is known of one peer. `sources` say by whom ("known", "mdns", …); times are seconds of age.
+    """What is known about one peer. `sources` name the sources that know it ("known", "mdns", …). Ages are in seconds.
 
-    `free` is what it had free `free_age` seconds ago; `failures` counts the times it could not be reached since it was
+    `free` is what it had free `free_age` seconds ago. `failures` counts the failed attempts to reach it since it was
     last seen, `seen_age` seconds ago.
     """
 
@@ -262,7 +265,7 @@ class PeerRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PeersAnswer(Struct, frozen=True, kw_only=True):
-    """Some of `peer_count` peers. `running` is false when they were read from the file of a peer that does not run."""
+    """Some of `peer_count` peers. `running` is false if they were read from the file because no peer runs."""
 
     peers: tuple[PeerRow, ...]
     peer_count: int
@@ -270,7 +273,7 @@ class PeersAnswer(Struct, frozen=True, kw_only=True):
 
 
 class RevokeRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="revoke"):
-    """Grants that do not count any more, by the ids of their blocks, and with them all that came of them."""
+    """Revokes grants by the ids of their blocks, and with them all grants derived from them."""
 
     grants: Annotated[tuple[GrantID, ...], Meta(min_length=1, max_length=64)]
     reason: Annotated[str, Meta(max_length=200, pattern=r"\A[^\x00-\x1f\x7f\x85\u2028\u2029]*\Z")] = ""
@@ -284,13 +287,13 @@ class RevokeAnswer(Struct, frozen=True, kw_only=True):
 
 
 class RevocationsRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="revocations"):
-    """The grants that were revoked, the last ones first."""
+    """Requests the revoked grants, the last ones first."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
 class Revocation(Struct, frozen=True, kw_only=True):
-    """One grant that does not count any more since `at` (Unix seconds)."""
+    """One grant that is revoked since `at` (Unix seconds)."""
 
     id: str
     at: int

@@ -1,4 +1,4 @@
-"""From what an owner writes (`--cpu 2 --gpu 0:8GiB`) to the resources that are onboarded."""
+"""Converts what an owner writes (`--cpu 2 --gpu 0:8GiB`) to the onboarded resources."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class GPUChoice(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Offer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an owner wants to offer; sizes in bytes, `hold` in seconds for which bids may hold capacity (0: none).
+    """What an owner wants to offer. Sizes are in bytes; `hold` is the number of seconds for which bids may hold
+    capacity (0: none).
 
     `headroom` is the share, in thousandths of each amount, that is never promised.
     """
@@ -52,7 +53,7 @@ class Offer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 def onboarded_resources(offer: Offer, machine: MachineResources) -> OnboardedResources:
     """The offer as a part of this machine.
 
-    Raises `OnboardingError` for an offer of nothing, and for a GPU that the machine does not have.
+    Raises `OnboardingError` for an empty offer, and for a GPU that the machine does not have.
     """
     nothing = [
         f"{what} of nothing cannot be offered: {remedy}"

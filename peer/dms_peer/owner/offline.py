@@ -1,4 +1,4 @@
-"""What the running peer would answer its owner, answered by opening the ledger in its place."""
+"""Answers the owner in place of a running peer, by opening the ledger."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["answer_without_ledger", "ask_ledger", "open_ledger", "watch_ledger"]
 
 Answer = TypeVar("Answer", bound=Struct)
 
-# As many as one answer has (RevocationsRequest).
+# The size of one answer (RevocationsRequest).
 _REVOCATIONS: Final = 100
 
 
 def answer_without_ledger(home: Home, answer_type: type[Answer]) -> Answer:
-    """What a home without a ledger answers: it offers nothing, and nothing has happened. Raises IdentityError."""
+    """The answer of a home without a ledger: it offers nothing, and nothing has happened. Raises IdentityError."""
     peer_id = load_identity(home.key_path).peer_id
     nothing = Resources(cpu=CPU(cores=Cores(0)), ram=RAM(size=0), disk=Disk(size=0), gpus=())
     free = FreeResources(**asdict(nothing), ports=0, onboarded=False, draining=False, simulated=False)
@@ -60,7 +60,7 @@ def answer_without_ledger(home: Home, answer_type: type[Answer]) -> Answer:
 def ask_ledger(
     home: Home, machine: str | None, request: Struct, answer_type: type[Answer], *, create: bool = True
 ) -> Answer:
-    """The answer to one request; `machine` is remembered when there is one. Raises what `open_ledger` raises."""
+    """The answer to one request. `machine` is remembered if it is given. Raises what `open_ledger` raises."""
 
     async def answer() -> Answer:
         async with open_ledger(home, machine, create=create) as (operations, owner):
@@ -72,7 +72,7 @@ def ask_ledger(
 
 
 def watch_ledger(home: Home, request: Struct, tell: Callable[[Answer], None]) -> None:
-    """Tells the events that answer a request. Raises what `open_ledger` raises."""
+    """Call `tell` with the events that answer a request. Raises what `open_ledger` raises."""
 
     async def tell_events() -> None:
         async with (
@@ -89,19 +89,20 @@ def watch_ledger(home: Home, request: Struct, tell: Callable[[Answer], None]) ->
 async def open_ledger(
     home: Home, machine: str | None, *, create: bool = True
 ) -> AsyncIterator[tuple[Operations, Caller]]:
-    """The operations of the owner of this home, and the caller who may use them, while the block runs.
+    """The operations of the owner of this home, and the caller that may use them, while the block runs.
 
-    `machine` (`--machine`) is remembered when the block ends well. A missing key is made only with `create`. Raises
-    IdentityError, MachineFileError, StorageError, and `LedgerInUseError` when another process has the ledger.
+    `machine` (`--machine`) is remembered if the block ends without an error. A missing key is created only with
+    `create`. Raises IdentityError, MachineFileError, StorageError, and `LedgerInUseError` if another process has the
+    ledger.
     """
     measured = await trio.to_thread.run_sync(home.machine, machine)
     async with open_manager(home.ledger_path, measured) as manager:
-        # After the ledger: a home that cannot be used gets no key.
+        # After the ledger, so that no key is created in an unusable home.
         identity = load_or_create_identity(home.key_path) if create else load_identity(home.key_path)
         free = (None, None) if measured.simulated else await trio.to_thread.run_sync(free_now, home.path)
         administration = LocalAdministration(manager, identity.peer_id, free_now=free)
         revocations = Revocations(home.revocations_path)
         operations = administration_operations(administration) | revocation_operations(revocations)
         yield operations, Caller(identity.peer_id, local=True)
-        # Only when what the owner wanted was done.
+        # Remembered only if the owner's request succeeded.
         home.remember_machine(machine, measured)

@@ -1,4 +1,4 @@
-"""The peers that are known, for the owner to look at."""
+"""The list of known peers, for the owner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PeerNotes", "advert_rows", "known_row", "list_peers", "peer_notes", "peers_operations"]
 
-# Bytes: less than an answer may have.
+# Bytes; less than the limit of an answer.
 _MOST_BYTES: Final = 512 * 1024
 _MOST_ADVERTS: Final = 4096
 
@@ -29,7 +29,7 @@ PeerNotes = Mapping[str, PeerRow]
 
 
 def known_row(peer: KnownPeer, now: float) -> PeerRow:
-    """A known peer as it was at `now` (Unix seconds)."""
+    """A known peer as a row; ages are at `now` (Unix seconds)."""
     return PeerRow(
         peer_id=peer.peer_id,
         addrs=peer.addrs,
@@ -42,7 +42,7 @@ def known_row(peer: KnownPeer, now: float) -> PeerRow:
 
 
 def advert_rows(table: AdvertTable, now: float) -> dict[str, PeerRow]:
-    """What adverts say, as it was at `now` (Unix seconds)."""
+    """The rows for the adverts; ages are at `now` (Unix seconds)."""
     held, _ = table.page("", limit=_MOST_ADVERTS, examine=_MOST_ADVERTS)
     return {
         one.advert.peer_id: PeerRow(
@@ -57,7 +57,7 @@ def advert_rows(table: AdvertTable, now: float) -> dict[str, PeerRow]:
 
 
 def peer_notes(discovery: Discovery, now: float) -> list[PeerNotes]:
-    """What each source of a running peer knows at `now` (Unix seconds)."""
+    """What each source of a running peer knows; ages are at `now` (Unix seconds)."""
     known = {peer.peer_id: known_row(peer, now) for peer in discovery.known.recent(len(discovery.known))}
     heard = discovery.mdns.peers() if discovery.mdns else {}
     return [
@@ -68,7 +68,7 @@ def peer_notes(discovery: Discovery, now: float) -> list[PeerNotes]:
 
 
 def list_peers(notes: Iterable[PeerNotes], connected: Sequence[str], *, limit: int, running: bool) -> PeersAnswer:
-    """All that the sources know, each peer once, as much of it as goes into an answer."""
+    """The peers of all sources, each peer once, as many as fit into an answer."""
     rows: dict[str, PeerRow] = {}
     here = frozenset(connected)
     for source in notes:
@@ -116,7 +116,9 @@ def _as_many_as_fit(rows: Iterable[PeerRow]) -> Iterable[PeerRow]:
 def peers_operations(
     notes: Callable[[float], Sequence[PeerNotes]], connected: Callable[[], Sequence[str]]
 ) -> Operations:
-    """The operation `peers`, for the owner's socket; `notes` tells what each source knows at a time (Unix seconds)."""
+    """The operation `peers`, for the owner's socket. `notes` returns what each source knows at a time (Unix
+    seconds).
+    """
 
     async def peers(request: PeersRequest, caller: Caller) -> PeersAnswer:
         return list_peers(notes(time.time()), connected(), limit=request.limit, running=True)

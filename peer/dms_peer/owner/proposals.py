@@ -1,7 +1,7 @@
-"""What an owner could sensibly offer of a machine, and the questions that settle it.
+"""Proposes what an owner could offer of a machine, and the questions to decide it.
 
-The limits are the DMS's: 1 core to all of them, 10 to 90 % of the RAM and of each GPU's VRAM; the disk has the same
-upper limit. They bound what is proposed and answered here; amounts that are given as options may offer all.
+The bounds are the DMS's: at least 1 core, and 10 to 90 % of the RAM and of each GPU's VRAM; the disk has the same upper
+bound. They apply to the proposals and answers here. Amounts that are given as options may offer everything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEAST, _MOST, _USUAL = 10, 90, 75
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One amount to settle: what is asked, what is proposed, and how an answer is read (raises `AmountError`)."""
+    """One amount to decide: the question, the proposal, and a function that reads an answer (raises `AmountError`)."""
 
     name: str
     text: str
@@ -41,7 +41,7 @@ class Proposal:
 
 
 def propose(machine: MachineResources) -> Proposal:
-    """Leaves one core and a quarter of the rest to the machine's owner; half of the disk."""
+    """A proposal that leaves one core, a quarter of the rest and half of the disk to the machine's owner."""
     millicores = machine.cpu.cores.millicores
     return Proposal(
         millicores=max(min(1000, millicores), (millicores - 1000) // 1000 * 1000),
@@ -52,7 +52,7 @@ def propose(machine: MachineResources) -> Proposal:
 
 
 def questions(machine: MachineResources) -> list[Question]:
-    """The questions for this machine, each with the proposed answer."""
+    """The questions for this machine, each with its proposal."""
     proposal = propose(machine)
     cores = Cores(min(1000, machine.cpu.cores.millicores)), machine.cpu.cores
     asked = [
@@ -72,7 +72,7 @@ def questions(machine: MachineResources) -> list[Question]:
 
 
 def settle(answers: dict[str, int]) -> Offer:
-    """The offer that follows from the answers, by the names of their questions; a GPU of 0 bytes is left out."""
+    """The offer from the answers, by the names of their questions. A GPU with 0 bytes is left out."""
     vram = {name: size for name, size in answers.items() if name not in ("cpu", "ram", "disk")}
     return Offer(
         cpu=Cores(answers["cpu"]),
@@ -107,6 +107,6 @@ def _cores(millicores: int) -> str:
 
 
 def _whole(size: int) -> int:
-    # A proposal is read and typed by a person: whole GiB where there are some.
+    # A person reads and types the proposal, so it is in whole GiB if it has any.
     unit = GIB if size >= GIB else MIB
     return size // unit * unit

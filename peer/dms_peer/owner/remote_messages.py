@@ -1,7 +1,7 @@
-"""What a command asks of other peers: through the running peer of its home, or over a host of its own.
+"""Requests of a command to other peers: through the running peer of its home, or over a host of its own.
 
-Each request names the peer by its id and by the addresses that the command knows; the running peer adds what it knows.
-The `token` goes to the other peer where that asks for one.
+Each request names the peer by its id and by the addresses that the command knows; the running peer adds the addresses
+that it knows. The `token` is sent to the other peer if that requires one.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ class PeerRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fie
 
 
 class RemoteFreeRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_free"):
-    """What the peer has free; answered with PeerFree."""
+    """Requests what the peer has free. The answer is PeerFree."""
 
 
 class RemoteUsageRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_usage"):
-    """What the peer's machine uses now; answered with PeerUsage."""
+    """Requests what the peer's machine uses now. The answer is PeerUsage."""
 
 
 class RemoteMachineRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_machine"):
-    """The peer's hardware; answered with PeerMachine."""
+    """Requests the peer's hardware. The answer is PeerMachine."""
 
 
 class RemotePingRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_ping"):
-    """One round trip of libp2p's ping protocol; answered with Pong."""
+    """One round trip of libp2p's ping protocol. The answer is Pong."""
 
 
 class RemoteBidRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=True, tag="remote_bid"):
-    """Bids on an ensemble, or with `dry_run` what they would say; answered with EnsembleBidReport."""
+    """Requests bids on an ensemble or, with `dry_run`, what they would be. The answer is EnsembleBidReport."""
 
     ensemble: EnsembleRequest
     dry_run: bool = False
@@ -72,14 +72,14 @@ class RemoteBidRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class RemoteCommitRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_commit"):
-    """Takes bids (signed envelopes) for `ttl` seconds, all or none; answered with PeerLeases."""
+    """Commits bids (signed envelopes) for `ttl` seconds, all or none. The answer is PeerLeases."""
 
     bids: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=MAX_NODES)]
     ttl: Seconds
 
 
 class RemoteRenewRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=True, tag="remote_renew"):
-    """Moves the deadline of a lease to `ttl` seconds from now; answered with PeerLease."""
+    """Moves the deadline of a lease to `ttl` seconds from now. The answer is PeerLease."""
 
     lease_id: LeaseID
     ttl: Seconds
@@ -87,25 +87,27 @@ class RemoteRenewRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=T
 
 
 class RemoteAllocateRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=True, tag="remote_allocate"):
-    """Turns a commitment into an allocation; answered with PeerLease."""
+    """Turns a commitment into an allocation. The answer is PeerLease."""
 
     lease_id: LeaseID
     fence: Amount | None = None
 
 
 class RemoteReleaseRequest(PeerRequest, frozen=True, kw_only=True, omit_defaults=True, tag="remote_release"):
-    """Releases a lease; answered with PeerEndedLease."""
+    """Releases a lease. The answer is PeerEndedLease."""
 
     lease_id: LeaseID
     fence: Amount | None = None
 
 
 class RemoteListRequest(PeerRequest, frozen=True, kw_only=True, tag="remote_list"):
-    """All leases that the requester has at the peer; answered with PeerLeases."""
+    """Requests all leases of the requester at the peer. The answer is PeerLeases."""
 
 
 class DiscoverRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="discover"):
-    """Peers that would take a node of the ensemble: `count` of them, or all (None); answered with SearchEvents."""
+    """Requests peers that would take a node of the ensemble: `count` of them, or all (None). The answers are
+    SearchEvents.
+    """
 
     ensemble: EnsembleRequest
     count: Annotated[int, Meta(ge=1)] | None = None
@@ -113,7 +115,7 @@ class DiscoverRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class SearchEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One step of a search: a peer that answered (`row`) and how far the search is, or its end (`found`)."""
+    """One step of a search: a peer that answered (`row`) with the progress of the search, or its end (`found`)."""
 
     progress: SearchProgress | None = None
     row: FoundRow | None = None
@@ -121,9 +123,9 @@ class SearchEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReserveRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="op", tag="reserve"):
-    """Takes all nodes of the ensemble or none, and holds them while the watch is open; answered with ReserveEvents.
+    """Takes all nodes of the ensemble or none, and holds them while the watch is open. The answers are ReserveEvents.
 
-    `pins` has the peer that is to take a node, by node id; commitments last `ttl` seconds and are renewed. With
+    `pins` has the peer that must take a node, by node id. Commitments last `ttl` seconds and are renewed. With
     `allocate` they become allocations at once.
     """
 
@@ -149,7 +151,7 @@ class ReservationFailure(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ReserveEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a reservation is: its `progress`, what is held (`reserved`), or its end (`failure`)."""
+    """A step of a reservation: its `progress`, what is held (`reserved`), or its end (`failure`)."""
 
     progress: SearchProgress | None = None
     reserved: Reserved | None = None

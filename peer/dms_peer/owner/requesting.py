@@ -1,7 +1,7 @@
-"""Requests of the owner's commands to other peers, performed over a network of this process.
+"""Performs the requests of the owner's commands to other peers, over a network of this process.
 
-A running peer performs them for its owner's commands, over its own connections: a command then needs no libp2p. Where
-no peer runs, the command performs them itself over a host that it opens for that.
+A running peer performs them for its owner's commands, over its own connections, so that a command needs no libp2p. If
+no peer runs, the command performs them itself over a host that it opens.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ __all__ = ["Ping", "RemoteRequests", "discover_operations", "found_row", "remote
 
 _T = TypeVar("_T")
 
-# Leases in one page of the wire's `list`, and pages that are read of one provider.
+# Leases in one page of the wire's `list`, and the most pages that are read from one provider.
 _PAGE: Final = 500
 _MOST_PAGES: Final = 20
 
@@ -79,7 +79,7 @@ Ping = Callable[[str, Sequence[str]], Awaitable[tuple[float, bool]]]
 
 
 class RemoteRequests:
-    """Performs requests to other peers as one requester, over `network`; `observer` gets the peers that answer."""
+    """Performs requests to other peers as one requester, over `network`. `observer` gets the peers that answer."""
 
     def __init__(
         self, network: PeerNetwork, opener: EnvelopeOpener, ping: Ping, observer: PeerObserver | None = None
@@ -92,8 +92,8 @@ class RemoteRequests:
     async def perform(self, request: PeerRequest) -> Struct:
         """The answer of the peer that the request names, checked against the request.
 
-        Raises AddressError, DialError, RemoteError with the peer's own error, and ProtocolError for an answer that
-        cannot be believed. May be cancelled; whether a change took place is then unknown.
+        Raises AddressError, DialError, RemoteError with the peer's own error, and ProtocolError if the check fails. May
+        be cancelled; it is then unknown whether a change took place.
         """
         _check_addresses(request.addrs)
         answer = await self._perform(request)
@@ -199,7 +199,7 @@ class RemoteRequests:
 
 
 def _check_addresses(addrs: Sequence[str]) -> None:
-    """Raise AddressError where there are addresses and none of them is one."""
+    """Raise AddressError if there are addresses but none of them is valid."""
     failure: AddressError | None = None
     for address in addrs:
         try:
@@ -238,13 +238,13 @@ def remote_operations(requests: RemoteRequests) -> Operations:
 
 
 def _relayed(error: PeerError) -> RemoteError:
-    # The socket carries the errors of the wire; those of the host have the same shape.
+    # The socket carries errors of the wire, and those of the host have the same form.
     details = {"hint": error.hint} | ({"retry_after": wait} if (wait := getattr(error, "retry_after", None)) else {})
     return RemoteError(error.message, code=error.code, details=details)
 
 
 def discover_operations(requester: Callable[[bytes | None], Requester]) -> Operations:
-    """The operation `discover` for the owner's socket; `requester` makes one that shows a token."""
+    """The operation `discover` for the owner's socket. `requester` makes a requester that sends this token."""
 
     @asynccontextmanager
     async def discover(request: DiscoverRequest, caller: Caller) -> AsyncIterator[AsyncIterator[SearchEvent]]:
@@ -267,7 +267,7 @@ def discover_operations(requester: Callable[[bytes | None], Requester]) -> Opera
 
 
 def found_row(peer: FoundPeer) -> FoundRow:
-    """What a search found, as it is reported."""
+    """The report of one found peer."""
     return FoundRow(
         peer_id=peer.peer_id,
         addrs=peer.addrs,

@@ -1,4 +1,4 @@
-"""The requests of the owner's commands, performed by a running peer over its own connections."""
+"""A running peer performs the requests of the owner's commands over its own connections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ __all__ = ["requesting_operations"]
 def requesting_operations(
     host: IHost, discovery: Discovery, manager: ResourceManager, served: Mapping[str, Operations]
 ) -> Operations:
-    """The operations for the owner's socket. `served` is what the peer answers itself, by protocol id."""
+    """The operations for the owner's socket. `served` are the operations that the peer itself serves, by
+    protocol id.
+    """
     pool = discovery.network
     caller = Caller(pool.peer_id, local=True)
 

@@ -1,4 +1,6 @@
-"""The operation `reserve` of a running peer: an ensemble is held for a command of the owner while that is connected."""
+"""The operation `reserve` of a running peer: it holds an ensemble for a command of the owner while the command is
+connected.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,14 @@ from .remote_messages import ReservationFailure, ReserveEvent, ReserveRequest
 
 __all__ = ["reserve_operations", "reserved_report"]
 
-# Events that wait for a slow command; further progress is left out.
+# Events that wait for a slow command. Further progress is left out.
 _EVENTS: Final = 16
 
 
 def reserve_operations(requester: Callable[[bytes | None], Requester]) -> Operations:
-    """The operation `reserve` for the owner's socket; `requester` makes one that shows a token.
+    """The operation `reserve` for the owner's socket. `requester` makes a requester that sends this token.
 
-    The end of the watch, also because the command died, releases everything.
+    The end of the watch releases everything, also if the command has died.
     """
 
     @asynccontextmanager
@@ -89,7 +91,7 @@ def _failure(error: PeerError) -> ReservationFailure:
 
 
 def reserved_report(ensemble_id: str, reservation: Reservation, *, allocated: bool) -> Reserved:
-    """What is held, and where."""
+    """A report of what is held, and at which peers."""
     leases, addrs = reservation.leases, reservation.addrs
     return Reserved(
         ensemble_id=ensemble_id,

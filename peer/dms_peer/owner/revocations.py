@@ -1,9 +1,9 @@
-"""Grants that do not count any more: a list in the home, which the running peer looks at with every token.
+"""Revoked grants: a list in the home, which the running peer checks with every token.
 
 Rules:
 
-1. A revocation is on the disk before it is acknowledged, and counts from then on, also for what comes of the grant.
-2. A list that cannot be read stops the peer from starting: what was revoked must not count again.
+1. A revocation is on the disk before it is acknowledged. It is in force from then on, also for all derived grants.
+2. If the list cannot be read, the peer does not start, because revoked grants must not become valid again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LARGEST: Final = _MOST * (64 + 4 * _LONGEST_REASON)
 
 
 class Revocations:
-    """The list at `path`, read when this is made. Raises PeerError `bad_revocations`. Blocks on disk."""
+    """The list at `path`, read when this object is made. Raises PeerError `bad_revocations`. Blocks on disk."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -52,10 +52,10 @@ class Revocations:
         return tuple(self._known.values())
 
     async def revoke(self, grants: tuple[str, ...], reason: str) -> None:
-        """Adds grants by their ids; those that are there already keep their reason.
+        """Add grants by their ids. Grants that are already revoked keep their reason.
 
-        Raises PeerError `bad_revocations` for what cannot be written. May be cancelled, as if it had finished or never
-        begun.
+        Raises PeerError `bad_revocations` if the list cannot be written. If cancelled, it has taken place as a whole or
+        not at all.
         """
         if not all(map(_ID.fullmatch, grants)) or not (reason.isprintable() and len(reason) <= _LONGEST_REASON):
             raise PeerError("a grant or a reason is none", code="bad_revocations", hint="see `dms-peer token inspect`")
@@ -76,7 +76,7 @@ class Revocations:
 
 
 def revocation_operations(revocations: Revocations) -> Operations:
-    """What an owner may ask of the list."""
+    """The owner's operations on the list."""
 
     async def revoke(request: RevokeRequest, caller: Caller) -> RevokeAnswer:
         before = len(revocations.revocations)

@@ -1,7 +1,7 @@
-"""The file by which this machine's owner talks to a running peer: a Unix socket in its home.
+"""The Unix socket in the home through which the owner's commands reach a running peer.
 
-Who may open the file may administer the peer: it is made with mode 0600 and never wider, not even for an instant.
-Needs no trio, so that a command that only asks the peer starts at once.
+A user who can open the file can administer the peer, so the file always has mode 0600, from its creation on. This
+module does not need trio, so that a command that only queries the peer starts at once.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ..home.state_files import set_aside
 __all__ = ["connect", "listen", "remove"]
 
 _BACKLOG: Final = 32
-# `sun_path` has 108 bytes on Linux and 104 elsewhere, with its end.
+# `sun_path` has 108 bytes on Linux and 104 elsewhere, including its terminator.
 _LONGEST_PATH: Final = 100
 
 
 def listen(path: Path) -> socket.socket:
-    """A socket that listens at `path`, in the place of one that may be there. Raises PeerError `bad_socket`."""
+    """A socket that listens at `path`. An existing file is replaced. Raises PeerError `bad_socket`."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         remove(path)
         if path.is_dir():
             set_aside(path, "it is a directory")
-        # Before it has a name: Linux gives the file the mode that the socket has.
+        # Before it has a name: Linux gives the file the mode of the socket.
         os.fchmod(listener.fileno(), 0o600)
         with _short(path) as address:
             listener.bind(address)
@@ -48,7 +48,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def connect(path: Path) -> socket.socket | None:
-    """Connect to the listener at `path`; None without a listener. Raises PeerError `bad_socket`."""
+    """Connect to the listener at `path`; None if there is no listener. Raises PeerError `bad_socket`."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _short(path) as address:
@@ -68,14 +68,14 @@ def connect(path: Path) -> socket.socket | None:
 
 
 def remove(path: Path) -> None:
-    """Removes the file, if it is there and may be removed."""
+    """Remove the file, if it exists and may be removed."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 @contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """An address of the same file that fits into a socket address."""
+    """A path of the same file that is short enough for a socket address."""
     if len(os.fsencode(path)) <= _LONGEST_PATH:
         yield str(path)
         return

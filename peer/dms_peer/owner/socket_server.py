@@ -1,4 +1,4 @@
-"""The Unix socket by which this machine's owner talks to a running peer: the same wire as between peers."""
+"""The server on the Unix socket for the owner's commands. It uses the same wire format as peers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .socket_file import listen, remove
 
 __all__ = ["serve_socket"]
 
-# Commands of one owner: more at a time are a mistake or an attack, and wait in the kernel's queue.
+# Commands of one owner at the same time. More are a mistake or an attack, and wait in the kernel's queue.
 _MOST_CONNECTIONS: Final = 32
 
 
 @asynccontextmanager
 async def serve_socket(path: Path, operations: Operations, peer_id: str) -> AsyncIterator[None]:
-    """Answers local commands while the block runs, and removes the socket at its end.
+    """Answer local commands while the block runs, and remove the socket at its end.
 
-    To be called by the process that holds the ledger's lock: a socket that is there already is a dead one.
-    Raises PeerError `bad_socket`.
+    Only the process that holds the ledger's lock may call it: an existing socket is then a dead one. Raises PeerError
+    `bad_socket`.
     """
     listener = trio.socket.from_stdlib_socket(listen(path))
     caller = Caller(peer_id, local=True)
@@ -52,7 +52,8 @@ async def _accept(
         try:
             connection, _ = await listener.accept()
         except OSError:
-            # Out of file descriptors, or gone before it was accepted: neither is a reason to stop listening.
+            # The process is out of file descriptors, or the client left before it was accepted. The server continues to
+            # listen.
             slots.release_on_behalf_of(token)
             await trio.sleep(0.1)
             continue

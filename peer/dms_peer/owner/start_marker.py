@@ -1,8 +1,9 @@
-"""Tells the owner's commands that a peer is starting: it holds a lock on a file of the home until its socket answers.
+"""Tells the owner's commands that a peer is starting: the peer holds a lock on a file of the home until its socket
+answers.
 
-A start takes seconds, or half a minute where a GPU driver hangs. A command that opened the ledger meanwhile would be
-told that it is in use, and would ask the same driver. The kernel drops the lock with the process, so that a start that
-was killed leaves nothing behind. Needs no trio, so that a command that only asks begins at once.
+A start takes seconds, or half a minute if a GPU driver hangs. Meanwhile a command that opened the ledger would fail
+because it is in use, and would query the same driver. The kernel releases the lock with the process, so that a killed
+start leaves nothing behind. This module does not need trio, so that a command that only queries starts at once.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from typing import Final
 
 __all__ = ["is_starting", "starting"]
 
-# A command looks at the lock by taking it for an instant; more of them in a row than this have other trouble.
+# A command checks the lock by taking it for an instant. More failures in a row than this have another cause.
 _TRIES: Final = 50
 _PAUSE: Final = 0.002
 
 
 @contextmanager
 def starting(path: Path) -> Iterator[None]:
-    """Marks a start at `path` while the block runs.
+    """Mark a start at `path` while the block runs.
 
-    A file that cannot be made or locked is no reason not to start: commands then wait for the ledger instead.
+    If the file cannot be created or locked, the peer still starts, and commands wait for the ledger instead.
     """
     descriptor = None
     with contextlib.suppress(OSError):
@@ -51,13 +52,13 @@ def _lock(descriptor: int) -> None:
 
 
 def is_starting(path: Path) -> bool:
-    """Whether a process holds the mark at `path`. Neither waits nor makes the file."""
+    """Whether a process holds the mark at `path`. It neither waits nor creates the file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:
-        # Shared, so that many commands that look do not take each other for a peer.
+        # Shared, so that commands that check at the same time do not see each other as a peer.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

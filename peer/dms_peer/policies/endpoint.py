@@ -56,7 +56,7 @@ class EndpointPolicy:
 async def _read(response: httpx.Response) -> bytes:
     """Reads the body, up to a little more than the largest answer."""
     body = bytearray()
-    # A `break` would leave httpx's generators unfinished; cancelled, they finish.
+    # A `break` would leave httpx's generators unfinished. Cancellation finishes them.
     with trio.CancelScope() as scope:
         async for part in response.aiter_raw():
             body += part

@@ -1,4 +1,5 @@
-"""A policy that is a program. It is started for each question, reads it on standard input and writes its answer.
+"""A policy that is a program. The peer starts it for each question; it reads the question on standard input and writes
+its answer to standard output.
 
 The answer counts if the exit code is 0. If the program fails, its standard error goes to the log.
 """

@@ -1,8 +1,8 @@
-"""The requester: finds free capacity, collects bids, and takes all of an ensemble or none of it.
+"""The requester: finds free capacity, collects bids, and takes all nodes of an ensemble or none.
 
-Nothing here imports libp2p: it runs on a `PeerNetwork`.
+Nothing here imports libp2p: the requester runs on a `PeerNetwork`.
 
-The front loads a name when it is first used: the errors alone are needed by every command.
+Each name is loaded when it is first used, because every command needs the errors but few need the rest.
 """
 
 from __future__ import annotations

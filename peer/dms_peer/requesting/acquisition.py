@@ -5,14 +5,15 @@ Rules:
 1. Bids are collected until they allow an assignment of all nodes, and either enough bids have arrived or the wait for
    better ones is over.
 2. All peers of an assignment commit at the same time, each for all its nodes at once.
-3. When some fail, their bids are dropped and the next best assignment is tried at once. A commitment stays where it is
-   while the assignment has it there; otherwise it is released before anything else is taken.
-4. A provider that is silent for `hedge_delay` is not waited for: the next best assignment is tried beside it. Its
-   commitment counts when it arrives in time to be needed, and is released otherwise.
-5. When no assignment is left, fresh bids are requested: first for the missing nodes, while the rest is kept for some
+3. If some peers fail, their bids are dropped and the next best assignment is tried at once. A commitment stays in place
+   if the new assignment uses it; otherwise it is released before anything else is taken.
+4. If a provider is silent for `hedge_delay`, the next best assignment is tried at the same time. The provider's
+   commitment is used if it arrives in time to be needed, and is released otherwise.
+5. When no assignment is left, fresh bids are requested: first for the missing nodes, while the rest is kept for a few
    seconds; then, after a random pause, for all nodes with nothing kept. Otherwise two requesters that each hold half of
    what both want would wait for each other.
-6. A node that peers refused, without a failure to commit, is given up at once, unless the caller waits for it.
+6. If all peers refused a node, and no commitment failed, the requester gives up at once, unless the caller asked it to
+   wait.
 7. A peer that did not keep a bid may have lost a race, or may never keep its bids. Its next bids rank last, and others
    are queried in its place. After the second time the search no longer counts on it.
 """
@@ -46,9 +47,9 @@ from .strategies import Strategy
 __all__ = ["Acquisition"]
 
 
-# Errors in the request itself: a repetition gets the same answer.
+# Errors in the request itself. A repetition gets the same answer.
 _HOPELESS: Final = frozenset({"bad_amount", "bad_message", "frame_too_large", "unknown_operation"})
-# While bids arrive, only a quick check is made; assignments that take longer are found when the search ends.
+# While bids arrive, only a quick check is made. Assignments that take longer are found when the search ends.
 _GLANCE_STEPS: Final = 8
 # After this many broken bids, a peer's bids no longer end a search.
 _FORGIVEN: Final = 2
@@ -102,7 +103,7 @@ class Acquisition:
         """The holding of each node, all committed. Raises ReservationError; may be cancelled."""
         pause = self._context.limits.retry_delay
         while True:
-            # Some time has to be left to commit in.
+            # Some time has to be left for the commitments.
             await self._collect(self._node_ids, max(self._left - self._context.limits.commit_budget, self._left / 2))
             if await self._take() or await self._take_the_rest():
                 self._finished = True
@@ -130,14 +131,14 @@ class Acquisition:
         return max(0.0, self._deadline - trio.current_time())
 
     async def _collect(self, node_ids: Sequence[str], seconds: float) -> None:
-        """Fresh bids on these nodes, beside what is kept."""
+        """Request fresh bids on these nodes, in addition to what is kept."""
         wanted = [node for node in self._ensemble.request if node.node_id in node_ids]
         enough_at = trio.Event()
 
         def arrived(answer: PeerAnswer) -> None:
             self._bids += answer.bids
             for holding in self._kept.values():
-                # A new bid of this peer was made beside the commitment that stands there.
+                # This peer made its new bid in addition to its existing commitment.
                 if holding.bid.peer_id == answer.peer_id:
                     self._stood_in[holding].add(answer.number)
 
@@ -186,11 +187,11 @@ class Acquisition:
         return len({one.peer_id for one in self._bids} | {one.bid.peer_id for one in self._kept.values()})
 
     async def _assign(self) -> Assignment[ReceivedBid | Holding]:
-        """The best assignment that leaves what is kept where it is, or else the best of all."""
+        """The best assignment that leaves in place what is kept, or otherwise the best of all."""
         self._drop_lapsed()
         usable = list(self._bids)
         costs = self._strategy.costs(usable)
-        # Unreliable peers are taken only when there is no other, at any price.
+        # Unreliable peers are chosen only if there is no other, at any price.
         costs = [math.inf if bid.peer_id in self._broken else cost for bid, cost in zip(usable, costs, strict=True)]
         fresh = _options(usable, costs)
         kept = [self._kept_option(holding) for holding in self._kept.values()]
@@ -205,8 +206,8 @@ class Acquisition:
         return staying if staying.complete or not kept else await solve([*kept, *fresh])
 
     def _glance(self) -> int:
-        """How many nodes are not covered by any assignment, as far as that is seen at once: asked at each answer."""
-        # A bid that ends during the wait for better ones does not end the search.
+        """The number of nodes that no assignment covers, by a quick check after each answer."""
+        # A bid that expires during the wait for better ones does not end the search.
         until = self._context.clock() + self._context.limits.settle
         usable = [one for one in self._bids if one.bid.valid_until > until and self._broken[one.peer_id] < _FORGIVEN]
         options = [self._kept_option(one) for one in self._kept.values()] + _options(usable, [0] * len(usable))
@@ -214,7 +215,7 @@ class Acquisition:
 
     def _drop_lapsed(self) -> None:
         now = self._context.clock()
-        # Not the other way round: NaN is never valid.
+        # Written this way round because every comparison with NaN is false, so that NaN is never valid.
         lapsed = [one for one in self._bids if not one.bid.valid_until > now]
         if lapsed:
             self._bids = [one for one in self._bids if one.bid.valid_until > now]
@@ -229,14 +230,14 @@ class Acquisition:
     # Taking
 
     async def _take(self) -> bool:
-        """Commit the best assignment among the bids, and when that fails the next best, until none is left."""
+        """Commit the best assignment of the bids. If that fails, try the next best, until none is left."""
         while True:
             self._forget_lost()
             assignment = await self._assign()
             if not assignment.complete:
                 if not self._late:
                     return False
-                # Nobody else is left: a provider that is only slow may still answer.
+                # No other provider is left, but a slow one may still answer.
                 await self._late_settled.wait()
                 continue
             chosen = assignment.chosen.values()
@@ -251,7 +252,7 @@ class Acquisition:
                 return True
 
     def _complete(self) -> bool:
-        """Whether every node is held, by the rules: what a slow provider committed late may break them."""
+        """Whether every node is held according to the rules, which a late commitment of a slow provider may break."""
         if not all(node_id in self._kept and self._kept[node_id].live for node_id in self._node_ids):
             return False
         kept = [self._kept_option(holding) for holding in self._kept.values()]
@@ -259,7 +260,7 @@ class Acquisition:
         return not assign(self._node_ids, kept, self._rules, steps=steps, complete=True).uncovered
 
     async def _take_the_rest(self) -> bool:
-        """Ask again for what is missing, while the rest is kept for a while."""
+        """Request bids for the missing nodes again, while the rest is kept for a while."""
         if not self._kept or not self._left:
             return False
         left = [node_id for node_id in self._node_ids if node_id not in self._kept]
@@ -274,7 +275,7 @@ class Acquisition:
         answered = [trio.Event() for _ in by_peer]
         for own, done in zip(by_peer.values(), answered, strict=True):
             self._nursery.start_soon(self._commit_in_background, own, done)
-        # A provider that is silent for longer than that is not waited for: others are tried beside it.
+        # A provider that is silent for longer is not waited for; others are tried at the same time.
         with trio.move_on_after(self._context.limits.hedge_delay):
             for done in answered:
                 await done.wait()
@@ -293,7 +294,7 @@ class Acquisition:
             self._late_settled = trio.Event()
 
     async def _commit(self, bids: Sequence[ReceivedBid]) -> None:
-        # A bid can be committed only once, also when that fails.
+        # A bid can be committed only once, even if the commitment fails.
         taken = set(map(id, bids))
         self._bids = [bid for bid in self._bids if id(bid) not in taken]
         try:
@@ -323,10 +324,10 @@ class Acquisition:
         peer_id = bids[0].peer_id
         self._broken[peer_id] += 1
         if error.remote is None:
-            # A provider that does not answer, or lies, is not queried again so soon.
+            # A provider that does not answer, or lies, is not queried again soon.
             self._pass_over(peer_id)
         else:
-            # The capacity behind this answer is gone.
+            # The capacity behind this answer has been taken.
             answers = {bid.answer for bid in bids}
             self._bids = [bid for bid in self._bids if bid.answer not in answers]
         if error.uncertain:
@@ -335,7 +336,9 @@ class Acquisition:
                     self._nursery.start_soon(self._holdings.release, holding)
 
     async def _give_back(self, holdings: Sequence[Holding]) -> None:
-        """Release these, and wait for that as long as for any call: the next attempt may need their capacity."""
+        """Release these leases and wait at most `call_budget` for it, because the next attempt may need
+        their capacity.
+        """
         for holding in holdings:
             del self._kept[holding.node_id]
         with trio.move_on_after(self._context.limits.call_budget):
@@ -355,7 +358,7 @@ class Acquisition:
                 del self._kept[node_id]
                 self._reasons.failed([node_id], "lost", holding.lost)
 
-    # Saying why not
+    # Errors
 
     def _error(self, assignment: Assignment[ReceivedBid | Holding]) -> ReservationError:
         progress = self._progress.snapshot()

@@ -1,17 +1,19 @@
-"""Assigns nodes to peers: the cheapest complete assignment where there is one.
+"""Assigns nodes to peers: the cheapest complete assignment if there is one.
 
 Rules:
 
 1. If the bids allow an assignment of all nodes, one is found, and none is cheaper.
-2. Bids of one answer go together. Bids of two answers of one peer do not: the peer counted on one or the other.
-3. With `different_peers` each peer takes one node at most; a pinned node goes to its peer; excluded pairs never meet.
-4. Where not all can be covered, as many as possible are, and for the others it is said why.
+2. Bids of one answer can be used together. Bids of two answers of one peer cannot, because each answer counts on the
+   same capacity.
+3. With `different_peers` each peer takes at most one node. A pinned node goes to its peer. Excluded pairs are never
+used.
+4. If not all nodes can be covered, as many as possible are, and there is a reason for each of the others.
 
-Nodes, peers and the places at a peer make a flow network, whose cheapest largest flow is the assignment. Rule 2 is no
-matter of flows: where the flow breaks it at a peer, that peer is bound to each of its answers in turn, and the most
-promising branch is followed first. Only this is bounded (`steps`), and beyond the bound still answered, if perhaps not
-at the lowest cost. Where many peers bid on many nodes a step takes up to a tenth of a second; `assign_in_turns` lets
-other tasks run meanwhile.
+Nodes, peers and the places at a peer form a flow network, and the assignment is its cheapest largest flow. Flows cannot
+express rule 2. If the flow violates it at a peer, that peer is limited to each of its answers in turn, and the most
+promising branch is followed first. Only this search is bounded (`steps`); beyond the bound there is still an answer,
+but perhaps not the cheapest one. If many peers bid on many nodes, a step takes up to a tenth of a second;
+`assign_in_turns` lets other tasks run meanwhile.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ __all__ = ["Assignment", "AssignmentRules", "Option", "assign", "assign_in_turns
 
 _T = TypeVar("_T")
 
-# Costs become integers, as flows want them: so many steps lie between nothing and the greatest of them.
+# Costs are converted to integers, which flows need, with this many steps between zero and the greatest cost.
 _STEPS: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class AssignmentRules:
-    """What an assignment has to keep to: `pins` are peers by node, `exclusions` are (peer, node)."""
+    """The rules of an assignment: `pins` are peers by node, `exclusions` are pairs (peer, node)."""
 
     different_peers: bool = False
     pins: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class AssignmentRules:
 
 @dataclass(frozen=True, slots=True)
 class Option(Generic[_T]):
-    """A peer that would take a node at a cost. `answers` are those in which it counted on taking it."""
+    """A peer that would take a node at a cost. `answers` are those of its answers that contain the bid."""
 
     node_id: str
     peer_id: str
@@ -60,7 +62,7 @@ class Option(Generic[_T]):
 
 @dataclass(frozen=True, slots=True)
 class Assignment(Generic[_T]):
-    """The option that was chosen for each node, and why there is none for the others."""
+    """The option that was chosen for each node, and the reasons for the nodes without one."""
 
     chosen: dict[str, Option[_T]]
     uncovered: dict[str, str]
@@ -83,8 +85,8 @@ def assign(
 ) -> Assignment[_T]:
     """The cheapest assignment of the nodes, or of as many of them as can be covered.
 
-    `crowding` is what the nth further node on one peer costs more (n from 1); it must not fall as n grows. With
-    `complete` one that cannot be complete is not looked into further: what comes then may not be the largest.
+    `crowding` is the additional cost of the nth further node on one peer (n from 1); it must not fall as n grows. With
+    `complete`, the search stops when no complete assignment is possible; the result may then not be the largest.
     """
     solving = _solve(node_ids, options, rules or AssignmentRules(), crowding, steps, complete)
     while True:
@@ -130,9 +132,9 @@ def _solve(
 
 
 def _cheapest(node_ids: Sequence[str], options: Sequence[Option[_T]]) -> list[Option[_T]]:
-    """For each node the options of as many peers as there are nodes, the cheapest: further ones are never needed.
+    """For each node the options of the cheapest peers, as many as there are nodes. More are never needed.
 
-    Of that many peers one is not used for the other nodes, and it costs no more than any peer left out.
+    At least one of these peers is not used for the other nodes, and it costs no more than any peer that is left out.
     """
     kept: list[Option[_T]] = []
     by_node: dict[str, list[Option[_T]]] = {node_id: [] for node_id in node_ids}
@@ -167,7 +169,7 @@ def _why_uncovered(
 
 
 class _Problem(Generic[_T]):
-    """One assignment to make; costs are whole numbers in here."""
+    """One assignment to make. Its costs are integers."""
 
     def __init__(
         self, node_ids: Sequence[str], options: Sequence[Option[_T]], rules: AssignmentRules, crowding: Sequence[float]
@@ -187,7 +189,7 @@ class _Problem(Generic[_T]):
         return cost
 
     def solve(self, steps: int, complete: bool) -> Generator[None, None, dict[str, Option[_T]]]:
-        """The choice; yields again and again."""
+        """The choice. Yields repeatedly, so that other tasks can run."""
         everything = list(range(len(self._options)))
         simple = self._each_cheapest()
         if simple is not None:
@@ -204,7 +206,7 @@ class _Problem(Generic[_T]):
             if complete and len(chosen) < len(self._node_ids):
                 return self._named(self._mended(chosen))
             if number >= steps:
-                # Enough was tried: from here on the answer that has most of what was chosen, and nothing else.
+                # The bound is reached: the remaining answer is the one that keeps most of what was chosen.
                 branches.clear()
                 mine = [option for option in chosen.values() if self._options[option].peer_id == peer_id]
                 answers = [max(answers, key=lambda one: sum(one in self._options[option].answers for option in mine))]
@@ -230,7 +232,7 @@ class _Problem(Generic[_T]):
         return (-len(chosen), cost)
 
     def _each_cheapest(self) -> dict[str, int] | None:
-        """The cheapest option of each node, where these go together; None where that has to be looked into."""
+        """The cheapest option of each node if these can be used together; otherwise None."""
         chosen: dict[str, int] = {}
         for number, option in enumerate(self._options):
             best = chosen.get(option.node_id)
@@ -243,7 +245,7 @@ class _Problem(Generic[_T]):
         return chosen if self._torn(chosen) is None else None
 
     def _torn(self, chosen: Mapping[str, int]) -> str | None:
-        """A peer of which options were chosen that no single answer has."""
+        """A peer whose chosen options are in no single answer; None if there is none."""
         together: dict[str, frozenset[int]] = {}
         for number in chosen.values():
             option = self._options[number]
@@ -251,7 +253,7 @@ class _Problem(Generic[_T]):
         return next((peer_id for peer_id, answers in together.items() if not answers), None)
 
     def _mended(self, chosen: Mapping[str, int]) -> dict[str, int]:
-        """What is left of a choice when each peer keeps what one of its answers has, as much as possible."""
+        """The part of a choice that remains if each peer keeps the options of only one answer, as many as possible."""
         by_peer: dict[str, list[str]] = {}
         for node_id, number in chosen.items():
             by_peer.setdefault(self._options[number].peer_id, []).append(node_id)
@@ -268,7 +270,9 @@ class _Problem(Generic[_T]):
         return sorted({a for one in left if self._options[one].peer_id == peer_id for a in self._options[one].answers})
 
     def _flow(self, left: Sequence[int]) -> Generator[None, None, dict[str, int]]:
-        """The cheapest largest choice among these options, whether or not the bids of each peer go together."""
+        """The cheapest largest choice among these options, whether or not the bids of each peer can be used
+        together.
+        """
         peers: dict[str, int] = {}
         best: dict[str, dict[int, int]] = {node_id: {} for node_id in self._node_ids}
         for number in left:
@@ -283,7 +287,7 @@ class _Problem(Generic[_T]):
 
 
 def _whole_numbers(costs: Sequence[float], crowding: Sequence[float]) -> tuple[list[int], list[int]]:
-    """The costs as integers, in proportion; integers stay as they are. Costs not finite rank above the rest."""
+    """The costs as integers, in proportion. Integers are not changed. Infinite costs and NaN rank above the rest."""
     finite = [cost for cost in (*costs, *crowding) if math.isfinite(cost)]
     greatest = max(map(abs, finite), default=0.0)
     whole_already = all(float(cost).is_integer() for cost in finite)

@@ -1,4 +1,4 @@
-"""Bids that a requester received, with what is known of their providers."""
+"""Bids that a requester received, with what is known about their providers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ __all__ = ["PeerAnswer", "ReceivedBid"]
 
 @dataclass(frozen=True, slots=True)
 class ReceivedBid:
-    """One checked bid. A bid is always fresh: `received_at` (Unix seconds) is when it was made, but for its way here.
+    """One checked bid. Bids are always fresh: apart from its travel time, a bid was made at `received_at` (Unix
+    seconds).
 
-    `answer` numbers the answer that it came with: bids of one answer can be had together, those of two answers of one
-    peer perhaps not. `round_trip` is in seconds, None for what was not asked directly. `free` is what the peer had free
-    at `free_at` (Unix seconds), where that is known.
+    `answer` is the number of the answer that contained the bid: bids of one answer can be committed together, bids of
+    two answers of one peer perhaps not. `round_trip` is in seconds, None if the peer was not queried directly. `free`
+    is what the peer had free at `free_at` (Unix seconds), if known.
     """
 
     signed: SignedBid
@@ -32,18 +33,18 @@ class ReceivedBid:
 
     @property
     def bid(self) -> Bid:
-        """What is offered."""
+        """The bid itself."""
         return self.signed.bid
 
     @property
     def node_id(self) -> str:
-        """The node that it is for."""
+        """The node of the bid."""
         return self.signed.bid.node_id
 
 
 @dataclass(frozen=True, slots=True)
 class PeerAnswer:
-    """What one peer answered at once: bids on some nodes and refusals of others."""
+    """One answer of a peer: bids on some nodes and refusals of others."""
 
     peer_id: str
     number: int

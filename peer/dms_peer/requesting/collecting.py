@@ -1,8 +1,9 @@
 """Collects bids on the nodes of an ensemble.
 
-A provider bids on as many nodes as it could hold together, in the order of the request. So each peer is asked with the
-nodes first that have the fewest bids, and a node that a peer refused beside others is asked of it alone: at once where
-no peer bids on the node and no peer was just asked for it first, else when no other peer is left to ask.
+A provider bids on as many nodes as it could hold together, in the order of the request. So the request to each peer
+begins with the nodes that have the fewest bids. If a peer refused a node while it bid on others, that node is requested
+of it alone: at once if no peer bids on the node and no pending request begins with it, otherwise when no other peer is
+left to query.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ __all__ = ["BidCollection", "BidSearch", "collect_bids"]
 
 
 class BidSearch:
-    """One search for bids. `answers` is what came so far; `reasons` and `progress` are kept as it goes.
+    """One search for bids. `answers` are the answers so far; `reasons` and `progress` are updated as they arrive.
 
-    `enough` replaces the rule of when to stop: it says for how many more bids it is worth asking. The answers are
-    numbered by `numbers`, so that those of several searches can be told apart.
+    `enough` replaces the rule that ends the search: it returns how many more bids are worth requesting. `numbers`
+    numbers the answers, so that those of several searches differ.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class BidSearch:
         self._reasons = reasons
         self._on_answer = on_answer
         self._bidders: dict[str, set[str]] = {node_id: set() for node_id in self._nodes}
-        # How often each node was asked for first, and how often it is just now.
+        # How many requests began with each node, and how many of them are pending.
         self._led = dict.fromkeys(self._nodes, 0)
         self._leads = dict.fromkeys(self._nodes, 0)
         self._done_with: set[str] = set()
@@ -84,7 +85,9 @@ class BidSearch:
         )
 
     async def run(self) -> None:
-        """Ask until there are enough bids, no peer is left, or the caller ends it. Raises nothing but cancellation."""
+        """Query peers until there are enough bids, no peer is left, or the caller ends it. Raises nothing but
+        cancellation.
+        """
         pinned = {self._rules.pins[node_id] for node_id in self._nodes if node_id in self._rules.pins}
         only_pinned = all(node_id in self._rules.pins for node_id in self._nodes)
         await self._search.run(
@@ -96,7 +99,7 @@ class BidSearch:
         )
 
     def missing(self) -> int:
-        """How many more peers have to bid until every node has as many bids as are wanted."""
+        """How many more peers have to bid until every node has the wanted number of bids."""
         return max((self._missing_on(node_id) for node_id in self._nodes), default=0)
 
     def covered(self) -> bool:
@@ -109,13 +112,14 @@ class BidSearch:
             return 0 if self._bidders[node_id] or pin in self._done_with | self._skip else 1
         return max(0, self._want - len(self._bidders[node_id]))
 
-    # Asking
+    # Requests
 
     def _inquiry(self, candidate: Candidate) -> Inquiry | None:
         nodes = [node for node in self._nodes.values() if self._rules.allows(candidate.peer_id, node.node_id)]
         age = candidate.age(self._context.clock())
         if candidate.free is not None and age is not None and age < self._context.limits.hint_age:
-            # A fresh no is believed, a yes never: another requester may have taken the capacity since.
+            # A recent figure is enough to skip a peer but not to count on it: another requester may have taken the
+            # capacity since.
             fitting = [node for node in nodes if would_fit(candidate.free, node.resources)]
             short = [node.node_id for node in nodes if node not in fitting]
             self._reasons.failed(short, "known_full", "had less than that a moment ago, and is not asked again so soon")
@@ -168,7 +172,7 @@ class BidSearch:
         return bids, free
 
     def _request(self, nodes: Sequence[NodeRequest]) -> EnsembleRequest:
-        # A new nonce each time: a lease that was released cannot be taken again, and its id follows from the request.
+        # A new nonce each time: the id of a lease follows from the request, and a released lease cannot be taken again.
         return replace(self._ensemble, nonce=self._context.nonce(), request=tuple(nodes))
 
     async def _ask_everybody(self) -> None:
@@ -185,11 +189,11 @@ class BidSearch:
                     self._take(candidate, answer.bids, self._context.clock(), None)
                     self._search.check()
 
-    # Taking answers
+    # Answers
 
     def _take(self, candidate: Candidate, bids: Bids, now: float, round_trip: float | None) -> None:
         number = next(self._numbers)
-        # One bid or refusal for each node that there is: a peer may send as many as it likes.
+        # At most one bid or refusal for each existing node, however many the peer sends.
         bid_on = {signed.bid.node_id: signed for signed in bids.bids}
         refused = {refusal.node_id: refusal for refusal in bids.refusals if refusal.node_id in self._nodes}
         received = tuple(
@@ -244,7 +248,9 @@ def _may_fit_alone(refusal: Refusal) -> bool:
 
 
 class BidCollection:
-    """Bids as they arrive; iterating ends when there are enough, no peer is left to ask, or the deadline has passed."""
+    """Bids as they arrive. Iteration ends when there are enough, no peer is left to query, or the deadline
+    has passed.
+    """
 
     def __init__(self, bids: trio.MemoryReceiveChannel[ReceivedBid], progress: ProgressLog, reasons: ReasonLog) -> None:
         self._bids = bids
@@ -253,7 +259,7 @@ class BidCollection:
 
     @property
     def progress(self) -> SearchProgress:
-        """How far the search has come."""
+        """The progress of the search."""
         return self._progress.snapshot()
 
     def reasons(self, node_id: str) -> NodeReasons:
@@ -281,8 +287,8 @@ async def collect_bids(
     ttl: float,
     progress: ProgressLog,
 ) -> AsyncIterator[BidCollection]:
-    """Collects `want` bids on every node until the ensemble's deadline; leaving the block ends the search."""
-    # Bounded by the peers that are asked, and by what the broadcast lets through.
+    """Collect `want` bids on every node until the ensemble's deadline. Leaving the block ends the search."""
+    # Bounded by the number of queried peers, and by the limit of the broadcast.
     send, receive = trio.open_memory_channel[ReceivedBid](math.inf)
     reasons = ReasonLog()
 

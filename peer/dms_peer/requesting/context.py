@@ -1,4 +1,4 @@
-"""What every search and every reservation of one requester works with."""
+"""The context that all searches and reservations of one requester share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RequesterContext:
 
     @property
     def skipped(self) -> frozenset[str]:
-        """The peers that are never queried: the requester itself, unless it is its own provider."""
+        """The peers that are never queried: the requester itself, unless it may be its own provider."""
         return frozenset({self.calls.requester}) if self.skip_self else frozenset()
 
     def nonce(self) -> int:

@@ -29,8 +29,8 @@ __all__ = ["FoundPeer", "FoundPeers", "find_peers"]
 class FoundPeer:
     """A peer that answered: what it would bid, what it refuses and why, and what it has free.
 
-    `age` (seconds) is how old the figures of `free` are, at the moment when this was made: 0 where it was just asked.
-    `free` and `age` are None where nothing is known; `round_trip` (seconds) is None where it was not asked directly.
+    `age` is the age of the `free` figures in seconds when this was made: 0 if the peer has just answered. `free` and
+    `age` are None if nothing is known. `round_trip` (seconds) is None if the peer was not queried directly.
     """
 
     peer_id: str
@@ -57,7 +57,7 @@ class FoundPeers:
 
     @property
     def progress(self) -> SearchProgress:
-        """How far the search has come."""
+        """The progress of the search."""
         return self._progress.snapshot()
 
     def __aiter__(self) -> AsyncIterator[FoundPeer]:
@@ -114,7 +114,7 @@ class _Finding:
         await self._search.run(self._context.sources, self._request, last_resort=last_resort)
 
     def _missing(self) -> int:
-        # A search for all peers always misses as many as can be queried at once.
+        # A search for all peers always continues: it needs as many answers as can be pending at once.
         return self._context.limits.peers_in_flight if self._count is None else max(0, self._count - len(self._able))
 
     def _inquiry(self, candidate: Candidate) -> Inquiry | None:
@@ -146,7 +146,7 @@ class _Finding:
         calls, budget, clock = self._context.calls, self._context.limits.peer_budget, self._context.clock
         answer, round_trip = await calls.dry_run(peer, self._asked(), ttl=self._ttl, budget=budget)
         free, age = candidate.free, candidate.age(clock())
-        # Where the peer does not answer, the cached value is shown with its age.
+        # If the peer does not answer, the cached value is shown with its age.
         with suppress(CallError):
             free, age = await calls.free(peer, budget=budget), 0.0
         return FoundPeer(

@@ -1,7 +1,7 @@
 """Errors of the requester.
 
 PeerError
-├── StrategyError               a strategy that is not there: the caller's to correct
+├── StrategyError               an unknown or unusable strategy: the caller corrects it
 └── ReservationError            an ensemble was not taken as a whole, and nothing of it is kept
     └── ReservationLostError    a lease is lost: another requester may have the capacity now
 """
@@ -19,7 +19,7 @@ __all__ = ["ReservationError", "ReservationLostError", "StrategyError"]
 
 
 class StrategyError(PeerError):
-    """A strategy cannot be used; `name` is what was asked for. Codes: `unknown_strategy`, `bad_strategy`."""
+    """A strategy cannot be used. `name` is the requested name. Codes: `unknown_strategy`, `bad_strategy`."""
 
     def __init__(self, message: str, *, code: str, name: str, hint: str = "") -> None:
         super().__init__(message, code=code, hint=hint)
@@ -27,11 +27,10 @@ class StrategyError(PeerError):
 
 
 class ReservationError(PeerError):
-    """An ensemble was not taken; `reasons` says for each uncovered node what the peers said to it.
+    """An ensemble was not taken. `reasons` has the answers of the peers for each uncovered node.
 
-    Codes: `no_peers` (no peer to ask), `no_bids` (a node without a bid), `no_assignment` (bids on every
-    node that cannot be had together), `not_taken` (peers did not keep their bids, until the deadline),
-    `not_allocated`.
+    Codes: `no_peers` (no peer to query), `no_bids` (a node without a bid), `no_assignment` (bids on every node that
+    cannot be used together), `not_taken` (peers did not keep their bids, until the deadline), `not_allocated`.
     """
 
     def __init__(self, message: str, *, code: str, hint: str = "", reasons: tuple[NodeReasons, ...] = ()) -> None:
@@ -43,7 +42,7 @@ class ReservationError(PeerError):
 
 
 class ReservationLostError(ReservationError):
-    """A commitment ended while it was needed; `node_ids` names the nodes. Code: `reservation_lost`."""
+    """A commitment ended while it was needed. `node_ids` names the nodes. Code: `reservation_lost`."""
 
     def __init__(self, message: str, *, hint: str = "", node_ids: tuple[str, ...]) -> None:
         super().__init__(message, code="reservation_lost", hint=hint)

@@ -1,8 +1,9 @@
 """The cheapest of the largest assignments of nodes to peers that have several places each.
 
-A flow of least cost, by successive shortest paths: one node after the other is placed on the cheapest path, along which
-others move to other peers. Prices of nodes and peers keep every step of such a path at a cost of nothing or more, so
-Dijkstra's algorithm finds it, and mostly after a few of the peers. Costs are whole numbers, so prices are exact.
+This is a minimum-cost flow, computed by successive shortest paths: one node after the other is placed on the cheapest
+path, along which other nodes move to other peers. Prices of nodes and peers keep the cost of each step of such a path
+at zero or above, so that Dijkstra's algorithm finds the path, usually after a few of the peers. Costs are integers, so
+that prices are exact.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ __all__ = ["cheapest_places"]
 def cheapest_places(
     costs: Sequence[Mapping[int, int]], places: Sequence[int], crowding: Sequence[int]
 ) -> Generator[None, None, list[int | None]]:
-    """A peer for each node, None for those that are left over; as few are as possible, and all cost least.
+    """A peer for each node, None for nodes without a place. As few nodes as possible have none, at the lowest total
+    cost.
 
-    Yields after each node: with 64 nodes at as many peers each of them takes up to some milliseconds.
+    Yields after each node: with 64 nodes and as many peers each node takes up to some milliseconds.
 
-    `costs[node][peer]` is what this node costs there, `places[peer]` the most nodes of that peer, and `crowding[n]`
-    what any peer's nth node (from 0) costs more, which must not fall as n grows.
+    `costs[node][peer]` is the cost of this node there, `places[peer]` the largest number of nodes at that peer, and
+    `crowding[n]` the additional cost of any peer's nth node (from 0), which must not fall as n grows.
     """
     placing = _Placing(costs, places, crowding)
     for node in range(len(costs)):
@@ -33,13 +35,14 @@ def cheapest_places(
 
 class _Placing:
     def __init__(self, costs: Sequence[Mapping[int, int]], places: Sequence[int], crowding: Sequence[int]) -> None:
-        # Prices begin at nothing, which needs costs that are no less. All nodes that are placed cost the same more.
+        # Prices begin at zero, which requires costs of at least zero. The same amount is added to the cost of every
+        # placed node.
         lowest = min((cost for own in costs for cost in own.values()), default=0)
         self._costs = [{peer: cost - lowest for peer, cost in own.items()} for own in costs]
         self._places = places
         self._crowding = crowding
         highest = max((cost for own in self._costs for cost in own.values()), default=0) + max(crowding, default=0)
-        # More than all others could cost together, so that no node is left over for the sake of the cost.
+        # More than all other costs together, so that no node is left without a place because of the cost.
         self._nowhere = 1 + len(costs) * highest
         self._node_prices = [0] * len(costs)
         self._peer_prices = [0] * len(places)
@@ -47,7 +50,7 @@ class _Placing:
         self.at: list[int | None] = [None] * len(costs)
 
     def place(self, node: int) -> None:
-        """Places one more node, and moves others where that is cheapest."""
+        """Place one more node, and move others if that is cheapest."""
         came_from: dict[int, int] = {}
         distances: dict[int, int] = {}
         queue: list[tuple[int, int]] = []

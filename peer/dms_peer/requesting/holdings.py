@@ -2,15 +2,16 @@
 
 Rules:
 
-1. A lease is on record before it is asked for. Its id is known from the bid, so it can be released whatever becomes
-   of the answer.
-2. Whatever is not known to be gone is given back, again and again, until the peer says that it is gone or until its
-   deadline must have freed it.
-3. Commitments are renewed, and allocations that have a keep-alive. A lease is lost when the peer says so, or when its
-   deadline passed without an answer to its renewal: from then on another may have it. Deadlines count from when the
-   request was sent, so they are never later than the peer's.
-4. Between two attempts there is a pause of a random length that grows, or as long as the peer asks for, within bounds:
-   many who lost the same peer at the same moment would else come back to it at the same moment, again and again.
+1. A lease is recorded before it is requested. Its id follows from the bid, so that it can be released whatever happens
+   to the answer.
+2. Every lease that may still exist is released. The release is repeated until the peer confirms that the lease has
+   ended, or until its deadline must have ended it.
+3. Commitments are renewed, and so are allocations that have a keep-alive. A lease is lost when the peer says so, or
+   when its deadline passes without an answer to its renewal: from then on another requester may have the capacity.
+   Deadlines count from the time when the request was sent, so they are never later than the peer's.
+4. Between two attempts there is a random pause that grows, or that is as long as the peer asks for, within bounds.
+   Otherwise many requesters that lost the same peer at the same moment would return to it at the same moment, again and
+   again.
 """
 
 from __future__ import annotations
@@ -34,21 +35,23 @@ __all__ = ["Holding", "HoldingState", "Holdings"]
 
 _T = TypeVar("_T")
 
-# What a peer answers about a lease that has ended, one that it does not know, and one of another holder.
+# The codes with which a peer answers about a lease that has ended, that it does not know, and that belongs to another
+# holder.
 _ENDED: Final = frozenset({"ended", "evicted", "expired"})
 _UNKNOWN: Final = frozenset({"not_committed", "not_allocated"})
 _NOT_OURS: Final = frozenset({"not_holder", "stale_fence"})
 _LOST: Final = _ENDED | _UNKNOWN | _NOT_OURS
 
-# When less than twice that is left of a lease, it is lost.
+# A lease with less than twice this time left is lost.
 _SHORTEST_PAUSE: Final = 0.05
-# So often a peer has to say that it does not know a lease whose request may still be on its way.
+# The number of times that a peer has to report a lease as unknown if its request may still be on its way.
 _UNKNOWN_ANSWERS: Final = 4
 
 
 class HoldingState(Enum):
-    """`ASKED`: it may stand or not. `COMMITTED`, `ALLOCATED`: it stands until its deadline, if it has one.
-    `RELEASING`: it is being released. `GONE`: it does not stand, and will not."""
+    """`ASKED`: the lease may or may not exist. `COMMITTED`, `ALLOCATED`: it exists until its deadline, if it has one.
+    `RELEASING`: it is being released. `GONE`: it does not exist and will not exist.
+    """
 
     ASKED = "asked"
     COMMITTED = "committed"
@@ -59,7 +62,9 @@ class HoldingState(Enum):
 
 @dataclass(slots=True, eq=False)
 class Holding:
-    """One node's lease at a peer, or what may be one; it ends at `ends` (on the event loop's clock) unless renewed."""
+    """The lease of one node at a peer, or a possible lease. It ends at `ends` (on the event loop's clock) unless
+    renewed.
+    """
 
     bid: ReceivedBid
     state: HoldingState = HoldingState.ASKED
@@ -71,36 +76,36 @@ class Holding:
 
     @property
     def node_id(self) -> str:
-        """The node that it is for."""
+        """The node of the lease."""
         return self.bid.node_id
 
     @property
     def lease_id(self) -> str:
-        """Its id at the peer."""
+        """The id of the lease at the peer."""
         return self.bid.bid.lease_id
 
     @property
     def peer(self) -> PeerRef:
-        """Where it is."""
+        """The peer of the lease."""
         return PeerRef(self.bid.peer_id, self.bid.addrs)
 
     @property
     def fence(self) -> int | None:
-        """Its fencing number, where the peer's answer came."""
+        """The fencing number, if the peer has answered."""
         return self.lease.fence if self.lease else None
 
     @property
     def live(self) -> bool:
-        """Whether it is known to stand."""
+        """Whether the lease is known to exist."""
         return not self.lost and self.state in (HoldingState.COMMITTED, HoldingState.ALLOCATED)
 
     def be_gone(self) -> None:
-        """It stands no more."""
+        """Note that the lease no longer exists."""
         self.state = HoldingState.GONE
 
 
 class Holdings:
-    """All that one reservation has taken or may have taken, for `ttl` seconds at a time."""
+    """All leases that one reservation has taken or may have taken, for `ttl` seconds at a time."""
 
     def __init__(self, calls: PeerCalls, limits: RequesterLimits, ttl: float, rng: random.Random) -> None:
         self._calls = calls
@@ -111,13 +116,13 @@ class Holdings:
 
     @property
     def standing(self) -> list[Holding]:
-        """Whatever is not known to be gone."""
+        """All leases that may still exist."""
         return [holding for holding in self._all if holding.state is not HoldingState.GONE]
 
     async def commit(self, bids: Sequence[ReceivedBid], *, budget: float) -> list[Holding]:
-        """Take bids of one peer, all or none, within `budget` seconds.
+        """Commit bids of one peer, all or none, within `budget` seconds.
 
-        Raises CallError; then nothing was taken, or what may have been taken is on record. May be cancelled.
+        Raises CallError; then nothing was committed, or what may have been committed is recorded. May be cancelled.
         """
         holdings = [Holding(bid) for bid in bids]
         self._all += holdings
@@ -131,9 +136,9 @@ class Holdings:
         return holdings
 
     async def keep(self, holding: Holding, on_lost: Callable[[Holding], None]) -> None:
-        """Renews a lease at a third of its time, until it is lost or gone. May be cancelled.
+        """Renew a lease at a third of its time, until it is lost or gone. May be cancelled.
 
-        Returns when an allocation needs no renewal.
+        Returns if an allocation needs no renewal.
         """
         while True:
             ttl = self._time_to_live(holding)
@@ -144,13 +149,13 @@ class Holdings:
                 await trio.sleep_until(renew_at)
             else:
                 with trio.move_on_at(renew_at):
-                    # The keep-alive of an allocation is the provider's, and may be shorter.
+                    # The provider sets the keep-alive of an allocation, which may be shorter.
                     await holding.allocated.wait()
                     continue
             if holding.live:
                 await self._renew(holding)
             elif holding.state is HoldingState.ASKED:
-                # It is being allocated; that call says what becomes of it.
+                # It is being allocated, and the result of that call decides.
                 holding.renewed_at = trio.current_time()
             else:
                 return
@@ -159,7 +164,7 @@ class Holdings:
                 return
 
     async def allocate(self, holding: Holding) -> None:
-        """Turns a commitment into an allocation; tries again while that may help. Raises CallError; cancellable."""
+        """Turn a commitment into an allocation. Retries while that may help. Raises CallError; cancellable."""
         holding.state = HoldingState.ASKED
 
         async def allocate(budget: float) -> tuple[Lease, float]:
@@ -169,7 +174,7 @@ class Holdings:
             )
             return lease, sent
 
-        # It may be allocated, whatever comes of the call, and an allocation may have no deadline.
+        # It may become allocated whatever happens to the call, and an allocation may have no deadline.
         ends = math.inf
         try:
             lease, sent = await self._persist(holding, allocate)
@@ -180,7 +185,7 @@ class Holdings:
         holding.allocated.set()
 
     async def release(self, holding: Holding) -> None:
-        """Give a lease back, or what may be one: returns when it is gone, or must be by its deadline. Cancellable."""
+        """Release a lease, or a possible lease. Returns when it is gone, or must be by its deadline. Cancellable."""
         unknown = 0
         pauses = _Pauses(self._limits, self._rng)
         if holding.state is not HoldingState.GONE:
@@ -196,15 +201,15 @@ class Holdings:
                 if error.remote is not None and _answers_that_it_is_gone(holding, error.code, unknown):
                     holding.be_gone()
                 elif trio.current_time() > holding.ends + self._limits.call_budget:
-                    # The last request for it took no longer than that to arrive, or never did.
+                    # The last request for it has arrived within that time, or never will.
                     holding.be_gone()
                 else:
                     await trio.sleep(pauses.next(error))
 
     async def release_all(self, *, but: Collection[Holding] = ()) -> list[Holding]:
-        """Give everything back, at all peers at once; returns what may still stand when the time was up.
+        """Release everything, at all peers at once. Returns what may still exist when the time is over.
 
-        Not cut by a cancellation from outside: takes `release_deadline` seconds at most.
+        An outer cancellation does not interrupt it. It takes at most `release_deadline` seconds.
         """
         deadline = trio.current_time() + self._limits.release_deadline
         with trio.CancelScope(deadline=deadline, shield=True):
@@ -214,7 +219,7 @@ class Holdings:
                         nursery.start_soon(self.release, holding)
         return [holding for holding in self.standing if holding not in but]
 
-    # Inside
+    # Internal
 
     async def _commit(self, holdings: Sequence[Holding], give_up: float) -> None:
         bids = [holding.bid.signed for holding in holdings]
@@ -228,7 +233,7 @@ class Holdings:
                     holdings[0].peer, bids, ttl=self._ttl, budget=max(0.001, give_up - sent)
                 )
             except CallError as error:
-                # Asked again it answers the same, and another stream may do better.
+                # A repeated request gets the same answer, and another stream may work better.
                 again = error.code == "connection_lost" and not uncertain and trio.current_time() < give_up
                 uncertain = uncertain or error.uncertain
                 if not again:
@@ -270,13 +275,13 @@ class Holdings:
                 holding.ends = sent + (self._ttl if state is HoldingState.COMMITTED else _longest_time(lease))
 
     def _time_to_live(self, holding: Holding) -> float:
-        """For how many seconds each renewal is; 0 where none is needed."""
+        """The length of each renewal in seconds; 0 if none is needed."""
         if holding.state is HoldingState.ALLOCATED and holding.lease is not None:
             return holding.lease.ttl
         return self._ttl
 
     async def _persist(self, holding: Holding, ask: Callable[[float], Awaitable[_T]]) -> _T:
-        """Ask again after every failure until the lease's own end. Raises CallError."""
+        """Repeat the request after every failure until the lease's own end. Raises CallError."""
         pauses = _Pauses(self._limits, self._rng)
         while True:
             left = holding.ends - trio.current_time()
@@ -294,19 +299,19 @@ class Holdings:
 def _answers_that_it_is_gone(holding: Holding, code: str, unknown: int) -> bool:
     if code in _ENDED or code in _NOT_OURS:
         return True
-    # A request that was lost on its way may yet arrive; one that was answered cannot.
+    # A request without an answer may still arrive. A request with an answer cannot arrive again.
     return code in _UNKNOWN and (holding.lease is not None or unknown >= _UNKNOWN_ANSWERS)
 
 
 def _longest_time(lease: Lease) -> float:
-    """For how many seconds an allocation stands at most without a renewal."""
+    """The longest time in seconds that an allocation lasts without a renewal."""
     if lease.ttl:
         return lease.ttl
     return math.inf if lease.deadline is None or lease.longest is None else lease.longest.seconds
 
 
 class _Pauses:
-    """Pauses of random lengths that grow."""
+    """Random pauses that grow."""
 
     def __init__(self, limits: RequesterLimits, rng: random.Random) -> None:
         self._delay = limits.retry_delay
@@ -314,11 +319,11 @@ class _Pauses:
         self._rng = rng
 
     def next(self, error: CallError, *, most: float = math.inf) -> float:
-        """Seconds to wait after this error, at most `most`; the peer's own wish counts where it is longer."""
+        """The seconds to wait after this error, at most `most`. If the peer asked for a longer pause, that counts."""
         wish = error.remote.retry_after if error.remote else None
-        # Whatever a peer answers, it does not keep its lease from being asked about for long.
+        # Whatever the peer answers, its lease is checked again before long.
         least = min(wish, self._most) if wish is not None and wish > 0 else 0.0
-        # From half to one and a half of it, and of what was wished never less.
+        # From half to one and a half of the delay, and never less than the peer asked for.
         pause = max(self._delay * (0.5 + self._rng.random()), least * (1 + self._rng.random() / 2))
         self._delay = min(self._most, 2 * self._delay)
         return min(pause, most)

@@ -1,4 +1,4 @@
-"""What a search, a commitment and a release may cost the requester. Times in seconds."""
+"""The limits of a search, a commitment and a release. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ __all__ = ["RequesterLimits"]
 
 @dataclass(frozen=True, slots=True)
 class RequesterLimits:
-    """The limits of one requester; each search and each reservation has them for itself."""
+    """The limits of one requester. They apply to each search and each reservation separately."""
 
     peers_in_flight: int = 16
-    """Peers that are asked at the same time."""
+    """Peers that are queried at the same time."""
     peers_asked: int = 256
-    """Peers that one search asks; then only the broadcast is left."""
+    """Peers that one search queries. After that only the broadcast is left."""
     slack: int = 1
-    """How many more peers are asked at first than bids are missing."""
+    """How many more peers are queried at first than bids are missing."""
     hedge_delay: float = 0.5
-    """A peer that has not answered after this time is no longer counted on, and another one is asked beside it."""
+    """A peer that has not answered after this time is no longer counted on, and another one is queried too."""
     peer_budget: float = 5.0
-    """The longest that asking one peer may take, with the connection to it."""
+    """The longest time for querying one peer, including the connection to it."""
     source_patience: float = 5.0
-    """A source that names no peer for this time is left, and the next source is queried."""
+    """A source that names no peer for this time is abandoned, and the next source is queried."""
     hint_age: float = 5.0
-    """A peer whose known free capacity is younger than this and too little is not asked."""
+    """A peer is not queried if its known free capacity is younger than this and too little."""
     settle: float = 0.5
-    """How long a reservation waits for better bids once those that are there suffice."""
+    """How long a reservation waits for better bids when the bids so far suffice."""
     commit_budget: float = 5.0
-    """The longest that committing at one peer may take, with the connection to it."""
+    """The longest time for committing at one peer, including the connection to it."""
     call_budget: float = 5.0
-    """The longest that one renewal, allocation or release may take; each is tried again while that makes sense."""
+    """The longest time for one renewal, allocation or release. Each is repeated while that makes sense."""
     keep: float = 3.0
-    """How long what was committed is kept while other peers are sought for the rest."""
+    """How long existing commitments are kept while other peers are searched for the rest."""
     release_deadline: float = 10.0
-    """The longest that giving everything back may hold up the end of a reservation; deadlines free what is left."""
+    """The longest time that releasing everything may delay the end of a reservation. Deadlines free what is left."""
     retry_delay: float = 0.2
-    """The first pause before something is tried again; it doubles up to `retry_delay_most`."""
+    """The first pause before something is tried again. It doubles up to `retry_delay_most`."""
     retry_delay_most: float = 5.0
     """The longest such pause."""
     assignment_steps: int = 200
-    """Assignments that are tried where the bids of a peer do not go together."""
+    """Assignments that are tried if the bids of a peer cannot be used together."""

@@ -1,7 +1,7 @@
 """The interface of a requester to a network: sources of candidates, and clients for them.
 
-The real one is made of libp2p (`dms_peer.connections`, `dms_peer.discovery`), the one of the simulations of streams in
-memory: the requester cannot tell them apart.
+The real network is made of libp2p (`dms_peer.connections`, `dms_peer.discovery`). The network of the simulations is
+made of streams in memory. The requester cannot distinguish them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["Broadcast", "BroadcastBids", "Candidate", "CandidateSource", "PeerNe
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A peer that may have what is asked for, where it was last reached, and which source named it.
+    """A peer that may have the requested capacity, its last known addresses, and the source that named it.
 
-    `free` is what it was known to have free at `free_at` (Unix seconds); None where that is unknown.
+    `free` is what it was known to have free at `free_at` (Unix seconds); None if unknown.
     """
 
     peer_id: str
@@ -33,12 +33,12 @@ class Candidate:
     free_at: float | None = None
 
     def age(self, now: float) -> float | None:
-        """How old (seconds) the figure is at `now` (Unix seconds); None where there is none."""
+        """The age of the figure in seconds at `now` (Unix seconds); None if there is no figure."""
         return None if self.free_at is None else max(0.0, now - self.free_at)
 
 
 class PeerNetwork(Protocol):
-    """Reaches peers."""
+    """Provides clients for peers."""
 
     @property
     def peer_id(self) -> str:
@@ -46,33 +46,33 @@ class PeerNetwork(Protocol):
         ...
 
     def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AbstractAsyncContextManager[Client]:
-        """A client of one protocol of a peer, over a connection and stream that are reused where they live.
+        """A client of one protocol of a peer, over an existing connection and stream if possible.
 
-        Of the protocol, named by any of its versions, the newest is spoken that the peer has: `Client.protocol`.
-        Connects where there is no connection, at `addrs` or at known addresses. Raises DialError.
+        `protocol` may be any version: the newest version that the peer has is used (`Client.protocol`). If there is no
+        connection, it connects to `addrs` or known addresses. Raises DialError.
         """
         ...
 
 
 class CandidateSource(Protocol):
-    """Names peers that may have what is asked for, the most promising first."""
+    """Names peers that may have the requested capacity, the most promising first."""
 
     @property
     def name(self) -> str:
-        """Such as "known", "mdns" or "dht"."""
+        """The name, for example "known", "mdns" or "dht"."""
         ...
 
     def candidates(self, request: EnsembleRequest) -> AbstractAsyncContextManager[AsyncIterator[Candidate]]:
-        """The candidates for a request, as they are found; the iterator ends when the source knows no more.
+        """The candidates for a request, as they are found. The iterator ends when the source knows no more.
 
-        Raises nothing but cancellation: a source that fails ends early and says so in the log.
+        Raises nothing but cancellation: a source that fails ends early and logs the error.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BroadcastBids:
-    """What one provider answered to a broadcast; `peer_id` delivered it, and the bids are checked."""
+    """The answer of one provider to a broadcast. The peer `peer_id` delivered it, and the bids are checked."""
 
     peer_id: str
     addrs: tuple[str, ...]
@@ -90,12 +90,12 @@ class Broadcast(Protocol):
 
 
 class PeerObserver(Protocol):
-    """Is told what a requester learns of peers, so that the next search is cheaper."""
+    """Is informed of what a requester learns about peers, so that the next search is cheaper."""
 
     def seen(self, peer_id: str, addrs: Sequence[str], free: FreeResources | None = None) -> None:
-        """The peer answered now; `free` is what it has free, where it said so. Must not wait."""
+        """The peer has just answered. `free` is what it has free, if it said so. Must not wait."""
         ...
 
     def unreachable(self, peer_id: str) -> None:
-        """The peer could not be reached now. Must not wait."""
+        """The peer could not be reached just now. Must not wait."""
         ...

@@ -1,6 +1,7 @@
-"""A peer that is its own requester: its requests to itself go over a socket pair inside the process.
+"""A peer that is its own requester: its requests to itself use a socket pair inside the process.
 
-libp2p cannot dial itself, and an orchestrator that offers capacity wants to use its own like that of any other peer.
+libp2p cannot dial itself, but an orchestrator that offers capacity needs to use its own capacity like that of any other
+peer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ServeOwn: TypeAlias = Callable[[str, trio.abc.HalfCloseableStream], Awaitable[No
 
 
 class _OwnStream(trio.abc.HalfCloseableStream):
-    """A stream of the peer to itself, with the version of the protocol that is spoken on it."""
+    """A stream of the peer to itself, with the protocol version that is used on it."""
 
     def __init__(self, stream: trio.SocketStream, protocol: str) -> None:
         self.protocol = protocol
@@ -49,7 +50,7 @@ class _OwnStream(trio.abc.HalfCloseableStream):
 
 
 class OwnPeer:
-    """A PeerNetwork that reaches the peer itself too, and a CandidateSource that names it where it has an offer."""
+    """A PeerNetwork that also reaches the peer itself, and a CandidateSource that names it if it offers something."""
 
     name = "own"
 
@@ -60,12 +61,12 @@ class OwnPeer:
 
     @property
     def peer_id(self) -> str:
-        """This peer, the requester."""
+        """The id of this peer, the requester."""
         return self._network.peer_id
 
     @asynccontextmanager
     async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Client]:
-        """A client of one protocol of a peer; to this peer itself over a socket pair. Raises DialError."""
+        """A client of one protocol of a peer. For this peer itself it uses a socket pair. Raises DialError."""
         if peer_id != self.peer_id:
             async with self._network.client(peer_id, protocol, addrs) as client:
                 yield client
@@ -82,7 +83,7 @@ class OwnPeer:
 
     @asynccontextmanager
     async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
-        """This peer itself, where it offers something."""
+        """This peer itself, if it offers something."""
         yield self._own()
 
     async def _own(self) -> AsyncIterator[Candidate]:

@@ -1,4 +1,4 @@
-"""Calls to single peers, each with a time budget; all their errors become CallError."""
+"""Calls to single peers, each with a time budget. All their errors become CallError."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 
 # Errors after which the operation may have taken place.
 _UNCERTAIN: Final = frozenset({"deadline_exceeded", "internal"})
-# The peer was not reached: the table of known peers records that.
+# The peer was not reached. The table of known peers records that.
 _UNREACHABLE: Final = frozenset(
     {"unreachable", "refused", "timeout", "wrong_peer", "handshake_failed", "not_connected", "no_address",
      "relay_failed", "stream_failed"}
@@ -43,10 +43,10 @@ _UNREACHABLE: Final = frozenset(
 
 
 class CallError(Exception):
-    """A call that brought no answer, or an error; `code` is stable.
+    """A call that got no answer, or an error. `code` is stable.
 
-    `reached` says whether there was a connection, `uncertain` whether what was asked may have happened; `remote` is
-    the peer's own answer, where it gave one.
+    `reached` says whether there was a connection, `uncertain` whether the operation may have taken place. `remote` is
+    the peer's own error, if it sent one.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class CallError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PeerRef:
-    """A peer and where it was last reached."""
+    """A peer and its last known addresses."""
 
     peer_id: str
     addrs: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class _NoObserver:
 
 
 class PeerCalls:
-    """Calls peers over a network, as one requester; sends its `token` to providers that require one.
+    """Calls peers over a network, as one requester. It sends its `token` to providers that require one.
 
     Every call raises CallError, and may be cancelled at any time.
     """
@@ -94,7 +94,7 @@ class PeerCalls:
         self._network = network
         self._token = token
         self._opener = opener
-        # Not `or`: an observer that knows no peer yet may have a length of 0.
+        # Not `or`: an observer without peers may have the length 0.
         self._observer = _NoObserver() if observer is None else observer
         self._clock = clock
 
@@ -141,7 +141,7 @@ class PeerCalls:
         return free
 
     async def commit(self, peer: PeerRef, bids: Sequence[SignedBid], *, ttl: float, budget: float) -> tuple[Lease, ...]:
-        """Commits bids of the peer for `ttl` seconds, all or none; the leases are in the order of the bids."""
+        """Commit bids of the peer for `ttl` seconds, all or none. The leases are in the order of the bids."""
 
         async def commit(client: AllocationClient) -> tuple[Lease, ...]:
             asked_at = self._clock()
@@ -161,7 +161,7 @@ class PeerCalls:
         budget: float,
         before: Lease | None = None,
     ) -> Lease:
-        """Moves the deadline of a lease to `ttl` seconds from now; `before` is the lease as it was."""
+        """Move the deadline of a lease to `ttl` seconds from now. `before` is the lease as it was."""
 
         async def renew(client: AllocationClient) -> Lease:
             lease = await client.renew(lease_id, ttl=ttl, fence=fence)
@@ -173,7 +173,7 @@ class PeerCalls:
     async def allocate(
         self, peer: PeerRef, lease_id: str, *, fence: int | None, budget: float, before: Lease | None = None
     ) -> Lease:
-        """Turns a commitment into an allocation; `before` is the lease as it was."""
+        """Turn a commitment into an allocation. `before` is the lease as it was."""
 
         async def allocate(client: AllocationClient) -> Lease:
             lease = await client.allocate(lease_id, fence=fence)
@@ -193,7 +193,7 @@ class PeerCalls:
         return await self._allocations(peer, budget, release)
 
     def _seen(self, peer: PeerRef, free: FreeResources | None = None) -> None:
-        # A peer that is its own requester is none of the others.
+        # The observer is for other peers, not for the requester itself.
         if peer.peer_id != self.requester:
             self._observer.seen(peer.peer_id, peer.addrs, free)
 

@@ -16,11 +16,11 @@ from .reports import SearchProgress
 __all__ = ["OnProgress", "ProgressLog", "SearchProgress"]
 
 
-# Codes come from other peers: so many are told apart.
+# Codes come from other peers, so the number of different codes is limited.
 _MOST_CODES: Final = 32
 
 OnProgress: TypeAlias = Callable[[SearchProgress], None]
-"""Is called with every change; must not wait and must not raise."""
+"""Is called with every change. Must not wait and must not raise."""
 
 
 class ProgressLog:
@@ -36,7 +36,7 @@ class ProgressLog:
         self._asked = self._answered = self._in_flight = self._skipped = self._bids = self._attempts = 0
 
     def snapshot(self) -> SearchProgress:
-        """How far it has come now."""
+        """The progress so far."""
         return SearchProgress(
             stage=self._stage,
             source=self._source,
@@ -52,24 +52,24 @@ class ProgressLog:
         )
 
     def at_stage(self, stage: str, *, attempt: bool = False) -> None:
-        """Another stage begins."""
+        """Note that another stage begins."""
         self._stage = stage
         self._attempts += attempt
         self._changed()
 
     def at_source(self, name: str) -> None:
-        """Peers come from this source from now on."""
+        """Note that the next peers come from this source."""
         self._source = name
         self._changed()
 
     def skipped(self) -> None:
-        """A peer was not queried, because it is known to be full."""
+        """Note that a peer was not queried because it is known to be full."""
         self._skipped += 1
         self._changed()
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """A peer is asked while the block runs."""
+        """Count a peer as being queried while the block runs."""
         self._asked += 1
         self._in_flight += 1
         self._changed()
@@ -79,7 +79,7 @@ class ProgressLog:
             self._in_flight -= 1
 
     def answered(self, bids: int, refusals: Sequence[Refusal]) -> None:
-        """A peer answered with so many bids, and with these refusals."""
+        """Note that a peer answered with this number of bids, and with these refusals."""
         self._answered += 1
         self._bids += bids
         for refusal in refusals:
@@ -87,7 +87,7 @@ class ProgressLog:
         self._changed()
 
     def failed(self, code: str) -> None:
-        """A peer did not answer, or answered with an error."""
+        """Note that a peer did not answer, or answered with an error."""
         _count(self._failed, code)
         self._changed()
 

@@ -12,14 +12,16 @@ from dms_resources.demands import Shortage
 
 __all__ = ["CountedReason", "NodeReasons", "ReasonLog", "summarize_reasons"]
 
-# This many different reasons are kept for one node; the others are counted by their codes.
+# The number of different reasons that are kept for one node. Further reasons are counted by their codes.
 _MOST_REASONS = 64
-# This many nodes are named in a sentence.
+# The number of nodes that are named in a sentence.
 _MOST_NODES = 4
 
 
 class CountedReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A no that was said `count` times in the same words; `retry_after` (seconds) is the earliest that was named."""
+    """A refusal that was given `count` times in the same words. `retry_after` (seconds) is the earliest time that was
+    named.
+    """
 
     code: str
     count: int
@@ -28,12 +30,12 @@ class CountedReason(Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_after: float | None = None
 
     def describe(self) -> str:
-        """In a few words, for people: "2 times: ram: 8 GiB asked, 2 GiB free of 4 GiB (resources)"."""
+        """A short description for people: "2 times: ram: 8 GiB asked, 2 GiB free of 4 GiB (resources)"."""
         return f"{'once' if self.count == 1 else f'{self.count} times'}: {self.message} ({self.code})"
 
 
 class NodeReasons(Struct, frozen=True, kw_only=True):
-    """Why one node is not covered: in a sentence, and what the peers said, the most frequent first."""
+    """Why one node is not covered: a sentence, and the answers of the peers, the most frequent first."""
 
     node_id: str
     why: str
@@ -44,13 +46,15 @@ class NodeReasons(Struct, frozen=True, kw_only=True):
         return f"{self.node_id}: {self.why}" + f": {'; '.join(self.said())}" * bool(self.peers)
 
     def said(self, most: int = 3) -> list[str]:
-        """What the peers said, `most` of it, each in one line, the most frequent first, and how much more there is."""
+        """The answers of the peers: at most `most`, each in one line, the most frequent first, and how many more there
+        are.
+        """
         more = len(self.peers) - most
         return [reason.describe() for reason in self.peers[:most]] + [f"{more} other reasons"] * (more > 0)
 
 
 def summarize_reasons(reasons: Sequence[NodeReasons]) -> str:
-    """Why nodes are not covered, without what the peers said: "a, b: no peer bids on it"."""
+    """Why nodes are not covered, without the answers of the peers: "a, b: no peer bids on it"."""
     by_why: dict[str, list[str]] = {}
     for reason in reasons:
         by_why.setdefault(reason.why, []).append(reason.node_id)
@@ -63,28 +67,28 @@ def _named(node_ids: Sequence[str]) -> str:
 
 
 class ReasonLog:
-    """Collects reasons, a bounded number of them."""
+    """Collects a bounded number of reasons."""
 
     def __init__(self) -> None:
         self._by_node: dict[str, dict[tuple[str, str], CountedReason]] = {}
 
     def refused(self, refusal: Refusal) -> None:
-        """A peer refused a node."""
+        """Note that a peer refused a node."""
         for one in refusal.all_reasons:
             self._add(refusal.node_id, one.code, one.message, one.shortages, one.retry_after)
 
     def failed(self, node_ids: Iterable[str], code: str, message: str) -> None:
-        """A peer could not be asked about these nodes, or did not keep its bids on them."""
+        """Note that a peer could not be queried about these nodes, or did not keep its bids on them."""
         for node_id in node_ids:
             self._add(node_id, code, message, (), None)
 
     def about(self, node_id: str, why: str) -> NodeReasons:
-        """What is known about one node."""
+        """The reasons for one node."""
         peers = sorted(self._by_node.get(node_id, {}).values(), key=lambda one: (-one.count, one.code, one.message))
         return NodeReasons(node_id=node_id, why=why, peers=tuple(peers))
 
     def codes(self, node_ids: Sequence[str]) -> Counter[str]:
-        """How often each code was said about these nodes."""
+        """How often each code was given for these nodes."""
         codes: Counter[str] = Counter()
         for node_id in node_ids:
             for reason in self._by_node.get(node_id, {}).values():

@@ -1,4 +1,4 @@
-"""What commands that query other peers report, to people or as JSON."""
+"""The reports of commands that query other peers, for people or as JSON."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ class Pong(Struct, frozen=True, kw_only=True):
 
 
 class BidReport(Struct, frozen=True, kw_only=True):
-    """A bid, or for a dry run what it would say; `envelope` is what to commit it with, and `file` where it was put."""
+    """A bid or, for a dry run, what it would be. `envelope` is what to commit it with, and `file` is where it was
+    written.
+    """
 
     peer_id: str
     dry_run: bool
@@ -76,14 +78,16 @@ class BidReport(Struct, frozen=True, kw_only=True):
 
 
 class OfferedBid(Struct, frozen=True, kw_only=True):
-    """One bid, and what to commit it with."""
+    """One bid, and the envelope to commit it with."""
 
     bid: Bid
     envelope: bytes | None = None
 
 
 class EnsembleBidReport(Struct, frozen=True, kw_only=True):
-    """What one peer says to the nodes of an ensemble; `not_asked` are those for other peers, `file` has its bids."""
+    """The answer of one peer to the nodes of an ensemble. `not_asked` are the nodes for other peers, `file` has its
+    bids.
+    """
 
     peer_id: str
     dry_run: bool
@@ -104,7 +108,7 @@ class PeerLease(Lease, frozen=True, kw_only=True):
 
 
 class PeerLeases(Struct, frozen=True, kw_only=True):
-    """Leases at a peer that were taken together."""
+    """Leases at a peer that were committed together."""
 
     peer_id: str
     leases: tuple[Lease, ...]
@@ -119,7 +123,7 @@ class HomeLease(Struct, frozen=True, kw_only=True):
 
 
 class UnansweredPeer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A provider that could not be queried, or one of its leases that was not released, and why."""
+    """A provider that could not be queried, or one of its leases that was not released, and the reason."""
 
     peer_id: str
     code: str
@@ -148,11 +152,12 @@ class ReleasedLeases(Struct, frozen=True, kw_only=True):
 
 
 class SearchProgress(Struct, frozen=True, kw_only=True):
-    """A search at one moment.
+    """The state of a search at one moment.
 
-    Peers `asked`, `answered` and `in_flight`, and those `skipped` because they are known to be full; `bids` that came;
-    nodes `refused` and peers `failed`, by code. `source` is where peers are looked for now, `stage` one of searching,
-    committing, reserved; `attempts` counts the tries to commit; `elapsed` is in seconds.
+    Peers that were `asked`, that `answered`, that are `in_flight`, and that were `skipped` because they are known to be
+    full; the number of `bids`; the numbers of `refused` nodes and `failed` peers, by code. `source` is where peers are
+    being searched, `stage` is searching, committing or reserved. `attempts` counts the attempts to commit; `elapsed` is
+    in seconds.
     """
 
     stage: str
@@ -169,7 +174,7 @@ class SearchProgress(Struct, frozen=True, kw_only=True):
 
 
 class FoundRow(Struct, frozen=True, kw_only=True):
-    """One peer that answered. `able` when it would take a node; `age` (seconds) is how old `free` is."""
+    """One peer that answered. `able` is set if it would take a node; `age` (seconds) is the age of `free`."""
 
     event: str = "peer"
     peer_id: str
@@ -184,7 +189,7 @@ class FoundRow(Struct, frozen=True, kw_only=True):
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """How a search ended: how many peers were able, and what it took to find them."""
+    """The end of a search: how many peers were able, and how many were queried."""
 
     event: str = "done"
     able: int
@@ -192,7 +197,7 @@ class Found(Struct, frozen=True, kw_only=True):
 
 
 class ReservedNode(Struct, frozen=True, kw_only=True):
-    """Where one node is, and under which lease."""
+    """The peer and the lease of one node."""
 
     node_id: str
     peer_id: str

@@ -1,4 +1,4 @@
-"""The requester: one front for finding, asking and taking."""
+"""The requester: one interface for finding peers, collecting bids and reserving."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _T = TypeVar("_T")
 class Requester:
     """Finds free capacity on a network and takes it, as one peer.
 
-    `sources` are asked in their order, the cheapest first, and `broadcast` after all of them; `observer` is told of
-    every peer that answers or cannot be reached. `clock` tells the Unix time in seconds. `token` is a grant for those
-    who ask for one.
+    `sources` are queried in their order, the cheapest first, and `broadcast` after all of them. `observer` is informed
+    of every peer that answers or cannot be reached. `clock` returns the Unix time in seconds. `token` is a grant for
+    providers that require one.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Requester:
     ) -> AbstractAsyncContextManager[FoundPeers]:
         """Peers and what they have free, as they answer: `async with ... as peers: async for peer in peers`.
 
-        Ends when `count` peers would take a node of the request (None: when no peer is left) or at the `deadline` (Unix
-        seconds; None: the request's own). `ttl` (seconds) is how long capacity is to be committed, if that is
-        known. Takes nothing. Raises nothing but cancellation.
+        Iteration ends when `count` peers would take a node of the request (None: when no peer is left) or at the
+        `deadline` (Unix seconds; None: the request's own). `ttl` (seconds) is how long capacity will be committed, if
+        that is known. Takes nothing. Raises nothing but cancellation.
         """
         request = _until(request, deadline)
         return _traced(find_peers(self._context, request, count=count, ttl=ttl, progress=ProgressLog(on_progress)))
@@ -94,9 +94,9 @@ class Requester:
     ) -> AbstractAsyncContextManager[BidCollection]:
         """Bids as they arrive: `async with ... as bids: async for bid in bids`.
 
-        Ends when every node has bids of `want` peers, no peer is left to ask, or at the `deadline` (Unix seconds; None:
-        the ensemble's own); leaving the block ends it as well. `hold` and `ttl` (seconds) go with the requests; a hold
-        that is not taken ends by itself. Raises nothing but cancellation.
+        Iteration ends when every node has bids of `want` peers, no peer is left to query, or at the `deadline` (Unix
+        seconds; None: the ensemble's own). Leaving the block ends it as well. `hold` and `ttl` (seconds) are sent with
+        the requests. A hold that is not committed ends by itself. Raises nothing but cancellation.
         """
         return _traced(
             collect_bids(
@@ -124,14 +124,14 @@ class Requester:
         keep: bool = False,
         on_progress: OnProgress | None = None,
     ) -> AbstractAsyncContextManager[Reservation]:
-        """All nodes of the ensemble while the block runs, or none: `async with ... as reservation`.
+        """Hold all nodes of the ensemble while the block runs, or none: `async with ... as reservation`.
 
-        Among bids of `want` peers for each node, where there are so many, the `strategy` chooses (see `strategies`;
-        `currency` is what prices are wanted in). Committed for `ttl` seconds at a time and renewed; given back at the
-        block's end, also when it is cancelled, unless `keep` and it ends without an error. Gives up at the `deadline`
-        (Unix seconds; None: the ensemble's own), or at once when no peer bids, unless `wait`. Cancels the block and
-        raises ReservationLostError when a commitment is lost. Raises ReservationError, StrategyError, or ValueError for
-        a `ttl` that is none.
+        The requester collects bids of `want` peers for each node, if there are that many, and the `strategy` chooses
+        among them (see `strategies`; `currency` is the preferred currency of prices). The leases are committed for
+        `ttl` seconds at a time and renewed. They are released at the end of the block, even if it is cancelled; with
+        `keep` they are not released if the block ends without an error. Gives up at the `deadline` (Unix seconds; None:
+        the ensemble's own), or at once if no peer bids, unless `wait`. If a commitment is lost, the block is cancelled
+        and ReservationLostError raised. Raises ReservationError, StrategyError, or ValueError for an invalid `ttl`.
         """
         if not 0 < ttl < math.inf:
             raise ValueError(f"a commitment of {ttl} s")
@@ -154,7 +154,7 @@ class Requester:
 
 @asynccontextmanager
 async def _traced(visit: AbstractAsyncContextManager[_T]) -> AsyncIterator[_T]:
-    """Run the search under one trace id, for the logs of all peers that it reaches; one that is set already stays."""
+    """Run the search under one trace id, for the logs of all peers that it reaches. An existing trace is kept."""
     with nullcontext() if current_trace() else tracing():
         async with visit as opened:
             yield opened

@@ -1,10 +1,11 @@
-"""All of an ensemble or none of it, kept while a block runs.
+"""Takes all nodes of an ensemble or none, and keeps them while a block runs.
 
 Rules:
 
 1. The block runs when every node is committed, and not before.
-2. While it runs every lease is renewed, allocations too. When one is lost the block is cancelled and
-   ReservationLostError raised: an ensemble is used as a whole, and another may have what is lost.
+2. While it runs every lease is renewed, allocations too. If one is lost, the block is cancelled and
+ReservationLostError
+   is raised: an ensemble is used as a whole, and another requester may have the lost capacity.
 3. At its end every lease is released, allocations too, however the block ends. With `keep` nothing is released if the
    block ended without an error: the leases then end at their deadlines unless the caller renews them.
 4. Leases from failed attempts are released too. A lease that cannot be released because its peer is gone ends at its
@@ -60,17 +61,17 @@ class Reservation:
 
     @property
     def leases(self) -> dict[str, Lease]:
-        """The lease of each node, as it was last heard of."""
+        """The lease of each node, as it was last reported."""
         return {node_id: holding.lease for node_id, holding in self._by_node.items() if holding.lease is not None}
 
     @property
     def peers(self) -> dict[str, str]:
-        """The peer id that each node is at."""
+        """The id of the peer of each node."""
         return {node_id: holding.bid.peer_id for node_id, holding in self._by_node.items()}
 
     @property
     def addrs(self) -> dict[str, tuple[str, ...]]:
-        """The addresses of the peer that each node is at."""
+        """The addresses of the peer of each node."""
         return {node_id: holding.bid.addrs for node_id, holding in self._by_node.items()}
 
     @property
@@ -84,11 +85,11 @@ class Reservation:
         return self._progress.snapshot()
 
     async def allocate(self) -> dict[str, Lease]:
-        """Turn all commitments into allocations, or none: returns the allocations by node.
+        """Turn all commitments into allocations, or none. Returns the allocations by node.
 
-        Raises ReservationError `not_allocated` when one cannot be had; then, and when it is cancelled, the reservation
-        is lost: the block is cancelled and everything is released. Where the provider sets a keep-alive, the
-        allocations end that long after this requester dies.
+        Raises ReservationError `not_allocated` if one is not possible. In that case, or if cancelled, the reservation
+        is lost: the block is cancelled and everything is released. If the provider sets a keep-alive, the allocations
+        end that long after this requester dies.
         """
         failures: dict[str, CallError] = {}
         done = False
@@ -100,7 +101,7 @@ class Reservation:
             done = not failures and not self.lost.is_set()
         finally:
             if not done:
-                # Nothing leads from an allocation back to a commitment.
+                # An allocation cannot be turned back into a commitment.
                 self.lose(list(failures), "it could not be allocated as a whole")
         if not done:
             said = "; ".join(f"{node_id}: {error.message} ({error.code})" for node_id, error in failures.items())
@@ -108,7 +109,7 @@ class Reservation:
         return self.leases
 
     def lose(self, node_ids: list[str], why: str) -> None:
-        """Say that nodes are lost: the block is cancelled."""
+        """Report nodes as lost, which cancels the block."""
         self._lost_nodes += node_ids
         if not self.lost.is_set():
             self.why_lost = why
@@ -136,7 +137,7 @@ async def open_reservation(
     keep: bool,
     progress: ProgressLog,
 ) -> AsyncIterator[Reservation]:
-    """Takes the ensemble while the block runs. Raises ReservationError, or ReservationLostError out of the block."""
+    """Hold the ensemble while the block runs. Raises ReservationError, or ReservationLostError out of the block."""
     holdings = Holdings(context.calls, context.limits, ttl, context.rng)
     reservation: Reservation | None = None
     done = False

@@ -1,16 +1,17 @@
-"""Asks one peer after the other, and as few as it takes.
+"""Queries one peer after the other, and no more than necessary.
 
 Rules:
 
-1. As many peers are asked at first as answers are missing, and `slack` more. A peer that answers but does not help, or
-   fails, frees a slot for the next; so does one that has been silent for `hedge_delay`, whose answer is still welcome.
-2. Where few of those who answered help, more are asked at the same time, in proportion; never more than
-   `peers_in_flight` at once, nor than `peers_asked` in all.
+1. At first, as many peers are queried as answers are missing, and `slack` more. A peer that answers but does not help,
+   or fails, frees a slot for the next; so does a peer that has been silent for `hedge_delay`, whose answer is still
+   used.
+2. If few of the answers help, more peers are queried at the same time, in proportion; never more than `peers_in_flight`
+   at once, nor than `peers_asked` in total.
 3. The sources are used in their order, one after the other, and only as far as they are needed. A source that is silent
-   for `source_patience` is left. No peer is asked twice, but where a question is put again on purpose, or where it was
-   not reached and is named with another address.
-4. The last resort is begun when the sources are at their end and those who were asked do not suffice.
-5. As soon as nothing is missing, everything that is under way is cancelled.
+   for `source_patience` is abandoned. No peer is queried twice, except to repeat a query on purpose, or if it was not
+   reached and another source names another address.
+4. The last resort begins when the sources have ended and the queried peers do not suffice.
+5. As soon as nothing is missing, everything that is pending is cancelled.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from .network import Candidate, CandidateSource
 __all__ = ["Inquiry", "Search"]
 
 Inquiry: TypeAlias = Callable[[], Awaitable[bool]]
-"""Asks one peer; says whether that helped."""
+"""Queries one peer. Returns whether that helped."""
 
 
 class Search:
-    """One search. `missing` says for how many more helpful answers it is worth asking: none ends the search.
+    """One search. `missing` returns how many more helpful answers are worth requesting; 0 ends the search.
 
-    `inquire` gives the inquiry for a candidate, None for one that need not be asked. `at_source` is told which source
-    is used now. Everything that `inquire` makes runs in `run` and raises nothing but cancellation.
+    `inquire` returns the inquiry for a candidate, or None if it need not be queried. `at_source` is called with the
+    source that is used next. Everything that `inquire` makes runs in `run` and raises nothing but cancellation.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Search:
     ) -> None:
         """Search until nothing is missing or no peer is left. Raises nothing but cancellation, which ends all of it.
 
-        `leftover` gives questions that are worth putting once the sources are at their end.
+        `leftover` returns inquiries that are worth making when the sources have ended.
         """
         self._leftover = leftover
         self._short = self._missing()
@@ -107,7 +108,7 @@ class Search:
                 self._pump()
 
     def again(self, inquiry: Inquiry) -> None:
-        """Put one more question to a peer that was asked already, as soon as a slot is free."""
+        """Query a peer again, as soon as a slot is free."""
         self._again.append(inquiry)
 
     def unreached(self, peer_id: str) -> None:
@@ -116,7 +117,7 @@ class Search:
         self._ask_elsewhere(peer_id)
 
     def check(self) -> None:
-        """Look again whether anything is missing: something has changed that may end the search, or widen it."""
+        """Check again whether anything is missing, because a change may end or widen the search."""
         self._short = self._missing()
         if not self._short:
             self._nursery.cancel_scope.cancel()
@@ -162,7 +163,7 @@ class Search:
             self.again(inquiry)
 
     def _put_again(self) -> bool:
-        """With no other peer left, repeat all queries that may help; return whether there are any."""
+        """If no other peer is left, repeat all queries that may help. Returns whether there are any."""
         self._again.extend(self._leftover())
         self._pump()
         return bool(self._again or self._on_time())
@@ -197,7 +198,7 @@ class Search:
         return len(self._late_at) < self._limits.peers_in_flight and len(self._on_time()) < self._wanted()
 
     def _wanted(self) -> int:
-        """How many should be under way: what is missing, by the share of answers that helped so far."""
+        """How many queries should be pending: what is missing, divided by the share of answers that helped so far."""
         wanted = self._short + self._limits.slack
         return math.ceil(wanted * (self._answered + 1) / (self._helpful + 1))
 

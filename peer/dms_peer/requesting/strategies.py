@@ -1,6 +1,6 @@
-"""Which bids are taken where several suffice. Own strategies are found by the entry point group `dms_peer.strategies`.
+"""Chooses among bids if several suffice. Other packages add strategies by the entry point group `dms_peer.strategies`.
 
-A strategy gives every bid a cost, lower is better, and may make each further node on the same peer cost more.
+A strategy gives every bid a cost (lower is better), and may make each further node on the same peer cost more.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ class Strategy(Protocol):
 
     @property
     def needs_free(self) -> bool:
-        """Whether each peer is asked what it has free, besides its bids."""
+        """Whether each peer is also queried for its free capacity."""
         ...
 
     def costs(self, bids: Sequence[ReceivedBid]) -> Sequence[float]:
-        """What each of these bids, which are all there are, costs. One that is not finite is taken last."""
+        """The cost of each of these bids, which are all the bids. A bid with an infinite cost or NaN is chosen last."""
         ...
 
     def crowding(self, nth: int) -> float:
-        """What the nth further node on the same peer (n from 1) costs more; must not fall as n grows."""
+        """The additional cost of the nth further node on the same peer (n from 1). It must not fall as n grows."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class StrategyOptions:
-    """What a strategy may be made with: a source of chance, and the currency that prices are wanted in."""
+    """The arguments of a strategy factory: a source of random numbers, and the preferred currency of prices."""
 
     rng: random.Random = field(default_factory=random.SystemRandom)
     currency: str = ""
@@ -60,7 +60,7 @@ StrategyFactory: TypeAlias = Callable[[StrategyOptions], Strategy]
 
 
 class _Even:
-    """Needs only the bids; many nodes on one peer are as good as on many peers."""
+    """Needs only the bids. It does not matter whether nodes share a peer."""
 
     needs_free = False
 
@@ -69,10 +69,10 @@ class _Even:
 
 
 class _Cheapest(_Even):
-    """The lowest price per hour; what has no price is free.
+    """The lowest price per hour. A bid without a price is free of charge.
 
-    Prices in different currencies cannot be compared: those in the currency asked for come first, or, where none was
-    asked for, those in the currency of most bids; all others come after them.
+    Prices in different currencies cannot be compared. Bids in the preferred currency come first; without one, bids in
+    the currency of most bids. All other bids come after them.
     """
 
     def __init__(self, options: StrategyOptions) -> None:
@@ -90,8 +90,9 @@ class _Cheapest(_Even):
 
 
 class _Tightest(_Even):
-    """The least left over of what the peer has free, on average of what was asked; a peer that keeps that to itself
-    comes last."""
+    """The smallest part of the free capacity left over, on average over the demanded dimensions. Peers that do not say
+    what they have free come last.
+    """
 
     needs_free = True
 
@@ -117,12 +118,12 @@ class _Spread:
         return [0] * len(bids)
 
     def crowding(self, nth: int) -> float:
-        # One peer more is worth any evenness among the others: an ensemble has 64 nodes at most.
+        # One more peer outweighs any evenness among the others: an ensemble has at most 64 nodes.
         return 10_000 + nth
 
 
 class _Nearest(_Even):
-    """The lowest round trip; what came without one, by broadcast, comes last."""
+    """The lowest round trip. Bids without one, from a broadcast, come last."""
 
     def __init__(self, options: StrategyOptions) -> None:
         pass
@@ -132,7 +133,7 @@ class _Nearest(_Even):
 
 
 class _Random(_Even):
-    """Any of them."""
+    """A random choice."""
 
     def __init__(self, options: StrategyOptions) -> None:
         self._rng = options.rng
@@ -151,15 +152,14 @@ _BUILT_IN: Final[dict[str, StrategyFactory]] = {
 
 
 def strategy_names() -> list[str]:
-    """The strategies that are there, built in and installed."""
+    """The names of all strategies, built-in and installed."""
     return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=STRATEGY_GROUP))})
 
 
 def strategy_named(name: str, options: StrategyOptions | None = None) -> Strategy:
-    """The strategy of this name; a built-in one is not replaced by an installed one.
+    """The strategy of this name. A built-in one cannot be replaced by an installed one.
 
-    Raises StrategyError `unknown_strategy` with the names that are there, or `bad_strategy` for an entry point that
-    cannot be loaded.
+    Raises StrategyError `unknown_strategy` with the known names, or `bad_strategy` if an entry point cannot be loaded.
     """
     factory = _BUILT_IN.get(name) or _installed(name)
     if factory is None:
@@ -193,7 +193,7 @@ def _most_used(currencies: Sequence[str]) -> str:
 
 
 def _left_over(free: FreeResources, demand: Demand) -> float:
-    """The share of what is free that stays free (0 to 1), on average over what is asked for."""
+    """The part of the free capacity that stays free (0 to 1), on average over the demanded dimensions."""
     amounts = (
         (demand.cpu.cores.millicores, free.cpu.cores.millicores),
         (demand.ram.size, free.ram.size),
