@@ -39,6 +39,9 @@ def config_values(config: PeerConfig) -> dict[str, ConfigValue]:
     values |= _flat(config.access.rules, "access")
     values |= _flat(config.access.shares, "access.shares")
     values |= _flat(config.limits, "limits")
+    for name, executor in config.executors.items():
+        values[f"executors.{name}.kind"] = type(executor).__struct_config__.tag
+        values |= _flat(executor, f"executors.{name}")
     return values
 
 
@@ -68,7 +71,7 @@ def _flat(value: Any, path: str) -> dict[str, ConfigValue]:
             found[where] = format(Decimal(inner) / _MILLION, "f")
         elif isinstance(inner, Mapping | Struct) or dataclasses.is_dataclass(inner):
             found |= _flat(inner, where)
-        elif name.endswith("bytes") or name == "bytes_in_flight":
+        elif name.endswith("bytes") or name in ("bytes_in_flight", "output_rate", "scratch"):
             found[where] = _size(inner)
         else:
             found[where] = _plain(inner)

@@ -48,6 +48,13 @@ EXAMPLE: Final = """\
 #limits:
 #  host: {max_inbound_connections: 128}
 
+# What runs jobs on leases (docs/executors.md). Without it, leases carry no jobs.
+#executors:
+#  docker:
+#    socket: /run/podman/podman.sock
+#    images: ["docker.io/library/python:*"]
+#    networks: [none, outbound]
+
 # How long an allocation lasts without a sign of life of its holder, and at most; `never` ends none for that reason.
 #allocations:
 #  keep_alive: 15m

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 from msgspec import Struct
@@ -10,6 +10,7 @@ from msgspec import Struct
 from dms_resources.manager import AllocationTerms, Guard
 
 from ..discovery.settings import DiscoverySettings
+from ..executors.settings import ExecutorSettings
 from ..home.network import NetworkSettings
 from .access import OwnerAccess
 from .limits import PeerLimits
@@ -49,6 +50,7 @@ class PeerConfig(Struct, frozen=True, kw_only=True):
 
     `listen` empty lets the system choose a port, `machine` None keeps the machine that the home remembers, `metrics`
     (HOST:PORT) None serves none, `terms` None bids without prices on every request. `sample_interval` is in seconds.
+    `executors` run jobs, by the names that requests use; without any, leases carry no jobs.
     """
 
     listen: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class PeerConfig(Struct, frozen=True, kw_only=True):
     metrics: str | None = None
     logs: LogSettings = LogSettings()
     network: NetworkSettings = NetworkSettings()
+    executors: Mapping[str, ExecutorSettings] = {}
 
 
 class Setting(Struct, frozen=True):

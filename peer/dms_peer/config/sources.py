@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 from ..errors import DocumentError
 from ..home.home import MEASURED
 from .access import read_access
+from .executors import read_executors
 from .limits import read_limits
 from .settings import SECTIONS, SETTINGS, PeerConfig, Setting, read_settings
 from .terms import read_terms
@@ -133,6 +134,8 @@ def _sections(tree: _Tree) -> Iterator[tuple[str, Field]]:
 
 
 def _read_section(tree: _Tree, name: str, section: Field) -> Any:
+    if name == "executors":
+        return read_executors(section, tree.folder)
     if name not in SECTIONS:
         value = read_settings(name, section)
         return _path(tree, section, value) if name == "machine" and value != MEASURED else value

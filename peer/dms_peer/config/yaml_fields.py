@@ -133,6 +133,10 @@ class Field:
         """Whether the value is one word or text, not a mapping or a list."""
         return isinstance(self.node, ScalarNode)
 
+    def names(self) -> tuple[str, ...]:
+        """The names in a mapping whose names are the writer's own; none where it is not one."""
+        return tuple(self.node.entries) if isinstance(self.node, MapNode) else ()
+
     def fields(self, known: Sequence[str], needed: Collection[str] = ()) -> Fields:
         """The fields of a mapping; refuses unknown names and missing ones."""
         if not isinstance(self.node, MapNode):
