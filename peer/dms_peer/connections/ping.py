@@ -27,7 +27,7 @@ _DEADLINE: Final = 10.0
 async def ping_peer(host: IHost, pool: ConnectionPool, peer_id: str, addrs: Sequence[str] = ()) -> tuple[float, bool]:
     """One round trip to the peer in seconds, and whether its connection goes through a relay.
 
-    Connects first where there is no connection; that time does not count. Raises DialError; may be cancelled.
+    If there is no connection, it connects first; that time does not count. Raises DialError; may be cancelled.
     """
     await pool.connect(peer_id, addrs)
     stream = await open_stream(host, peer_id, [_PROTOCOL])

@@ -1,4 +1,4 @@
-"""The network that requesters ask over: real connections to real peers."""
+"""The network of requesters: real connections to real peers."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 KnownAddresses = Callable[[str], Sequence[str]]
 
 CLOSE_TIMEOUT = 2.0
-# Failures to dial that are ours and say nothing of the peer.
+# Failures to dial that are caused here and say nothing about the peer.
 OUR_CODES = frozenset({"busy", "denied"})
-# What one stream may cost, where a protocol needs other limits than most.
+# The limits of one stream, for protocols that need other limits than most.
 CLIENT_LIMITS = {JOB_PROTOCOL: JOB_CLIENT_LIMITS}
 # Failures to open a stream that a new connection may repair.
 LOST_CODES = frozenset({"not_connected", "stream_failed"})
@@ -66,10 +66,10 @@ class _Dialled:
 
 
 class ConnectionPool:
-    """Reaches peers for a requester: the real `PeerNetwork`. Made by `open_connections`.
+    """Reaches peers for a requester: the real `PeerNetwork`. `open_connections` makes it.
 
-    One connection to a peer serves all, and on it one stream for each protocol; both are opened when they are needed
-    and closed when they were idle, if it was us who dialled.
+    All callers share one connection to each peer, and on it one stream for each protocol. Both are opened when they are
+    needed. They are closed when they are idle, if this host dialled.
     """
 
     def __init__(self, host: IHost, addresses: KnownAddresses, limits: ConnectionLimits, nursery: trio.Nursery) -> None:
@@ -92,7 +92,7 @@ class ConnectionPool:
 
     @property
     def statistics(self) -> ConnectionStatistics:
-        """The current counts; walks the tables, which are bounded."""
+        """The current counts. It walks over the tables, which are bounded."""
         turns = self._turns.statistics()
         return ConnectionStatistics(
             clients=len(self._clients),
@@ -106,12 +106,11 @@ class ConnectionPool:
 
     @asynccontextmanager
     async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Client]:
-        """A client of one protocol of a peer, on the stream that all who ask for it share, in the newest version that
-        both have.
+        """A client of one protocol of a peer, in the newest version that both have, on a stream that all callers share.
 
-        Without a connection it dials `addrs`, then the addresses that the address book knows; an address that was not
-        tried before is tried also while the peer is left alone (`backing_off`). Raises DialError. The caller may be
-        cancelled at any time without harm to other callers; other callers' requests may be answered before one's own.
+        If there is no connection, it dials `addrs`, then the addresses in the address book. During the back-off of a
+        peer (`backing_off`) it dials only addresses that were not tried before. Raises DialError. Cancelling one caller
+        does not affect the others. The peer may answer requests of other callers first.
         """
         while True:
             shared, ours = self._shared(peer_id, protocol, addrs)
@@ -119,7 +118,7 @@ class ConnectionPool:
                 try:
                     client = await shared.opened()
                 except DialError:
-                    # Somebody else's attempt did not know what we know.
+                    # The other caller's attempt did not have all addresses.
                     if ours or not self._routes.has_new(peer_id, addrs):
                         raise
                     continue
@@ -183,7 +182,7 @@ class ConnectionPool:
         except DialError as error:
             if error.code not in LOST_CODES:
                 raise
-        # The connection ended between its sign of life and now.
+        # The connection ended after its last sign of life.
         await self.connect(peer_id, addrs)
         return await open_stream(self._host, peer_id, versions_of(protocol), self._limits.stream_deadline)
 
@@ -230,7 +229,7 @@ class ConnectionPool:
         )
 
     def _track(self, remote: ID) -> None:
-        """It was us who made the connection to this peer, so it is us who close it."""
+        """Note that this host made the connection, so that it also closes it."""
         if connections := living_connections(self._host, remote):
             self._dialled[remote.to_base58()] = _Dialled(connections[0], trio.current_time())
 
@@ -242,7 +241,7 @@ class ConnectionPool:
         self._nursery.cancel_scope.cancel()
 
     async def close_idle(self) -> None:
-        """Close the idle connections that this host dialled, until cancelled. Run by `open_connections`."""
+        """Close the idle connections that this host dialled, until cancelled. `open_connections` runs it."""
         while True:
             await trio.sleep(self._limits.connection_idle / 4)
             idle_since = trio.current_time() - self._limits.connection_idle
@@ -256,13 +255,13 @@ class ConnectionPool:
                     self._nursery.start_soon(_close, dialled.connection)
 
     def _in_use(self, peer_id: str, connection: INetConn) -> bool:
-        # Streams of others count too: the peer's own to us, identify, gossip. Those we are done with do not.
+        # Streams of others count too: the peer's own to us, identify, gossip. Streams that we have finished do not.
         streams = getattr(connection.muxed_conn, "streams", {})
         open_ = any(getattr(stream, "abandoned_at", None) is None for stream in streams.values())
         return open_ or self._protected(peer_id)
 
     def _protected(self, peer_id: str) -> bool:
-        # Some keep a connection without a stream on it, and say so in the library's own way.
+        # Users of a connection without a stream protect it in the library's own way.
         network = self._host.get_network()
         return isinstance(network, Swarm) and network.is_protected(ID.from_string(peer_id))
 
@@ -279,7 +278,7 @@ class ConnectionPool:
 async def _close(connection: INetConn) -> None:
     with shielded(CLOSE_TIMEOUT):
         try:
-            # The connection around it follows; closing that instead would wait a tenth of a second for nothing.
+            # The connection around it follows. Closing that one instead would wait a tenth of a second without need.
             await connection.muxed_conn.close()
         except Exception as error:
             logger.debug("closing a connection failed: %r", error)
@@ -293,10 +292,11 @@ def _no_addresses(peer_id: str) -> Sequence[str]:
 async def open_connections(
     host: IHost, *, addresses: KnownAddresses = _no_addresses, limits: ConnectionLimits | None = None
 ) -> AsyncIterator[ConnectionPool]:
-    """Connections of `host` while the block runs; `addresses` names what is known of a peer (multiaddrs), never blocks.
+    """Connections of `host` while the block runs. `addresses` returns the known addresses (multiaddrs) of a peer, and
+    never blocks.
 
-    At the end all clients are lost and the connections that were dialled here are closed, within a few seconds, also
-    when cancelled. An error raised in the block comes out as it is.
+    At the end all clients are lost and the connections that were dialled here are closed, within a few seconds, even if
+    cancelled. An error of the block is raised as it is.
     """
     connections: ConnectionPool | None = None
     try:

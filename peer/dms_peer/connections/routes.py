@@ -1,4 +1,4 @@
-"""What is remembered of each dialled peer: the address that worked, and when it may be tried again."""
+"""For each dialled peer, the address that worked, and when it may be dialled again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Route:
 
 
 class Routes:
-    """A bounded table by peer id; the peers that were not asked for longest give way."""
+    """A bounded table by peer id. The peers that were not queried for longest are dropped."""
 
     def __init__(self, limits: ConnectionLimits, chance: random.Random) -> None:
         self._limits = limits
@@ -39,12 +39,12 @@ class Routes:
 
     @property
     def backing_off(self) -> int:
-        """How many peers are left alone at the moment."""
+        """The number of peers in their back-off."""
         now = trio.current_time()
         return sum(route.retry_time > now for route in self._routes.values())
 
     def order(self, peer_id: str, addresses: Sequence[str]) -> list[PeerAddress]:
-        """Return the addresses to try: the last that worked, direct addresses, then relayed ones.
+        """The addresses to try: the last that worked, direct addresses, then relayed ones.
 
         Raises DialError: `no_address`, or `backing_off` unless one of `addresses` is new.
         """
@@ -60,7 +60,7 @@ class Routes:
         if wait > 0 and not new:
             raise self._backing_off(peer_id, route, wait)
         if route.failures:
-            # Addresses that failed come after those not tried yet: the peer may have moved.
+            # Addresses that failed come after those not tried yet, because the peer may have moved.
             targets = new + [target for target in targets if target.text in route.tried]
         targets.sort(key=lambda target: target.relayed)
         return targets[: self._limits.addresses]
@@ -71,22 +71,22 @@ class Routes:
         return route is not None and not _readable(peer_id, addresses).keys() <= route.tried
 
     def reached(self, peer_id: str, target: PeerAddress | None) -> None:
-        """The peer was reached: at `target`, or (None) on a connection that was there."""
+        """Note that the peer was reached: at `target`, or (None) on an existing connection."""
         route = self._route(peer_id)
         reached_at = route.reached_at if target is None else target.text
         self._routes[peer_id] = _Route(reached_at=reached_at)
 
     def failed(self, peer_id: str, targets: Sequence[PeerAddress], failure: DialError) -> None:
-        """None of `targets` answered: the peer is left alone for a time that doubles with every failure."""
+        """Note that none of `targets` answered. The back-off of the peer doubles with every failure."""
         route = self._route(peer_id)
         route.reached_at = None
         route.failures += 1
         route.tried = route.tried | {target.text for target in targets}
         if len(route.tried) > 4 * self._limits.addresses:
-            # Somebody names ever new ones: the older ones may be tried again, in their turn.
+            # If others name new addresses again and again, older ones may be tried again in their turn.
             route.tried = frozenset(target.text for target in targets)
         delay = min(self._limits.backoff_longest, self._limits.backoff_first * 2 ** min(route.failures - 1, 30))
-        # Half of it by chance, so that those who lost the same peer do not come back at the same moment.
+        # Half of the delay is random, so that requesters that lost the same peer do not return at the same moment.
         route.retry_time = trio.current_time() + delay * self._chance.uniform(0.5, 1.0)
         route.failure = failure
 
@@ -105,7 +105,7 @@ class Routes:
 
 
 def _readable(peer_id: str, addresses: Sequence[str]) -> dict[str, PeerAddress]:
-    """Return the addresses that lead to this peer, by their text; others come from strangers and are dropped."""
+    """The addresses that belong to this peer, by their text. Others come from strangers and are dropped."""
     found: dict[str, PeerAddress] = {}
     for text in addresses:
         whole = text if "/p2p/" in text.rpartition("/p2p-circuit")[2] else f"{text}/p2p/{peer_id}"

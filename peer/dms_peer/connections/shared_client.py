@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class SharedClient:
-    """Opens its stream in a task of its own, so that who came first may go without harming who came after.
+    """Opens its stream in a separate task, so that the first caller may be cancelled without affecting later ones.
 
-    While it opens, it ends with the last one who waits for it; once open, when nobody used it for `idle` seconds, when
-    its stream is lost, or when it is told to.
+    While it opens, it ends if no caller waits for it any more. Once open, it ends if no caller has used it for `idle`
+    seconds, if its stream is lost, or on `close`.
     """
 
     def __init__(self, idle: float, limits: ClientLimits | None = None) -> None:
@@ -40,7 +40,7 @@ class SharedClient:
 
     @property
     def usable(self) -> bool:
-        """Whether it may be joined: it opens or is open, and its stream is not known to be gone."""
+        """Whether a caller may join it: it is opening or open, and its stream is not known to have ended."""
         opening = not self._settled.is_set()
         open_ = self._client is not None and not self._client.lost
         return not self._ending and (opening or open_)
@@ -64,14 +64,14 @@ class SharedClient:
                 self.close()
 
     async def opened(self) -> Client:
-        """The client, once it is open. Raises DialError."""
+        """The client, when it is open. Raises DialError."""
         await self._settled.wait()
         if self._client is not None:
             return self._client
         raise _copy(self._failure) if self._failure is not None else _closed()
 
     def close(self) -> None:
-        """End it; those who use it see its stream lost. Never blocks."""
+        """End it. For its users the stream is lost. Never blocks."""
         self._ending = True
         self._scope.cancel()
 
@@ -87,7 +87,7 @@ class SharedClient:
         except DialError as error:
             self._failure = error
         except Exception as error:
-            # An error of ours or of the library must not take the connections of all others along.
+            # A defect here or in the library must not end the connections of all other callers.
             logger.exception("opening a client failed")
             self._failure = _unexpected(error)
         finally:
@@ -104,13 +104,13 @@ class SharedClient:
             with trio.move_on_at(self.used_at + self._idle if self.unused else float("inf")):
                 await self._changed.wait()
                 continue
-            # A caller that comes from here on gets another client.
+            # Callers that come later get another client.
             self.close()
             return
 
 
 def _copy(error: DialError) -> DialError:
-    # An exception that is raised in several tasks collects the tracebacks of all.
+    # A new exception for each task: one that is raised in several tasks would collect all their tracebacks.
     return DialError(
         error.message, code=error.code, address=error.address, hint=error.hint, retry_after=error.retry_after
     )

@@ -1,1 +1,1 @@
-"""Where peers with capacity are found: known peers, adverts, mDNS, Kademlia, and a broadcast as last resort."""
+"""Finding peers with capacity: known peers, adverts, mDNS, Kademlia, and a broadcast as last resort."""

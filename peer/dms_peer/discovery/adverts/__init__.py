@@ -1,1 +1,1 @@
-"""Adverts of free capacity, and broadcasts: what is told, heard, exchanged and answered."""
+"""Adverts of free capacity, and broadcasts: publishing, receiving, exchanging and answering them."""

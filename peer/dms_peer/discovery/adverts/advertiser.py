@@ -1,7 +1,7 @@
-"""Tells others what this peer has free: everybody by gossip, and those it is connected to directly.
+"""Publishes what this peer has free: to all peers by gossip, and to connected peers directly.
 
-The advert is made anew when its time has come, or when much has changed, and no sooner than the network can bear
-(`advert_schedule`). What changes back before it was told is no news.
+A new advert is made when its time has come or when much has changed, but no sooner than the network can bear
+(`advert_schedule`). A change that is undone before the next advert is not published.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ _log = logging.getLogger(__name__)
 
 # The period in which a peer has to be heard, in intervals.
 _PERIOD: Final = 2.0
-# Seconds until a peer that failed, or that turned out not to speak the protocol, is tried again.
+# Seconds until a peer that failed, or that does not speak the protocol, is tried again.
 _RETRY: Final = 30.0
 _NOT_THERE: Final = 300.0
 _PUSH_DEADLINE: Final = 10.0
 
 
 class AdvertKeeper:
-    """Keeps the own advert true.
+    """Keeps this peer's own advert up to date.
 
-    `publish` tells everybody, and says whether anybody can have heard it; None where there is no way to.
+    `publish` sends it to all peers, and returns whether any peer can have received it; None if there is no way to
+    publish.
     """
 
     def __init__(
@@ -67,17 +68,17 @@ class AdvertKeeper:
         self._changed = trio.Event()
         self._renewed = trio.Event()
         self.news = 0
-        """Grows whenever an advert says something that the one before did not, not merely that it still holds."""
+        """It grows when an advert says something new, and not when it only repeats the one before."""
 
     async def wait_renewed(self) -> None:
-        """Returns when there is a new advert."""
+        """Return when there is a new advert."""
         await self._renewed.wait()
 
     async def keep(self) -> None:
-        """Runs until it is cancelled."""
+        """Run until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
-            # Build the advert now for direct queries; publish it after estimating the network size.
+            # Build the advert now for direct queries. Publish it after estimating the network size.
             raw = self._renew()
             if self._publish is not None:
                 await self._wait_until_due()
@@ -118,10 +119,10 @@ class AdvertKeeper:
                 await self._changed.wait()
 
     def _wait(self, draw: float) -> float:
-        """Seconds from the last advert to the next, by what is known now."""
+        """The seconds from the last advert to the next, by what is known now."""
         peers = self._count.estimate()
         if self._silent:
-            # Not in step with others that came at the same time.
+            # Random, so that it is not synchronous with other peers that started at the same time.
             return self._schedule.listening_for(peers) * (0.5 + draw)
         if not self._heard:
             return self._schedule.listening_for(peers)
@@ -131,7 +132,7 @@ class AdvertKeeper:
 
 @dataclass(slots=True)
 class _Told:
-    """The last advert that one peer got, and when it gets the next: at the latest, and at the earliest."""
+    """The last advert that one peer got, and the latest and the earliest time of the next one."""
 
     sequence: int
     news: int
@@ -140,10 +141,10 @@ class _Told:
 
 
 class AdvertPusher:
-    """Brings the own advert to peers that this one is connected to, each as often as it wants.
+    """Sends the own advert to connected peers, each as often as it wants.
 
-    `partners` names them, with their addresses; the first `most` of them are told. `partners_changed` returns when they
-    may be others than before. Between two looks at them lie `pause` seconds at least.
+    `partners` returns them with their addresses; the first `most` of them get the advert. `partners_changed` returns
+    when they may have changed. At least `pause` seconds lie between two checks.
     """
 
     def __init__(
@@ -178,19 +179,19 @@ class AdvertPusher:
             while True:
                 self._woken = trio.Event()
                 next_due = self._look(nursery)
-                # Partners that connect together get the advert together.
+                # Partners that connect at the same time get the advert together.
                 await trio.sleep(self._pause)
                 with trio.move_on_at(next_due):
                     await self._woken.wait()
 
     async def _wake_after(self, event: Callable[[], Awaitable[None]]) -> None:
         while True:
-            # Also before the first wait: an event may have passed already.
+            # Set before the first wait too, because an event may have passed already.
             self._woken.set()
             await event()
 
     def _look(self, nursery: trio.Nursery) -> float:
-        """Begins to bring the advert to every partner that is due; when the next one is."""
+        """Start to send the advert to every partner that is due. Returns when the next one is due."""
         partners = dict(list(self._partners().items())[: self._most])
         self._told = {peer_id: told for peer_id, told in self._told.items() if peer_id in partners}
         raw, next_due = self._own.raw, math.inf
@@ -204,7 +205,7 @@ class AdvertPusher:
                 next_due = min(next_due, due)
                 continue
             self._bringing.add(peer_id)
-            # One that does not answer holds up no other.
+            # A partner that does not answer delays no other.
             nursery.start_soon(self._bring, peer_id, addrs, raw, self._own.sequence)
         return next_due
 
@@ -217,13 +218,13 @@ class AdvertPusher:
         return told.soonest if told.news < self._keeper.news else told.due
 
     async def _bring(self, peer_id: str, addrs: Sequence[str], raw: bytes, sequence: int) -> None:
-        # Until the peer has taken it, there is something to tell.
+        # Until the peer has accepted it, the advert is still to be sent.
         news, taken, wait, pause = self._keeper.news, -1, _RETRY, _RETRY
         with trio.move_on_after(_PUSH_DEADLINE):
             try:
                 async with self._network.client(peer_id, PEERS_PROTOCOL, addrs) as client:
                     asked = await PeersClient(client, timeout=_PUSH_DEADLINE).advertise(raw)
-                # Whatever it asks for, not so late that it would have forgotten this peer.
+                # Not so late that the peer would have dropped the advert, whatever time it asks for.
                 taken, pause = sequence, self._schedule.gap
                 wait = min(max(asked, pause), self._schedule.ttl / 2)
             except DialError as error:

@@ -1,7 +1,7 @@
-"""Asks everybody for bids, by gossip: the last resort of a requester.
+"""Requests bids of all peers, by gossip: the last resort of a requester.
 
-The request is signed and published; providers that can bid come back to this peer (`adverts.bid_delivery`). One
-that listens nowhere is reached by those only that it is connected to.
+The request is signed and published. Providers that can bid connect to this peer (`adverts.bid_delivery`). If this peer
+listens nowhere, only connected providers can answer.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _log = logging.getLogger(__name__)
 
 BROADCASTS_TOPIC: Final = "/dms/broadcasts/1.0.0"
 
-# Answers that are taken for each that is wanted.
+# Answers that are accepted for each wanted bid.
 _MOST_ANSWERS: Final = 8
 # Seconds between attempts while no subscriber is connected.
 _RETRY: Final = 0.5
 
 
 class GossipBroadcast:
-    """Publishes requests and takes in the answers: the `Broadcast` of a requester.
+    """Publishes requests and collects the answers: the `Broadcast` of a requester.
 
-    `publish` tells everybody and says whether anybody can have heard it; `addrs` names where this peer is reached.
-    `want` is how many answers are enough. `clock` tells the Unix time in seconds.
+    `publish` sends a message to all peers and returns whether any peer can have received it. `addrs` returns the
+    addresses of this peer. `want` is how many answers are enough. `clock` returns the Unix time in seconds.
     """
 
     def __init__(
@@ -67,8 +67,9 @@ class GossipBroadcast:
     async def ask(
         self, request: EnsembleRequest, *, hold: float = 0.0, ttl: float = 0.0
     ) -> AsyncIterator[AsyncIterator[BroadcastBids]]:
-        """As the protocol says. A request that cannot be broadcast (too large, its deadline too far, asked already) has
-        no answers, and a line in the log."""
+        """Implements `Broadcast.ask`. A request that cannot be broadcast (too large, a deadline too far away, or
+        broadcast already) has no answers, and is logged.
+        """
         with ExitStack() as stack:
             try:
                 raw, broadcast = self._sealed(request, hold, ttl)
@@ -109,5 +110,5 @@ async def _answers(
             delivered = await arriving.receive()
         if delivered is None:
             return
-        # It is connected: that is where it is.
+        # The peer is connected, so no address is needed.
         yield BroadcastBids(delivered.peer_id, (), delivered.bids)

@@ -2,15 +2,15 @@
 
 Rules:
 
-1. A request is looked at once. What was seen before, has expired, proves nothing or comes more often than its requester
-   may ask is not passed on either.
-2. Only who can bid on some node answers. Nobody asks for what is refused.
-3. Not all answer at once: each waits for a random time, the longer the more peers are expected to answer, and half of
-   the time that is left at most.
-4. Not all answer at all. Where more are able than the requester wants several times over, each answers with the
-   probability that leaves so many. How many are able is estimated by the peers that are heard and the share of their
-   adverts that would do; a provider that knows no other answers for certain.
-5. All of it runs in the background within bounds; a broadcast above them is left unanswered.
+1. Each request is examined once. It is not passed on if it was seen before, has expired, has no valid signature, or
+   exceeds the rate of its requester.
+2. Only providers that can bid on at least one node answer. Refusals are not sent.
+3. Providers do not all answer at once: each waits for a random time. The time is longer if more peers are expected to
+   answer, but at most half of the remaining time.
+4. Not all providers answer. If there are several times more capable providers than the requester wants, each answers
+   with the probability that leaves the right number. The number of capable providers is estimated from the number of
+   peers that are heard and the share of suitable adverts. A provider that knows no other always answers.
+5. All of it runs in the background within limits. Broadcasts above them are not answered.
 """
 
 from __future__ import annotations
@@ -48,31 +48,31 @@ __all__ = ["AnswerLimits", "BroadcastAnswers", "BroadcastValidator"]
 _log = logging.getLogger(__name__)
 _limited_log: Final = LimitedLog(_log)
 
-# Adverts that are looked at to estimate how many peers are able.
+# Adverts that are examined to estimate how many peers are able.
 _EXAMINED: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerLimits:
-    """Bounds on answering broadcasts. Times in seconds."""
+    """Limits on answering broadcasts. Times are in seconds."""
 
-    # Requests that wait for their time to be answered, and that are being answered.
+    # Requests that wait for the time of their answer, or that are being answered.
     waiting: int = 256
     answering: int = 8
-    # Requests of one requester, in the long run and at once, and requesters whose use is remembered.
+    # Requests of one requester, on average and at once, and the number of requesters whose use is remembered.
     per_second: float = 0.2
     burst: float = 8.0
     requesters: int = 1024
-    # This multiple of the wanted bids may answer: some peers are gone, some refuse, some are late.
+    # This multiple of the wanted bids may answer, because some peers are gone, refuse or are late.
     factor: float = 4.0
-    # Answers per second that a requester is spared more of.
+    # The answers per second that a requester should get at most.
     spread: float = 50.0
-    # Computing the bids, and bringing them.
+    # The time for computing the bids and for delivering them.
     deadline: float = 10.0
 
 
 class BroadcastValidator:
-    """Decides about each message on the topic; what is good and new goes to `accepted`, which must not wait."""
+    """Decides about each message on the topic. New valid requests go to `accepted`, which must not wait."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class BroadcastValidator:
         try:
             broadcast = open_broadcast(data, self._opener, now=now)
         except BroadcastError as error:
-            # Its bringer may have another clock.
+            # The clock of the peer that forwarded it may differ.
             return GossipVerdict.IGNORE if error.code == "broadcast_expired" else GossipVerdict.REJECT
         except ProtocolError:
             return GossipVerdict.REJECT
@@ -116,7 +116,7 @@ class BroadcastValidator:
 class BroadcastAnswers:
     """Answers for one provider. `bids` are its operations of `/dms/bid/1.1.0`, whose answers go to the requester.
 
-    `may_ask` says which requesters are answered at all. `clock` tells the Unix time in seconds.
+    `may_ask` returns whether a requester is answered at all. `clock` returns the Unix time in seconds.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class BroadcastAnswers:
         self._turns = trio.CapacityLimiter(self._limits.answering)
         self._waiting = 0
         self.answered = 0
-        """How many requests were answered."""
+        """The number of requests that were answered."""
 
     def put(self, broadcast: OpenedBroadcast) -> None:
         """Queue this request, to be answered at its time, if the queue has space. Never waits."""
@@ -179,7 +179,7 @@ class BroadcastAnswers:
             self._waiting -= 1
 
     def _delay(self, broadcast: OpenedBroadcast) -> float | None:
-        """How long to wait before the answer; None for no answer."""
+        """The seconds until the answer; None for no answer."""
         left = broadcast.ensemble.deadline - self._clock()
         if left <= 0:
             return None

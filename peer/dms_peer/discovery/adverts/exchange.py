@@ -1,8 +1,8 @@
-"""Asks connected peers for the adverts that they hold: with nothing else, one known address leads to everybody.
+"""Queries connected peers for the adverts that they hold. Even with no other source, one known address leads to all
+peers.
 
-What they give proves itself by its signatures, and is kept like what was heard. Few peers are asked, and each for a
-bounded number of pages; each requester begins somewhere else in the order of peer ids, so that not all ask the same
-peers first.
+The adverts are proved by their signatures, and are kept like those from gossip. Few peers are queried, and each for a
+bounded number of pages. Each requester begins at another peer id, so that not all of them query the same peers first.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WAITING: Final = 16
 class ExchangeSource:
     """A CandidateSource of peers that others know to have free capacity.
 
-    `partners` maps the peers to ask to their addresses.
+    `partners` returns the peers to query, with their addresses.
     """
 
     name = "exchange"
@@ -90,7 +90,7 @@ class ExchangeSource:
         wrapped = False
         for _ in range(self._pages):
             answer = await peers.adverts(limit=MAX_ADVERTS, after=after, demand=asking.demand)
-            # Its own and the page, however many it sends.
+            # The peer's own advert and the page, however many it sends.
             for raw in answer.adverts[: 1 + MAX_ADVERTS]:
                 await asking.take(raw, network)
             before, after = after, answer.next
@@ -101,7 +101,7 @@ class ExchangeSource:
 
 
 class _Asking:
-    """The finds of one search; each peer is named once."""
+    """The finds of one search. Each peer is named once."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Asking:
 
     @property
     def demand(self) -> Demand | None:
-        """Return the demand to ask partners for, where one demand covers the request."""
+        """The demand for the query, if one demand covers the request."""
         demands = {node.resources for node in self._request.request}
         return demands.pop() if len(demands) == 1 else None
 

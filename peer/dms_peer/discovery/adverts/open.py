@@ -1,4 +1,4 @@
-"""Adverts and broadcasts, put together as the settings say: what is told, heard, exchanged and answered."""
+"""Adverts and broadcasts, opened as the settings say: publishing, receiving, exchanging and answering."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Partners = Callable[[], Mapping[str, Sequence[str]]]
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A peer that offers something: its ledger, its terms, its access rules, and how much each requester may have."""
+    """A peer that offers something: its ledger, its terms, its access rules, and the shares of requesters."""
 
     manager: ResourceManager
     terms: BidTerms | CurrentTerms | None
@@ -61,7 +61,7 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Adverts:
-    """The open adverts: what this peer heard of others. `sources` are in the order of their cost."""
+    """The open adverts: those of other peers. `sources` are in the order of their cost."""
 
     table: AdvertTable
     sources: tuple[CandidateSource, ...] = ()
@@ -73,9 +73,9 @@ class Adverts:
 class AdvertSetup:
     """What the adverts of a peer need.
 
-    Others reach this peer at `addrs` (multiaddrs) and deliver their bids on a broadcast there. `partners` names
+    Others reach this peer at `addrs` (multiaddrs) and deliver their bids on a broadcast there. `partners` returns
     connected peers to exchange adverts with, and `partners_changed` returns when these may have changed. Streams of
-    other peers count against `shares`. `trusts` says which peers this one knows by their answers.
+    other peers count against `shares`.
     """
 
     host: IHost
@@ -91,10 +91,10 @@ class AdvertSetup:
 
 @asynccontextmanager
 async def open_adverts(setup: AdvertSetup, provider: Provider | None) -> AsyncIterator[Adverts]:
-    """Hear, exchange and pass on adverts while the block runs. A `provider` also publishes its own and answers
+    """Receive, exchange and pass on adverts while the block runs. A `provider` also publishes its own and answers
     broadcasts.
 
-    Raises ProtocolTakenError where the host already serves one of the protocols. May be cancelled.
+    Raises ProtocolTakenError if the host already serves one of the protocols. May be cancelled.
     """
     settings, count = setup.settings, PeerCount(clock=trio.current_time)
     table = AdvertTable(
@@ -133,7 +133,7 @@ async def _publishing(
 ) -> AsyncIterator[None]:
     """Publish the own advert: by gossip, to partners by exchange, and to peers that request it.
 
-    An advert passes through other peers, so there is none where the owner hides free capacity from some of them.
+    An advert passes through other peers, so it is not published if the owner hides free capacity from some of them.
     """
     settings = setup.settings
     schedule = AdvertSchedule(interval=settings.advert_interval, ttl=settings.advert_ttl)
@@ -157,7 +157,7 @@ async def _publishing(
 async def _answering(
     setup: AdvertSetup, provider: Provider, table: AdvertTable, count: PeerCount
 ) -> AsyncIterator[Callable[[OpenedBroadcast], None]]:
-    """Answer broadcast requests; yields the function that takes them."""
+    """Answer broadcast requests. Yields the function that accepts them."""
     operations = peer_operations(
         provider.manager, setup.identity, provider.terms, shares=provider.shares, access=provider.access
     )
@@ -174,7 +174,7 @@ async def _answering(
 
 @asynccontextmanager
 async def _broadcasting(setup: AdvertSetup, gossip: Gossip) -> AsyncIterator[Broadcast]:
-    """Broadcast requests; providers deliver their bids to this host."""
+    """Broadcast requests. Providers deliver their bids to this host."""
     deliveries = Deliveries(EnvelopeChecker(), requester=setup.identity.peer_id)
     async with _served(setup, BID_DELIVERY_PROTOCOL, deliveries.operations):
         yield GossipBroadcast(
@@ -187,7 +187,7 @@ def _served(setup: AdvertSetup, protocol: str, operations: Operations) -> Abstra
 
 
 def _nobody_answers(broadcast: OpenedBroadcast) -> None:
-    """Take a broadcast that this peer passes on without an answer."""
+    """Accept a broadcast that this peer passes on without answering."""
 
 
 async def _answer_stream(

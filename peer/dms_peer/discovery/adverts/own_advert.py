@@ -23,10 +23,11 @@ _MOST_EXECUTORS: Final = 64
 
 
 class OwnAdvert:
-    """Makes one advert after the other. `addrs` names where this peer is now; `clock` tells the Unix time in seconds.
+    """Makes one advert after the other. `addrs` returns the current addresses; `clock` returns the Unix time in
+    seconds.
 
-    Sequence numbers are the time in milliseconds, so that they go on after a restart: after one with a clock that was
-    set back, others wait until their older advert has expired.
+    Sequence numbers are the time in milliseconds, so that they increase after a restart. If the clock was set back,
+    other peers accept no new advert until the old one has expired.
     """
 
     def __init__(
@@ -54,24 +55,24 @@ class OwnAdvert:
 
     @property
     def sequence(self) -> int:
-        """The number of the newest; 0 before the first."""
+        """The sequence number of the newest advert; 0 before the first."""
         return self._sequence
 
     @property
     def raw(self) -> bytes | None:
-        """The newest signed advert; None before the first, when it has expired, and while it may not be published."""
+        """The newest signed advert. None before the first, when it has expired, and while it may not be published."""
         return self._raw if self.is_public and self._clock() <= self._ends else None
 
     @property
     def is_public(self) -> bool:
-        """Whether anyone may know what is free. An advert passes through other peers."""
+        """Whether anyone may know what is free, because an advert passes through other peers."""
         return self._access.rules.is_public("free")
 
     def renew(self, free: FreeResources, ttl: float) -> bytes:
-        """Say what is free now, for `ttl` seconds."""
+        """Make an advert of what is free now, for `ttl` seconds."""
         now = self._clock()
         self._sequence = max(self._sequence + 1, int(now * 1000))
-        # A peer that may not request bids does not learn the terms.
+        # A peer that may not request bids must not learn the terms.
         terms = self._current.terms if self._access.rules.is_public("bid_request") else BidTerms()
         advert = CapacityAdvert(
             peer_id=self.peer_id,
@@ -93,6 +94,6 @@ class OwnAdvert:
             except AdvertError:
                 if not advert.free.gpus:
                     raise
-                # Too many to fit: keep the largest devices, which requesters look for.
+                # There are too many devices: keep the largest, which requesters look for.
                 gpus = sorted(advert.free.gpus, key=lambda gpu: gpu.vram)[len(advert.free.gpus) // 4 + 1 :]
                 advert = replace(advert, free=replace(advert.free, gpus=tuple(gpus)))

@@ -1,9 +1,9 @@
-"""About how many peers there are, by the adverts that are heard.
+"""Estimates the number of peers from the adverts that are heard.
 
-The `k` smallest of the hashes of all peer ids that were heard tell how many there were: the closer together, the more
-(Bar-Yossef et al., "Counting distinct elements in a data stream", 2002). Exact below `k`, within some percent above,
-in a few kilobytes for a network of any size. The hash has a secret of its own, so that no stranger can choose ids that
-count for more. A silent peer stops counting after two periods.
+The `k` smallest hashes of all heard peer ids tell how many there are: the closer together they are, the more peers
+(Bar-Yossef et al., "Counting distinct elements in a data stream", 2002). The count is exact below `k` and within a few
+percent above, in a few kilobytes for a network of any size. The hash has a secret key, so that no stranger can choose
+ids that count for more. A silent peer no longer counts after two periods.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SPACE: Final = 2**64
 
 
 class _Smallest:
-    """The `k` smallest of the numbers below _SPACE that were added."""
+    """The `k` smallest of the added numbers, which are below _SPACE."""
 
     def __init__(self, k: int) -> None:
         self._k = k
@@ -42,7 +42,7 @@ class _Smallest:
 
 
 class PeerCount:
-    """Counts peers; `clock` tells seconds, and `period` how long a peer may be silent before it is taken for gone."""
+    """Counts peers. `clock` returns seconds; after `period` seconds of silence a peer counts as gone."""
 
     def __init__(self, *, clock: Callable[[], float], period: float = 1800.0, k: int = 256) -> None:
         self._clock = clock
@@ -51,16 +51,16 @@ class PeerCount:
         self._now, self._before = _Smallest(k), _Smallest(k)
         self._turned = clock()
         self.period = period
-        """Seconds; may be changed at any time, such as when adverts become rarer."""
+        """Seconds. It may be changed at any time, for example when adverts become rarer."""
 
     def heard(self, peer_id: str) -> None:
-        """An advert of this peer came."""
+        """Note an advert of this peer."""
         self._turn()
         digest = hashlib.blake2b(peer_id.encode(), digest_size=8, key=self._secret).digest()
         self._now.add(int.from_bytes(digest, "big"))
 
     def estimate(self) -> float:
-        """About how many other peers there are."""
+        """The estimated number of other peers."""
         self._turn()
         return max(self._now.estimate(), self._before.estimate())
 

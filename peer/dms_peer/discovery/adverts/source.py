@@ -1,4 +1,4 @@
-"""Adverts of other peers' free capacity: kept, passed on, and a source of candidates."""
+"""Adverts of other peers' free capacity: kept, passed on, and used as a source of candidates."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["ADVERTS_TOPIC", "AdvertSource", "AdvertValidator", "advert_candidate
 
 ADVERTS_TOPIC: Final = "/dms/adverts/1.0.0"
 
-# An advert that was good when it was sent; its bringer has another clock, or was slow.
+# The advert was valid when it was sent. The peer that forwarded it has another clock, or was slow.
 _NOT_ITS_FAULT: Final = frozenset({"advert_expired", "advert_ahead"})
 
 
 def advert_candidate(held: HeldAdvert, source: str) -> Candidate:
-    """The candidate that an advert makes of its peer; the age of its figures is that of the advert."""
+    """The candidate for the peer of an advert. The age of its figures is the age of the advert."""
     advert = held.advert
     return Candidate(advert.peer_id, advert.addrs, source, advert.free, advert.issued_at)
 
 
 class AdvertValidator:
-    """Decides about each message on the topic: what is new to the table goes on, what was known does not."""
+    """Decides about each message on the topic: adverts that are new to the table are passed on, known ones are not."""
 
     def __init__(self, table: AdvertTable, network_of: Callable[[str], str] = lambda peer_id: "") -> None:
-        """`network_of` names the network of a connected peer."""
+        """`network_of` returns the network of a connected peer."""
         self._table = table
         self._network_of = network_of
 
@@ -48,7 +48,7 @@ class AdvertValidator:
 
 
 class AdvertSource:
-    """A CandidateSource of the peers whose adverts report enough free capacity. It asks no peer."""
+    """A CandidateSource of the peers whose adverts report enough free capacity. It queries no peer."""
 
     name = "adverts"
 

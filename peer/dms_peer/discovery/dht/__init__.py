@@ -1,1 +1,1 @@
-"""The Kademlia DHT: who provides a capability class."""
+"""The Kademlia DHT: finds the providers of a capability class."""

@@ -1,11 +1,11 @@
-"""The view of our host that py-libp2p's Kademlia gets: a host object that can do no harm to ours.
+"""The view of our host for py-libp2p's Kademlia: an object that cannot harm the host.
 
-What breaks when it is given the host itself: its dials are those of `host.new_stream`, which try old addresses first,
-four times, for two minutes; each address that a stranger tells goes into the peer store that the host itself dials by,
-in any number; its protocol id is that of the public IPFS network, whatever prefix it is given; a stream on which
-nothing comes holds one of its twelve places for ever.
-Measure: `KademliaHost` dials through our connections, keeps an address book of its own, bounded, and speaks
-KADEMLIA_PROTOCOL; `KademliaStream` has deadlines, bounds what it reads and sends each message in one piece.
+What breaks if Kademlia gets the host itself: it dials by `host.new_stream`, which tries old addresses first, four
+times, for two minutes. Any number of addresses that strangers name go into the peer store by which the host itself
+dials. Its protocol id is that of the public IPFS network, whatever prefix it gets. A silent stream holds one of its
+twelve slots for ever.
+Measure: `KademliaHost` dials through our connections, has a bounded address book of its own, and speaks
+KADEMLIA_PROTOCOL. `KademliaStream` has deadlines, limits what it reads and sends each message in one piece.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -40,7 +40,7 @@ __all__ = ["DhtAddresses", "KademliaHost", "KademliaStream", "text_addresses"]
 _MOST_ADDRESSES: Final = 8
 _PLACES_FOR_OTHERS: Final = 2
 _MOST_PEERS: Final = 2048
-# Bytes of one message; a request has hundreds, an answer some ten thousand.
+# Bytes of one message. A request has some hundreds, an answer some ten thousand.
 _LONGEST_MESSAGE: Final = 256 * 1024
 _READ_SIZE: Final = 64 * 1024
 _STREAM_DEADLINE: Final = 5.0
@@ -49,8 +49,8 @@ _STREAM_DEADLINE: Final = 5.0
 class KademliaStream(Reader):
     """A stream as the library's Kademlia uses it: `read(n)`, `write`, `close`.
 
-    Each step has `deadline` seconds. Between two messages of the peer lie `pace` seconds at least. Raises
-    trio.TooSlowError, trio.BrokenResourceError, and ValueError when the peer sends more than a message may have.
+    Each step may take `deadline` seconds. At least `pace` seconds lie between two messages of the peer. Raises
+    trio.TooSlowError, trio.BrokenResourceError, and ValueError if the peer exceeds the size of a message.
     """
 
     # The library sends events there.
@@ -69,11 +69,11 @@ class KademliaStream(Reader):
 
     @property
     def muxed_conn(self) -> KademliaStream:
-        """Where the library looks for the peer's id: it is here."""
+        """The library looks for the peer's id on this object."""
         return self
 
     async def read(self, n: int | None = None) -> bytes:
-        """At most `n` bytes, b"" at the end; what was written goes out first."""
+        """At most `n` bytes, b"" at the end. Sends first what was written."""
         await self.flush()
         if not self._unread:
             with trio.fail_after(self._deadline):
@@ -87,11 +87,11 @@ class KademliaStream(Reader):
         return taken
 
     async def write(self, data: bytes) -> None:
-        """Keeps the bytes until the next read or the end: the library writes a message in two pieces."""
+        """Keep the bytes until the next read or the end, because the library writes a message in two pieces."""
         self._unsent += data
 
     async def flush(self) -> None:
-        """Sends what was written."""
+        """Send what was written."""
         if not self._unsent:
             return
         data, self._unsent = bytes(self._unsent), bytearray()
@@ -102,23 +102,25 @@ class KademliaStream(Reader):
             await trio.sleep(self._pace)
 
     async def finish(self) -> None:
-        """Says that nothing more is coming, and returns when the peer has taken everything in and says so too."""
+        """Send the end of this direction, and return when the peer has read everything and ended the other
+        direction.
+        """
         await self.flush()
         with trio.fail_after(self._deadline):
             await self._stream.send_eof()
             while await self._stream.receive_some(_READ_SIZE):
-                # Some acknowledge each message, some none.
+                # Some peers acknowledge each message, others none.
                 pass
 
     async def close(self) -> None:
-        """Sends what is left and ends the stream."""
+        """Send what is left and end the stream."""
         try:
             await self.flush()
         finally:
             await self._stream.aclose()
 
     async def reset(self) -> None:
-        """Ends the stream at once."""
+        """End the stream at once."""
         if isinstance(self._stream, PeerStream):
             await self._stream.areset()
         else:
@@ -127,16 +129,17 @@ class KademliaStream(Reader):
 
 @dataclass(frozen=True, slots=True)
 class _Addresses:
-    """The addresses that a peer tells of itself, and those that others tell, the newest first."""
+    """The addresses that a peer reports about itself, and those that others report, the newest first."""
 
     own: tuple[Multiaddr, ...] = ()
     named: tuple[Multiaddr, ...] = ()
 
 
 class DhtAddresses:
-    """Where peers of the DHT are, as they or others say: bounded, apart from what the host itself dials by.
+    """The addresses of peers of the DHT, as reported by themselves or others: bounded, and separate from those by which
+    the host dials.
 
-    A peer's own addresses come first, except for one or two places: it may have moved.
+    A peer's own addresses come first, except for one or two places, because it may have moved.
     """
 
     def __init__(self) -> None:
@@ -144,34 +147,36 @@ class DhtAddresses:
         self._own_record: Envelope | None = None
 
     def addrs(self, peer_id: ID) -> list[Multiaddr]:
-        """The addresses of a peer; none where nothing is known."""
+        """The addresses of a peer; none if nothing is known."""
         known = self._addrs.get(peer_id, _Addresses())
         others = [address for address in known.named if address not in known.own]
         return [*known.own[: _MOST_ADDRESSES - min(_PLACES_FOR_OTHERS, len(others))], *others][:_MOST_ADDRESSES]
 
     def has_own(self, peer_id: ID) -> bool:
-        """Whether a peer has said itself where it is, or answered there."""
+        """Whether a peer has reported its own addresses, or answered there."""
         return bool(self._addrs.get(peer_id, _Addresses()).own)
 
     def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
-        """Notes what others say; the newest count, and the peer that was spoken of longest ago is forgotten."""
+        """Note what others report. The newest reports are kept, and the peer that was reported longest ago
+        is dropped.
+        """
         known = self._addrs.get(peer_id, _Addresses())
         named = tuple(dict.fromkeys((*addrs, *known.named)))[:_MOST_ADDRESSES]
         self._note(peer_id, replace(known, named=named))
 
     def add_own(self, peer_id: ID, addrs: Sequence[Multiaddr]) -> None:
-        """Notes what a peer says of itself, which takes the place of all that was known."""
+        """Note what a peer reports about itself. It replaces everything else."""
         self._note(peer_id, _Addresses(own=tuple(addrs)[:_MOST_ADDRESSES]))
 
     def _note(self, peer_id: ID, addresses: _Addresses) -> None:
         self._addrs[peer_id] = addresses
 
     def get_peer_record(self, peer_id: ID) -> None:
-        """None: records of others are not passed on, their addresses are."""
+        """None, because records of others are not passed on; their addresses are."""
         return
 
     def consume_peer_record(self, envelope: Envelope, ttl: int) -> bool:
-        """Notes what a peer says of itself; False when it was signed by another. Raises when it is no peer record."""
+        """Note what a peer reports about itself. False if another peer signed it. Raises if it is no peer record."""
         record = envelope.record()
         if ID.from_pubkey(envelope.public_key) != record.peer_id:
             return False
@@ -183,14 +188,15 @@ class DhtAddresses:
         return self._own_record
 
     def set_local_record(self, envelope: Envelope) -> None:
-        """Keeps this peer's own record."""
+        """Keep this peer's own record."""
         self._own_record = envelope
 
 
 class KademliaHost:
-    """The part of a libp2p host that the library's Kademlia uses. `addrs` names this peer's, none in client mode.
+    """The part of a libp2p host that the library's Kademlia uses. `addrs` returns this host's addresses, none in client
+    mode.
 
-    `proven` gets each peer that agreed to speak KADEMLIA_PROTOCOL.
+    `proven` is called with each peer that agreed to speak KADEMLIA_PROTOCOL.
     """
 
     def __init__(
@@ -209,7 +215,7 @@ class KademliaHost:
         self.book = DhtAddresses()
 
     def refresh(self) -> None:
-        """Looks again where this peer is: it may have found a relay, or moved."""
+        """Read this peer's addresses again, because it may have found a relay or moved."""
         self._own_addrs = [_without_peer(Multiaddr(address)) for address in self._addrs()]
 
     def get_id(self) -> ID:
@@ -217,7 +223,7 @@ class KademliaHost:
         return self._host.get_id()
 
     def get_addrs(self) -> list[Multiaddr]:
-        """Where this peer can be reached."""
+        """The addresses of this peer."""
         return self._own_addrs
 
     def get_private_key(self) -> PrivateKey:
@@ -233,10 +239,10 @@ class KademliaHost:
         return self._host.get_connected_peers()
 
     def set_stream_handler(self, protocol_id: TProtocol, stream_handler: object) -> None:
-        """Nothing: `open_kademlia` serves the protocol, under its own name."""
+        """No effect: `open_kademlia` serves the protocol, under its own name."""
 
     async def new_stream(self, peer_id: ID, protocol_ids: Sequence[TProtocol]) -> KademliaStream:
-        """A stream to a peer, which is dialled where need be. Raises DialError."""
+        """A stream to a peer, which is dialled if necessary. Raises DialError."""
         name = peer_id.to_base58()
         wanted = [KADEMLIA_PROTOCOL if protocol == PROTOCOL_ID else str(protocol) for protocol in protocol_ids]
         stream = await self._open(name, peer_id, wanted)
@@ -255,17 +261,17 @@ class KademliaHost:
         return await open_stream(self._host, name, protocols, _STREAM_DEADLINE)
 
     def _learn(self, peer_id: ID) -> None:
-        """The addresses at which the peer answered or told the host that it listens, for answers to other peers."""
+        """Learn the addresses at which the peer answered or reported to listen, for answers to other peers."""
         if self.book.has_own(peer_id):
             return
         try:
             self.book.add_own(peer_id, self._host.get_peerstore().addrs(peer_id))
         except Exception:
-            # "None" is an error of its own kind in the library's peer store.
+            # The library's peer store raises its own error for a missing entry.
             return
 
     async def serves(self, peer_id: ID) -> bool | None:
-        """Whether a connected peer says of itself that it serves the DHT, and where; None while it has not said."""
+        """Whether a connected peer reports that it serves the DHT; None while it has not reported anything."""
         try:
             protocols = self._host.get_peerstore().get_protocols(peer_id)
         except Exception:
@@ -287,7 +293,7 @@ def text_addresses(peer_id: ID, addrs: Sequence[Multiaddr]) -> tuple[str, ...]:
     return tuple(text if text.endswith(suffix) else text + suffix for text in texts)
 
 
-# Encoding an address takes longer than all else that is done with it.
+# Encoding an address takes longer than everything else that is done with it.
 @lru_cache(maxsize=4096)
 def _text(raw: bytes) -> str:
     return str(Multiaddr(raw))

@@ -1,9 +1,9 @@
 """Kademlia: finds providers by the capability classes that they announce.
 
-A running peer serves the DHT (server mode), a short-lived requester only asks.
+A running peer serves the DHT (server mode); a short-lived requester only queries.
 
 What breaks in the library's: a peer has to be added by hand after it connected.
-Measure: a peer that connects, or asks, is taken in if it serves the DHT itself.
+Measure: a peer that connects, or queries, is added if it serves the DHT itself.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -46,17 +46,17 @@ _limited_log: Final = LimitedLog(_log)
 # Seconds.
 _LONGEST_PAUSE: Final = 600.0
 _BREATH: Final = 1.0
-# This many explorations suffice in a network that is too large to know as a whole.
+# This many explorations suffice in a network that is too large to know completely.
 _SURVEYS: Final = 4
-# Names are what a survey is for: each answer has twenty.
+# A survey needs peers, and each answer names twenty.
 _SURVEY_WIDTH: Final = 3
 _LOOK_AGAIN: Final = 2.0
-# The table has to be so many times what it was to be explored again soon.
+# The table has to grow by this factor before it is explored again soon.
 _GROWN: Final = 1.25
 _STUMBLED: Final = 5.0
 # A peer that did not serve the DHT may do so later.
 _ASK_AGAIN: Final = 60.0
-# Below so many peers everybody is known, and is looked for again sooner.
+# Below this number of peers all are known, and are searched again sooner.
 _SMALL: Final = 20
 _WHOLE_NETWORK: Final = 100
 _MOST_ASKED: Final = 1024
@@ -66,7 +66,7 @@ _JOINED_AT_ONCE: Final = 4
 
 
 class Kademlia(KademliaMember):
-    """The DHT as this peer sees it: a CandidateSource. Made by `open_kademlia`."""
+    """The DHT as this peer sees it: a CandidateSource. `open_kademlia` makes it."""
 
     name = "dht"
 
@@ -76,13 +76,13 @@ class Kademlia(KademliaMember):
         super().__init__(host, connections, addrs, server=server)
         self._asked: BoundedDict[ID, float] = BoundedDict(_MOST_ASKED)
         self.announced = 0
-        """How many peers took the last announcement."""
+        """The number of peers that accepted the last announcement."""
         self._complete, self._surveys = False, 0
         self._joined = trio.Event()
         self._asking, self._settled = 0, trio.lowlevel.ParkingLot()
 
     async def wait_joined(self) -> None:
-        """Returns when there are peers to ask, as many as could be found at first."""
+        """Return when there are peers to query, as many as could be found at first."""
         await self._joined.wait()
 
     # Finding
@@ -109,7 +109,7 @@ class Kademlia(KademliaMember):
                 await self.find(one, found)
 
     async def find(self, one: CapabilityClass, found: Callable[[ID, Sequence[Multiaddr]], Awaitable[None]]) -> None:
-        """Tells `found` the providers of a class and where they are; the search waits while it takes one in."""
+        """Call `found` with the providers of a class and their addresses. The search waits for each call."""
 
         async def take(answer: Message) -> None:
             for peer_id, addrs in peers_in(answer.providerPeers, _MOST_PROVIDERS):
@@ -121,17 +121,19 @@ class Kademlia(KademliaMember):
         await self._walk(one.key, self._message(Message.MessageType.GET_PROVIDERS, one.key)).run(take)
 
     async def _wait_for_a_peer(self) -> None:
-        """Return when there is a peer to ask, or none is left that might become one."""
+        """Return when there is a peer to query, or no peer is left that might become one."""
         if not self.peers:
             await self._join()
         while not self.peers and self._asking:
-            # Another task asks those who are connected.
+            # Another task queries the connected peers.
             await self._settled.park()
 
     # Announcing
 
     async def announce(self, classes: Iterable[CapabilityClass]) -> int:
-        """Announces this peer as a provider of these classes; the number of peers that took it. Cancellable."""
+        """Announce this peer as a provider of these classes. Returns the number of peers that accepted it.
+        Cancellable.
+        """
         self._host.refresh()
         own = PeerInfo(self._own_id, self._host.get_addrs())
         holders: dict[ID, list[bytes]] = {}
@@ -149,7 +151,7 @@ class Kademlia(KademliaMember):
         return self.announced
 
     async def _holders(self, key: bytes) -> list[ID]:
-        """The peers that are to keep the records of a key."""
+        """The peers that should keep the records of a key."""
         if self._complete:
             return closest_to(key, self._met)
         return (await self._explore(key)).closest
@@ -157,24 +159,24 @@ class Kademlia(KademliaMember):
     async def _tell(self, peer_id: ID, keys: Sequence[bytes], taken: list[ID], slots: trio.Semaphore) -> None:
         try:
             messages = [self._message(Message.MessageType.ADD_PROVIDER, key, announce=True) for key in keys]
-            # All in one stream: opening one costs a hundred times what a message does.
+            # All in one stream, because opening one costs a hundred times as much as a message.
             if await self._hand_over(peer_id, messages):
                 taken.append(peer_id)
         finally:
             slots.release()
 
-    # Keeping up
+    # Maintenance
 
     async def keep_up(self) -> None:
-        """Finds peers of the DHT among those that are connected, and through them the neighbourhood."""
+        """Find peers of the DHT among the connected peers, and through them the neighbourhood."""
         explored_at, known, pause = float("-inf"), 0, _LOOK_AGAIN
         while True:
             self._host.refresh()
             await self._join()
             if self.peers and (self.peers >= 2 * known or trio.current_time() >= explored_at + pause):
-                # To itself at first, then to anywhere: both are where others will look for it.
+                # First towards its own id, then towards random keys: in both places others will look for it.
                 await self._survey(self._own_id.to_bytes() if not known else secrets.token_bytes(32))
-                # In a large network each exploration meets new peers; that is no reason for another one.
+                # In a large network each exploration meets new peers, which is no reason for another exploration.
                 grown = self.peers >= _GROWN * known
                 explored_at, known = trio.current_time(), max(self.peers, 1)
                 pause = _LOOK_AGAIN if grown and not self._complete else min(2 * pause, _LONGEST_PAUSE)
@@ -184,7 +186,7 @@ class Kademlia(KademliaMember):
                     await self.wait_peers(2 * known)
 
     async def _survey(self, key: bytes) -> None:
-        """Explore, and note whether a small network is known as a whole: then no walk meets a new peer."""
+        """Explore, and note whether a small network is known completely: then no walk meets a new peer."""
         met = frozenset(self._met)
         walk = await self._explore(key, _SURVEY_WIDTH)
         self._surveys += 1
@@ -193,7 +195,7 @@ class Kademlia(KademliaMember):
             self._joined.set()
 
     async def check_suspects(self) -> None:
-        """Finds out of those that asked whether they serve the DHT themselves."""
+        """Find out which querying peers serve the DHT themselves."""
         async for peer_id in self._suspected:
             await self._ask_once(peer_id)
 
@@ -238,11 +240,11 @@ class Kademlia(KademliaMember):
 
     async def _explore(self, key: bytes, width: int = WIDTH) -> Walk:
         walk = self._walk(key, self._message(Message.MessageType.FIND_NODE, key), width)
-        # On the way, everybody who answers has proved that it serves the DHT.
+        # Everyone who answers during the walk has proved that it serves the DHT.
         await walk.run(_nothing)
         self._met |= walk.living
         if len(self._met) >= _WHOLE_NETWORK:
-            # Too many to know them all.
+            # There are too many peers to know them all.
             self._met, self._complete = set(walk.living), False
         return walk
 
@@ -256,9 +258,9 @@ class Kademlia(KademliaMember):
 async def open_kademlia(
     host: IHost, connections: ConnectionPool, addrs: Callable[[], Sequence[str]] = tuple, *, server: bool
 ) -> AsyncIterator[Kademlia]:
-    """The DHT while the block runs; a `server` answers others, who find it where `addrs` says (multiaddrs).
+    """The DHT while the block runs. A `server` answers others, who find it at `addrs` (multiaddrs).
 
-    Whatever goes wrong in its tasks ends in a line in the log, and they begin again.
+    An error in its tasks is logged, and the tasks start again.
     """
     dht = Kademlia(host, connections, addrs, server=server)
     async with AsyncExitStack() as stack:
@@ -270,7 +272,7 @@ async def open_kademlia(
 
 
 async def _nothing(answer: Message) -> None:
-    """Note that the exploration has ended."""
+    """Ignore the answer: only the walk matters."""
 
 
 async def _again_and_again(task: Callable[[], Awaitable[None]]) -> None:

@@ -1,10 +1,11 @@
-"""One walk through the DHT towards a key: it asks the closest peers for closer ones, until none knows any.
+"""One walk through the DHT towards a key: it queries the closest peers for closer ones, until none knows any.
 
-The library's own walk dials as many as it likes, drops the addresses that come with the answers to GET_PROVIDERS, and
-has all its results at the end; a requester wants the first provider as soon as it is there, and then no more.
+The library's own walk dials any number of peers, drops the addresses in answers to GET_PROVIDERS, and returns all its
+results at the end. A requester wants the first provider as soon as it is found, and then no more. The walk ends when
+the WIDTH closest peers that answer have all been queried. A peer that is slow or gone does not delay it: after a second
+another one is queried at the same time.
+
 Source: https://github.com/libp2p/specs/blob/master/kad-dht/README.md ("Peer routing", "Content provider discovery").
-The walk ends when the WIDTH closest peers that answer have all been asked. A peer that is slow, or gone without a word,
-does not hold it up: after a second another one is asked beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no typ
 __all__ = ["WIDTH", "AskPeer", "Walk", "closest_to", "peers_in"]
 
 WIDTH: Final = 8
-"""The number of closest peers that keep a record and are asked for it; a third of them may be gone at any time."""
+"""The number of closest peers that keep a record and are queried for it. At any time a third of them may be gone."""
 
 _AT_ONCE: Final = 3
 _MOST_AT_ONCE: Final = 8
@@ -31,28 +32,28 @@ _MOST_ASKED: Final = 64
 _MOST_KNOWN: Final = 256
 _MOST_NAMED: Final = 20
 _MOST_ADDRESSES: Final = 8
-# Seconds. A peer that has not answered after the second is not counted among those who are asked at once.
+# Seconds. A peer that has not answered after the second of these times no longer counts as one of the pending queries.
 _WALK_DEADLINE: Final = 20.0
 _LATE: Final = 1.0
 
 
 AskPeer = Callable[[ID], Awaitable[Message | None]]
-"""Asks one peer for what the walk wants to know; None when it does not answer."""
+"""Queries one peer for what the walk wants to know; None if it does not answer."""
 
 
 def _distance(peer_id: ID, key: bytes) -> int:
-    """How far a peer is from a key, in the metric of Kademlia over SHA-256."""
+    """The distance of a peer from a key, in the metric of Kademlia over SHA-256."""
     here, there = hashlib.sha256(peer_id.to_bytes()).digest(), hashlib.sha256(key).digest()
     return int.from_bytes(here) ^ int.from_bytes(there)
 
 
 def closest_to(key: bytes, peers: Iterable[ID]) -> list[ID]:
-    """The WIDTH of them that are closest to the key, the closest first."""
+    """The WIDTH peers that are closest to the key, the closest first."""
     return sorted(peers, key=lambda peer_id: _distance(peer_id, key))[:WIDTH]
 
 
 def peers_in(named: Sequence[Message.Peer], most: int) -> Iterator[tuple[ID, list[Multiaddr]]]:
-    """The peers that a message names and their addresses, as far as they can be read."""
+    """The readable peers that a message names, with their addresses."""
     for peer in named[:most]:
         addrs = [address for address in map(_decoded, peer.addrs[:_MOST_ADDRESSES]) if address is not None]
         # A multihash of SHA-256 or of a short key.
@@ -65,7 +66,7 @@ def peers_in(named: Sequence[Message.Peer], most: int) -> Iterator[tuple[ID, lis
 def _decoded(raw: bytes) -> Multiaddr | None:
     try:
         address = Multiaddr(raw)
-        # It is decoded only now, and each of its codecs has errors of its own.
+        # It is decoded only now, and each of its codecs raises an error of its own.
         str(address)
     except Exception:
         return None
@@ -73,7 +74,7 @@ def _decoded(raw: bytes) -> Multiaddr | None:
 
 
 class Walk:
-    """The state of one walk. `learn` gets each peer that an answer names, with its addresses."""
+    """The state of one walk. `learn` is called with each peer that an answer names, and its addresses."""
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class Walk:
         self._candidates = {peer_id: _distance(peer_id, key) for peer_id in start if peer_id != own_id}
         self._asked: set[ID] = set()
         self._answered: set[ID] = set()
-        # The peers that are being asked, or whose answer is not taken in yet, and when each is late.
+        # The peers that are being queried, or whose answer is still being handled, and when each is late.
         self._late_at: dict[ID, float] = {}
         self._progress = trio.Event()
 
@@ -104,11 +105,11 @@ class Walk:
 
     @property
     def living(self) -> frozenset[ID]:
-        """All who answered or were named, but for those that did not answer."""
+        """All peers that answered or were named, without those that did not answer."""
         return frozenset(self._answered | self._candidates.keys())
 
     async def run(self, found: Callable[[Message], Awaitable[None]]) -> None:
-        """Walk until no closer peer is known, for a bounded time; wait while `found` takes in an answer."""
+        """Walk until no closer peer is known, for a bounded time. Waits while `found` handles an answer."""
         with trio.move_on_after(_WALK_DEADLINE):
             async with trio.open_nursery() as nursery:
                 for _ in range(_MOST_AT_ONCE):
@@ -121,7 +122,7 @@ class Walk:
             if peer_id is not None:
                 await self._visit(peer_id, found)
             elif self._late_at:
-                # A peer that is being asked may know closer ones.
+                # A peer that is being queried may know closer ones.
                 with trio.CancelScope(deadline=min(on_time, default=math.inf)):
                     await self._progress.wait()
             else:

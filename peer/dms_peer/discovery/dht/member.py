@@ -1,11 +1,11 @@
-"""One peer's part in the DHT: whom it knows, how it asks others and how it answers them.
+"""One peer's part in the DHT: the peers that it knows, its queries and its answers.
 
-The routing table, the messages and the answering side are py-libp2p's; what surrounds them is in the modules beside,
-each of which says what breaks.
+The routing table, the messages and the answering side are py-libp2p's. The modules beside this one replace the rest,
+and each says what breaks.
 
-What breaks: the library's handler accepts values of a megabyte, fifty thousand of them, from anybody; ten announcements
-of one peer in ten seconds are all it takes.
-Measure: no values at all; every class at once.
+What breaks: the library's handler accepts values of a megabyte, fifty thousand of them, from any peer. It accepts only
+ten announcements of one peer in ten seconds.
+Measure: no values at all; enough announcements for every class at once.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -48,14 +48,14 @@ _LONGEST_ANSWER: Final = 256 * 1024
 _MOST_STREAMS: Final = 128
 _MOST_STREAMS_OF_ONE: Final = 4
 _MOST_SUSPECTS: Final = 64
-# In ten seconds, of one peer: all of them at once, and again when something changed.
+# Of one peer in ten seconds: all classes at once, and again after a change.
 _MOST_ANNOUNCED: Final = 4 * len(CLASSES)
 
 Read = Callable[[KademliaStream], Awaitable[Message]]
 
 
 class KademliaMember:
-    """The role of a peer in the DHT: a `server` answers others, a client only asks."""
+    """The role of a peer in the DHT: a `server` answers others, a client only queries."""
 
     def __init__(
         self, host: IHost, connections: ConnectionPool, addrs: Callable[[], Sequence[str]], *, server: bool
@@ -76,20 +76,20 @@ class KademliaMember:
 
     @property
     def peers(self) -> int:
-        """How many peers are in the routing table."""
+        """The number of peers in the routing table."""
         return self._table.size()
 
     @property
     def records(self) -> int:
-        """How many provider records this peer keeps for others."""
+        """The number of provider records that this peer keeps for others."""
         return self._records.size()
 
     async def wait_peers(self, number: int) -> None:
-        """Returns when there are so many peers in the routing table."""
+        """Return when there are this many peers in the routing table."""
         while self.peers < number:
             await self._grown.wait()
 
-    # Asking
+    # Queries
 
     def _message(self, kind: Any, key: bytes, *, announce: bool = False) -> Message:
         message = Message(type=kind, key=key)
@@ -109,11 +109,11 @@ class KademliaMember:
         return answer
 
     async def _hand_over(self, peer_id: ID, messages: Sequence[Message]) -> bool:
-        """Sends messages that have no answer; whether the peer took them in."""
+        """Send messages that have no answer. Returns whether the peer accepted them."""
         return await self._converse(peer_id, messages, _read_end) is not None
 
     async def _converse(self, peer_id: ID, messages: Sequence[Message], read: Read) -> Message | None:
-        """Sends the messages in one stream and reads what comes back; None where nothing does in time."""
+        """Send the messages in one stream and read the answer; None if there is none in time."""
         with trio.move_on_after(_ASK_DEADLINE):
             try:
                 stream = await self._host.new_stream(peer_id, [PROTOCOL_ID])
@@ -124,7 +124,7 @@ class KademliaMember:
                 finally:
                     await stream.close()
             except Exception as error:
-                # A stranger can fail in any layer, and in all of them it means the same.
+                # A stranger can fail in any layer, and all failures mean the same.
                 _log.debug("%s did not answer in the DHT: %r", peer_id, error)
         return None
 
@@ -136,16 +136,16 @@ class KademliaMember:
             self._grown.set()
             self._grown = trio.Event()
 
-    # Answering
+    # Answers
 
     async def serve(self, stream: trio.abc.HalfCloseableStream, peer_id: str) -> None:
-        """Answers one stream of a peer, with the library's handler; too many are reset."""
+        """Answer one stream of a peer, with the library's handler. If there are too many, it is reset."""
         asking = KademliaStream(stream, ID.from_string(peer_id), deadline=_IDLE, pace=_PACE)
         if self._streams.total() >= _MOST_STREAMS or self._streams[peer_id] >= _MOST_STREAMS_OF_ONE:
             await asking.reset()
             return
         with suppress(trio.WouldBlock):
-            # It may serve the DHT itself; asked back once it has said where it is.
+            # It may serve the DHT itself. It is queried when it has reported its addresses.
             self._suspects.send_nowait(asking.peer_id)
         self._streams[peer_id] += 1
         try:
@@ -160,7 +160,7 @@ def _library_dht(host: KademliaHost, *, server: bool) -> KadDHT:
     dht = KadDHT(
         cast(IHost, host),
         DHTMode.SERVER if server else DHTMode.CLIENT,
-        # No namespace, and none is made up: no value passes.
+        # An empty validator rejects every record.
         validator=NamespacedValidator({}, strict_validation=True),
         validator_changed=True,
         strict_validation=True,

@@ -1,9 +1,9 @@
 """Keeps the provider records of this peer in the DHT: one for each class that its free capacity reaches.
 
-A newly reached class is announced soon; a class that is no longer reached is not announced again, and its records
-expire where they are kept (Kademlia has no way to take one back). So a lease more or less costs nothing, unless it
-crosses a power of two upwards. All are announced again at intervals, and when so many peers have come that others than
-before may be the ones to keep the records.
+A newly reached class is announced soon. A class that is no longer reached is not announced again, and its records
+expire (Kademlia cannot withdraw one). So one lease more or less costs nothing, unless free capacity rises across a
+power of two. All classes are announced again at intervals, and when so many peers have joined that other peers may have
+to keep the records.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["keep_providing"]
 _log = logging.getLogger(__name__)
 _limited_log: Final = LimitedLog(_log)
 
-# Seconds. Capacity that comes and goes within the first is not news.
+# Seconds. Changes of capacity that last for less than the first of them are ignored.
 _SETTLING: Final = 5.0
 _RETRY: Final = 30.0
 _DEADLINE: Final = 300.0
@@ -43,10 +43,10 @@ async def keep_providing(
     rng: Callable[[], float] = random.random,
     access: CurrentRules | None = None,
 ) -> None:
-    """Announces the classes that are reached, every `interval` seconds (give or take a tenth) and when one is new.
+    """Announce the reached classes, every `interval` seconds (plus or minus a tenth) and when one is new.
 
-    Runs until it is cancelled. It waits until there is a peer to announce to. Two announcements are at least `settling`
-    seconds apart. Nothing is announced while `access` does not let everybody know what is free.
+    Runs until cancelled. It waits until there is a peer that accepts announcements. Two announcements are at least
+    `settling` seconds apart. Nothing is announced while `access` does not let everybody know what is free.
     """
     access = access or CurrentRules()
     announced: frozenset[CapabilityClass] = frozenset()
@@ -70,7 +70,7 @@ async def keep_providing(
 async def _wait_until_due(
     dht: Kademlia, manager: ResourceManager, access: CurrentRules, announced: frozenset[CapabilityClass], peers: int
 ) -> frozenset[CapabilityClass]:
-    """Returns when a class is reached that is not announced, or when there are so many peers."""
+    """Return when a class is reached that is not announced, or when there are this many peers."""
     async with trio.open_nursery() as nursery:
 
         async def wait_for_peers() -> None:
@@ -88,7 +88,7 @@ async def _announce(dht: Kademlia, classes: frozenset[CapabilityClass]) -> bool:
         try:
             return await dht.announce(classes) > 0
         except* Exception as group:
-            # An error in here must not end the peer; announcing is tried again.
+            # An error here must not end the peer. The announcement is tried again.
             _limited_log.error("announcing in the DHT failed: %r", group.exceptions[0])
     return False
 
@@ -100,7 +100,7 @@ def _reached(free: FreeResources, access: CurrentRules) -> frozenset[CapabilityC
 async def _wait_for_more(
     manager: ResourceManager, access: CurrentRules, announced: frozenset[CapabilityClass]
 ) -> frozenset[CapabilityClass]:
-    """Returns when a class is reached that is not announced; with those that were reached all the time."""
+    """Return when a class is reached that is not announced, with the classes that were reached all the time."""
     kept = announced
     async with manager.watch() as changes:
         async for free in changes:

@@ -1,11 +1,11 @@
 """What a peer of the DHT keeps for others: near peers, and the providers of classes.
 
-What breaks in the library's tables: peers are taken into the routing table because another peer named them, or because
-they asked (a short-lived requester too), and each costs others a failed dial; provider records live for two days,
-under any number of keys, and the first twenty providers of a key keep all later ones out.
-Measure: `ProvenTable` takes in peers that agreed to speak the protocol, or told so on a connection; `ProviderRecords`
-keeps records of capability classes only, for little longer than they are announced, the newest first, and answers with
-a random choice.
+What breaks in the library's tables: peers enter the routing table because another peer named them, or because they
+queried (even a short-lived requester), and each costs others a failed dial. Provider records live for two days, under
+any number of keys, and the first twenty providers of a key keep out all later ones.
+Measure: `ProvenTable` accepts peers that agreed to speak the protocol, or reported it on a connection.
+`ProviderRecords` keeps only records of capability classes, for little longer than they are announced, the newest first,
+and answers with a random choice.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -30,7 +30,7 @@ from .host_view import KademliaHost
 __all__ = ["RECORD_TTL", "ProvenTable", "ProviderRecords"]
 
 RECORD_TTL: Final = 3600.0
-"""Seconds for which a provider record is kept; providers announce them twice as often."""
+"""Seconds for which a provider record is kept. Providers announce them twice as often."""
 
 _MOST_PROVIDERS: Final = 256
 _MOST_ANSWERED: Final = 60
@@ -39,25 +39,26 @@ _KEYS: Final = frozenset(one.key for one in CLASSES)
 
 
 class ProvenTable(RoutingTable):
-    """The routing table; only `admit` adds a peer."""
+    """The routing table. Only `admit` adds a peer."""
 
     def __init__(self, host: KademliaHost) -> None:
         super().__init__(host.get_id(), cast(IHost, host))
 
     async def add_peer(self, peer_obj: PeerInfo | ID, *, skip_server_mode_check: bool = False) -> bool:
-        """Add no peer: being named, or asking, proves nothing."""
+        """Add no peer, because being named, or querying, proves nothing."""
         return False
 
     async def admit(self, peer: PeerInfo) -> bool:
-        """Takes in a peer that speaks the protocol, or notes that it still does.
+        """Add a peer that speaks the protocol, or note that it still does.
 
-        False where its place is taken: by those that were there before, as long as they answer, or by its own network.
+        False if its place is taken: by earlier peers, as long as they answer, or by other peers of its own network.
         """
         bucket = self.find_bucket(peer.peer_id)
         while self._is_full(bucket, peer.peer_id) and self._should_split_bucket(bucket) and self._split_bucket(bucket):
             bucket = self.find_bucket(peer.peer_id)
         if self._is_full(bucket, peer.peer_id):
-            # The library would ask it now; here all are asked often enough, and go when they do not answer.
+            # The library would query it now. Here all peers are queried often enough, and removed if they do not
+            # answer.
             return False
         return await super().add_peer(peer, skip_server_mode_check=True)
 
@@ -75,7 +76,7 @@ class ProviderRecords(ProviderStore):
         self._records: dict[bytes, BoundedDict[ID, tuple[PeerInfo, float]]] = {}
 
     def add_provider(self, key: bytes, provider: PeerInfo) -> None:
-        """Keeps a record; one of another kind of key is passed over, the oldest of too many goes."""
+        """Keep a record. Records with another kind of key are ignored; of too many records the oldest is dropped."""
         if key not in _KEYS:
             return
         records = self._records.setdefault(key, BoundedDict(_MOST_PROVIDERS))
@@ -83,15 +84,15 @@ class ProviderRecords(ProviderStore):
         records[provider.peer_id] = (kept, self._clock() + RECORD_TTL)
 
     def get_providers(self, key: bytes) -> list[PeerInfo]:
-        """Some providers of a class, others each time, so that not all requesters meet at the same ones."""
+        """A random choice of the providers of a class, so that not all requesters query the same ones."""
         records, now = self._records.get(key), self._clock()
         if records is None:
             return []
-        # In the order of their age: a record becomes the newest when its provider announces it again.
+        # They are in the order of their age: a record becomes the newest when its provider announces it again.
         records.drop_oldest_while(lambda record: record[1] <= now)
         alive = [provider for provider, _ in records.values()]
         return random.sample(alive, min(len(alive), _MOST_ANSWERED))
 
     def size(self) -> int:
-        """How many records there are."""
+        """The number of records."""
         return sum(map(len, self._records.values()))

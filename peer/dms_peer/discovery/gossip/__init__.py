@@ -1,1 +1,1 @@
-"""Gossip, on the hardened pubsub of the library: adverts and broadcasts."""
+"""Gossip, on the library's pubsub with safe replacements: adverts and broadcasts."""

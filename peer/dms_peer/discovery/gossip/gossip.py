@@ -1,10 +1,11 @@
-"""Gossipsub, guarded: topics that all peers of the network hear, whatever strangers send.
+"""Gossipsub, protected: topics that all peers of the network hear, whatever strangers send.
 
 Rules:
+
 1. Nothing that a peer sends, and nothing that the library does with it, ends more than that peer's stream.
-2. Where the library fails all the same, gossip is started anew, later each time, with one line in the log; the peer and
-   everything else that it serves goes on.
-3. A message is lost when no subscriber is connected; a publisher that needs to be heard publishes again.
+2. If the library fails nevertheless, gossip is restarted, after a longer pause each time, with one line in the log. The
+   peer and everything else that it serves continue.
+3. A message is lost if no subscriber is connected. A publisher that needs to be heard publishes again.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class _Topic:
 
 
 class Gossip:
-    """Publishes and hears messages on topics. Made by `open_gossip`."""
+    """Publishes and receives messages on topics. `open_gossip` makes it."""
 
     def __init__(self, host: IHost, limits: GossipLimits) -> None:
         self._host = host
@@ -84,7 +85,7 @@ class Gossip:
         return GossipStatistics(self._pubsub is not None, self._restarts, peers, self._scores.dropped)
 
     def peers(self, topic: str) -> int:
-        """How many of the peers that we talk to hear this topic."""
+        """The number of connected peers that subscribe to this topic."""
         return 0 if self._pubsub is None else len(self._pubsub.peer_topics.get(topic, ()))
 
     async def wait_running(self) -> None:
@@ -93,11 +94,12 @@ class Gossip:
             await self._changed.wait()
 
     async def subscribe(self, topic: str, validator: Validator, handler: Handler | None = None) -> None:
-        """Hear a topic from now on, across restarts.
+        """Subscribe to a topic from now on, across restarts.
 
-        `validator(bringer, data)` decides about each message, within some seconds: it gets the peer id of who brought
-        it and its data. `handler(origin, data)` gets each accepted message with the peer id of its signer; it
-        must not wait. Both may see a message twice. Raises ValueError for a topic that is heard already.
+        `validator(bringer, data)` decides about each message, within some seconds; it gets the id of the peer that
+        forwarded the message, and the data. `handler(origin, data)` gets each accepted message with the id of the peer
+        that signed it; it must not wait. Both may see a message twice. Raises ValueError if the topic is already
+        subscribed.
         """
         if topic in self._topics:
             raise ValueError(f"{topic} is heard already")
@@ -106,7 +108,9 @@ class Gossip:
             await self._join(self._pubsub, self._nursery, topic)
 
     async def publish(self, topic: str, data: bytes) -> bool:
-        """Tell everybody; whether anybody can have heard it. Raises ValueError for data above the limit."""
+        """Send a message to all peers. Returns whether any peer can have received it. Raises ValueError if it is too
+        large.
+        """
         if len(data) > self._limits.message_bytes:
             raise ValueError(f"a message has at most {self._limits.message_bytes} bytes, not {len(data)}")
         pubsub = self._pubsub
@@ -123,14 +127,14 @@ class Gossip:
     # Running
 
     async def keep(self) -> None:
-        """Run gossip, and run it again whenever it has failed. Run by `open_gossip`."""
+        """Run gossip, and restart it whenever it has failed. `open_gossip` runs it."""
         pause = self._limits.first_pause
         while True:
             begun = trio.current_time()
             try:
                 await self._run()
             except* Exception as group:
-                # `except*`, because the library may raise its errors together with a cancellation, which goes on.
+                # `except*`, because the library may raise its errors together with a cancellation, which must continue.
                 _report("gossip failed and starts again", group)
             self._restarts += 1
             if trio.current_time() - begun > self._limits.healthy_after:
@@ -199,10 +203,10 @@ def _report(what: str, error: BaseException) -> None:
 
 @asynccontextmanager
 async def open_gossip(host: IHost, limits: GossipLimits | None = None) -> AsyncIterator[Gossip]:
-    """Gossip on `host` while the block runs, with all peers that are connected and speak it.
+    """Gossip on `host` while the block runs, with all connected peers that speak it.
 
-    Takes the protocols off the host at its end, within a few seconds, also when cancelled. An error raised in the block
-    comes out as it is.
+    At its end it removes the protocols from the host, within a few seconds, even if cancelled. An error of the block is
+    raised as it is.
     """
     gossip = Gossip(host, limits or GossipLimits())
     async with open_background(gossip.keep):

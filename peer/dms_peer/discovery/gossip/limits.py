@@ -9,16 +9,16 @@ __all__ = ["GossipLimits"]
 
 @dataclass(frozen=True, slots=True)
 class GossipLimits:
-    """The budgets and waits of gossip, for all peers and for each peer. Sizes in bytes, times in seconds."""
+    """The rates and times of gossip, for all peers and for each peer. Sizes are in bytes, times in seconds."""
 
     message_bytes: int = 16 * 1024
-    """Data of one message. Ours are at most half of that."""
+    """Data of one message. Ours have at most half of that."""
     rpc_bytes: int = 256 * 1024
-    """One RPC with everything in it. Ours are at most half of that."""
+    """One RPC with everything in it. Ours have at most half of that."""
     offered_ids: int = 256
     """Message ids that one RPC may offer (IHAVE)."""
     asked_ids: int = 32
-    """Message ids that one RPC may ask for (IWANT): the answer carries as many messages."""
+    """Message ids that one RPC may request (IWANT). The answer carries as many messages."""
     peer_messages: float = 30.0
     """Messages of one peer that are examined per second."""
     peer_messages_burst: float = 120.0
@@ -67,7 +67,7 @@ class GossipLimits:
     """After this time without a failure the pauses begin with the first one again."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a limit that would let nothing through."""
+        """Raise ValueError for a limit that would let nothing through."""
         for name in self.__slots__:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")

@@ -1,4 +1,4 @@
-"""Scores of peers in gossip: how much of each is examined, and which peers are ignored for a while."""
+"""Scores of peers in gossip: how many messages of each are examined, and which peers are ignored for a while."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PeerScore", "PeerScores"]
 
 @dataclass(slots=True)
 class PeerScore:
-    """The budget of one peer, and its offences."""
+    """The rates of one peer, and its offences."""
 
     messages: TokenBucket
     controls: TokenBucket
@@ -26,21 +26,21 @@ class PeerScore:
 
 
 class PeerScores:
-    """The scores of at most `limits.remembered` peers; the peer that was silent for longest is forgotten first."""
+    """The scores of at most `limits.remembered` peers. The peer that was silent for longest is forgotten first."""
 
     def __init__(self, limits: GossipLimits) -> None:
         self._limits = limits
         self._peers: BoundedDict[bytes, PeerScore] = BoundedDict(limits.remembered)
         self.messages = TokenBucket(limits.messages, limits.messages_burst, trio.current_time())
-        """The budget of all peers together."""
+        """The rate of all peers together."""
         self.dropped = 0
-        """Messages that were above a bound."""
+        """Messages that exceeded a limit."""
 
     def __len__(self) -> int:
         return len(self._peers)
 
     def of(self, peer: bytes) -> PeerScore:
-        """Return the score of the peer with this id (its bytes)."""
+        """The score of the peer with this id (its bytes)."""
         known = self._peers.recent(peer)
         if known is None:
             limits, now = self._limits, trio.current_time()
@@ -52,14 +52,14 @@ class PeerScores:
         return known
 
     def admits_message(self, peer: bytes) -> bool:
-        """Whether one more message of this peer is looked at."""
+        """Whether one more message of this peer is examined."""
         now = trio.current_time()
         admitted = self.of(peer).messages.take(now) and self.messages.take(now)
         self.dropped += not admitted
         return admitted
 
     def penalty(self, peer: bytes) -> bool:
-        """Note that a peer sent what no honest peer sends; return whether it is ignored from now on."""
+        """Note that a peer sent what no honest peer sends. Returns whether it is ignored from now on."""
         scores = self.of(peer)
         scores.penalties += 1
         if scores.penalties < self._limits.penalties:
@@ -69,6 +69,6 @@ class PeerScores:
         return True
 
     def ignores(self, peer: bytes) -> bool:
-        """Return whether this peer is ignored now."""
+        """Whether this peer is ignored now."""
         known = self._peers.get(peer)
         return known is not None and trio.current_time() < known.ignored_until

@@ -1,14 +1,14 @@
-"""The library's pubsub with its dealings with peers replaced: what is read, what is written, who takes part.
+"""The library's pubsub with replacements for what it reads, what it writes, and which peers take part.
 
-What breaks in py-libp2p's `Pubsub`, beside what `gossip_rpcs` says:
-- each message becomes a task, however many come, and a task that fails ends the service; of one that comes from two
-  sides at once, both are handled and passed on;
-- a peer whose stream failed is tried for ever, every ten seconds, also when it does not speak the protocol;
-- a new peer waits in a channel that a dead service never empties, and so do all peers that connect later;
-- the cache of seen messages has no bound and a thread of its own that is never stopped;
-- the router remembers when each message came, and which peers stay out of a mesh, for good.
-Measure: this class. One task reads each stream, and hands what it has read to the library one by one, so that a slow
-validator holds up its own peer; an error ends that stream only. Routing is in `router`.
+What breaks in py-libp2p's `Pubsub`, in addition to what `gossip_rpcs` says:
+- Each message becomes a task, however many there are, and a task that fails ends the service. If a message arrives from
+  two sides at once, both copies are handled and passed on.
+- A peer whose stream failed is tried for ever, every ten seconds, even if it does not speak the protocol.
+- A new peer waits in a channel that a dead service never empties, and so do all peers that connect later.
+- The cache of seen messages is unbounded and has a thread of its own that is never stopped.
+- The router remembers for ever when each message came, and which peers stay out of a mesh.
+Measure: this class. One task reads each stream and passes what it has read to the library one by one, so that a slow
+validator delays only its own peer. An error ends only that stream. Routing is in `router`.
 Upstream: no upstream report found (November 2026).
 """
 
@@ -75,9 +75,9 @@ class _SeenMessages:
 
 
 class GuardedPubsub(Pubsub):
-    """One run of pubsub on a host: strict signatures, and no byte of a peer that was not looked at first.
+    """One run of pubsub on a host: strict signatures, and every byte of a peer is checked first.
 
-    `run_tasks` is to run in a nursery beside the service, and `retire` to be called when both are over.
+    `run_tasks` has to run in a nursery beside the service, and `retire` has to be called when both have ended.
     """
 
     router: GossipSub
@@ -87,7 +87,7 @@ class GuardedPubsub(Pubsub):
         super().__init__(
             host, router, strict_signing=True, validation_timeout=limits.validation_timeout, allowed_topics=frozenset()
         )
-        # Its notifee waits until its service takes what came.
+        # The library's notifee waits until its service handles each event.
         del notifees(host)[before:]
         self.seen_messages.stop()
         self.seen_messages: Any = _SeenMessages(limits.seen, limits.seen_ttl)
@@ -108,7 +108,7 @@ class GuardedPubsub(Pubsub):
     # Running
 
     async def run_tasks(self) -> None:
-        """Take in peers as they connect, and forget what the library would keep. Runs until cancelled."""
+        """Enrol peers as they connect, and drop what the library would keep. Runs until cancelled."""
         try:
             async with trio.open_nursery() as self._nursery:
                 self.host.get_network().register_notifee(self._events)
@@ -128,7 +128,7 @@ class GuardedPubsub(Pubsub):
                 del peers[peer_id]
 
     async def retire(self) -> None:
-        """Take the protocols off the host and end all streams. Not cancellable, but bounded by a few seconds."""
+        """Remove the protocols from the host and end all streams. Not cancellable, but bounded by a few seconds."""
         self._retired = True
         with suppress(ValueError):
             notifees(self.host).remove(self._events)
@@ -148,7 +148,7 @@ class GuardedPubsub(Pubsub):
     # Reading
 
     async def stream_handler(self, stream: INetStream) -> None:
-        """Read one stream of a peer until its end; what is wrong with it ends it, and nothing else."""
+        """Read one stream of a peer until its end. An error ends only this stream."""
         peer_id = stream.muxed_conn.peer_id
         if self._retired or self.is_peer_blacklisted(peer_id) or self._streams[peer_id] >= self.limits.peer_streams:
             await stream.reset()
@@ -164,7 +164,7 @@ class GuardedPubsub(Pubsub):
             self._penalize(peer_id, str(error))
             await stream.reset()
         except trio.BrokenResourceError:
-            # It hung up.
+            # The peer disconnected.
             await stream.reset()
         finally:
             self._reading.discard(scope)
@@ -193,12 +193,12 @@ class GuardedPubsub(Pubsub):
             await self._push(peer_id, message)
         if rpc.HasField("control") and scores.controls.take(trio.current_time()):
             await self.router.handle_rpc(rpc, peer_id)
-        # However much there is to take, others get their turn.
+        # However much there is to read, other tasks get their turn.
         await trio.lowlevel.checkpoint()
 
     async def _push(self, peer_id: ID, message: rpc_pb2.Message) -> None:
         name = self.get_message_id(message)
-        # It comes from many sides, and often while the first of them is still looked at.
+        # A message comes from many sides, and often while its first copy is still being examined.
         if name in self._looking_at or self.seen_messages.has(name):
             return
         if not self.scores.admits_message(peer_id.to_bytes()):
@@ -208,21 +208,21 @@ class GuardedPubsub(Pubsub):
             await self.push_msg(peer_id, message)
         finally:
             self._looking_at.discard(name)
-        # Ignored because of this message.
+        # The peer is ignored because of this message.
         if self.is_peer_blacklisted(peer_id):
             raise GossipViolationError("messages that are none")
 
     def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
-        """Do as the original does, for our own topics only."""
+        """Like the original, but only for our own topics."""
         self.allowed_topics = frozenset(self.topic_ids)
         super().handle_subscription(origin_id, sub_message)
 
     def is_peer_blacklisted(self, peer_id: ID) -> bool:
-        """Return whether this peer is ignored now."""
+        """Whether this peer is ignored now."""
         return self.scores.ignores(peer_id.to_bytes())
 
     def penalty(self, peer_id: ID) -> None:
-        """Note that a peer passed on what no honest one would."""
+        """Note that a peer passed on what no honest peer would."""
         self._penalize(peer_id, "a message that cannot be believed")
 
     def _penalize(self, peer_id: ID, why: str) -> None:
@@ -234,7 +234,7 @@ class GuardedPubsub(Pubsub):
     # Taking part
 
     def _meet(self, peer_id: ID) -> None:
-        """A peer opened a stream: if ours to it has ended since, it began anew and does not know us."""
+        """A peer opened a stream. If ours to it has ended since, it has restarted and does not know us."""
         stream: Any = self.peers.get(peer_id)
         if stream is not None and stream.over:
             self._handle_dead_peer(peer_id)
@@ -251,7 +251,7 @@ class GuardedPubsub(Pubsub):
             self._nursery.start_soon(stream.areset)
 
     def _schedule_peer_stream_retry(self, peer_id: ID) -> None:
-        # Not at once: who ends every stream would be opened one for every message.
+        # Not at once: a peer that ends every stream would otherwise get a new one for every message.
         self._enrol_later(peer_id, self.limits.enrol_pause)
 
     def _enrol_later(self, peer_id: ID, seconds: float = 0.0) -> None:
@@ -274,7 +274,7 @@ class GuardedPubsub(Pubsub):
             self._enrolling.discard(peer_id)
 
     async def _try_to_enrol(self, peer_id: ID) -> bool:
-        """Open the stream on which we send to a peer; whether that is settled, for now."""
+        """Open the stream on which we send to a peer. Returns whether no further attempt is needed for now."""
         try:
             async with self._turns:
                 stream = await open_stream(self.host, peer_id.to_base58(), PROTOCOLS, self.limits.stream_timeout)
@@ -309,7 +309,7 @@ class GuardedPubsub(Pubsub):
                 await self.router.on_peer_subscribed(peer_id, topic)
 
     def get_hello_packet(self) -> rpc_pb2.RPC:
-        """The topics that we are on."""
+        """The topics that we subscribe to."""
         return rpc_pb2.RPC(
             subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic) for topic in self.topic_ids]
         )
@@ -319,7 +319,7 @@ class GuardedPubsub(Pubsub):
     async def _send(self, peer_id: ID, stream: PeerStream, queue: RpcQueue) -> None:
         try:
             while (rpc := await queue.pop()) is not None:
-                # Addresses are told elsewhere, and to those who asked.
+                # Addresses are sent elsewhere, and only to peers that request them.
                 rpc.ClearField("senderRecord")
                 await stream.send_all(encode_frame(rpc.SerializeToString()))
         except (trio.BrokenResourceError, trio.ClosedResourceError):

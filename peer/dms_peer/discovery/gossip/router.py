@@ -1,13 +1,17 @@
 """The library's gossipsub router, changed so that a peer in no mesh still hears others and is heard.
 
-What breaks in py-libp2p's `GossipSub`, where many know one peer and little else, as at every bootstrap peer:
-- ids of messages are offered to no peer that is to stay out of the mesh, and own messages are sent to the mesh alone:
-  a peer that was pruned by all it knows is mute for a minute, and one that was refused is deaf;
-- who prunes in a heartbeat does not note it, so that it grafts the same peer again at once, which takes that for a
-  flood and refuses for a minute, and again whenever it is tried;
-- the two ends count the time to stay out in whole seconds, from different moments: whose ends first grafts too early.
-Measure: this class. Own messages go to all that hear the topic ("flood publishing"), ids to those outside the mesh
-whatever came before ("lazy push"), and a prune counts on both sides, with some slack before anybody is grafted again.
+What breaks in py-libp2p's `GossipSub`, if many peers know one peer and little else, as at every bootstrap peer:
+- Ids of messages are not offered to peers that have to stay out of the mesh, and own messages are sent only to the
+  mesh.
+  A peer that was pruned by all peers that it knows cannot be heard for a minute, and one that was refused hears
+  nothing.
+- A peer that prunes in a heartbeat does not note it, so that it grafts the same peer again at once. The other peer
+  takes
+  that for a flood and refuses for a minute, and again at each attempt.
+- The two sides count the back-off in whole seconds, from different moments. The side whose back-off ends first grafts
+  too early.
+Measure: this class. Own messages go to all subscribers of the topic ("flood publishing"), ids go to those outside the
+mesh in any case ("lazy push"), and a prune counts on both sides, with some slack before a peer is grafted again.
 Upstream: no upstream report found (November 2026).
 Source: https://github.com/libp2p/specs/blob/master/pubsub/gossipsub/gossipsub-v1.1.md.
 """
@@ -30,18 +34,18 @@ __all__ = ["PROTOCOLS", "new_router"]
 PROTOCOLS: Final = (TProtocol("/meshsub/1.1.0"), TProtocol("/meshsub/1.0.0"))
 
 _DEGREE, _DEGREE_LOW, _DEGREE_HIGH = 6, 5, 12
-# Messages that wait until their peer has told its subscriptions.
+# Messages that wait until their peer has announced its subscriptions.
 _PENDING: Final = 4
-# Peers outside the mesh that are offered ids in a heartbeat: so many at least, and this part of them.
-# Each id is offered in three heartbeats.
+# Peers outside the mesh that are offered ids in a heartbeat: at least this number, and this part of them. Each id is
+# offered in three heartbeats.
 _LAZY, _LAZY_PART = 24, 0.25
-# Seconds for which a peer is left alone after its time to stay out of the mesh is over.
+# Seconds for which a peer is not grafted after its back-off is over.
 _SLACK: Final = 2.0
 
 
 class _Router(GossipSub):
     def mesh_heartbeat(self) -> tuple[defaultdict[ID, list[str]], defaultdict[ID, list[str]]]:
-        """Do as the original does; a pruned peer is not grafted either until its back-off is over."""
+        """Like the original, but a pruned peer is not grafted until its back-off is over."""
         grafts, prunes = super().mesh_heartbeat()
         for peer_id, topics in prunes.items():
             for topic in topics:
@@ -61,7 +65,7 @@ class _Router(GossipSub):
     def _get_peers_to_send(
         self, topic_ids: Iterable[str], msg_forwarder: ID, origin: ID, msg_id: bytes | None = None
     ) -> Iterable[ID]:
-        """Do as the original does; our own messages go to all subscribers."""
+        """Like the original, but our own messages go to all subscribers."""
         topics = list(topic_ids)
         if self.pubsub is None or origin != self.pubsub.my_id:
             return super()._get_peers_to_send(topics, msg_forwarder, origin, msg_id)
@@ -70,7 +74,7 @@ class _Router(GossipSub):
     def _get_in_topic_gossipsub_peers_from_minus(
         self, topic: str, num_to_select: int, minus: Iterable[ID], backoff_check: bool = False
     ) -> list[ID]:
-        """Do as the original does, with some slack after a back-off."""
+        """Like the original, but with some slack after a back-off."""
         left_alone = set(minus)
         if backoff_check:
             over = time.time() - _SLACK
@@ -78,12 +82,12 @@ class _Router(GossipSub):
         return super()._get_in_topic_gossipsub_peers_from_minus(topic, num_to_select, left_alone)
 
     def _hearing(self, topic: str) -> set[ID]:
-        """Return the subscribers of a topic that can be written to."""
+        """The subscribers of a topic that we can write to."""
         return set() if self.pubsub is None else self.pubsub.peer_topics.get(topic, set()) & self.peer_protocol.keys()
 
 
 def new_router(limits: GossipLimits) -> GossipSub:
-    """A router without the library's own defences, which judge by scores that any peer can spoil for another."""
+    """A router without the library's scoring, which any peer can spoil for another."""
     router = _Router(
         list(PROTOCOLS),
         _DEGREE,

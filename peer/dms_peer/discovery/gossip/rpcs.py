@@ -1,9 +1,9 @@
-"""Keeps of an RPC only what may reach the library: the part that is well-formed, wanted and bounded.
+"""Filters RPCs: only the well-formed, wanted and bounded part reaches the library.
 
-What breaks: one message whose `from` is no key ends pubsub, and with it everything in the same nursery; a PRUNE
-makes the library dial whatever addresses it names; ids and topics are kept as they come.
-Measure: `read_rpc` parses the bytes and makes a new RPC of what is allowed; everything else is left out, and what no
-honest peer sends raises GossipViolationError.
+What breaks: one message whose `from` is no key ends pubsub, and with it everything in the same nursery. A PRUNE makes
+the library dial whatever addresses it names. Ids and topics are kept as they come.
+Measure: `read_rpc` parses the bytes and makes a new RPC of the allowed part. It drops everything else, and raises
+GossipViolationError for what no honest peer sends.
 Upstream: https://github.com/libp2p/py-libp2p/issues/1120 (an exception in pubsub's streams); for the key, no upstream
 report found (November 2026).
 Source: https://github.com/libp2p/specs/blob/master/pubsub/README.md and gossipsub/gossipsub-v1.1.md.
@@ -29,10 +29,10 @@ _ID_LENGTH: Final = len(_ID_PREFIX) + 32
 _SEQNO_LENGTH: Final = 8
 _SIGNATURE_LENGTH: Final = 64
 _LONGEST_MESSAGE_ID: Final = 64
-# Entries of one RPC, and ids in them, that are looked at: 256 KiB hold 130,000 empty ones.
+# Entries of one RPC, and ids in them, that are examined: 256 KiB could hold 130,000 empty ones.
 _MOST_ENTRIES: Final = 1024
 _MOST_IDS: Final = 8192
-# Seconds that a peer may ask us to stay out of its mesh.
+# The longest back-off in seconds that a peer may request of us.
 _LONGEST_BACKOFF: Final = 3600
 
 
@@ -41,7 +41,7 @@ class GossipViolationError(Exception):
 
 
 def read_rpc(raw: bytes, topics: Collection[str], limits: GossipLimits) -> rpc_pb2.RPC:
-    """The allowed part of an RPC. Raises GossipViolationError for bytes that are none."""
+    """The allowed part of an RPC. Raises GossipViolationError for bytes that are no RPC."""
     received = rpc_pb2.RPC()
     try:
         received.ParseFromString(raw)
@@ -54,7 +54,7 @@ def read_rpc(raw: bytes, topics: Collection[str], limits: GossipLimits) -> rpc_p
         raise GossipViolationError(f"an RPC of {entries} entries")
     allowed = rpc_pb2.RPC()
     for change in received.subscriptions:
-        # One change for each topic at most: the last one counts, and only of topics that we are on.
+        # At most one change for each topic: the last one counts, and only for topics that we subscribe to.
         if change.topicid in topics:
             _forget_change(allowed, change.topicid)
             allowed.subscriptions.add(subscribe=change.subscribe, topicid=change.topicid)
@@ -74,7 +74,7 @@ def _forget_change(allowed: rpc_pb2.RPC, topic: str) -> None:
 
 
 def _is_ours(message: rpc_pb2.Message, topics: Collection[str], limits: GossipLimits) -> bool:
-    """Whether a message is on a topic of ours and of the form that ours have. Others are none of our business."""
+    """Whether a message is on one of our topics and has the form of our messages. Others are ignored."""
     if len(message.topicIDs) != 1 or message.topicIDs[0] not in topics:
         return False
     if len(message.data) > limits.message_bytes:
@@ -83,7 +83,7 @@ def _is_ours(message: rpc_pb2.Message, topics: Collection[str], limits: GossipLi
     return (
         len(origin) == _ID_LENGTH
         and origin.startswith(_ID_PREFIX)
-        # The key is in the peer id; a second one could only be another.
+        # The peer id contains the key, so a second key is not needed.
         and message.key in (b"", origin[2:])
         and len(message.seqno) == _SEQNO_LENGTH
         and len(message.signature) == _SIGNATURE_LENGTH
@@ -106,13 +106,13 @@ def _allow_control(
             control.graft.add(topicID=topic)
         backoffs = [prune.backoff for prune in received.prune if prune.topicID == topic]
         if backoffs:
-            # Without the peers that it names: whom we dial is decided elsewhere.
+            # Without the peers that it names: other code decides which peers are dialled.
             control.prune.add(topicID=topic, backoff=min(backoffs[0], _LONGEST_BACKOFF))
     if control.ByteSize():
         allowed.control.CopyFrom(control)
 
 
 def _ids(ids: Iterable[bytes], most: int) -> list[bytes]:
-    """Each once, `most` at most."""
+    """The ids without duplicates, at most `most`."""
     looked_at = islice(ids, _MOST_IDS)
     return list(islice(dict.fromkeys(one for one in looked_at if 0 < len(one) <= _LONGEST_MESSAGE_ID), max(0, most)))
