@@ -3,10 +3,12 @@
 A peer chooses much of what this program prints: refusal codes and messages, lease ids, node ids, device names, reasons.
 Such text must not steer the terminal, begin a line of its own, reorder what stands beside it, or be read as markup.
 
-The rule has two halves, and tests/peer/test_foreign_text.py holds both:
+The rules, which tests/peer/test_foreign_text.py and test_foreign_text_elsewhere.py enforce:
 
 1. Commands write to the terminal through `dms_peer.cli.output` alone, which applies `printable` to every line.
 2. Rich is given text as `rich.text.Text`, never as a string, which it would read as markup.
+3. The log is written by `dms_peer.telemetry.logs` alone, which quotes every value.
+4. No file is named by what a peer wrote, and no label of a metric is.
 """
 
 from __future__ import annotations

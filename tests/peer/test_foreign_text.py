@@ -68,12 +68,8 @@ from dms_resources.demands import Demand
 from dms_resources.ledger.history import Finding
 from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState, Price
 from dms_resources.units import GIB, Cores
+from hostile_text import HOSTILE
 
-HOSTILE = (
-    "[/nope]", "[link=https://example.com]here[/link]", "[bold red]x", "\x1b[2J\x1b[H", "\x1b]8;;http://x\x07y",
-    "\x9b31m", "\r\n\n", "\x00\x07\x08", "\u202egnp.exe\u2066", "\u200b\u200d\ufeff", "Z" + "\u0301" * 400,
-    "\u2028\u2029\x85", "\U000e0041\u3164", "\ud800",
-)  # fmt: skip
 EVIL = "".join(HOSTILE)
 # What may be on a terminal beside printable characters: the end of a line, and this program's own colors.
 OWN_COLORS = re.compile(r"\x1b\[[0-9;]*m")
