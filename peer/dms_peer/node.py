@@ -34,7 +34,7 @@ from dms_protocols.rpc.shares import SharesInUse
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 from dms_resources.machine.listening import read_used_ports
-from dms_resources.machine.registry import other_peers, register_peer
+from dms_resources.machine.registry import Registration
 from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import AllocationTerms, Guard, ResourceManager, open_manager
 
@@ -96,6 +96,7 @@ class Node:
     machine: str | None = None
     guard: Guard = "enforce"
     sample_interval: float = 5.0
+    share_machine: bool = False
     terms: OwnerTerms | None = None
     discovery: DiscoverySettings | None = None
     access: OwnerAccess = field(default_factory=OwnerAccess)
@@ -115,6 +116,7 @@ class Node:
             machine=config.machine,
             guard=config.guard,
             sample_interval=config.sample_interval,
+            share_machine=config.share_machine,
             terms=config.terms,
             discovery=config.discovery,
             access=config.access,
@@ -148,7 +150,8 @@ class Node:
     async def open(self) -> AsyncIterator[Ready]:
         """Runs the peer while the block runs.
 
-        Raises IdentityError, MachineFileError, ListenError, AddressError, PolicyError, StorageError and PeerError.
+        Raises IdentityError, MachineFileError, MachineInUseError, ListenError, AddressError, PolicyError,
+        StorageError and PeerError.
         """
         async with self._open() as running:
             yield running.ready
@@ -171,10 +174,7 @@ class Node:
             monitor = UsageMonitor(machine, home.path, interval=self.sample_interval)
             manager = await self._open_manager(stack, machine, monitor)
             home.remember_machine(self.machine, machine)
-            if not machine.simulated:
-                stack.enter_context(register_peer(home.path))
-                for sentence in await trio.to_thread.run_sync(other_peers, home.path):
-                    _log.warning("%s", sentence)
+            registration = await self._register(stack, machine, manager)
             # Only now: until the ledger is ours, another command may have revoked a grant.
             revocations = Revocations(home.revocations_path)
             policies = await stack.enter_async_context(open_policies(owner_terms.policies))
@@ -199,8 +199,9 @@ class Node:
             addrs = host_addresses(host)
             summary = terms_summary(self.terms) if self.terms else None
             administration = LocalAdministration(
-                manager, identity.peer_id, addrs, summary, counts=counts, limits_hit=host.swarm.limits_hit
-            )
+                manager, identity.peer_id, addrs, summary,
+                counts=counts, limits_hit=host.swarm.limits_hit, registration=registration,
+            )  # fmt: skip
             local = administration_operations(administration) | revocation_operations(revocations)
             served = peer_operations(manager, identity, terms)
             operations = reduce(or_, newest_of_each(served).values(), local)
@@ -241,6 +242,19 @@ class Node:
                 if trio.current_time() > deadline:
                     raise
                 await trio.sleep(RETRY_INTERVAL)
+
+    async def _register(
+        self, stack: AsyncExitStack, machine: MachineResources, manager: ResourceManager
+    ) -> Registration | None:
+        """Registers this peer among those that offer this machine; None for a machine that is only described."""
+        if machine.simulated:
+            return None
+        registration = Registration(self.home.path, machine, share_machine=self.share_machine)
+        onboarded = manager.get_onboarded_resources()
+        stack.enter_context(registration.registered(onboarded))
+        for sentence in await trio.to_thread.run_sync(registration.sentences, onboarded):
+            _log.warning("%s", sentence)
+        return registration
 
     async def _open_host(self, stack: AsyncExitStack, identity: Identity, limits: PeerLimits) -> HardenedHost:
         if self.listen:

@@ -3,6 +3,7 @@
     ResourcesError
     ├── AmountError            "bad_amount"      an invalid amount
     ├── MachineFileError       "bad_machine"     an invalid description of a machine
+    ├── MachineInUseError      "machine_in_use"  peers of other homes offer the same resources
     ├── UsageUnknownError      "usage_unknown"   the machine's use has not been sampled yet
     ├── RequestError           the request cannot be granted: see `refusals`
     ├── LeaseError             the id, the holder or the state of a lease does not match
@@ -39,6 +40,7 @@ __all__ = [
     "LedgerInUseError",
     "LedgerVersionError",
     "MachineFileError",
+    "MachineInUseError",
     "NotAllocatedError",
     "NotCommittedError",
     "NotHolderError",
@@ -78,6 +80,12 @@ class MachineFileError(ResourcesError):
     """The description of a machine cannot be read, or is invalid."""
 
     code = "bad_machine"
+
+
+class MachineInUseError(ResourcesError):
+    """The running peers of this machine's homes would together offer more than it has."""
+
+    code = "machine_in_use"
 
 
 class UsageUnknownError(ResourcesError):

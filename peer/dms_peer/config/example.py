@@ -21,6 +21,9 @@ EXAMPLE: Final = """\
 # Time between samples of the machine's use.
 #sample_interval: 5s
 
+# Run also if the peers of other homes on this machine and this one offer more together than it has (docs/hardware.md).
+#share_machine: false
+
 # How the peer finds others and is found.
 #discovery:
 #  bootstrap: []

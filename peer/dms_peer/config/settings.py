@@ -51,12 +51,14 @@ class PeerConfig(Struct, frozen=True, kw_only=True):
     `listen` empty lets the system choose a port, `machine` None keeps the machine that the home remembers, `metrics`
     (HOST:PORT) None serves none, `terms` None bids without prices on every request. `sample_interval` is in seconds.
     `executors` run jobs, by the names that requests use; without any, leases carry no jobs.
+    `share_machine` lets this peer offer beyond what the other peers of this machine leave.
     """
 
     listen: tuple[str, ...] = ()
     machine: str | None = None
     guard: Guard = "enforce"
     sample_interval: float = 5.0
+    share_machine: bool = False
     discovery: DiscoverySettings = DiscoverySettings()
     terms: OwnerTerms | None = None
     access: OwnerAccess = OwnerAccess()
@@ -86,6 +88,7 @@ SETTINGS: Final = (
     Setting("machine", "--machine"),
     Setting("guard", "--guard"),
     Setting("sample_interval", "--sample-interval"),
+    Setting("share_machine", "--share-machine"),
     Setting("discovery.bootstrap", "--bootstrap", many=True),
     Setting("discovery.known", "--known"),
     Setting("discovery.exchange", "--exchange"),
@@ -182,6 +185,7 @@ _READERS: Final[dict[str, Callable[[Field], Any]]] = {
     "machine": lambda field: field.text(4096),
     "guard": lambda field: field.choice(("off", "warn", "enforce")),
     "sample_interval": lambda field: field.duration(0.5, 3600),
+    "share_machine": Field.flag,
     "discovery": _discovery,
     "allocations": _allocations,
     "metrics": _metrics,

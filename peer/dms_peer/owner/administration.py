@@ -21,6 +21,7 @@ from dms_resources.ledger.leases import EndedLease
 from dms_resources.ledger.missing import describe_missing
 from dms_resources.machine.advice import offer_warnings
 from dms_resources.machine.listening import read_ephemeral_ports
+from dms_resources.machine.registry import Registration
 from dms_resources.units import format_size
 
 from .messages import (
@@ -49,7 +50,7 @@ from .messages import (
 from .offers import onboarded_resources
 
 if TYPE_CHECKING:
-    from dms_resources.components import Resources
+    from dms_resources.components import OnboardedResources, Resources
     from dms_resources.manager import ResourceManager
 
     from ..config.terms import OwnerTerms
@@ -93,7 +94,8 @@ class LocalAdministration:
     """Administers an open ledger in this process. `addrs` are where the peer listens, None if it does not run.
 
     `terms` are the terms on which it bids, `counts` its counters, `limits_hit` what its host refused. `free_now` is how
-    many bytes of RAM and disk the machine had free, if nothing watches it.
+    many bytes of RAM and disk the machine had free, if nothing watches it. `registration` knows the other peers of this
+    machine; it is None if the machine is only described.
     """
 
     def __init__(
@@ -106,10 +108,12 @@ class LocalAdministration:
         counts: ServiceCounts | None = None,
         limits_hit: Mapping[str, int] | None = None,
         free_now: tuple[int | None, int | None] = (None, None),
+        registration: Registration | None = None,
     ) -> None:
         self._manager = manager
         self._peer_id = peer_id
         self._free_now = free_now
+        self._registration = registration
         self._addrs = addrs
         self.terms = terms
         self._counts = counts or ServiceCounts()
@@ -150,10 +154,15 @@ class LocalAdministration:
             lease_use=tuple(
                 LeaseUse(lease_id=job.lease_id, cores=job.cpu, ram=job.ram) for job in (sample.jobs if sample else ())
             ),
+            other_peers=await self._other_peers(manager.get_onboarded_resources()),
         )
 
     async def onboard(self, request: OnboardRequest) -> OnboardAnswer:
-        """Offer resources from now on. Raises ProtocolError `other_machine` if the owner means another machine."""
+        """Offer resources from now on.
+
+        Raises ProtocolError `other_machine` if the owner means another machine, and `MachineInUseError` if this peer
+        runs and the other peers of this machine leave it less. A peer that does not run is only warned.
+        """
         if request.machine is not None and request.machine != self._manager.machine:
             raise ProtocolError(
                 "the running peer describes another machine than the --machine given", code="other_machine"
@@ -161,15 +170,25 @@ class LocalAdministration:
         machine = self._manager.machine
         onboarded = onboarded_resources(request.offer, machine)
         warnings = offer_warnings(onboarded, machine, await trio.to_thread.run_sync(read_ephemeral_ports))
+        if self._addrs is None:
+            warnings += await self._other_peers(onboarded)
         if request.dry_run:
             self._manager.check_onboarding(onboarded)
+            await self._publish(onboarded, only_check=True)
             return OnboardAnswer(
                 onboarded=onboarded,
                 free=self._manager.get_free_resources(),
                 simulated=machine.simulated,
                 warnings=(*warnings, *self._short_now(onboarded)),
             )
-        await self._manager.update_onboarded_resources(onboarded)
+        before = self._manager.get_onboarded_resources()
+        await self._publish(onboarded)
+        try:
+            await self._manager.update_onboarded_resources(onboarded)
+        except BaseException:
+            if self._registration is not None:
+                self._registration.restore(before)
+            raise
         if self._manager.draining:
             await self._manager.set_draining(False)
         return replace(self._offer(), warnings=(*warnings, *self._short_now(self._manager.get_free_resources())))
@@ -187,7 +206,19 @@ class LocalAdministration:
     async def offboard(self) -> OnboardAnswer:
         """Offer nothing. Raises what `ResourceManager.offboard` raises."""
         await self._manager.offboard()
+        await self._publish(None)
         return self._offer()
+
+    async def _other_peers(self, offer: OnboardedResources | None) -> tuple[str, ...]:
+        if self._registration is None:
+            return ()
+        return await trio.to_thread.run_sync(self._registration.sentences, offer)
+
+    async def _publish(self, offer: OnboardedResources | None, *, only_check: bool = False) -> None:
+        """Tells the other peers of this machine what is offered. Raises `MachineInUseError`."""
+        if self._registration is None or self._addrs is None:
+            return
+        await trio.to_thread.run_sync(self._registration.check if only_check else self._registration.publish, offer)
 
     async def evict(self, request: EvictRequest) -> EvictAnswer:
         """End leases for the owner. Raises ProtocolError `ambiguous`, and what `ResourceManager.evict` raises."""

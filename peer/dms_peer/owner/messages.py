@@ -89,7 +89,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     nothing watches it. `terms` are those of the running peer, None if it has none. Since the peer started, `refusals`
     counts the nodes on which it did not bid and `failures` the requests that it answered with an error, by code;
     `limits_hit` counts what its host refused, by limit. `lease_use` has the leases whose processes are known and have a
-    cgroup of their own.
+    cgroup of their own. `other_peers` are sentences on the other running peers of this machine.
     """
 
     peer_id: str
@@ -117,6 +117,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     failures: dict[str, int] = {}
     limits_hit: dict[str, int] = {}
     lease_use: tuple[LeaseUse, ...] = ()
+    other_peers: tuple[str, ...] = ()
 
 
 class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):

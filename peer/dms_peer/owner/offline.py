@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 from dms_host.keys.identity import load_identity, load_or_create_identity
 from dms_protocols.rpc.operations import Caller, Operations, operation_name
 from dms_resources.components import CPU, RAM, Disk, FreeResources, Resources
+from dms_resources.machine.registry import Registration
 from dms_resources.machine.usage import free_now
 from dms_resources.manager import open_manager
 from dms_resources.units import Cores
@@ -100,7 +101,8 @@ async def open_ledger(
         # After the ledger, so that no key is created in an unusable home.
         identity = load_or_create_identity(home.key_path) if create else load_identity(home.key_path)
         free = (None, None) if measured.simulated else await trio.to_thread.run_sync(free_now, home.path)
-        administration = LocalAdministration(manager, identity.peer_id, free_now=free)
+        registration = None if measured.simulated else Registration(home.path, measured)
+        administration = LocalAdministration(manager, identity.peer_id, free_now=free, registration=registration)
         revocations = Revocations(home.revocations_path)
         operations = administration_operations(administration) | revocation_operations(revocations)
         yield operations, Caller(identity.peer_id, local=True)

@@ -32,6 +32,7 @@ from ..options.operator import (
     MetricsOption,
     RelayOption,
     ReserveAtOption,
+    ShareMachineOption,
 )
 
 __all__ = ["run"]
@@ -75,6 +76,7 @@ def run(
             show_default="5",
         ),
     ] = None,
+    share_machine: ShareMachineOption = None,
     terms: Annotated[
         Path | None,
         typer.Option(
@@ -141,6 +143,7 @@ def run(
             "machine": machine,
             "guard": guard.value if guard else None,
             "sample_interval": sample_interval,
+            "share_machine": share_machine,
             "discovery.bootstrap": bootstrap,
             "discovery.known": known,
             "discovery.exchange": exchange,

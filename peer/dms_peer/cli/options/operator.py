@@ -22,6 +22,7 @@ __all__ = [
     "MetricsOption",
     "RelayOption",
     "ReserveAtOption",
+    "ShareMachineOption",
     "metrics_address",
 ]
 
@@ -90,6 +91,14 @@ DenyAddressOption: TypeAlias = Annotated[
 ]
 RelayOption: TypeAlias = Annotated[
     bool | None, typer.Option("--relay/--no-relay", help="Carry connections of peers that cannot be dialled.")
+]
+ShareMachineOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--share-machine/--no-share-machine",
+        help="Run also if the peers of other homes on this machine and this one offer more together than it has.",
+        show_default="no",
+    ),
 ]
 ReserveAtOption: TypeAlias = Annotated[
     list[str] | None,

@@ -49,6 +49,8 @@ def show_status(status: StatusAnswer, *, full: bool = False) -> None:
         say(f"  no longer there: {sentence}")
     for sentence in status.short_now:
         say(f"  used by others now: {sentence}")
+    for sentence in status.other_peers:
+        say(f"  shared machine: {sentence}")
     for finding in status.findings:
         say(f"  audit: {finding.code}: {finding.message}")
     for what, counted in (

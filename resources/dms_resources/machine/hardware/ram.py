@@ -18,7 +18,7 @@ from .mounts import is_lxcfs, read_mounts
 from .process_limits import read_process_limits
 from .roots import Reading, Roots, bounded, list_names, parse_cpu_list, read_text
 
-__all__ = ["RAMFiles", "parse_meminfo", "parse_ram", "read_ram", "read_ram_files"]
+__all__ = ["RAMFiles", "parse_meminfo", "parse_ram", "read_ram", "read_ram_files", "unrestricted_ram"]
 
 _LINE = re.compile(r"([A-Za-z_0-9()]+):\s+([0-9]{1,17})(?: (kB))?\s*")
 _NODE_TOTAL = re.compile(r"^Node [0-9]+ MemTotal:\s+([0-9]{1,17}) kB", re.MULTILINE)
@@ -49,6 +49,14 @@ class RAMFiles(NamedTuple):
 def read_ram(roots: Roots, cgroups: tuple[Cgroup, ...]) -> Reading[RAM]:
     """Read the main memory of a machine. Never raises."""
     return parse_ram(read_ram_files(roots), cgroups)
+
+
+def unrestricted_ram(roots: Roots) -> int:
+    """The bytes of main memory that all processes of the machine together may have; 0 if unknown."""
+    files = read_ram_files(roots)
+    meminfo = parse_meminfo(files.meminfo)
+    size, _ = _without_reserved(files, meminfo, meminfo.get("MemTotal") or files.counted or 0)
+    return min([size, *(limit for limit, _ in _overcommit_bound(files, meminfo))])
 
 
 def read_ram_files(roots: Roots) -> RAMFiles:
@@ -147,12 +155,16 @@ def _bounds(files: RAMFiles, meminfo: Mapping[str, int], cgroups: tuple[Cgroup, 
         if group.memory is not None:
             yield group.memory, f"cgroup limit ({group.memory_limit}) of {describe_group(group.name)}"
     yield from _node_bounds(files, cgroups)
-    if files.overcommit == "2" and "CommitLimit" in meminfo:
-        # Strict accounting refuses memory beyond this, even if memory is free. It counts swap as well.
-        yield max(0, meminfo["CommitLimit"] - meminfo.get("SwapTotal", 0)), "CommitLimit (vm.overcommit_memory is 2)"
+    yield from _overcommit_bound(files, meminfo)
     for name, short in (("Max address space", "RLIMIT_AS"), ("Max data size", "RLIMIT_DATA")):
         if name in files.limits:
             yield files.limits[name], f"limit of this process ({short})"
+
+
+def _overcommit_bound(files: RAMFiles, meminfo: Mapping[str, int]) -> Iterator[tuple[int, str]]:
+    if files.overcommit == "2" and "CommitLimit" in meminfo:
+        # Strict accounting refuses memory beyond this, even if memory is free. It counts swap as well.
+        yield max(0, meminfo["CommitLimit"] - meminfo.get("SwapTotal", 0)), "CommitLimit (vm.overcommit_memory is 2)"
 
 
 def _node_bounds(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Iterator[tuple[int, str]]:
