@@ -1,4 +1,4 @@
-"""A libp2p peer that offers a machine's free compute and takes that of other machines.
+"""A libp2p peer that offers a machine's free compute and uses that of other machines.
 
 `serve` attaches the DMS protocols to a libp2p host, and `open_requester` finds peers, collects bids and reserves. Each
 name is loaded when it is first used, so that short commands start quickly.

@@ -1,7 +1,7 @@
 """The command line: `dms-peer`, or `python -m dms_peer`.
 
-Exit codes: 0 when the command did what it was asked, 1 when it failed, 2 for a command line that cannot be understood,
-3 when a peer (or all peers) refused, 128 and a signal's number when that signal ended it.
+Exit codes: 0 if the command succeeded, 1 if it failed, 2 for an invalid command line, 3 if a peer (or all peers)
+refused, 128 plus the number of a signal that ended the command.
 """
 
 from __future__ import annotations
@@ -16,53 +16,53 @@ __all__ = ["main", "run_command"]
 
 
 def main() -> None:
-    """The entry point of `dms-peer`; ends the process with one of the exit codes above."""
+    """The entry point of `dms-peer`. It ends the process with one of the exit codes above."""
     arguments = sys.argv[1:]
     _open_standard_streams(discard=arguments[:1] == ["run"])
     if arguments[:1] == ["run"]:
-        # The one command that lasts.
+        # `run` is the only long-running command.
         from .telemetry.heap import use_system_allocator
 
         use_system_allocator()
-    # Nothing that a command loads becomes garbage: to look for it takes a tenth of the time of a short command.
+    # A short command makes no garbage worth collecting, and the collection takes a tenth of its time.
     gc.disable()
     code = _flushed(run_command(arguments))
-    # The system takes memory back faster than a last collection would find what is free in it.
+    # The system reclaims the memory faster than a last collection would.
     gc.freeze()
     sys.exit(code)
 
 
 def _open_standard_streams(*, discard: bool) -> None:
-    """Makes standard streams of what this process was started with.
+    """Open the standard streams that were closed when the process started.
 
-    A closed one is replaced, so that no file that is opened later gets its number. What is written to a closed standard
-    output fails, or is discarded (`discard`) for a command whose output is not its purpose.
+    A closed stream is replaced, so that no file that is opened later gets its number. Writes to a closed standard
+    output fail; with `discard`, for a command whose output is not its purpose, they are discarded.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is taken, which is this one.
+            # The system uses the lowest free number, which is this one.
             os.open(os.devnull, os.O_RDONLY if number == 1 and not discard else os.O_RDWR)
-    # Python has set those that were closed to None.
+    # Python has set closed streams to None.
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open until the process ends)
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open until the process ends)
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        # A locale may lack characters that a peer or a device has in its name.
+        # A locale may lack characters in the name of a peer or a device.
         reconfigure(errors="replace")
 
 
 def _flushed(code: int) -> int:
-    """Writes what is left of the output; the exit code is at least 1 where that fails."""
+    """Write the rest of the output. The exit code is at least 1 if that fails."""
     try:
         sys.stdout.flush()
     except OSError as error:
         # Without this Python would try again at its end, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # A failure has been reported already; nobody who stops reading wants to hear of it.
+        # A failure has already been reported, and a reader that stopped reading needs no report.
         if code == 0 and not isinstance(error, BrokenPipeError):
             from .cli.output import unwritable
 
@@ -72,7 +72,9 @@ def _flushed(code: int) -> int:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs one command; every failure becomes one line on stderr (with `--json`, an object on stdout) and a code."""
+    """Run one command. Every failure becomes one line on stderr (with `--json`, an object on stdout) and an
+    exit code.
+    """
     try:
         return _run(arguments)
     except BrokenPipeError:
@@ -82,7 +84,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        # Here and not above, so that it is loaded while the garbage collector is off.
+        # Imported here, so that it is loaded while the garbage collector is off.
         from .cli.fast_path import run_shortcut
 
         if run_shortcut(arguments):
@@ -92,7 +94,7 @@ def _run(arguments: Sequence[str]) -> int:
 
             if (code := run_request(arguments)) is not None:
                 return code
-        # Half of the time of most commands goes into this import.
+        # This import takes half of the time of most commands.
         from .cli.app import run_typer
 
         return run_typer(arguments)
@@ -114,7 +116,7 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
 
         traceback.print_exception(error)
     failure = describe_failure(error)
-    # What cannot be written is the failure itself, or leaves the exit code to say it.
+    # The write error is the failure itself, or the exit code reports it.
     with contextlib.suppress(OutputError, BrokenPipeError):
         if "--json" in arguments and not isinstance(error, OutputError):
             print_json({"error": failure.error})

@@ -25,14 +25,14 @@ __all__ = ["open_allocations", "open_bids", "open_jobs", "open_resources"]
 
 @asynccontextmanager
 async def open_resources(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[ResourcesClient]:
-    """Opens a client for the resources of a connected peer. Raises DialError."""
+    """Open a client for the resources of a connected peer. Raises DialError."""
     async with _open_client(host, peer_id, RESOURCES_PROTOCOL) as client:
         yield ResourcesClient(client, token=token)
 
 
 @asynccontextmanager
 async def open_bids(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[BidClient]:
-    """Opens a client that requests bids of a connected peer, for this host's peer id. Raises DialError."""
+    """Open a client that requests bids of a connected peer, for this host's peer id. Raises DialError."""
     async with _open_client(host, peer_id, BID_PROTOCOL) as client:
         requester = host.get_id().to_base58()
         yield BidClient(client, EnvelopeChecker(), requester=requester, provider=peer_id, token=token)
@@ -40,7 +40,7 @@ async def open_bids(host: IHost, peer_id: str, *, token: bytes | None = None) ->
 
 @asynccontextmanager
 async def open_allocations(host: IHost, peer_id: str, *, token: bytes | None = None) -> AsyncIterator[AllocationClient]:
-    """Opens a client that commits bids of a connected peer, and renews and releases leases. Raises DialError."""
+    """Open a client that commits bids of a connected peer, and renews and releases leases. Raises DialError."""
     async with _open_client(host, peer_id, ALLOCATION_PROTOCOL) as client:
         yield AllocationClient(client, token=token)
 

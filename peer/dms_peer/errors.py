@@ -1,14 +1,14 @@
 """Errors of the peer.
 
-Every error says what is wrong (`message`), what to do about it (`hint`) and carries a stable lower_snake_case `code`
-that scripts may rely on.
+Every error says what is wrong (`message`) and what to do about it (`hint`), and has a stable lower_snake_case `code` on
+which scripts may rely.
 
     PeerError           the base of the host's errors too (dms_host.errors)
-    ├── UsageError      a command line that cannot be understood
+    ├── UsageError      an invalid command line
     ├── AbortedError    the user answered no
     ├── StoppedError    a signal ended the command
     ├── OutputError     standard output or standard error cannot be written
-    ├── DocumentError   a file that a person wrote is wrong at the line that it names
+    ├── DocumentError   a file that a person wrote is invalid at the line that it names
     ├── PolicyError     the owner's policy plug-in cannot be started, or did not decide
     └── RefusedError    a peer does not bid, and says why
 """
@@ -35,22 +35,22 @@ __all__ = [
 
 
 PeerError = HostError
-"""Something the peer could not do; the host's errors are among them, so that one `except` catches both."""
+"""An operation of the peer failed. The host's errors are of this class too, so that one `except` catches both."""
 
 
 class UsageError(PeerError):
-    """A command line that cannot be understood. Code: `usage`."""
+    """An invalid command line. Code: `usage`."""
 
 
 class AbortedError(PeerError):
-    """The user was asked and answered no. Code: `aborted`."""
+    """The user answered a question with no. Code: `aborted`."""
 
 
 class StoppedError(PeerError):
     """A signal ended the command; `number` is the signal's. Code: `stopped`."""
 
     def __init__(self, number: int) -> None:
-        # Every command loads this module, and few are ended by a signal.
+        # Every command loads this module, but few are ended by a signal.
         import signal
 
         super().__init__(f"stopped by {signal.Signals(number).name}", code="stopped")
@@ -62,7 +62,7 @@ class OutputError(PeerError):
 
 
 class DocumentError(PeerError):
-    """A file that cannot be used; `line` and `column` (from 1) and `field` say where it is wrong.
+    """A file that cannot be used. `line` and `column` (from 1) and `field` say where it is invalid.
 
     Codes: `bad_config`, `bad_ensemble`, `bad_terms`, `bad_access`, `bad_limits`.
     """
@@ -79,7 +79,7 @@ class PolicyError(PeerError):
 
 
 class RefusedError(PeerError):
-    """A peer does not bid; `refusal` names every dimension that falls short. The code is the refusal's."""
+    """A peer does not bid. `refusal` names every dimension that falls short. The code is the refusal's."""
 
     def __init__(self, peer_id: str, refusal: Refusal) -> None:
         super().__init__(f"{peer_id} refuses: {refusal.message}", code=refusal.code)

@@ -1,4 +1,4 @@
-"""What a signal means to a running peer: the end, or a new configuration."""
+"""What a signal does to a running peer: stop it, or make it read its configuration again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunSignals:
-    """Follows SIGTERM, SIGINT and SIGHUP; `terminal` says whether the peer was started from a terminal."""
+    """Handles SIGTERM, SIGINT and SIGHUP. `terminal` says whether the peer was started from a terminal."""
 
     def __init__(self, terminal: bool) -> None:
         self._terminal = terminal
@@ -25,12 +25,12 @@ class RunSignals:
     @property
     def numbers(self) -> tuple[signal.Signals, ...]:
         """The signals to receive."""
-        # A peer that is started with SIGHUP ignored, as nohup does, shall survive its terminal.
+        # A peer that was started with SIGHUP ignored, as by nohup, has to survive its terminal.
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         return (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
 
     async def follow(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-        """Cancels the scope when a signal ends the peer."""
+        """Cancel the scope when a signal stops the peer."""
         async for number in signals:
             if number == signal.SIGHUP:
                 self.terminal_gone = self._terminal and not has_terminal()
@@ -41,13 +41,13 @@ class RunSignals:
             scope.cancel()
 
     async def reload_asked(self) -> None:
-        """Waits until the configuration shall be read again."""
+        """Wait until the configuration has to be read again."""
         await self._reload.wait()
         self._reload = trio.Event()
 
 
 def has_terminal() -> bool:
-    """Whether the process has a controlling terminal; one that has hung up is gone."""
+    """Whether the process has a controlling terminal that is still open."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:

@@ -35,7 +35,7 @@ __all__ = ["Serving", "peer_operations", "serve", "stream_network"]
 
 
 class Serving:
-    """Protocols that are served; their access rules and stream limits can be replaced meanwhile."""
+    """Served protocols. Their access rules and stream limits can be replaced while they are served."""
 
     def __init__(self, access: Access, limits: ServiceLimits) -> None:
         self._access = access
@@ -43,18 +43,18 @@ class Serving:
 
     @property
     def rules(self) -> AccessRules:
-        """The access rules that hold now."""
+        """The access rules in force."""
         return self._access.rules
 
     @property
     def current_rules(self) -> CurrentRules:
-        """The rules that hold at any time, for what publishes the facts that they are about."""
+        """The access rules in force at any time, for code that publishes the same facts."""
         return self._access.current
 
     def replace(self, access: AccessRules, limits: ServiceLimits) -> None:
-        """Applies other rules to every request, and other limits to every new stream, from now on.
+        """Apply other rules to every request, and other limits to every new stream, from now on.
 
-        The peers whose grants count (`trusted`) stay the same.
+        The peers whose grants are accepted (`trusted`) stay the same.
         """
         self._access.replace_rules(access)
         self._limits = limits
@@ -81,7 +81,7 @@ def stream_network(stream: trio.abc.HalfCloseableStream) -> str:
     """What counts as the address of the peer at the other end of a stream; empty where it is not known."""
     if not isinstance(stream, PeerStream):
         return ""
-    # A relay hides the address, so all that come through relays count as one.
+    # A relay hides the address, so all peers that come through relays count as one.
     return "relays" if stream.relayed else address_group(stream.remote_address)
 
 
@@ -132,15 +132,16 @@ def peer_operations(
     tokens: TokenChecker | None = None,
     access: AccessRules | CurrentRules | None = None,
 ) -> dict[str, Operations]:
-    """Returns the operations of every version of every protocol, by protocol id.
+    """The operations of every version of every protocol, by protocol id.
 
-    `access` says what refusals of bids may tell; the rules themselves are applied where the operations are served.
+    `access` decides what refusals of bids may disclose. The rules themselves are applied where the operations are
+    served.
     """
     signer = IdentitySigner(identity)
     current = access if isinstance(access, CurrentRules) else CurrentRules(access)
 
     def may_see_free(caller: Caller) -> bool:
-        # A shortage says what is free and what there is in total.
+        # A shortage discloses what is free and what there is in total.
         return current.rules.may_learn("free", caller) and current.rules.may_learn("onboarded", caller)
 
     bids = {

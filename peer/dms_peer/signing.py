@@ -1,4 +1,4 @@
-"""Signs and checks bids with libp2p's signed envelopes, for the protocols, which know no libp2p."""
+"""Signs and checks bids with libp2p's signed envelopes, for the protocols, which do not use libp2p."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class IdentitySigner:
 
     @property
     def peer_id(self) -> str:
-        """The peer whose key signs."""
+        """The id of the peer whose key signs."""
         return self.identity.peer_id
 
     def sign(self, domain: str, payload_type: bytes, payload: bytes) -> bytes:
@@ -40,19 +40,19 @@ class EnvelopeChecker:
     """Opens envelopes of any peer."""
 
     def open(self, raw: bytes, domain: str, payload_type: bytes) -> tuple[str, bytes]:
-        """The signer's peer id and the payload; raises the wire's EnvelopeError."""
+        """The signer's peer id and the payload. Raises the wire's EnvelopeError."""
         try:
             return open_envelope(raw, domain, payload_type)
         except BadEnvelopeError as error:
-            # The wire has two codes: one for what cannot be read, and one for a signature that does not hold.
+            # The wire has two codes: one for an unreadable envelope, and one for an invalid signature.
             code = "bad_signature" if error.code == "bad_signature" else "bad_envelope"
             raise EnvelopeError(error.message, code=code) from error
 
 
 def host_identity(host: IHost) -> Identity:
-    """Returns the identity of a host that another program made.
+    """The identity of a host that another program made.
 
-    Raises IdentityError `key_unsupported` unless its key is an Ed25519 key, from which alone a peer id proves itself.
+    Raises IdentityError `key_unsupported` unless its key is an Ed25519 key: only such a peer id contains its key.
     """
     key = host.get_private_key()
     if not isinstance(key, Ed25519PrivateKey):
@@ -66,7 +66,7 @@ def host_identity(host: IHost) -> Identity:
 
 
 def trusted_keys(peer_ids: Iterable[str]) -> dict[str, bytes]:
-    """The public keys of peers whose grants count. Raises PeerError `bad_peer_id` for one whose id is not its key."""
+    """The public keys of peers whose grants are accepted. Raises PeerError `bad_peer_id` for an id without a key."""
     return {peer_id: _public_key(peer_id) for peer_id in peer_ids}
 
 

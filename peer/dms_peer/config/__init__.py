@@ -1,1 +1,1 @@
-"""Files that people write: terms, access rules, limits, ensembles."""
+"""The files that people write: configuration, terms, access rules, limits, ensembles."""

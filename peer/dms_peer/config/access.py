@@ -1,4 +1,4 @@
-"""Reads the owner's rules: which peers may call which operations, and each peer's share (docs/access.md)."""
+"""Reads the owner's access rules: which peers may request which operations, and each peer's share (docs/access.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPERATIONS: Final = (
     "bid_request", "commit", "renew", "allocate", "release", "list",
     "job_start", "job_status", "job_watch", "job_logs", "job_stop",
 )  # fmt: skip
-"""The operations of the protocols; each can have a rule."""
+"""The operations of the protocols. Each can have a rule."""
 
 _CODE: Final = "bad_access"
 _MOST_PEERS: Final = 4096
@@ -32,7 +32,7 @@ _RULES: Final = {"anyone": ANYONE, "nobody": AccessRule(), "token": AccessRule(t
 
 
 OUT_OF_THE_BOX: Final = Shares(stranger_capacity=250)
-"""The shares where the owner writes none: a quarter for all strangers at one address together."""
+"""The default shares: a quarter of the offer for all strangers at one address together."""
 
 
 class OwnerAccess(Struct, frozen=True, kw_only=True):
@@ -96,7 +96,7 @@ def _shares(field: Field) -> Shares:
     fields = field.fields(Shares.__struct_fields__)
     usual = OUT_OF_THE_BOX
     peer = fields.get("peer", lambda one: _share(one, usual.peer), usual.peer)
-    # An owner who says what each peer may have means strangers too.
+    # If the owner sets the capacity of each peer, it applies to strangers too.
     strangers = usual.stranger_capacity if peer.capacity == usual.peer.capacity else peer.capacity
     return Shares(
         peer=peer,
@@ -121,7 +121,7 @@ def _share(field: Field, usual: Share) -> Share:
         name: readers.get(name, _number)(one) for name, one in field.fields(Share.__struct_fields__).entries.items()
     }
     for rate in ("requests", "bids"):
-        # A lowered rate shall hold from the first second, so it lowers the burst too.
+        # A lowered rate has to apply from the first second, so it lowers the burst too.
         if rate in found and f"{rate}_burst" not in found:
             found[f"{rate}_burst"] = min(getattr(usual, f"{rate}_burst"), 2 * found[rate])
     return replace(usual, **found)

@@ -1,4 +1,4 @@
-"""The values of a configuration as a person writes them, by their dotted path."""
+"""The values of a configuration in the form in which a person writes them, by their dotted path."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["ConfigValue", "config_values", "needs_restart"]
 
 ConfigValue: TypeAlias = str | int | float | bool | list[str] | None
 
-# The only settings that a running peer takes over; all others hold from the next start.
+# The only settings that a running peer applies. All others apply from the next start.
 _LIVE: Final = ("terms", "access.operations", "access.others", "limits.service")
 _FIXED: Final = ("terms.policies",)
 _MILLION: Final = 10**6
 
 
 def config_values(config: PeerConfig) -> dict[str, ConfigValue]:
-    """Returns every value of a configuration by its dotted path, as it could stand in peer.yaml."""
+    """Every value of a configuration by its dotted path, in the form of peer.yaml."""
     sections = ("terms", "access", "limits")
     values = {one.path: _plain(_at(config, one.path)) for one in SETTINGS if one.path not in sections}
     if config.terms is not None:
         values |= _flat(config.terms, "terms")
-    # As the file says it: an allocation without a keep-alive, or without a longest time, ends never.
+    # In the form of the file: an allocation without a keep-alive, or without a longest time, ends `never`.
     values |= {
         path: "never" if value is None else value for path, value in _flat(config.allocations, "allocations").items()
     }
@@ -96,7 +96,7 @@ def _rule(rule: AccessRule) -> str:
 
 def _size(size: int) -> str:
     shown = format_size(size).replace(" ", "")
-    # `format_size` rounds; a limit must be shown exactly.
+    # `format_size` rounds, but a limit must be shown exactly.
     return shown if "." not in shown else f"{size}B"
 
 

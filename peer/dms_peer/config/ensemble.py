@@ -1,7 +1,7 @@
 """Reads ensemble files: the demands of several nodes, in YAML with the DMS's field names (docs/ensembles.md).
 
 Two fields are not part of the bid request and are never sent: `peer` pins a node to one peer, and `different_peers`
-places every node at a peer of its own.
+puts every node on a different peer.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class EnsembleFile(Struct, frozen=True, kw_only=True):
     different_peers: bool = False
 
     def asked(self, *, deadline: float, nonce: int | None = None) -> EnsembleRequest:
-        """Returns the request for bids until `deadline` (Unix seconds). The nonce is random, and so is a missing id."""
+        """The request for bids until `deadline` (Unix seconds). The nonce is random, and so is a missing id."""
         return EnsembleRequest(
             id=self.id or secrets.token_hex(8),
             nonce=secrets.randbits(53) if nonce is None else nonce,
@@ -73,7 +73,7 @@ class EnsembleFile(Struct, frozen=True, kw_only=True):
         )
 
     def for_peer(self, peer_id: str) -> EnsembleFile:
-        """Returns the ensemble without the nodes that are pinned to another peer; no node may be left."""
+        """The ensemble without the nodes that are pinned to other peers. It may be empty."""
         nodes = tuple(node for node in self.nodes if self.pins.get(node.node_id, peer_id) == peer_id)
         return replace(self, nodes=nodes)
 
@@ -104,7 +104,7 @@ def parse_ensemble(content: bytes, name: str) -> EnsembleFile:
 
 
 def _node(field: Field) -> tuple[NodeRequest, str]:
-    """The node, and the peer that it is pinned to or an empty string."""
+    """The node, and the peer to which it is pinned, or an empty string."""
     fields = field.fields(
         ("node_id", "peer", "executors", "resources", "location", "public_ports", "general_requirements"),
         needed=("node_id", "resources"),
@@ -199,7 +199,7 @@ def _excluded(field: Field) -> tuple[str, ...]:
 
 
 def _check_nodes(ensemble: EnsembleFile, entries: list[Field]) -> None:
-    """Refuses nodes that contradict each other or the ensemble."""
+    """Refuse nodes that contradict each other or the ensemble."""
     known: set[str] = set()
     pinned: dict[str, str] = {}
     ports = 0
@@ -224,7 +224,7 @@ def _check_nodes(ensemble: EnsembleFile, entries: list[Field]) -> None:
 
 
 def _check_message(ensemble: EnsembleFile, root: Field) -> None:
-    """Refuses a request that no provider would accept, here with a position instead of there without one."""
+    """Refuse a request that no provider would accept, because here the error can name the position."""
     request = ensemble.asked(deadline=0.0, nonce=2**53)
     try:
         from_map(to_map(request), EnsembleRequest)

@@ -1,6 +1,6 @@
-"""Reads the limits of a running peer (docs/limits.md lists all with their defaults).
+"""Reads the limits of a running peer (docs/limits.md lists all of them with their defaults).
 
-The shares of peers are not here: they are in the access file.
+The shares of peers are in the access file, not here.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ __all__ = [
 LogLevelName = Literal["error", "warning", "info", "debug"]
 
 SECTIONS: Final = ("terms", "access", "limits")
-"""Sections that may stand in peer.yaml or in a file of their own, whose path is then the value."""
+"""Sections that may be in peer.yaml or in a separate file, whose path is then the value."""
 
 _MOST_ADDRESSES: Final = 64
 _LONGEST_ALLOCATION: Final = 10 * 365 * 86400.0
@@ -71,7 +71,9 @@ class PeerConfig(Struct, frozen=True, kw_only=True):
 
 
 class Setting(Struct, frozen=True):
-    """One setting of `run`: its dotted path in peer.yaml and its option; `many` for an option that may be repeated."""
+    """One setting of `run`: its dotted path in peer.yaml and its option. `many` marks an option that may be
+    repeated.
+    """
 
     path: str
     option: str

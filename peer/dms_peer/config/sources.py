@@ -66,7 +66,7 @@ class ConfigSources:
 
     @property
     def path(self) -> Path | None:
-        """The configuration file; None where none is named and the home has none."""
+        """The configuration file. None if none is named and the home has none."""
         if self.file is not None:
             return self.file
         if named := self.environment.get(CONFIG_VARIABLE):
@@ -103,7 +103,7 @@ class ConfigSources:
         root: YamlNode = MapNode({}, _NOWHERE)
         if path is not None:
             content = read_file(path, _CODE)
-            # A file of comments alone sets nothing.
+            # A file with only comments sets nothing.
             if any(line.strip() and not line.lstrip().startswith(b"#") for line in content.splitlines()):
                 root = parse_fields(content, str(path), _CODE).node
         if not isinstance(root, MapNode):
@@ -120,7 +120,7 @@ class ConfigSources:
 
 @dataclass(slots=True)
 class _Tree:
-    """The merged tree; relative paths in the configuration file start in `folder`."""
+    """The merged tree. Relative paths in the configuration file start in `folder`."""
 
     root: MapNode
     folder: Path
@@ -146,7 +146,7 @@ def _read_section(tree: _Tree, name: str, section: Field) -> Any:
 
 
 def _section_file(tree: _Tree, name: str, section: Field) -> tuple[Field, Path]:
-    """The section itself, or the content of the file that it names, and the folder of either."""
+    """The section itself, or the content of the file that it names, and the folder of the section or file."""
     code = f"bad_{name}"
     if not section.is_text:
         return Field(section.node, section.path, code), tree.folder
@@ -157,7 +157,9 @@ def _section_file(tree: _Tree, name: str, section: Field) -> tuple[Field, Path]:
 
 
 def _path(tree: _Tree, field: Field, text: str) -> str:
-    """A path in the file starts at the directory of the file; one in an option or variable at the working directory."""
+    """A path in the file is relative to the directory of the file; in an option or variable, to the working
+    directory.
+    """
     return str(tree.folder / text) if field.node.position.line else text
 
 
@@ -166,7 +168,7 @@ def _with(root: MapNode, path: str, value: YamlNode) -> MapNode:
     name, _, rest = path.partition(".")
     if rest:
         _, inner = root.entries.get(name, (None, None))
-        # A section that is not a mapping stays: its reader reports it.
+        # A section that is not a mapping is kept, because its reader reports it.
         if inner is not None and not isinstance(inner, MapNode):
             return root
         value = _with(inner or MapNode({}, value.position), rest, value)

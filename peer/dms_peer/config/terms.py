@@ -30,13 +30,13 @@ _HIGHEST_PRICE: Final = 10**15
 _MOST_PEERS: Final = 4096
 _MOST_EXECUTORS: Final = 64
 _MOST_POLICIES: Final = 8
-# Seconds for all policies of one request together: the requester waits for the bid meanwhile.
+# Seconds for all policies of one request together. The requester waits for the bid meanwhile.
 _LONGEST_BUDGET: Final = 10.0
 _SHORTEST_BUDGET: Final = 0.01
 
 
 class OwnerTerms(Struct, frozen=True, kw_only=True):
-    """The terms on which an owner bids: for how long a bid is valid, which executors the machine has, ..."""
+    """The terms on which an owner bids, such as how long a bid is valid and which executors the machine has."""
 
     location: Place | None = None
     executors: tuple[str, ...] = ()
@@ -47,13 +47,13 @@ class OwnerTerms(Struct, frozen=True, kw_only=True):
     policies: tuple[PolicySettings, ...] = ()
 
     def bid_terms(self, policies: Sequence[AsyncPolicy]) -> BidTerms:
-        """Returns the terms as the bid service takes them; `policies` are the opened ones of the settings."""
+        """The terms for the bid service. `policies` are the opened policies of the settings."""
         return BidTerms(
             executors=frozenset(self.executors),
             privileged_docker=self.privileged_docker,
             location=self.location,
             valid_seconds=self.valid_seconds,
-            # Each policy costs time in every bid, so those that decide nothing are left out.
+            # Each policy costs time in every bid, so policies without an effect are left out.
             policies=(
                 *([self.peers] if self.peers != PeerList() else []),
                 *([self.prices] if self.prices else []),
@@ -73,7 +73,7 @@ def parse_terms(content: bytes, name: str, folder: Path) -> OwnerTerms:
 
 
 def read_terms(field: Field, folder: Path) -> OwnerTerms:
-    """Reads terms; programs with a relative path are looked up in `folder`. Raises DocumentError."""
+    """Read terms. Programs with a relative path are searched in `folder`. Raises DocumentError."""
     fields = field.fields(OwnerTerms.__struct_fields__)
     return OwnerTerms(
         location=fields.get("location", read_place, None),

@@ -1,6 +1,6 @@
 """Reads the fields of a file that a person wrote. Errors name the position, the field, the problem and the remedy.
 
-Amounts are read from their text, so none passes through a float.
+Amounts are read from their text, so that none becomes a float.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Fields:
     entries: Mapping[str, Field]
 
     def get(self, name: str, read: Callable[[Field], Value], default: Default) -> Value | Default:
-        """Returns what `read` makes of the field, or the default when the field is missing."""
+        """The result of `read` for the field, or the default if the field is missing."""
         field = self.entries.get(name)
         return default if field is None else read(field)
 
     def read_present(self, readers: Mapping[str, Callable[[Field], Value]]) -> dict[str, Value]:
-        """Returns the values of those fields that are present."""
+        """The values of the fields that are present."""
         return {name: read(self.entries[name]) for name, read in readers.items() if name in self.entries}
 
     def __getitem__(self, name: str) -> Field:
@@ -109,7 +109,7 @@ class Field:
     code: str
 
     def fail(self, problem: str, hint: str = "") -> NoReturn:
-        """Raises the error that this field is invalid."""
+        """Raise the error that this field is invalid."""
         self._fail(self.node, self.path, problem, hint)
 
     def _fail(self, node: YamlNode, path: str, problem: str, hint: str) -> NoReturn:
@@ -130,7 +130,7 @@ class Field:
 
     @property
     def is_text(self) -> bool:
-        """Whether the value is one word or text, not a mapping or a list."""
+        """Whether the value is a scalar, not a mapping or a list."""
         return isinstance(self.node, ScalarNode)
 
     def names(self) -> tuple[str, ...]:
@@ -252,7 +252,7 @@ def read_peer_id(field: Field) -> str:
         raw = base58.b58decode(text)
     except ValueError:
         raw = b""
-    # The multihash of a key: its SHA-256, or a short key as it is.
+    # The multihash of a key is its SHA-256, or a short key itself.
     if len(raw) < 34 or raw[0] not in (0x00, 0x12) or raw[1] != len(raw) - 2:
         field.fail(f"{text[:64]!r} is not a peer id", "write one as `dms-peer status` shows it: 12D3KooW...")
     return text

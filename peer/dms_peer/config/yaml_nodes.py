@@ -1,10 +1,10 @@
-"""YAML as a tree in which every node knows where it was written. Safe for any bytes.
+"""YAML as a tree in which every node knows its position. Safe for any bytes.
 
-The tree is built from PyYAML's events, so depth and size are bounded while reading. A plain scalar keeps its text
-(`NO` is a country, not false): the reader of a field decides its type. Aliases, tags, second documents and duplicate
-keys are refused.
+The tree is built from PyYAML's events, so that depth and size are limited while reading. A plain scalar keeps its text
+(`NO` is a country, not false), and the reader of a field decides its type. Aliases, tags, second documents and
+duplicate keys are refused.
 
-Values from options and environment variables become nodes of the same kind, so one reader serves all of them.
+Values from options and environment variables become nodes of the same kind, so that one reader serves all of them.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def parse_nodes(content: bytes, source: str = "") -> YamlNode:
         problem = ": ".join(filter(None, (error.context, error.problem)))[:_LONGEST]
         raise NodeError(f"invalid YAML: {problem}", "check the indentation and the quotes", *place) from None
     except Exception as error:
-        # The scanner raises Python's own errors too, for example for an escape beyond Unicode.
+        # For some input the scanner raises Python's own errors, for example for an escape beyond Unicode.
         raise NodeError(f"invalid YAML: {str(error)[:_LONGEST]}", "check the text") from None
 
 

@@ -1,10 +1,10 @@
-"""Known peers: peers that answered before, their addresses, and what they had free then.
+"""Known peers: peers that answered before, their addresses, and what they had free at that time.
 
-Known peers with free capacity are the cheapest source. The others are the dearest source except the broadcast and come
-last: after an hour on a network a peer has met hundreds of peers of which it knows nothing else.
+Known peers with free capacity are the cheapest source. The other known peers are the most expensive source except the
+broadcast, and come last: after an hour on a network a peer has met hundreds of peers about which it knows nothing else.
 
 The table is in memory. A task saves it at intervals and at the end, in a thread, never on the path of a request. The
-table is bounded: the least recently seen peer leaves first.
+table is bounded: the least recently seen peer is dropped first.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _log = logging.getLogger(__name__)
 
 _MOST_ADDRESSES: Final = 8
 _LONGEST_ADDRESS: Final = 256
-# Seconds for which a peer is left alone after its first failure, doubled by each further one.
+# Seconds for which a peer is not queried after its first failure. They double with each further one.
 _FIRST_PAUSE: Final = 30.0
 _LONGEST_PAUSE: Final = 6 * 3600.0
 
 
 class KnownPeers:
-    """The table: a CandidateSource and a PeerObserver. Times in Unix seconds.
+    """The table: a CandidateSource and a PeerObserver. Times are in Unix seconds.
 
-    `others` is the source of those known peers that this one does not name.
+    `others` is the source of the known peers that this one does not name.
     """
 
     name = "known"
@@ -55,15 +55,15 @@ class KnownPeers:
         self._clock = clock
         self.others = _Others(self)
         self.changes = 0
-        """Grows with every change."""
+        """The number of changes so far."""
 
-    # What is known
+    # Queries
 
     def __len__(self) -> int:
         return len(self._peers)
 
     def get(self, peer_id: str) -> KnownPeer | None:
-        """Return the entry of one peer."""
+        """The entry of one peer; None if it is not known."""
         return self._peers.get(peer_id)
 
     def answered(self, peer_id: str) -> bool:
@@ -72,12 +72,12 @@ class KnownPeers:
         return peer is not None and peer.free_at is not None and not peer.failures
 
     def is_due(self, peer_id: str, seconds: float) -> bool:
-        """Whether a peer was not seen for so long, or never."""
+        """Whether a peer was not seen for this time, or never."""
         peer = self._peers.get(peer_id)
         return peer is None or self._clock() - peer.last_seen >= seconds or peer.failures > 0
 
     def recent(self, most: int) -> tuple[KnownPeer, ...]:
-        """Return at most this many peers, the last seen first."""
+        """At most this many peers, the last seen first."""
         return tuple(reversed(self._peers.values()))[:most]
 
     # PeerObserver
@@ -89,7 +89,7 @@ class KnownPeers:
         after = replace(before, addrs=tuple(newest_first)[:_MOST_ADDRESSES], last_seen=now, failures=0)
         if free is not None:
             after = replace(after, free=abridged(free), free_at=now)
-        # At the end: the table is in the order of the last sign of life.
+        # Moved to the end, because the table is in the order of the last sign of life.
         self._peers[peer_id] = after
         if len(self._peers) > self._most:
             del self._peers[next(iter(self._peers))]
@@ -107,7 +107,9 @@ class KnownPeers:
         return self._named(self._able, request)
 
     def other_candidates(self, request: EnsembleRequest) -> AbstractAsyncContextManager[AsyncIterator[Candidate]]:
-        """The rest: those that never said what is free, then those that were full, the oldest figure first."""
+        """The other peers: first those that never reported what is free, then those that were full, the oldest figure
+        first.
+        """
         return self._named(self._unlikely, request)
 
     @asynccontextmanager
@@ -130,7 +132,7 @@ class KnownPeers:
 
     def _unlikely(self, request: EnsembleRequest) -> list[KnownPeer]:
         others = [peer for peer in self._approachable(request) if not _had_capacity(peer, request)]
-        # The older the figure, the sooner it is another one.
+        # The older a figure is, the more likely it has changed.
         return sorted(others, key=lambda peer: 0.0 if peer.free is None else peer.free_at or 0.0)
 
     def _approachable(self, request: EnsembleRequest) -> Iterator[KnownPeer]:
@@ -139,10 +141,10 @@ class KnownPeers:
             if peer.peer_id not in excluded and now >= peer.last_failure + _pause(peer.failures):
                 yield peer
 
-    # Keeping
+    # Saving
 
     def table(self) -> dict[str, KnownPeer]:
-        """Return a copy of the table, to be saved."""
+        """A copy of the table, for saving."""
         return dict(self._peers)
 
     def absorb(self, peers: dict[str, KnownPeer]) -> None:
@@ -173,10 +175,10 @@ def _pause(failures: int) -> float:
 async def open_known_peers(
     path: Path | None, *, most: int = 4096, save_interval: float = 60.0, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[KnownPeers]:
-    """The known peers of the file at `path` (None: of no file), kept while the block runs and written at its end.
+    """The known peers of the file at `path` (None: no file), while the block runs. They are saved at its end.
 
-    At most every `save_interval` seconds, and at the end, what has changed is written. A file that cannot be read or
-    written costs a line in the log, nothing else. Closing waits for the disk.
+    Changes are written at most every `save_interval` seconds, and at the end. If the file cannot be read or written,
+    the error is logged, and nothing else happens. Closing waits for the disk.
     """
     if path is None:
         yield KnownPeers(most=most, clock=clock)
@@ -201,7 +203,7 @@ async def _load(file: PeersFile, path: Path) -> dict[str, KnownPeer]:
 
 
 class _Saved:
-    """The part of the table that is on disk."""
+    """The saved part of the table."""
 
     def __init__(self, peers: KnownPeers, file: PeersFile, path: Path) -> None:
         self._peers = peers

@@ -1,9 +1,10 @@
-"""Peers on the local network, by multicast DNS as all libp2p peers use it.
+"""Peers on the local network, by libp2p's multicast DNS.
 
-What is heard is nothing but an address to dial: who listens there is proved by the handshake.
+A received record is only an address to dial: the handshake proves which peer listens there. The DNS itself is
+implemented by zeroconf, in two threads that end with the block. Its records pass through a mailbox of bounded size.
+
 Source: https://github.com/libp2p/specs/blob/master/discovery/mdns.md (service `_p2p._udp.local`, TXT strings
-`dnsaddr=MULTIADDR`). The DNS itself is zeroconf's, in two threads that end with the block; what it hears is handed over
-in a mailbox of bounded size.
+`dnsaddr=MULTIADDR`).
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ _LONGEST_STRING: Final = 255
 _MOST_ADDRESSES: Final = 16
 _MOST_PEERS: Final = 256
 _MOST_HEARD: Final = 256
-# Seconds: what the standard recommends for records that are not of an address (RFC 6762, section 10).
+# Seconds. The standard recommends this time for records other than addresses (RFC 6762, section 10).
 _LONGEST_TTL: Final = 4500.0
-# Seconds in which those who are there have answered: to the first question, where anybody did, or to the second one,
-# which follows after a second.
+# The seconds after which all present peers have answered: the first query, if any peer answered, otherwise the second
+# one, which follows after a second.
 _SETTLING: Final = 1.0
 _SETTLING_ALONE: Final = 2.0
 # Many peers announce the port 0, on which nothing listens, because the record needs a port.
@@ -56,7 +57,7 @@ _SOME_PORT: Final = 4001
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """One TXT record: of whom, what, and for how long it holds (seconds; 0 says goodbye)."""
+    """One TXT record: its name, its content, and its time to live (seconds; 0 is a goodbye)."""
 
     name: str
     text: bytes
@@ -72,7 +73,7 @@ class _Entry:
 
 
 class MDNSPeers:
-    """A CandidateSource of the peers on the local network. Made by `open_mdns`."""
+    """A CandidateSource of the peers on the local network. `open_mdns` makes it."""
 
     name = "mdns"
 
@@ -84,7 +85,7 @@ class MDNSPeers:
         self._changed = trio.Event()
 
     def peers(self) -> dict[str, tuple[str, ...]]:
-        """The addresses of each peer that was heard and has not gone, the newest first."""
+        """The addresses of each peer that was heard and has not left, the newest first."""
         now, found = trio.current_time(), dict[str, tuple[str, ...]]()
         for entry in reversed(self._entries.values()):
             if entry.expires > now:
@@ -99,7 +100,7 @@ class MDNSPeers:
 
     @asynccontextmanager
     async def candidates(self, request: EnsembleRequest) -> AsyncIterator[AsyncIterator[Candidate]]:
-        """Yield the peers that were heard; just after the start, wait for the first answers."""
+        """Yield the peers that were heard. Just after the start, wait for the first answers."""
         async with aclosing(self._candidates(request)) as found:
             yield found
 
@@ -120,22 +121,22 @@ class MDNSPeers:
                 return
 
     def asked(self) -> None:
-        """The first question goes out now."""
+        """Note that the first query is sent now."""
         self._opened_at = trio.current_time()
 
     def nobody_answers(self) -> None:
-        """There is nothing to wait for: this machine has no such network."""
+        """Note that this machine has no such network, so that no answer is expected."""
         self._deaf = True
         self._wake()
 
     def heard(self, record: _Heard) -> None:
-        """Takes in one record."""
+        """Handle one record."""
         before = self._entries.pop(record.name, None)
         if record.ttl <= 0:
             return
         expires = trio.current_time() + min(record.ttl, _LONGEST_TTL)
         if before is not None and before.text == record.text:
-            # Said again, as it is every few minutes.
+            # A repetition, as every few minutes.
             self._entries[record.name] = replace(before, expires=expires)
             return
         found = tuple(_addresses(record.text))
@@ -158,12 +159,12 @@ def _addresses(text: bytes) -> Iterator[PeerAddress]:
         said, text = text[1 : 1 + text[0]], text[1 + text[0] :]
         if not said.startswith(_PREFIX):
             continue
-        # Counted whether it is one or not: a record is not to cost more for being wrong.
+        # Counted even if it is invalid, because an invalid record must not cost more than a valid one.
         found += 1
         try:
             yield parse_peer_address(said[len(_PREFIX) :].decode(errors="replace"))
         except AddressError:
-            # Peers of other transports are no news.
+            # Peers of other transports are ignored.
             continue
 
 
@@ -171,10 +172,10 @@ def _addresses(text: bytes) -> Iterator[PeerAddress]:
 async def open_mdns(
     peer_id: str, addrs: Sequence[str] = (), *, interfaces: Sequence[str] | None = None
 ) -> AsyncIterator[MDNSPeers]:
-    """Listens for peers on the local network while the block runs, and tells them `addrs`, where there are any.
+    """Listen for peers on the local network while the block runs, and announce `addrs` to them, if there are any.
 
-    It begins to listen beside the block. `interfaces` are the IP addresses of those to use, by default all. A network
-    without multicast costs one line in the log. At the end it says goodbye, which takes a second.
+    Listening begins in the background. `interfaces` are the IP addresses of the interfaces to use, by default all. A
+    network without multicast costs one line in the log. At the end a goodbye is sent, which takes a second.
     """
     peers = MDNSPeers(peer_id, trio.current_time())
     async with open_background(partial(_run, peers, tuple(addrs), interfaces)):
@@ -184,11 +185,11 @@ async def open_mdns(
 async def _run(peers: MDNSPeers, addrs: Sequence[str], interfaces: Sequence[str] | None) -> None:
     mailbox = _Mailbox(peers, trio.lowlevel.current_trio_token())
     try:
-        # No thread may outlive the block, so that starting, a matter of milliseconds, is waited for.
+        # No thread may outlive the block, so the start, which takes milliseconds, is not cancelled.
         zeroconf = await trio.to_thread.run_sync(_start, mailbox, interfaces)
         peers.asked()
     except Exception as error:
-        # Each system has its own errors where there is no network; all of them mean the same.
+        # Each system raises other errors if there is no network; all of them mean the same.
         _log.warning("no peers are looked for on the local network (mDNS): %s", _one_line(error))
         peers.nobody_answers()
         return
@@ -203,7 +204,7 @@ async def _run(peers: MDNSPeers, addrs: Sequence[str], interfaces: Sequence[str]
 
 
 class _Mailbox:
-    """Carries records from zeroconf's thread to ours; it drops what is too much, which zeroconf repeats later."""
+    """Passes records from zeroconf's thread to ours. It drops records beyond its size, which zeroconf repeats later."""
 
     def __init__(self, peers: MDNSPeers, token: trio.lowlevel.TrioToken) -> None:
         self._peers = peers
@@ -211,9 +212,9 @@ class _Mailbox:
         self._waiting: deque[_Heard] = deque(maxlen=_MOST_HEARD)
 
     def put(self, heard: _Heard) -> None:
-        """Called by zeroconf's thread."""
+        """Called in zeroconf's thread."""
         self._waiting.append(heard)
-        # It waits only once, for any number of callers.
+        # Any number of calls leads to only one delivery.
         self._token.run_sync_soon(self._deliver, idempotent=True)
 
     def _deliver(self) -> None:
@@ -222,11 +223,11 @@ class _Mailbox:
 
 
 def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
-    # Not above: it takes a tenth of a second, which no command should pay that does not listen.
+    # Imported here, because it takes a tenth of a second, which only listening commands should pay.
     from zeroconf import InterfaceChoice, RecordUpdate, RecordUpdateListener, ServiceListener, Zeroconf
 
     class Records(RecordUpdateListener):
-        """Hears every record; zeroconf's own resolver waits for SRV and address records that not all peers send."""
+        """Receives every record. zeroconf's own resolver waits for SRV and address records that not all peers send."""
 
         def async_update_records(self, zc: Zeroconf, now: float, records: list[RecordUpdate]) -> None:
             for record in (update.new for update in records):
@@ -235,10 +236,10 @@ def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
                     mailbox.put(_Heard(record.name, text, 0.0 if record.is_expired(now) else record.ttl))
 
         def async_update_records_complete(self) -> None:
-            """zeroconf calls this after each batch; there is nothing to finish."""
+            """zeroconf calls this after each batch. There is nothing to do."""
 
     class Asking(ServiceListener):
-        """Makes zeroconf ask for the service, at the intervals that the standard wants; `Records` hears the answers."""
+        """Makes zeroconf query the service, at the intervals of the standard. `Records` receives the answers."""
 
         def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
             pass
@@ -260,7 +261,7 @@ def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
         raise
     try:
         if not zeroconf.engine.senders:
-            # The library would start without an error, and never hear anything.
+            # The library would start without an error, and never receive anything.
             raise OSError("no network interface can be used")
         zeroconf.add_listener(Records(), None)
         zeroconf.add_service_listener(_SERVICE, Asking())
@@ -271,7 +272,7 @@ def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
 
 
 def _close_sockets(error: Exception) -> None:
-    """Closes what zeroconf had opened when it gave up: release 0.150 leaves that to the garbage collector."""
+    """Close what zeroconf had opened when it failed: release 0.150 leaves that to the garbage collector."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         for value in frame.f_locals.values():
             for one in value if isinstance(value, list) else (value,):
@@ -290,20 +291,20 @@ def _close(zeroconf: Zeroconf) -> None:
     try:
         zeroconf.close()
     except Exception as error:
-        # Saying goodbye fails where the network is gone.
+        # The goodbye fails if the network is gone.
         _log.debug("closing mDNS failed: %s", _one_line(error))
 
 
 def _service_info(addrs: Sequence[str]) -> ServiceInfo:
     from zeroconf import ServiceInfo
 
-    # Random, as the standard requires, so that the name does not track a peer from network to network.
+    # Random, as the standard requires, so that the name does not identify a peer across networks.
     name = "".join(random.SystemRandom().choices(string.ascii_lowercase + string.digits, k=40))
     strings = [string for string in map(_string, addrs) if len(string) <= 1 + _LONGEST_STRING][:_MOST_ADDRESSES]
     parsed = [parse_peer_address(address) for address in addrs]
     options: dict[str, Any] = {"parsed_addresses": [one.host for one in parsed if one.kind in ("ip4", "ip6")]}
     port = next((one.port for one in parsed), _SOME_PORT)
-    # The strings one by one: a mapping would have the key `dnsaddr` only once.
+    # The strings one by one, because a mapping could have the key `dnsaddr` only once.
     return ServiceInfo(
         _SERVICE, f"{name}.{_SERVICE}", port=port, properties=b"".join(strings), server=f"{name}.local.", **options
     )

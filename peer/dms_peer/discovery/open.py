@@ -1,4 +1,4 @@
-"""All ways to find peers, put together as the settings say, for a running peer or for a requester."""
+"""Opens all ways to find peers, as the settings say, for a running peer or for a requester."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _LOOPBACK: Final = ("127.0.0.1",)
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """The open ways to find peers. `sources` are in the order of their cost; a source that is switched off is None."""
+    """The open ways to find peers. `sources` are in the order of their cost. A source that is switched off is None."""
 
     network: ConnectionPool
     sources: tuple[CandidateSource, ...]
@@ -62,8 +62,8 @@ class Discovery:
     ) -> Requester:
         """A requester that queries all sources, and whose answers make the next search cheaper.
 
-        It shows the `token` to providers that require one. `network` takes the place of the connections, where the peer
-        is to be its own requester.
+        It sends the `token` to providers that require one. `network` replaces the connections, for a peer that is to be
+        its own requester.
         """
         return Requester(
             network or self.network,
@@ -90,15 +90,13 @@ async def open_discovery(
     access: AccessRules | CurrentRules | None = None,
     shares: SharesInUse | None = None,
 ) -> AsyncIterator[Discovery]:
-    """Finds peers, and lets others find this one where there is a `manager`, while the block runs.
+    """Find peers and, with a `manager`, let others find this one, while the block runs.
 
-    Known peers are kept in the `home`, without one in memory. `access` says which facts are
-    published, and whose broadcast requests are answered,
-    `shares` what peers may use of this one and have with the holds that they ask for: those of `serve`, so that all
-    their streams count together.
-    Nothing is waited for: sources fill while they are used. Raises AddressError for a bootstrap address that cannot be
-    one, and ProtocolError where the host serves one of the protocols already. What goes wrong later is a line in the
-    log.
+    Known peers are saved in the `home`; without one they are kept in memory. `access` says which facts are published,
+    and whose broadcast requests are answered. `shares` are the limits of other peers: pass those of `serve`, so that
+    all their streams count together. Nothing is waited for: sources fill while they are used. Raises AddressError for
+    an invalid bootstrap address, and ProtocolError if the host already serves one of the protocols. Later errors are
+    logged.
     """
     settings = settings or DiscoverySettings()
     current = access if isinstance(access, CurrentRules) else CurrentRules(access)
@@ -110,7 +108,7 @@ async def open_discovery(
     async with AsyncExitStack() as stack:
         path = home.peers_path if home is not None and settings.known else None
         known = await stack.enter_async_context(open_known_peers(path, most=settings.max_known_peers))
-        # Others are told where this peer is only if it has something to offer, or asks them to come.
+        # Other peers get the addresses of this one only if it offers something.
         mdns = await _open_mdns(stack, identity, addrs() if manager else ()) if settings.mdns else None
         if connections is None:
             book = partial(_addresses, known, mdns)
@@ -165,21 +163,21 @@ async def _trust(home: Home | None, known: KnownPeers) -> Callable[[str], bool]:
 
 
 async def _open_mdns(stack: AsyncExitStack, identity: Identity, addrs: Sequence[str]) -> MDNSPeers:
-    # A loopback address is useless to the network: it would send other machines to themselves.
+    # A loopback address is useless in the network: it would lead other machines to themselves.
     local = bool(addrs) and all(map(is_loopback, addrs))
     interfaces = _LOOPBACK if local else None
     return await stack.enter_async_context(open_mdns(identity.peer_id, addrs, interfaces=interfaces))
 
 
 def _addresses(known: KnownPeers, mdns: MDNSPeers | None, peer_id: str) -> Sequence[str]:
-    """Where a peer may be, as far as anybody said."""
+    """The possible addresses of a peer, from all sources."""
     peer = known.get(peer_id)
     heard = mdns.peers().get(peer_id, ()) if mdns else ()
     return (*(peer.addrs if peer else ()), *heard)
 
 
 def _heard(mdns: MDNSPeers | None, adverts: AdvertTable) -> Mapping[str, Sequence[str]]:
-    """Some peers that were heard of: those near, and of the others some by chance."""
+    """Some peers that were heard of: those on the local network, and a random choice of the others."""
     near = mdns.peers() if mdns else {}
     return {one.advert.peer_id: one.advert.addrs for one in adverts.some(_SOME)} | near
 
@@ -196,8 +194,8 @@ async def open_requester(
 ) -> AsyncIterator[Requester]:
     """Yield a requester on any libp2p host while the block runs.
 
-    The first connections have been tried, for some seconds at most. The host's key must be Ed25519 where no `identity`
-    is given (IdentityError). Raises what `open_discovery` raises.
+    Before that, the first connections are tried, for some seconds at most. The host's key must be Ed25519 if no
+    `identity` is given (IdentityError). Raises what `open_discovery` raises.
     """
     async with open_discovery(host, identity or host_identity(host), settings, home=home) as discovery:
         with trio.move_on_after(_FIRST_DIALS):

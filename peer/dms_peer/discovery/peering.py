@@ -1,8 +1,8 @@
-"""Keeps a peer connected to a few others; without connections it hears of nobody.
+"""Keeps a peer connected to a few others. Without connections it hears of no peers.
 
 At the start, and while too few peers are connected, it dials the bootstrap addresses and the peers that were seen last.
-The pool does not close these connections for being idle. Connected peers that serve our protocols become known peers,
-so that a later start needs no bootstrap address.
+The pool does not close these connections when they are idle. Connected peers that serve our protocols become known
+peers, so that a later start needs no bootstrap address.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _ENOUGH: Final = 4
 _RECENT: Final = 8
 _AT_ONCE: Final = 4
 _MOST_BACKOFF: Final = 8
-# The part of a pause that is by chance, either way.
+# The random part of a pause, in both directions.
 _JITTER: Final = 0.25
-# Failures that say nothing of the peer.
+# Failures that say nothing about the peer.
 _OUR_CODES: Final = frozenset({"backing_off", "busy", "denied", "closed"})
-# Seconds for which a sighting of a peer need not be noted again.
+# Seconds for which a sighting of a peer is not noted again.
 _NOTED: Final = 60.0
 _TAG: Final = "dms-peering"
 
@@ -81,7 +81,7 @@ class Peering:
         self._draw = draw
 
     def add_source(self, others: Callable[[], Mapping[str, Sequence[str]]]) -> None:
-        """`others` names more peers to dial, such as those of the local network."""
+        """Add a source: `others` returns more peers to dial, such as those of the local network."""
         self._others = others
 
     @property
@@ -90,29 +90,29 @@ class Peering:
         return tuple(peer_id.to_base58() for peer_id in self._host.get_connected_peers())
 
     def partners(self) -> dict[str, Sequence[str]]:
-        """Connected peers that exchange adverts, as far as they have said, the bootstrap peers first."""
+        """Connected peers that exchange adverts, as far as they have reported it, the bootstrap peers first."""
         peerstore = self._host.get_peerstore()
         found: dict[str, Sequence[str]] = {}
         for peer_id in self._host.get_connected_peers():
             try:
                 protocols = peerstore.get_protocols(peer_id)
             except Exception:
-                # "None" is an error of its own kind in each of the library's peer stores.
+                # Each of the library's peer stores raises its own error for a missing entry.
                 protocols = []
             if not protocols or PEERS_PROTOCOL in protocols:
                 found[peer_id.to_base58()] = ()
         return dict(sorted(found.items(), key=lambda item: item[0] not in self._bootstrap))
 
     async def wait_tried(self) -> None:
-        """Returns when everybody was dialled once, whether they answered or not."""
+        """Return when every peer was dialled once, whether it answered or not."""
         await self._tried.wait()
 
     async def wait_changed(self) -> None:
-        """Return when a peer has connected, left, or told its protocols. May be cancelled."""
+        """Return when a peer has connected, left, or reported its protocols. May be cancelled."""
         await self._changed.wait()
 
     async def keep(self, interval: float) -> None:
-        """Check every `interval` seconds, ever less often while no peer answers. Runs until cancelled."""
+        """Check every `interval` seconds, and less often while no peer answers. Runs until cancelled."""
         pause = interval
         with watching(self._host, ConnectionEvents(self._came, self._wake, self._wake)), self._releasing():
             while True:
@@ -133,7 +133,7 @@ class Peering:
         self._changed = trio.Event()
 
     async def gather(self) -> int:
-        """Dials while fewer than enough are connected; the number of those reached."""
+        """Dial while fewer than enough peers are connected. Returns the number of peers reached."""
         self._let_go()
         missing = self._enough - len(self.connected)
         if missing <= 0:
@@ -171,12 +171,12 @@ class Peering:
         self._is_there(peer_id)
         self._protect(peer_id)
         if peer_id in self._bootstrap:
-            # Named by the user, it is asked like any known peer: what it serves is known only after identify.
+            # The user named it, so it is queried like any known peer. Only identify tells what it serves.
             self._known.seen(peer_id, addrs)
         return True
 
     def _is_missing(self, peer_id: str, error: DialError) -> None:
-        """Says so once, and again when the reason is another one."""
+        """Log an unreachable bootstrap peer once, and again if the reason changes."""
         if peer_id in self._bootstrap and self._missing.get(peer_id) != error.code:
             self._missing[peer_id] = error.code
             _limited_log.log(logging.WARNING, "a bootstrap peer is not there: %s", error)
@@ -207,7 +207,7 @@ class Peering:
         finally:
             self._let_go(everybody=True)
 
-    # Remembering
+    # Known peers
 
     def note(self) -> None:
         """Note the connected peers that serve our protocols."""
@@ -219,7 +219,7 @@ class Peering:
                 serves = peerstore.supports_protocols(peer_id, [RESOURCES_PROTOCOL])
                 addrs = peerstore.addrs(peer_id)
             except Exception:
-                # "None" is an error of its own kind in each of the library's peer stores.
+                # Each of the library's peer stores raises its own error for a missing entry.
                 continue
             if serves and addrs:
                 self._known.seen(peer_id.to_base58(), text_addresses(peer_id, addrs))

@@ -1,11 +1,12 @@
-"""The file of the known peers: whole or not at all, shared by all programs of one home.
+"""The file of the known peers: written whole or not at all, shared by all programs of one home.
 
 Rules:
-1. The file is replaced in one step, with mode 0600, and read and written under a lock of its own, so that a running
-   peer and its owner's commands may both keep it: each writer first merges what others wrote.
-2. Of two entries for one peer the later one counts. Nothing is ever removed but by age and by number, which all agree
-   on.
-3. A file that cannot be understood is set aside under another name, never overwritten.
+1. The file is replaced in one step, with mode 0600. It is read and written under a lock of its own, so that a running
+   peer and its owner's commands may both write it: each writer first merges what others wrote.
+2. Of two entries for one peer the later one is kept. Entries are removed only by age and by number, which gives the
+same
+   result for all writers.
+3. An invalid file is renamed, never overwritten.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ __all__ = ["FORGET_AFTER", "KnownPeer", "PeersFile", "merge_peers"]
 FORGET_AFTER: Final = 30 * 86400.0
 
 _VERSION: Final = 1
-# Bytes; more is not ours.
+# Bytes. A larger file was not written by this program.
 _MOST_READ: Final = 64 * 1024 * 1024
 
 
 class KnownPeer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A peer that answered once.
+    """A peer that answered at least once.
 
-    `addrs` are where, the newest first; `free` is what it said at `free_at` that it had free. `failures` counts how
-    often it could not be reached since it was last seen. Times in Unix seconds.
+    `addrs` are its addresses, the newest first. `free` is what it reported at `free_at`. `failures` counts the failed
+    attempts to reach it since it was last seen. Times are in Unix seconds.
     """
 
     peer_id: str
@@ -54,7 +55,7 @@ class KnownPeer(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def touched(self) -> float:
-        """When something was last learned of it."""
+        """When something was last learned about it."""
         return max(self.last_seen, self.last_failure)
 
 
@@ -69,14 +70,14 @@ _decoder: Final = msgspec.json.Decoder(_Contents, dec_hook=decode_value)
 def merge_peers(
     ours: Iterable[KnownPeer], theirs: Iterable[KnownPeer], *, most: int, now: float
 ) -> dict[str, KnownPeer]:
-    """Merge both tables by peer id, the least recently seen first; keeps at most `most` peers and no forgotten one."""
+    """Merge both tables by peer id, the least recently seen first. Keeps at most `most` peers and no forgotten ones."""
     merged: dict[str, KnownPeer] = {}
     for peer in (*theirs, *ours):
         other = merged.get(peer.peer_id)
         if other is None or peer.touched >= other.touched:
             merged[peer.peer_id] = peer
     kept = sorted(
-        # A time that has not come yet is some other clock's, and would stay for ever.
+        # A time in the future comes from another clock, and would stay for ever.
         (peer for peer in merged.values() if now - FORGET_AFTER < peer.last_seen <= now + FORGET_AFTER),
         key=lambda peer: peer.last_seen,
     )
@@ -84,19 +85,21 @@ def merge_peers(
 
 
 class PeersFile:
-    """Reads and writes the table; every method blocks on the disk."""
+    """Reads and writes the table. Every method blocks on the disk."""
 
     def __init__(self, path: Path, most: int = 4096) -> None:
         self._path = path
         self._most = most
 
     def load(self) -> dict[str, KnownPeer]:
-        """Read the file. Raises OSError; a damaged file is set aside, with a line in the log."""
+        """Read the file. Raises OSError. A damaged file is renamed, and this is logged."""
         with self._locked():
             return merge_peers((), self._read(), most=self._most, now=time.time())
 
     def save(self, peers: Mapping[str, KnownPeer]) -> dict[str, KnownPeer]:
-        """Writes the table together with what others wrote, and returns that. Raises OSError; then nothing changed."""
+        """Write the table together with what others wrote, and return that. Raises OSError; then nothing
+        has changed.
+        """
         with self._locked():
             merged = merge_peers(peers.values(), self._read(), most=self._most, now=time.time())
             write_private(
@@ -111,7 +114,7 @@ class PeersFile:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
-            # Closing lets go of the lock.
+            # Closing the file releases the lock.
             os.close(lock)
 
     def _read(self) -> tuple[KnownPeer, ...]:

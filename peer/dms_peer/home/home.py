@@ -1,12 +1,12 @@
-"""The home directory of a peer: its key, its ledger, its socket, and the machine that it describes.
+"""The home directory of a peer: its key, its ledger, its socket, and the description of its machine.
 
 Rules:
-1. The directory is created with mode 0700. One that every user can write to is refused. Key, ledger and socket have
+1. The directory is created with mode 0700. If every user can write to it, it is refused. Key, ledger and socket have
    mode 0600 whatever the mode of the directory is.
 2. `--machine FILE` is remembered: a copy is kept as `machine.json` and used by every later command, until another file
    is given or `--machine measured` returns to the hardware.
-3. Only the holder of the ledger remembers it, so no command changes the machine under a running peer.
-4. A damaged file of what is remembered is put aside with a line in the log. It never stops the start.
+3. Only the process with the ledger remembers it, so that no command changes the machine under a running peer.
+4. A damaged file of what is remembered is renamed, and this is logged. It never prevents the start.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RETRY_INTERVAL: Final = 0.05
 
 
 def default_home() -> Path:
-    """The home directory that `DMS_HOME` names, else the user's data directory for dms-peer."""
+    """The home directory that `DMS_HOME` names, otherwise the user's data directory for dms-peer."""
     if named := os.environ.get(HOME_VARIABLE):
         return Path(named)
     import platformdirs
@@ -51,7 +51,7 @@ def default_home() -> Path:
 
 
 class Home(Struct, frozen=True):
-    """The files of one peer; `patience` is how long (seconds) a command waits for its ledger."""
+    """The files of one peer. `patience` is how long (seconds) a command waits for its ledger."""
 
     path: Path
     patience: float = PATIENCE
@@ -68,7 +68,7 @@ class Home(Struct, frozen=True):
 
     @property
     def ledger_path(self) -> Path:
-        """The ledger: what is offered and promised."""
+        """The ledger: the offer and the leases."""
         return self.path / "ledger.db"
 
     @property
@@ -102,7 +102,7 @@ class Home(Struct, frozen=True):
         return self.path / "revoked"
 
     def prepare(self) -> None:
-        """Creates the directory if it is missing. Blocks on disk.
+        """Create the directory if it is missing. Blocks on disk.
 
         Raises PeerError `bad_home` if it cannot be created or read, or if every user can write to it.
         """
@@ -124,11 +124,11 @@ class Home(Struct, frozen=True):
             )
 
     def machine(self, choice: str | None) -> MachineResources:
-        """Returns the machine that `choice` (`--machine`) or this home describes, else measures the hardware.
+        """The machine that `choice` (`--machine`) or this home describes, otherwise the measured hardware.
 
         Raises MachineFileError for a file that `choice` names. Blocks, for seconds if a GPU driver is slow.
         """
-        # Commands that ask a running peer do not need these, and must start fast.
+        # Commands that query a running peer do not need these, and must start fast.
         from dms_resources.errors import MachineFileError
         from dms_resources.machine.file import read_machine_file
         from dms_resources.machine.hardware import measure_machine
@@ -148,7 +148,7 @@ class Home(Struct, frozen=True):
         return measure_machine(self.path)
 
     def remember_machine(self, choice: str | None, machine: MachineResources) -> None:
-        """Keeps the choice for later commands. Only the process that holds the ledger may call it. Blocks on disk."""
+        """Remember the choice for later commands. Only the process with the ledger may call it. Blocks on disk."""
         from dms_resources.machine.file import write_machine_file
 
         if choice == MEASURED:
@@ -157,7 +157,7 @@ class Home(Struct, frozen=True):
             write_machine_file(self.machine_path, machine)
 
     def listen_addresses(self, check: Callable[[str], object]) -> list[str]:
-        """Returns the addresses of the last run; `check` raises PeerError for an invalid one. Blocks on disk."""
+        """The addresses of the last run. `check` raises PeerError for an invalid one. Blocks on disk."""
         try:
             addresses = read_state(self.listen_path, _LARGEST_LISTEN).decode().split()
             for address in addresses:
@@ -170,7 +170,7 @@ class Home(Struct, frozen=True):
         return addresses
 
     def remember_listen_addresses(self, addresses: list[str]) -> None:
-        """Keeps the addresses for the next start; a failure is logged. Blocks on disk."""
+        """Remember the addresses for the next start. A failure is logged. Blocks on disk."""
         try:
             write_private(self.listen_path, ("\n".join(addresses) + "\n").encode())
         except OSError as error:
@@ -178,12 +178,12 @@ class Home(Struct, frozen=True):
 
 
 def home_at(path: str | Path | None) -> Home:
-    """Returns the home at a path, or the default one. Raises PeerError `bad_home` for a path that is not UTF-8."""
+    """The home at a path, or the default one. Raises PeerError `bad_home` if the path is not UTF-8."""
     home = Home(Path(path) if path is not None else default_home(), PATIENCE)
     try:
         str(home.path).encode()
     except UnicodeEncodeError:
-        # SQLite, JSON and terminals all take text; each would fail in its own way.
+        # SQLite, JSON and terminals all need text, and each would fail in a different way.
         raise PeerError(
             f"the path of the home directory is not UTF-8: {str(home.path)!a}",
             code="bad_home",

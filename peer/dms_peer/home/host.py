@@ -20,7 +20,7 @@ __all__ = ["connection_gate", "open_home_host"]
 
 
 def connection_gate(settings: NetworkSettings) -> ConnectionGater:
-    """Returns the lists as the host takes them. Raises PeerError `bad_list` for an invalid id or range."""
+    """The lists in the form that the host needs. Raises PeerError `bad_list` for an invalid id or range."""
     try:
         return ConnectionGater(
             allow_peers=frozenset(settings.allow_peers),
@@ -44,9 +44,9 @@ async def open_home_host(
     limits: HostLimits | None = None,
     relay_limits: RelayLimits | None = None,
 ) -> AsyncIterator[HardenedHost]:
-    """Opens a host; if the home has a `swarm.key`, it connects to peers of that private network only.
+    """Open a host. If the home has a `swarm.key`, it connects only to peers of that private network.
 
-    Raises IdentityError for a swarm key that cannot be used, PeerError `bad_list`, and what `open_host` raises.
+    Raises IdentityError for an invalid swarm key, PeerError `bad_list`, and what `open_host` raises.
     """
     settings = settings or NetworkSettings()
     key = await trio.to_thread.run_sync(load_swarm_key, home.swarm_key_path) if home.swarm_key_path.exists() else None

@@ -1,15 +1,15 @@
-"""What a home holds at other peers: a small file, so that the requester knows it after a crash and on another day.
+"""What a home holds at other peers: a small file, so that the requester still knows it after a crash or on another day.
 
 Rules:
 
 1. The file (`leases.json`, mode 0600) is replaced in one step under a lock of its own: several commands of one home
    may write at once.
-2. A provider is written down before a commitment is requested from it. A lease whose answer was lost is then found by
-   the wire's `list` at that provider.
-3. The journal is a memory, not the truth: the provider's answer replaces an entry.
-4. An entry is removed when its lease was released or has ended, or a day after its deadline; a provider that was not
-   used, after 30 days.
-5. A file that cannot be read is set aside under another name, never overwritten.
+2. A provider is recorded before a commitment is requested from it. A lease whose answer was lost is then found by the
+   wire's `list` at that provider.
+3. The journal may be out of date: the provider's answer replaces an entry.
+4. An entry is removed when its lease was released or has ended, or a day after its deadline. A provider that was not
+   used is removed after 30 days.
+5. A file that cannot be read is renamed, never overwritten.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _VERSION: Final = 1
 _MOST_READ: Final = 64 * 1024 * 1024
 _MOST_LEASES: Final = 10_000
 _MOST_PROVIDERS: Final = 1024
-# Seconds that a lease stays after its deadline, and a provider after it was last used.
+# Seconds that a lease is kept after its deadline, and a provider after its last use.
 _KEEP_LEASE: Final = 86400.0
 _KEEP_PROVIDER: Final = 30 * 86400.0
 
@@ -52,7 +52,7 @@ class HeldLease(Struct, frozen=True, kw_only=True):
 
 
 class JournalProvider(Struct, frozen=True, kw_only=True):
-    """A peer at which this home committed something, where it was reached, and when last (Unix seconds)."""
+    """A peer at which this home committed something, its addresses, and when it was last used (Unix seconds)."""
 
     peer_id: str
     addrs: tuple[str, ...]
@@ -69,26 +69,26 @@ _decoder: Final = msgspec.json.Decoder(_Contents, dec_hook=decode_value)
 
 
 class LeaseJournal:
-    """The journal of the home at `home`; every method blocks on the disk and raises OSError."""
+    """The journal of the home at `home`. Every method blocks on the disk and raises OSError."""
 
     def __init__(self, home: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = home / "leases.json"
         self._clock = clock
 
     def leases(self) -> list[HeldLease]:
-        """What is held as far as is known, the newest first."""
+        """The leases that are held, as far as known, the newest first."""
         return sorted(self._fresh(self._read()).leases, key=lambda held: -held.lease.created)
 
     def providers(self) -> list[JournalProvider]:
-        """The providers that may have leases of this home, the last used one first."""
+        """The providers that may have leases of this home, the last used first."""
         return sorted(self._fresh(self._read()).providers, key=lambda provider: -provider.used)
 
     def note_provider(self, peer_id: str, addrs: Sequence[str]) -> None:
-        """Write down that something is about to be committed at this peer."""
+        """Record that something is about to be committed at this peer."""
         self._change(lambda contents: self._with_provider(contents, peer_id, addrs))
 
     def note(self, peer_id: str, leases: Iterable[Lease]) -> None:
-        """Write down leases as their provider answered."""
+        """Record leases as their provider reported them."""
         noted = {lease.lease_id: lease for lease in leases}
 
         def change(contents: _Contents) -> _Contents:
@@ -100,7 +100,7 @@ class LeaseJournal:
         self._change(change)
 
     def forget(self, peer_id: str, lease_ids: Collection[str]) -> None:
-        """Leases at this peer that have ended."""
+        """Remove leases at this peer that have ended."""
         self._change(
             lambda contents: replace(
                 contents,
@@ -111,7 +111,7 @@ class LeaseJournal:
         )
 
     def replace_all(self, peer_id: str, leases: Sequence[Lease]) -> None:
-        """All leases that this home has at the peer, as its `list` answered."""
+        """Replace all leases that this home has at the peer by those that its `list` reported."""
         gone = {held.lease.lease_id for held in self.leases() if held.peer_id == peer_id}
         gone -= {lease.lease_id for lease in leases}
         self.note(peer_id, leases)

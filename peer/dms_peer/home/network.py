@@ -1,4 +1,4 @@
-"""Which peers may connect, and the relays of this peer."""
+"""The peers that may connect, and the relays of this peer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["NetworkSettings"]
 
 @dataclass(frozen=True, slots=True)
 class NetworkSettings:
-    """Which peers may connect: lists of peer ids and address ranges; an empty allow list admits everybody.
+    """The peers that may connect: lists of peer ids and address ranges. An empty allow list admits everybody.
 
     With `relay` the peer carries connections of peers that cannot be dialled. `reserve_at` are the addresses of relays
     through which this peer itself can be reached.

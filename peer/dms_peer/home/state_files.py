@@ -1,7 +1,7 @@
-"""Reads the files that the peer keeps in its home, without trust in what it finds there.
+"""Reads the files that the peer keeps in its home, and trusts nothing that it finds there.
 
-A file counts only if it is a regular file, reached by no link, of a bounded size, and owned by the user who runs the
-peer or who owns its directory. Opening one never waits, so a FIFO in the place of a file cannot stop the start.
+A file is accepted only if it is a regular file, not reached by a link, of a bounded size, and owned by the user of the
+process or of the directory. Opening one never waits, so that a FIFO in place of a file cannot block the start.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _log = logging.getLogger(__name__)
 
 
 def read_state(path: Path, most: int) -> bytes:
-    """Returns the content of a file of at most `most` bytes. Blocks on disk.
+    """The content of a file of at most `most` bytes. Blocks on disk.
 
-    Raises FileNotFoundError, and OSError for a file that does not count; its `strerror` says why.
+    Raises FileNotFoundError, and OSError for a file that is not accepted; its `strerror` says why.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
-        # Root may look into the home of a user.
+        # Root may read the home of a user.
         if status.st_uid not in (os.geteuid(), path.parent.stat().st_uid):
             raise OSError(errno.EPERM, f"it belongs to user {status.st_uid}")
         content = file.read(most + 1)
@@ -38,7 +38,7 @@ def read_state(path: Path, most: int) -> bytes:
 
 
 def set_aside(path: Path, reason: object) -> None:
-    """Renames a damaged file, and logs its name, the reason and its new name. Blocks on disk, and raises nothing."""
+    """Rename a damaged file, and log its name, the reason and its new name. Blocks on disk. Raises nothing."""
     aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
     text = " ".join(str(getattr(reason, "strerror", None) or reason).split())[:200]
     try:

@@ -23,29 +23,29 @@ __all__ = ["return_free_memory", "use_system_allocator"]
 _ALLOCATOR: Final = "PYTHONMALLOC"
 # Seconds between two walks through the heap, which take some milliseconds.
 _INTERVAL: Final = 10.0
-# Bytes. A buffer of this size or more is mapped separately; the initial value of glibc.
+# Bytes. A buffer of this size or more is mapped separately. This is the initial value of glibc.
 _LARGE: Final = 128 * 1024
 _M_MMAP_THRESHOLD: Final = -3
 
 
 def use_system_allocator() -> None:
-    """Restarts this program with glibc's allocator instead of Python's, unless it has it already.
+    """Restart this program with glibc's allocator instead of Python's, unless it has it already.
 
-    To be called first in a process, because all its state is lost. An allocator that the environment chooses is kept.
-    Returns only if there is nothing to do.
+    Call it first in a process, because all its state is lost. An allocator that the environment chooses is kept. It
+    returns only if there is nothing to do.
     """
     if _has_glibc() and _ALLOCATOR not in os.environ and sys.orig_argv and sys.executable:
         os.execve(sys.executable, sys.orig_argv, os.environ | {_ALLOCATOR: "malloc"})
 
 
 async def return_free_memory(interval: float = _INTERVAL) -> None:
-    """Returns the free pages of the heap to the system every `interval` seconds.
+    """Return the free pages of the heap to the system every `interval` seconds.
 
-    Run it as one task of the process. It ends at once on a system without glibc, else it runs until it is cancelled.
+    Run it as one task of the process. On a system without glibc it ends at once; otherwise it runs until cancelled.
     """
     if not _has_glibc():
         return
-    # Not at the top: the restart would load them twice.
+    # Not at the top, because the restart would load it twice.
     import ctypes
 
     import trio

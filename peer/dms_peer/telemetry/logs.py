@@ -1,8 +1,8 @@
 """The log of a running peer: one line per event, as key=value or JSON, with a bounded rate.
 
-A record may carry `extra={"fields": {...}}`; its message is then the name of the event. Rules:
+A record may have `extra={"fields": {...}}`; its message is then the name of the event. Rules:
 
-1. One event is one line: values from peers are quoted, so that they cannot start a line of their own.
+1. One event is one line: values from peers are quoted, so that they cannot begin a line of their own.
 2. Lines that name a peer are limited for each peer and for all peers together. A later line counts those left out.
 """
 
@@ -37,7 +37,7 @@ class EventLine(logging.Formatter):
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the line without its line end."""
+        """The line without its line end."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields: dict[str, Any] = {
             "time": moment.replace("+00:00", "Z"),
@@ -70,10 +70,10 @@ class _PeerLines:
 
 
 class PeerLimit(logging.Filter):
-    """Lets each peer cause `burst` lines at once and `per_second` on average; the field `peer` says who it was.
+    """Lets each peer cause `burst` lines at once and `per_second` on average. The field `peer` is its id.
 
-    Of peers that were not heard of for long it forgets the oldest: a bound on all lines together is kept for those who
-    come under ever new names.
+    The peers that were silent for longest are forgotten first. A limit on all lines together applies to peers that
+    appear under ever new names.
     """
 
     def __init__(self, *, burst: int = 20, per_second: float = 1.0, total_per_second: float = 50.0) -> None:
@@ -84,7 +84,7 @@ class PeerLimit(logging.Filter):
         self._everybody = TokenBucket(total_per_second, 10 * total_per_second, time.monotonic())
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Returns whether the record is written; sets `left_out` to the number of lines of its peer that were not."""
+        """Whether the record is written. Sets `left_out` to the number of lines of its peer that were not."""
         peer = getattr(record, "fields", {}).get("peer")
         if peer is None:
             return True
@@ -103,14 +103,14 @@ _verbosity: str | None = None
 
 
 def set_verbosity(level: str) -> None:
-    """Logs at `level` and above from now on, in the place of what a command chooses (-v, -q)."""
+    """Log at `level` and above from now on, instead of what a command chooses (-v, -q)."""
     global _verbosity
     _verbosity = level
     show_warnings()
 
 
 def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
-    """Writes the log of our packages at `level` and above to stderr, one line each.
+    """Write the log of our packages at `level` and above to stderr, one line for each record.
 
     Other libraries are logged at `warning` and above, whatever the level is.
     """
@@ -123,7 +123,7 @@ def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
 
 
 def show_warnings() -> None:
-    """Shows warnings during a command as one line each, such as an unreachable bootstrap peer."""
+    """Show warnings during a command as one line each, for example about an unreachable bootstrap peer."""
     logging.basicConfig(handlers=[_Warnings(logging.WARNING)], level=logging.WARNING, force=True)
 
 

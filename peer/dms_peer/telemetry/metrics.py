@@ -49,7 +49,7 @@ class PeerCollector(Collector):
         self._version = version
 
     def collect(self) -> Iterator[Metric]:
-        """Yields the metrics as they are now."""
+        """The current metrics."""
         yield InfoMetricFamily("dms_build", "The version of dms-peer.", {"version": self._version})
         yield from _requests(self._counts)
         yield from _ledger(self._manager.metrics, self._manager.waiting_changes)

@@ -4,7 +4,7 @@ Rules:
 
 1. It listens on loopback unless the owner names another address, and answers only `GET /metrics`.
 2. The number of connections, and the size and time of each request, are bounded. A slow client is dropped.
-3. No request, and no failure while answering it, ends more than its connection.
+3. A request, or a failure while it is answered, never ends more than its connection.
 4. The metrics are collected on the event loop in one step, so that they are consistent.
 5. On loopback the `Host` of a request must be an IP address or `localhost`. Otherwise a web page in the owner's browser
    could point its own name at loopback (DNS rebinding) and read the metrics.
@@ -40,9 +40,9 @@ _BACKLOG: Final = 16
 
 @asynccontextmanager
 async def serve_metrics(collector: Collector, host: str, port: int) -> AsyncIterator[int]:
-    """Serves the metrics of `collector` while the block runs; yields the port, which the system chooses for port 0.
+    """Serve the metrics of `collector` while the block runs. Yields the port, which the system chooses for port 0.
 
-    Raises ListenError when the operating system refuses the address.
+    Raises ListenError if the operating system refuses the address.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
@@ -122,7 +122,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _names_this_machine(host: str) -> bool:
-    """Whether a `Host` header is an IP address or `localhost`; a port may follow."""
+    """Whether a `Host` header is an IP address or `localhost`. A port may follow."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         if name == "localhost":
