@@ -18,16 +18,16 @@ from typing import Final
 
 __all__ = ["cell_width", "printable", "shortened"]
 
-# A letter of a living language carries at most a few marks; hundreds of them paint over the lines above.
+# A letter of a living language has at most a few marks. Hundreds of them would cover the lines above.
 _MOST_MARKS: Final = 3
-# A Hangul filler and a Braille blank are printable by Unicode's tables and show nothing.
+# A Hangul filler and a Braille blank are printable according to Unicode, but show nothing.
 _BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
 def printable(text: str) -> str:
     """The text in one line, without control, format and bidi characters, and with few combining marks in a row.
 
-    What is taken out is replaced by a space. Text made safe once stays as it is.
+    Removed characters are replaced by a space. Text that is already safe does not change.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -38,19 +38,19 @@ def printable(text: str) -> str:
         if marks > _MOST_MARKS:
             continue
         if marks and not shown:
-            # A mark without a letter would be drawn on what stands before the text.
+            # A mark without a letter would be drawn over the character before the text.
             shown.append(" ")
         shown.append(character if character.isprintable() and character not in _BLANK else " ")
     return "".join(shown)
 
 
 def shortened(text: str, most: int) -> str:
-    """The text if it has at most `most` characters, else its beginning and "..."."""
+    """The text if it has at most `most` characters, otherwise its beginning and "..."."""
     return text if len(text) <= most else text[: max(0, most - 3)] + "..."
 
 
 def cell_width(text: str) -> int:
-    """How many columns of a terminal printable text takes: two for wide characters, none for combining marks."""
+    """The number of terminal columns of printable text: two for wide characters, none for combining marks."""
     if text.isascii():
         return len(text)
     return sum(_character_width(character) for character in text)
