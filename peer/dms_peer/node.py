@@ -1,12 +1,12 @@
 """The running peer: `dms-peer run`.
 
-It holds the ledger, so only one can run in a home. It samples the machine in the background, serves other peers on its
-libp2p host and its owner on a Unix socket. SIGTERM and SIGINT end it in good order; after kill -9 nothing is lost that
-was acknowledged.
+It has the ledger open, so that only one can run in a home. It samples the machine in the background, serves other peers
+on its libp2p host and its owner on a Unix socket. SIGTERM and SIGINT stop it in an orderly way. After kill -9 nothing
+that was acknowledged is lost.
 
-SIGHUP makes it read its configuration again. A configuration with an error is logged, and the old one stays in force.
-But when SIGHUP comes because its terminal went away, the peer ends in good order. A peer that was started with SIGHUP
-ignored (nohup) goes on ignoring it.
+SIGHUP makes it read its configuration again. An invalid configuration is logged, and the old one stays in force.
+However, if SIGHUP arrives because its terminal was closed, the peer stops in an orderly way. A peer that was started
+with SIGHUP ignored (nohup) continues to ignore it.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class Ready:
 class Node:
     """A peer that can be run: its home, and its configuration as in PeerConfig.
 
-    Without `discovery` it neither looks for peers nor can be found. `reread` returns the configuration as it is now;
-    SIGHUP calls it. It blocks on disk and raises DocumentError. `config` is the configuration of the start, with which
-    the new one is compared.
+    Without `discovery` it neither finds peers nor can be found. `reread` returns the current configuration; SIGHUP
+    calls it. It blocks on disk and raises DocumentError. `config` is the configuration of the start, with which the new
+    one is compared.
     """
 
     home: Home
@@ -109,7 +109,7 @@ class Node:
 
     @classmethod
     def of(cls, home: Home, config: PeerConfig, reread: Callable[[], PeerConfig] | None = None) -> Node:
-        """Returns the peer of a home with a configuration."""
+        """The peer of a home with a configuration."""
         return cls(
             home=home,
             listen=config.listen,
@@ -129,7 +129,7 @@ class Node:
         )
 
     async def run(self, announce: Callable[[Ready | None], None]) -> None:
-        """Runs until a signal stops it; calls `announce` when it is ready, and with None when it has stopped.
+        """Run until a signal stops it. Calls `announce` when it is ready, and with None when it has stopped.
 
         Raises what `open` raises.
         """
@@ -167,7 +167,7 @@ class Node:
         identity = load_or_create_identity(home.key_path)
         owner_terms, access, limits = self.terms or OwnerTerms(), self.access, self.limits
         async with AsyncExitStack() as stack:
-            # Until the socket answers, commands say that the peer is starting, and leave ledger and GPUs alone.
+            # Until the socket answers, commands report that the peer is starting, and leave ledger and GPUs alone.
             start = stack.enter_context(ExitStack())
             start.enter_context(starting(home.start_path))
             machine = await trio.to_thread.run_sync(home.machine, self.machine)
@@ -175,7 +175,7 @@ class Node:
             manager = await self._open_manager(stack, machine, monitor)
             home.remember_machine(self.machine, machine)
             registration = await self._register(stack, machine, manager)
-            # Only now: until the ledger is ours, another command may have revoked a grant.
+            # Read only now: until this process has the ledger, another command may revoke a grant.
             revocations = Revocations(home.revocations_path)
             policies = await stack.enter_async_context(open_policies(owner_terms.policies))
             terms = CurrentTerms(owner_terms.bid_terms(policies))
@@ -238,7 +238,7 @@ class Node:
                     )
                 )
             except LedgerInUseError:
-                # A command of the owner holds it for a moment only; another peer keeps it.
+                # A command of the owner has it for a moment only, but another peer keeps it.
                 if trio.current_time() > deadline:
                     raise
                 await trio.sleep(RETRY_INTERVAL)
@@ -277,7 +277,7 @@ class Node:
     ) -> str | None:
         if self.metrics is None:
             return None
-        # Metrics are off by default, and their library takes time to import.
+        # Metrics are off by default, and importing their library takes time.
         from .telemetry.metrics import PeerCollector
         from .telemetry.metrics_server import serve_metrics
 
@@ -302,7 +302,7 @@ def _own_ports(host: HardenedHost, metrics: str | None) -> frozenset[int]:
 
 @dataclass(slots=True)
 class _Running:
-    """A running peer, and those parts of it that follow a new configuration."""
+    """A running peer, and its parts that follow a new configuration."""
 
     ready: Ready
     reread: Callable[[], PeerConfig] | None
@@ -312,7 +312,7 @@ class _Running:
     started: PeerConfig | None
 
     async def reload(self) -> None:
-        """Applies the configuration as it is now; one with an error is logged, and the old one stays in force."""
+        """Apply the current configuration. If it is invalid, this is logged and the old one stays in force."""
         if self.reread is None:
             _log.warning("SIGHUP: this peer has no configuration to read again")
             return
@@ -326,7 +326,7 @@ class _Running:
             _log.error("the old configuration stays in force: %s", error)
             return
         owner_terms = new.terms or OwnerTerms()
-        # Policies are processes and connections of their own: those of the start stay.
+        # Policies have processes and connections, so those of the start are kept.
         self.terms.terms = owner_terms.bid_terms(self.terms.terms.async_policies)
         self.serving.replace(new.access.rules, new.limits.service)
         self.administration.terms = terms_summary(new.terms) if new.terms else None
