@@ -1,1 +1,1 @@
-"""The command line: what parses it, what each command does, and what it shows."""
+"""The command line: its parser, its commands and its tables."""

@@ -1,4 +1,4 @@
-"""What `dms-peer run` prints when the peer is ready, and when it has stopped."""
+"""The messages of `dms-peer run` when the peer is ready, and when it has stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["announce", "announce_json"]
 
 
 def announce(ready: Ready | None) -> None:
-    """Prints for a person that the peer is ready, or has stopped (None)."""
+    """Print for a person that the peer is ready, or has stopped (None)."""
     if ready is None:
         say("stopped")
         return
@@ -28,7 +28,7 @@ def announce(ready: Ready | None) -> None:
 
 
 def announce_json(ready: Ready | None) -> None:
-    """Prints the same for a program: one JSON object per line."""
+    """Print the same for a program: one JSON object per line."""
     if ready is None:
         print_json({"event": "stopped"})
         return

@@ -1,4 +1,4 @@
-"""All commands, as typer reads them; loaded for every command line but those that `shortcuts` understands."""
+"""All commands, as typer reads them. Loaded for every command line except those that the fast paths handle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .output import set_color, set_quiet
 
 __all__ = ["COMMANDS", "command_app", "run_typer"]
 
-# Each is the function of this name in the module of this name in `commands`; in this order they are shown.
+# Each is the function of this name in the module of this name in `commands`. The help shows them in this order.
 COMMANDS: Final = (
     "hardware",
     "onboard",
@@ -44,12 +44,12 @@ COMMANDS: Final = (
     "completion",
 )
 
-# The base of all that typer says about a command line that cannot be understood.
+# The base of all errors of typer about an invalid command line.
 _TyperUsageError: Final[Any] = typer.BadParameter.__mro__[1]
 
 
 def command_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
-    """The command line with these commands, each with the options that all share."""
+    """A typer app with these commands, each with the options that all share."""
     app = typer.Typer(
         name="dms-peer",
         help="A libp2p peer that lets machines find each other's free compute and take it safely.",
@@ -57,7 +57,7 @@ def command_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    # Without it, an app of one command would not expect that command's name.
+    # Without it, an app with one command would not expect that command's name.
     app.callback()(_no_options)
     for name in names:
         command = getattr(importlib.import_module(f".commands.{name}", __package__), name)
@@ -94,7 +94,7 @@ _SHARED: Final = {
 
 
 def _with_shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with -q, -v and --color; on Ctrl-C it raises a group, which typer lets through."""
+    """The command with -q, -v and --color. On Ctrl-C it raises a group, which typer lets through."""
 
     @functools.wraps(command)
     def run(*arguments: Any, quiet: bool, verbose: bool, color: ColorChoice, **options: Any) -> Any:
@@ -132,14 +132,14 @@ def _set_output(quiet: bool, verbose: bool, color: ColorChoice) -> None:
 def _no_options(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
-    # `--version` alone never comes here: the short way answers it.
+    # `--version` alone is handled by the fast path.
     if version:
         raise typer.BadParameter("--version stands alone")
 
 
 def run_typer(arguments: Sequence[str]) -> int:
-    """Runs a command line; returns its exit code. Raises UsageError, AbortedError, and what the command raises."""
-    # One command is loaded faster than all of them; who names none wants to know which there are.
+    """Run a command line and return its exit code. Raises UsageError, AbortedError, and what the command raises."""
+    # Loading one command is faster than loading all of them. Without a command's name all are needed for the help.
     app = command_app(arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS)
     try:
         code = app(args=list(arguments) or ["--help"], prog_name="dms-peer", standalone_mode=False)

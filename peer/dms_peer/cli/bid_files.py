@@ -1,6 +1,6 @@
-"""Files with signed bids: one bid is its envelope as it is, several are a map of CBOR with the list `bids`.
+"""Files with signed bids: one bid is its envelope, several bids are a map of CBOR with the list `bids`.
 
-An envelope begins with the tag of its first field, which no map begins with, so that the two cannot be confused.
+An envelope begins with the tag of its first field, with which no map begins, so that the two cannot be confused.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 Rules:
 
-1. The command never outlives the block that runs it: it gets SIGTERM, and SIGKILL ten seconds later. This holds for
-   everything that it started, and also when this process dies of SIGKILL: a watcher process ends them then.
-2. While the command runs, SIGTERM, SIGHUP and SIGINT are for the command. From a terminal it has received SIGINT
-   itself. It has ten seconds to end; a second signal kills it at once.
+1. The command never outlives the block that runs it: it gets SIGTERM, and SIGKILL ten seconds later. This also applies
+   to everything that it started, and if this process is killed with SIGKILL: then a watcher process ends them.
+2. While the command runs, SIGTERM, SIGHUP and SIGINT are for the command. From a terminal the command gets SIGINT
+   directly. It has ten seconds to end; a second signal kills it at once.
 3. While no command runs, SIGTERM and SIGHUP end the block as Ctrl-C does, so that what is held is released.
-4. What a command leaves behind when it ends by itself stays.
+4. If a command ends by itself, the processes that it leaves behind are not ended.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["check_command", "run_child", "stopped_by_signals"]
 
 # Seconds that a command has to end after SIGTERM.
 _GRACE: Final = 10.0
-# Seconds that the watcher takes at most: its own grace period, and the killing.
+# The most seconds that the watcher needs: its own grace period, and the killing.
 _WATCHER_ENDS: Final = 16.0
 _SIGNAL_BASE: Final = 128
-# Seconds in which a signal is noticed that has ended the command already.
+# Seconds in which a signal that has already ended the command is noticed.
 _LATE: Final = 0.05
 _HANDED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 def check_command(command: Sequence[str]) -> None:
-    """Raise PeerError `command_not_found` where the command does not exist, before anything is taken for it."""
+    """Raise PeerError `command_not_found` if the command does not exist, before anything is reserved for it."""
     if command and shutil.which(command[0]) is None:
         raise PeerError(
             f"there is no command {command[0]}", code="command_not_found", hint="check its name, or give its path"
@@ -49,7 +49,7 @@ def check_command(command: Sequence[str]) -> None:
 
 
 class _Watcher:
-    """The process that ends the command's processes when this one dies."""
+    """The process that ends the command's processes if this one dies."""
 
     def __init__(self, mark: str, process: trio.Process) -> None:
         self.environment = {child_watcher.COMMAND_MARK: mark}
@@ -64,7 +64,7 @@ class _Watcher:
 
 @asynccontextmanager
 async def _watcher() -> AsyncIterator[_Watcher]:
-    """A watcher that watches; at the end of the block it ends what is left, unless it was dismissed."""
+    """A running watcher. At the end of the block it ends what is left, unless it was dismissed."""
     mark = secrets.token_hex(16)
     process = await trio.lowlevel.open_process(
         [sys.executable, "-I", "-S", str(Path(child_watcher.__file__)), mark],
@@ -90,10 +90,10 @@ async def _watcher() -> AsyncIterator[_Watcher]:
 
 
 async def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Runs the command with the environment added to this process's own; its exit code, 128 + n for signal n.
+    """Run the command with the environment added to this process's own. Returns its exit code, 128 + n for signal n.
 
-    Without a command it waits for one of the signals, which is 0. Raises PeerError `command_failed` when the command
-    cannot be started. Cancelled, it ends the command, within about 25 seconds.
+    Without a command it waits for one of the signals and returns 0. Raises PeerError `command_failed` if the command
+    cannot be started. If cancelled, it ends the command, within about 25 seconds.
     """
     with trio.open_signal_receiver(*_HANDED_ON) as signals:
         if not command:
@@ -116,7 +116,7 @@ async def run_child(command: Sequence[str], environment: Mapping[str, str]) -> i
             raise PeerError(
                 f"{command[0]} cannot be run: {error.strerror}", code="command_failed", hint="check the command"
             ) from error
-        # Left in the receiver, it would be delivered once more, to this process.
+        # If it stayed in the receiver, it would be delivered again, to this process.
         with trio.move_on_after(_LATE):
             await anext(signals)
     return code if code >= 0 else _SIGNAL_BASE - code
@@ -135,7 +135,7 @@ async def _hand_on(signals: AsyncIterator[int], process: trio.Process) -> None:
 
 @asynccontextmanager
 async def stopped_by_signals() -> AsyncIterator[None]:
-    """Cancels the block on SIGTERM and SIGHUP, and raises StoppedError when it has ended."""
+    """Cancel the block on SIGTERM and SIGHUP, and raise StoppedError when it has ended."""
     stopped: list[int] = []
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:

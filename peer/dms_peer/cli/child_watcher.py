@@ -1,8 +1,8 @@
-"""A small program that ends a command's processes when the process that runs the command dies, also by SIGKILL.
+"""A small program that ends a command's processes if the process that runs the command dies, even by SIGKILL.
 
-It reads from a pipe that only that process holds open. At the end of the pipe it ends every process that carries the
-mark in its environment, with SIGTERM and after a grace period with SIGKILL; `done` on the pipe means that the command
-has ended by itself. It runs with the standard library alone.
+It reads from a pipe that only that process holds open. At the end of the pipe it ends every process that has the mark
+in its environment, with SIGTERM and, after a grace period, with SIGKILL. `done` on the pipe means that the command has
+ended by itself. It uses the standard library only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Iterator
 __all__ = ["COMMAND_MARK", "DONE", "main"]
 
 COMMAND_MARK = "DMS_PEER_COMMAND"
-"""The environment variable that marks a command and all that it starts."""
+"""The environment variable that marks a command and all processes that it starts."""
 
 DONE = b"done"
-"""What is written to the pipe when nothing is to be ended."""
+"""Written to the pipe if nothing has to be ended."""
 
 _GRACE = 10.0
 _PAUSE = 0.05
@@ -45,7 +45,9 @@ def main() -> None:
 
 
 def _end(mark: bytes, number: signal.Signals, seconds: float) -> bool:
-    """Send the signal to each marked process once, until there is none; whether there is none after `seconds`."""
+    """Send the signal to each marked process once, until there is none. Returns whether there is none after
+    `seconds`.
+    """
     deadline, told, quiet = time.monotonic() + seconds, set[int](), 0
     while time.monotonic() < deadline:
         found = set(_marked(mark))
@@ -66,7 +68,7 @@ def _marked(mark: bytes) -> Iterator[int]:
 
 
 def _carries(process: int, mark: bytes) -> bool:
-    # A process that has ended and was not waited for has no environment any more.
+    # A process that has ended but was not waited for no longer has an environment.
     with contextlib.suppress(OSError), open(f"/proc/{process}/environ", "rb") as file:
         return mark in file.read().split(b"\0")
     return False
@@ -74,7 +76,7 @@ def _carries(process: int, mark: bytes) -> bool:
 
 def _send(process: int, mark: bytes, number: signal.Signals) -> None:
     with contextlib.suppress(OSError):
-        # The descriptor first: the process that gets the signal is the one that was looked at.
+        # The descriptor first, so that the process that gets the signal is the one that was examined.
         descriptor = os.pidfd_open(process)
         try:
             if _carries(process, mark):

@@ -1,4 +1,4 @@
-"""Runs the asynchronous part of a command, when everything that it needs has been imported."""
+"""Runs the asynchronous part of a command, after everything that it needs has been imported."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 
 
 def run_async(work: Callable[[], Awaitable[Result]]) -> Result:
-    """Runs an async function to its end in an event loop of its own, and returns its result. Raises what it raises."""
+    """Run an async function in a new event loop, and return its result. Raises what it raises."""
     if not gc.isenabled():
-        # Imported modules (see `__main__`) are never garbage: the collector leaves them out from now on.
+        # Imported modules (see `__main__`) are never garbage, so the collector ignores them from now on.
         gc.freeze()
         gc.enable()
     return trio.run(work)

@@ -1,4 +1,4 @@
-"""Turns errors into what a user of the command line sees: one line or one JSON object, and an exit code."""
+"""Converts errors into what a user of the command line sees: one line or one JSON object, and an exit code."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
 
 _OTHER: Final = 1
 _USAGE: Final = 2
-# A peer answered, and its answer is no: nothing has failed.
+# A peer answered with a refusal; nothing has failed.
 _REFUSED: Final = 3
-# More lines than this below an error are left to --json.
+# Below an error at most this many lines are shown. --json shows all.
 _MOST_LINES: Final = 8
 
-# The codes of a peer's errors that are a no to what was asked, as a refusal of a bid is.
+# The codes of errors of a peer that are refusals.
 _REFUSALS: Final = frozenset(
     {
         "draining",
@@ -50,10 +50,10 @@ _REFUSALS: Final = frozenset(
         "window",
     }
 )
-# A reservation that failed for no other reason than that peers did not want it, or that there were none.
+# The codes of a reservation that failed only because peers refused, or because there were none.
 _NOT_RESERVED: Final = frozenset({"no_peers", "no_bids", "no_assignment", "not_taken"})
 
-# What to do about errors that say it nowhere else.
+# Hints for errors that have none of their own.
 _HINTS: Final = {
     "busy": "try again in a moment",
     "connection_lost": "see whether the peer still runs, then try again",
@@ -85,7 +85,7 @@ _HINTS: Final = {
 
 
 class Failure(Struct, frozen=True):
-    """What went wrong: a map with at least `code` and `message`, and the exit code.
+    """A failure: a map with at least `code` and `message`, and the exit code.
 
     `said` has further lines for people.
     """
@@ -96,14 +96,14 @@ class Failure(Struct, frozen=True):
 
     @property
     def line(self) -> str:
-        """What is wrong and what to do about it, in one line that holds no control characters."""
+        """What is wrong and what to do about it, in one line without control characters."""
         hint = self.error.get("hint") or _HINTS.get(self.error["code"], "")
         message = str(self.error["message"]).rstrip(".")
         return printable(f"{message}; {hint}" if hint else message)
 
 
 def describe_failure(error: BaseException) -> Failure:
-    """What a user is told about an error; an error that nobody expected has the code `internal`."""
+    """What a user sees of an error. An unexpected error has the code `internal`."""
     for cause in _leaves(error):
         known = _known(cause)
         if known is not None:
@@ -166,6 +166,6 @@ def _unreserved(error: ReservationError) -> Failure:
 
 
 def _failure(code: str, message: str, hint: str, *, exit_code: int = _OTHER) -> Failure:
-    # A file name may hold bytes that are not UTF-8, which JSON cannot carry.
+    # A file name may have bytes that are not UTF-8, which JSON cannot contain.
     message, hint = (text.encode("utf-8", "replace").decode() for text in (message, hint))
     return Failure({"code": code, "message": message} | ({"hint": hint} if hint else {}), exit_code)

@@ -1,7 +1,7 @@
-"""Commands that only ask the own peer, in their plainest form: they run before typer would be loaded.
+"""Commands that only query the home's own peer, in their simplest form: they run without typer.
 
-Understood here are `status` with --home DIR, --json, --full and --debug, and `--version`. Everything else, also
-everything that is wrong, is left to `app`, which knows all options and says what is wrong with them.
+These are `status` with --home DIR, --json, --full and --debug, and `--version`. Everything else, including every
+invalid command line, is left to `app`, which knows all options and reports what is wrong with them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def show_own_status(home: Home, as_json: bool, full: bool = False) -> None:
 
 
 def _show_table(status: StatusAnswer, *, full: bool) -> None:
-    # Of no use to a program that reads JSON.
+    # A program that reads JSON does not need it.
     from .tables.status import show_status
 
     show_status(status, full=full)
 
 
 def run_shortcut(arguments: Sequence[str]) -> bool:
-    """Runs the command line if it is one of these, and returns whether it was. Raises what the command raises."""
+    """Run the command line if it is one of these, and return whether it was. Raises what the command raises."""
     if list(arguments) == ["--version"]:
         show_version()
         return True
@@ -54,7 +54,7 @@ def show_version() -> None:
 
 
 def _status_options(arguments: Sequence[str]) -> tuple[Home, bool, bool] | None:
-    """The home, whether JSON is wanted and whether ids as a whole; None where there is anything else."""
+    """The home, whether JSON is wanted, and whether ids are shown in full; None if there is any other option."""
     home, as_json, full = None, False, False
     words = iter(arguments)
     for word in words:

@@ -1,7 +1,7 @@
-"""`free`, `bid` and `discover` through a running peer, in their plainest form: done without loading typer.
+"""`free`, `bid` and `discover` through a running peer, in their simplest form: they run without typer.
 
-Understood are the options of one node (--cpu, --ram, --disk, --gpu) and the few below. Every other command line, every
-value that is wrong, and every home where no peer runs, is left to the commands themselves.
+They accept the options of one node (--cpu, --ram, --disk, --gpu) and the few below. Every other command line, every
+invalid value, and every home without a running peer, is left to the commands themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIMEOUT: Final = 15.0
 
 
 class _Words:
-    """A command line in parts: the words that are no options, the flags, and the values by option."""
+    """A parsed command line: the words that are not options, the flags, and the values by option."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -41,7 +41,7 @@ class _Words:
 
 
 def run_request(arguments: Sequence[str]) -> int | None:
-    """The exit code of the command line, where it is one of these; else None, and nothing was done.
+    """The exit code of the command line if it is one of these; otherwise None, and nothing was done.
 
     Raises what the command raises.
     """
@@ -57,7 +57,7 @@ def run_request(arguments: Sequence[str]) -> int | None:
     try:
         return command(home, parsed)
     except AmountError:
-        # The command says which option it is that is wrong.
+        # The command reports which option is invalid.
         return None
 
 
@@ -134,7 +134,7 @@ def _discover(home: Home, parsed: _Words) -> int | None:
 
 
 def _node(parsed: _Words) -> NodeRequest:
-    """The node of the options. Raises AmountError."""
+    """The node from the options. Raises AmountError."""
     return NodeRequest(
         node_id="node",
         resources=Demand(

@@ -1,4 +1,4 @@
-"""What a command prints: one JSON object, or lines for people. No other module of the commands writes to a stream."""
+"""The output of commands: one JSON object, or lines for people. No other module of the commands writes to a stream."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ __all__ = [
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
-# Whether -q was given: one command is all that a process runs.
+# Whether -q was given. A process runs only one command.
 _quiet = False
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 def set_color(color: bool) -> None:
-    """Switches colors on or off, whatever the stream is; rich reads the same variables."""
+    """Switch colors on or off, whatever the stream is. rich reads the same variables."""
     os.environ.pop("NO_COLOR" if color else "FORCE_COLOR", None)
     os.environ["FORCE_COLOR" if color else "NO_COLOR"] = "1"
 
 
 def prints_color(out: TextIO) -> bool:
-    """Whether text to this stream may have colors: by NO_COLOR, then FORCE_COLOR, then by what the stream is."""
+    """Whether text to this stream may have colors: by NO_COLOR, then FORCE_COLOR, then by the kind of the stream."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or (out.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def say(line: str = "", out: TextIO | None = None, *, bold: bool = False) -> None:
-    """Writes one line that cannot steer the terminal, to standard output unless `out` is given.
+    """Write one line that cannot control the terminal, to standard output unless `out` is given.
 
-    Raises OutputError when the line cannot be written, and BrokenPipeError when nobody reads it.
+    Raises OutputError if the line cannot be written, and BrokenPipeError if the reader has stopped reading.
     """
     out = out or sys.stdout
     text = printable(line)
@@ -61,13 +61,13 @@ def say(line: str = "", out: TextIO | None = None, *, bold: bool = False) -> Non
 
 
 def comment(line: str) -> None:
-    """Writes one line on what goes on, to standard error; `-q` leaves it out. Raises as `say` does."""
+    """Write one line about the progress to standard error. `-q` suppresses it. Raises what `say` raises."""
     if not _quiet:
         say(line, sys.stderr)
 
 
 def set_quiet() -> None:
-    """Leaves comments out from now on."""
+    """Suppress comments from now on."""
     global _quiet
     _quiet = True
 
@@ -83,7 +83,7 @@ def _write(text: str, out: TextIO) -> None:
 
 
 def unwritable(error: OSError) -> OutputError:
-    """What a user is told when standard output or standard error cannot be written."""
+    """The error that a user sees if standard output or standard error cannot be written."""
     reason = "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
     return OutputError(
         f"the output cannot be written: {reason}",
@@ -93,26 +93,26 @@ def unwritable(error: OSError) -> OutputError:
 
 
 def json_line(document: msgspec.Struct | Mapping[str, Any]) -> str:
-    """The document as JSON in one line; amounts as integers in bytes, cores as numbers."""
-    # The bytes of a digest or an envelope become base64, as JSON has none.
+    """The document as JSON in one line, with amounts as integers in bytes, and cores as numbers."""
+    # The bytes of a digest or an envelope become base64, because JSON has no bytes.
     return msgspec.json.encode(msgspec.to_builtins(document, enc_hook=encode_value)).decode()
 
 
 def print_json(document: msgspec.Struct | Mapping[str, Any]) -> None:
-    """Prints one JSON object in one line, at once."""
+    """Print one JSON object in one line, at once."""
     line = json_line(document)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         import json
 
-        # In a locale without these characters they are written as escapes: a program must read what was meant.
+        # In a locale without these characters they are written as escapes, so that a program still reads the same text.
         line = json.dumps(json.loads(line), separators=(",", ":"))
     _write(line + "\n", sys.stdout)
 
 
 def show_answer(as_json: bool, show: Callable[[Answer], None], answer: Answer) -> None:
-    """Prints an answer as JSON, or shows it to a person."""
+    """Print an answer as JSON, or show it to a person."""
     if as_json:
         print_json(answer)
     else:
@@ -122,8 +122,8 @@ def show_answer(as_json: bool, show: Callable[[Answer], None], answer: Answer) -
 def run_and_show(
     as_json: bool, show: Callable[[Answer], None], ask: Callable[..., Any], *arguments: Any, **options: Any
 ) -> Answer:
-    """Runs the async function `ask`, shows its answer and returns it."""
-    # A command that asks its own peer needs no event loop, and has finished before one would be loaded.
+    """Run the async function `ask`, show its answer and return it."""
+    # A command that queries its own peer needs no event loop, and ends before one would be loaded.
     from .event_loop import run_async
 
     answer: Answer = run_async(partial(ask, *arguments, **options))

@@ -1,4 +1,4 @@
-"""A host that a command opens for itself where no peer of its home runs, and requests over it."""
+"""A host that a command opens for itself if no peer of its home runs, and requests over it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How people name peers and leases: by multiaddr, by id, or by the beginning of an id that this home knows.
 
-Ids of Ed25519 keys all begin with `12D3KooW`: the characters behind that name a peer too.
+Ids of Ed25519 keys all begin with `12D3KooW`, so the characters after that also name a peer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ID: Final = re.compile(rf"{_BASE58}{{1,128}}")
 
 
 class NamedPeer(Struct, frozen=True, kw_only=True):
-    """A peer, and where it may be reached."""
+    """A peer, and its possible addresses."""
 
     peer_id: str
     addrs: tuple[str, ...] = ()
@@ -38,13 +38,14 @@ class NamedPeer(Struct, frozen=True, kw_only=True):
 def find_peer(home: Home, text: str) -> NamedPeer:
     """The peer that `text` names: a multiaddr, a peer id, or the beginning of the id of a known peer.
 
-    Known are the peers of the running peer, else those of the peers file; the providers of the journal of leases; and
-    this home's own running peer. Raises AddressError, and PeerError `unknown_peer` or `ambiguous_peer`. Blocks.
+    Known peers are those of the running peer, otherwise those of the peers file; the providers of the journal of
+    leases; and this home's own running peer. Raises AddressError, and PeerError `unknown_peer` or `ambiguous_peer`.
+    Blocks.
     """
     if text.startswith("/") or "/" in text:
         return _at_address(text)
     if not _ID.fullmatch(text):
-        # Says what is wrong with it, and how an address looks.
+        # This reports what is wrong with it, and how an address looks.
         return _at_address(text)
     known = _known(home)
     matches = {peer_id: addrs for peer_id, addrs in known.items() if _named(peer_id, text)}
@@ -61,7 +62,7 @@ def find_peer(home: Home, text: str) -> NamedPeer:
     if own is not None and _named(own, text):
         return NamedPeer(peer_id=own)
     if len(text) >= _SHORTEST_ID:
-        # The running peer may know where it is.
+        # The running peer may know its addresses.
         return NamedPeer(peer_id=text)
     raise PeerError(
         f"no known peer has an id that begins with {text}",
@@ -71,7 +72,7 @@ def find_peer(home: Home, text: str) -> NamedPeer:
 
 
 def find_lease(home: Home, text: str, peer_id: str | None = None) -> HeldLease | None:
-    """The lease of the journal whose id begins with `text`, at one peer where one is named; None where there is none.
+    """The lease of the journal whose id begins with `text`, at one peer if one is named; None if there is none.
 
     Raises PeerError `ambiguous_lease`. Blocks.
     """
@@ -89,14 +90,14 @@ def find_lease(home: Home, text: str, peer_id: str | None = None) -> HeldLease |
 
 
 def _named(peer_id: str, text: str) -> bool:
-    # Less than the common beginning names nobody.
+    # A part of the common beginning names no peer.
     whole = len(text) > len(_COMMON) and peer_id.startswith(text)
     return peer_id == text or whole or peer_id.removeprefix(_COMMON).startswith(text)
 
 
 def _at_address(text: str) -> NamedPeer:
     if not _ADDRESS.fullmatch(text):
-        # Loads libp2p, which a good address does not need.
+        # This import loads libp2p, which a valid address does not need.
         from dms_host import parse_peer_address
 
         parse_peer_address(text)
@@ -114,7 +115,7 @@ def _known(home: Home) -> dict[str, tuple[str, ...]]:
         # A peer that runs without discovery knows no others.
         peers = []
     except PeerError as error:
-        # A home that has only requested so far.
+        # A home that has only sent requests so far has no peer.
         if error.code != "no_peer":
             raise
         peers = []

@@ -1,4 +1,4 @@
-"""A reservation that the running peer of a home holds for a command: no libp2p is loaded."""
+"""A reservation that the running peer of a home holds for a command, which loads no libp2p."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .output import json_line
 
 __all__ = ["command_environment", "hold_in_peer"]
 
-# Seconds beyond the search's own time that the running peer has to answer.
+# Seconds, in addition to the time of the search, in which the running peer has to answer.
 _SPARE: Final = 15.0
-# The codes of ReservationError; others are of a strategy that cannot be used.
+# The codes of ReservationError. Other codes belong to an unusable strategy.
 _REFUSED: Final = frozenset({"no_peers", "no_bids", "no_assignment", "not_taken", "not_allocated"})
-# Seconds that the running peer has to release everything at the end.
+# Seconds in which the running peer has to release everything at the end.
 _RELEASE: Final = 15.0
 
 
@@ -48,10 +48,10 @@ async def hold_in_peer(
     on_progress: OnProgress | None = None,
     token: bytes | None = None,
 ) -> int | None:
-    """Runs the command while the running peer of the home holds the ensemble; the command's exit code.
+    """Run the command while the running peer of the home holds the ensemble. Returns the command's exit code.
 
-    None where no peer runs, or one that cannot reserve; then nothing was done. Raises what `hold_ensemble` raises, and
-    ConnectionLostError when the peer ends. For the main thread alone. May be cancelled.
+    Returns None if no peer runs, or one that cannot reserve; then nothing was done. Raises what `hold_ensemble` raises,
+    and ConnectionLostError if the peer ends. Only for the main thread. May be cancelled.
     """
     connection = connect(home.socket_path)
     if connection is None:
@@ -128,7 +128,7 @@ def _error(failure: ReservationFailure) -> PeerError:
 
 
 def command_environment(reserved: Reserved) -> dict[str, str]:
-    """What the command is told: lists in the order of the nodes, and everything as JSON."""
+    """The environment variables of the command: lists in the order of the nodes, and everything as JSON."""
     return {
         "DMS_ENSEMBLE_ID": reserved.ensemble_id,
         "DMS_NODE_IDS": " ".join(node.node_id for node in reserved.nodes),

@@ -1,4 +1,4 @@
-"""Searches that the running peer of a home performs for its commands: no libp2p and no event loop is loaded."""
+"""Searches that the running peer of a home performs for its commands, which load neither libp2p nor an event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..requesting.reports import Found, FoundRow, SearchProgress
 
 __all__ = ["one_node", "search_in_peer"]
 
-# Seconds beyond the search's own time that the running peer has to answer.
+# Seconds, in addition to the time of the search, in which the running peer has to answer.
 _SPARE: Final = 15.0
 
 
@@ -31,7 +31,7 @@ def search_in_peer(
     tell: Callable[[FoundRow, SearchProgress], None],
     token: bytes | None = None,
 ) -> Found | None:
-    """What the running peer of the home finds in `timeout` seconds; None where none runs, or one that cannot search.
+    """What the running peer of the home finds in `timeout` seconds; None if none runs, or one that cannot search.
 
     `tell` is called with each peer that answers. Raises RemoteError and ConnectionLostError. Blocks.
     """

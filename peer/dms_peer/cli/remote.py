@@ -1,7 +1,7 @@
 """Requests of the commands to other peers: through the running peer of the home, or over a host of their own.
 
-A command that finds a running peer sends its request over the peer's Unix socket and loads neither libp2p nor trio.
-What the home takes at other peers is written to its journal of leases.
+If a peer runs, a command sends its request over the peer's Unix socket and loads neither libp2p nor trio. What the home
+takes at other peers is written to its journal of leases.
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ __all__ = [
 
 Answer = TypeVar("Answer", bound=Struct)
 
-# How long bids are waited for, in seconds: long enough for two clocks that differ.
+# The time for which bids are requested, in seconds: long enough for two clocks that differ.
 _WINDOW: Final = 60.0
-# Longer than the running peer takes to dial and to be answered.
+# Longer than the running peer needs to dial and to get an answer.
 _TIMEOUT: Final = 40.0
 
 
 def ask_peer(home: Home, request: PeerRequest, answer_type: type[Answer]) -> Answer:
     """The answer of the peer that the request names. Blocks.
 
-    Raises AddressError, DialError, RemoteError with the peer's own error or with that of the running peer of the home,
-    and ProtocolError for an answer that cannot be believed.
+    Raises AddressError, DialError, RemoteError with the error of the other peer or of the running peer of the home, and
+    ProtocolError for an invalid answer.
     """
     home.prepare()
     connection = connect(home.socket_path)
@@ -142,7 +142,7 @@ def ask_bid(
     output: Path | None,
     token: bytes | None = None,
 ) -> BidReport:
-    """A bid of a peer on one node, written to `output` where one is given.
+    """A bid of a peer on one node, written to `output` if one is given.
 
     Raises RefusedError with the reasons, and what `find_peer` and `ask_peer` raise.
     """
@@ -167,10 +167,10 @@ def ask_bids(
     output: Path | None,
     token: bytes | None = None,
 ) -> EnsembleBidReport:
-    """The bids and refusals of a peer for the nodes that are not pinned to another peer.
+    """The bids and refusals of a peer for the nodes that are not pinned to other peers.
 
-    Raises PeerError `other_peer` where there are none, and `different_peers` where several are to be written that this
-    peer may not have together; and what `find_peer` and `ask_peer` raise.
+    Raises PeerError `other_peer` if there are no such nodes, and `different_peers` if several bids would be written
+    that this peer may not have together; and what `find_peer` and `ask_peer` raise.
     """
     peer = find_peer(home, address)
     asked = ensemble.for_peer(peer.peer_id)
@@ -215,7 +215,7 @@ def _write(bids: Sequence[OfferedBid], output: Path | None) -> str | None:
 def commit_bids(
     home: Home, address: str, bid_file: Path, ttl: float, token: bytes | None = None
 ) -> PeerLease | PeerLeases:
-    """Takes the bids in a file for `ttl` seconds, all of them or none.
+    """Commit the bids in a file for `ttl` seconds, all of them or none.
 
     Raises EnvelopeError or BidError for a file without bids of that peer, and what `find_peer` and `ask_peer` raise.
     """
@@ -223,7 +223,7 @@ def commit_bids(
     peer = find_peer(home, address)
     journal = LeaseJournal(home.path)
     home.prepare()
-    # First, so that a commitment whose answer is lost can be found at its provider.
+    # Recorded first, so that a commitment whose answer is lost can be found at its provider.
     journal.note_provider(peer.peer_id, peer.addrs)
     request = RemoteCommitRequest(peer_id=peer.peer_id, addrs=peer.addrs, token=token, bids=envelopes, ttl=ttl)
     taken = ask_peer(home, request, PeerLeases)
@@ -234,7 +234,9 @@ def commit_bids(
 def allocate_lease(
     home: Home, address: str | None, lease: str, fence: int | None, token: bytes | None = None
 ) -> PeerLease:
-    """Turns a commitment into an allocation. Raises RemoteError with the ledger's codes, and as `renew_lease`."""
+    """Turn a commitment into an allocation. Raises RemoteError with the ledger's codes, and what
+    `renew_lease` raises.
+    """
     peer, lease_id = _held(home, address, lease)
     request = RemoteAllocateRequest(peer_id=peer.peer_id, addrs=peer.addrs, token=token, lease_id=lease_id, fence=fence)
     return _noted(home, ask_peer(home, request, PeerLease))
@@ -243,10 +245,10 @@ def allocate_lease(
 def renew_lease(
     home: Home, address: str | None, lease: str, ttl: float, fence: int | None, token: bytes | None = None
 ) -> PeerLease:
-    """Moves the deadline of a lease to `ttl` seconds from now.
+    """Move the deadline of a lease to `ttl` seconds from now.
 
-    `lease` is its id or the beginning of one in the journal; without an `address` the journal names its peer. Raises
-    PeerError `unknown_lease`, `ambiguous_lease`, RemoteError with the ledger's codes, and as `ask_peer`.
+    `lease` is its id or the beginning of one in the journal. Without an `address` the journal names its peer. Raises
+    PeerError `unknown_lease`, `ambiguous_lease`, RemoteError with the ledger's codes, and what `ask_peer` raises.
     """
     peer, lease_id = _held(home, address, lease)
     request = RemoteRenewRequest(
@@ -258,7 +260,7 @@ def renew_lease(
 def release_lease(
     home: Home, address: str | None, lease: str, fence: int | None, token: bytes | None = None
 ) -> PeerEndedLease:
-    """Releases a lease in any state. Raises RemoteError with the ledger's codes, and as `renew_lease`."""
+    """Release a lease in any state. Raises RemoteError with the ledger's codes, and what `renew_lease` raises."""
     peer, lease_id = _held(home, address, lease)
     return _release(home, peer, lease_id, fence, token)
 
@@ -295,8 +297,8 @@ def _noted(home: Home, lease: PeerLease) -> PeerLease:
 def list_leases(home: Home, *, offline: bool = False, token: bytes | None = None) -> HomeLeases:
     """What this home holds at all providers of its journal, as they answer now.
 
-    A provider that does not answer is named in `unanswered`, and its leases are shown as they were last. With `offline`
-    nobody is asked. Raises PeerError and OSError. Blocks, for each provider as long as `ask_peer` does.
+    A provider that does not answer is named in `unanswered`, and its leases are shown as last reported. With `offline`
+    no provider is queried. Raises PeerError and OSError. Blocks, for each provider as long as `ask_peer` does.
     """
     home.prepare()
     journal, unanswered = LeaseJournal(home.path), []
@@ -324,7 +326,9 @@ def _may_stand(held: HeldLease, now: float) -> bool:
 
 
 def release_all(home: Home, token: bytes | None = None) -> ReleasedLeases:
-    """Releases everything that this home holds, at all providers of its journal; what was not released is named."""
+    """Release everything that this home holds, at all providers of its journal. The answer names what was
+    not released.
+    """
     held = list_leases(home, token=token)
     released, failed = [], list(held.unanswered)
     for one in held.leases:

@@ -1,7 +1,7 @@
 """Searches of a whole network, as the commands `discover` and `reserve` run them: with the home's key.
 
 A search begins with what the home knows: the peers that answered before, those on the local network, the DHT through
-either, and the addresses that the caller gives.
+either, and the addresses that the caller passes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def search_peers(
     on_progress: OnProgress | None = None,
     token: bytes | None = None,
 ) -> Found:
-    """Finds `count` peers that would take a node (None: all there are), for `timeout` seconds at most.
+    """Find `count` peers that would take a node (None: all peers), for at most `timeout` seconds.
 
     `tell` is called with each peer that answers. Raises AddressError and IdentityError. May be cancelled.
     """
@@ -83,11 +83,12 @@ async def hold_ensemble(
     on_progress: OnProgress | None = None,
     token: bytes | None = None,
 ) -> int:
-    """Takes the whole ensemble, runs the command while it is held, gives everything back; the command's exit code.
+    """Take the whole ensemble, run the command while it is held, and release everything. Returns the command's exit
+    code.
 
-    Without a command it is held until SIGINT, SIGTERM or SIGHUP. `tell` hears what is held. Raises PeerError
+    Without a command it is held until SIGINT, SIGTERM or SIGHUP. `tell` is called with what is held. Raises PeerError
     `command_not_found`, StrategyError, ReservationError, ReservationLostError (the command is ended), AddressError,
-    IdentityError, and StoppedError for SIGTERM and SIGHUP while no command runs. For the main thread alone. May be
+    IdentityError, and StoppedError for SIGTERM and SIGHUP while no command runs. Only for the main thread. May be
     cancelled.
     """
     check_command(command)

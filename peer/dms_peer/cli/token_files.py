@@ -38,13 +38,13 @@ __all__ = [
     "read_token_file",
 ]
 
-# Base64 makes four characters of three bytes; an end of line or two besides.
+# Base64 makes four characters of three bytes; there may also be line ends.
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MAX_TEXT: Final = MAX_TOKEN_BYTES * 4 // 3 + 16
 
 
 class MadeToken(Struct, frozen=True, kw_only=True):
-    """A token as text, the `id` of its last block, what it grants, and the file where it was put."""
+    """A token as text, the `id` of its last block, what it grants, and its file, if any."""
 
     token: str
     id: str
@@ -53,9 +53,9 @@ class MadeToken(Struct, frozen=True, kw_only=True):
 
 
 class TokenReport(Struct, frozen=True, kw_only=True):
-    """What a token grants, block by block, and what is left of it when all blocks hold (`effective`).
+    """What a token grants, block by block, and what all blocks together grant (`effective`).
 
-    `own`: this home's key granted it; `revoked` are its blocks that this home has revoked.
+    `own`: this home's key granted it. `revoked` are its blocks that this home has revoked.
     """
 
     grants: Grants
@@ -65,7 +65,7 @@ class TokenReport(Struct, frozen=True, kw_only=True):
 
 
 def create(home: Home, terms: GrantTerms, output: Path | None) -> MadeToken:
-    """A token of this home's key. Raises IdentityError and PeerError `bad_token_file`. Blocks on disk."""
+    """A token that this home's key signs. Raises IdentityError and PeerError `bad_token_file`. Blocks on disk."""
     home.prepare()
     identity = load_or_create_identity(home.key_path)
     return _made(create_token(identity.seed, identity.peer_id, terms), output)
@@ -74,14 +74,14 @@ def create(home: Home, terms: GrantTerms, output: Path | None) -> MadeToken:
 def attenuate(token: bytes, terms: GrantTerms, output: Path | None) -> MadeToken:
     """The token with one more block. Needs no key. Blocks on disk.
 
-    Raises UsageError for terms that claim more than the token grants, AccessError and PeerError.
+    Raises UsageError if the terms exceed what the token grants, AccessError and PeerError.
     """
     check_narrower(open_token(token, _granter_key(token)).grants, terms)
     return _made(attenuate_token(token, _granter_key(token), terms), output)
 
 
 def inspect(home: Home, token: bytes) -> TokenReport:
-    """What the token grants, if the peer that it names has granted it. Raises AccessError, IdentityError, PeerError."""
+    """What the token grants, if the peer that it names has signed it. Raises AccessError, IdentityError, PeerError."""
     from ..owner.revocations import Revocations
 
     grants = open_token(token, _granter_key(token)).grants
@@ -111,7 +111,7 @@ def read_token_file(path: Path) -> bytes:
 
 
 def last_grant(token: bytes) -> str:
-    """The id of a token's last block: revoking it ends this token and all that came of it, and nothing else.
+    """The id of a token's last block. Revoking it ends this token and all derived from it, and nothing else.
 
     Raises AccessError.
     """
@@ -119,7 +119,7 @@ def last_grant(token: bytes) -> str:
 
 
 def end_of_grant(until: str | None, lasting: float | None) -> int | None:
-    """When a grant ends (Unix seconds): at a date or time that was written, or so many seconds from now.
+    """When a grant ends (Unix seconds): at a written date or time, or this many seconds from now.
 
     Raises UsageError.
     """
@@ -130,7 +130,7 @@ def end_of_grant(until: str | None, lasting: float | None) -> int | None:
     try:
         end = datetime.fromisoformat(until)
         if _DAY.fullmatch(until):
-            # All of that day.
+            # The end of that day.
             end = end.replace(hour=23, minute=59, second=59)
         return int(end.timestamp())
     except (ValueError, OverflowError) as error:
@@ -140,7 +140,7 @@ def end_of_grant(until: str | None, lasting: float | None) -> int | None:
 
 
 def named_peers(names: Sequence[str] | None) -> frozenset[str] | None:
-    """The peers that were named; None where none was. Raises UsageError for an invalid peer id."""
+    """The named peers; None if there are none. Raises UsageError for an invalid peer id."""
     for name in names or ():
         if public_key_of(name) is None:
             raise UsageError(f"invalid peer id {name!r}", code="usage", hint="write one as `dms-peer status` shows it")
@@ -148,7 +148,7 @@ def named_peers(names: Sequence[str] | None) -> frozenset[str] | None:
 
 
 def named_operations(names: Sequence[str] | None) -> frozenset[str] | None:
-    """The operations that were named; None where none was. Raises UsageError for what is none."""
+    """The named operations; None if there are none. Raises UsageError for an unknown operation."""
     for name in names or ():
         if name not in OPERATIONS:
             raise UsageError(f"{name!r} is no operation", code="usage", hint=f"use one of {', '.join(OPERATIONS)}")

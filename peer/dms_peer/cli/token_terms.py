@@ -1,4 +1,4 @@
-"""What the blocks of a token grant together, and what a further block may say."""
+"""What the blocks of a token grant together, and what a further block may grant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_narrower", "effective_terms"]
 
 
 def effective_terms(grants: Grants) -> GrantTerms:
-    """The terms that are left when all blocks hold: the least of every bound, and what every block names."""
+    """The terms of all blocks together: the smallest of every limit, and the names that are in every block."""
     blocks = [block.terms for block in grants.blocks]
     return GrantTerms(
         operations=_common(terms.operations for terms in blocks),
@@ -27,7 +27,7 @@ def effective_terms(grants: Grants) -> GrantTerms:
 
 
 def check_narrower(grants: Grants, terms: GrantTerms) -> None:
-    """Raise UsageError where a further block would claim more than the token grants; it names all such terms."""
+    """Raise UsageError if a further block would exceed what the token grants. The error names all such terms."""
     have, more = effective_terms(grants), []
     for option, known, asked in (
         ("--operation", have.operations, terms.operations),

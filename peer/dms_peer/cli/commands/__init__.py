@@ -1,5 +1,5 @@
-"""The commands of `dms-peer`, one file each: they parse, and hand over to one function.
+"""The commands of `dms-peer`, one file each: they parse their options and call one function.
 
-A new one is a module here with a function of the same name, and its name in `command_line.COMMANDS`. It imports what it
-needs when it runs, so that the help and local commands start at once.
+To add a command, add a module here with a function of the same name, and its name to `app.COMMANDS`. The module imports
+what it needs when the command runs, so that the help and local commands start at once.
 """

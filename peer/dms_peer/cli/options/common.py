@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they are read."""
+"""Options that several commands share, and their parsers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def duration(text: Any) -> float:
 
 
 def time_to_live(text: Any) -> float:
-    """Seconds, and some of them."""
+    """Seconds, more than 0."""
     seconds = duration(text)
     if seconds <= 0:
         raise typer.BadParameter(f"invalid time to live {text} (write 60s, 5m or 2h)")
@@ -94,7 +94,7 @@ def gpu_choice(text: Any) -> GPUChoice:
 
 
 def gpu_demand(text: Any) -> GPUDemand:
-    """A GPU to ask for, from the VRAM needed on it."""
+    """A requested GPU, from the VRAM that is needed on it."""
     return GPUDemand(vram=size(text))
 
 
@@ -159,7 +159,7 @@ OptionalDisk: TypeAlias = Annotated[
 
 
 def lease_at(words: list[str]) -> tuple[str | None, str]:
-    """The peer, where one is named, and the lease of `[PEER] LEASE`."""
+    """The peer, if one is named, and the lease of `[PEER] LEASE`."""
     if not 1 <= len(words) <= 2:
         raise typer.BadParameter("give one lease: [PEER] LEASE")
     return (words[0], words[1]) if len(words) == 2 else (None, words[0])

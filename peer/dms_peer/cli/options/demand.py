@@ -35,9 +35,9 @@ def asked_ensemble(
     location: list[Place] | None,
     not_location: list[Place] | None,
 ) -> EnsembleFile:
-    """The ensemble of a file, or one node as the options say; an amount that is left out is not needed.
+    """The ensemble of a file, or one node from the options. The job does not need amounts that are left out.
 
-    Raises BadParameter when there is neither or both, and DocumentError for a file that makes no sense.
+    Raises BadParameter if there is neither or both, and DocumentError for an invalid file.
     """
     from ...config.ensemble import EnsembleFile
 
@@ -58,9 +58,9 @@ def asked_ensemble(
 
 
 def ensemble_file(file: Path | None, *given: object) -> EnsembleFile | None:
-    """The ensemble of a file, None without one; `given` are the values of the options that the file stands for.
+    """The ensemble of a file, None without one. `given` are the values of the options that the file replaces.
 
-    Raises BadParameter when one of these is there too, and DocumentError for a file that makes no sense.
+    Raises BadParameter if one of these is given too, and DocumentError for an invalid file.
     """
     from ...config.ensemble import read_ensemble_file
 
@@ -78,7 +78,7 @@ def asked_node(
     accept: list[Place] | None,
     reject: list[Place] | None,
 ) -> NodeRequest:
-    """One node; raises BadParameter for what no request may ask for."""
+    """One node. Raises BadParameter for a request that no provider would accept."""
     try:
         return NodeRequest(
             node_id="node",

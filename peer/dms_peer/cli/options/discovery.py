@@ -43,7 +43,7 @@ ExchangeOption: TypeAlias = Annotated[bool, _EXCHANGE]
 MDNSOption: TypeAlias = Annotated[bool, _MDNS]
 DHTOption: TypeAlias = Annotated[bool, _DHT]
 GossipOption: TypeAlias = Annotated[bool, _GOSSIP]
-# The same for `run`, whose configuration file decides where the option is not given.
+# The same for `run`, whose configuration file decides if the option is not given.
 KnownSetting: TypeAlias = Annotated[bool | None, _KNOWN]
 ExchangeSetting: TypeAlias = Annotated[bool | None, _EXCHANGE]
 MDNSSetting: TypeAlias = Annotated[bool | None, _MDNS]
@@ -54,7 +54,7 @@ GossipSetting: TypeAlias = Annotated[bool | None, _GOSSIP]
 def discovery_settings(
     bootstrap: list[str] | None, *, known: bool, exchange: bool, mdns: bool, dht: bool, gossip: bool
 ) -> DiscoverySettings:
-    """The settings that these options mean."""
+    """The settings from these options."""
     return DiscoverySettings(
         bootstrap=tuple(bootstrap or ()), known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip
     )

@@ -33,7 +33,7 @@ _CONNECTIONS: Final = "Which peers may connect"
 
 
 class LogLevel(Enum):
-    """The least level that is logged."""
+    """The lowest level that is logged."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -42,7 +42,7 @@ class LogLevel(Enum):
 
 
 def metrics_address(text: Any) -> str:
-    """Reads HOST:PORT from text such as "9464" or "127.0.0.1:9464"."""
+    """Read HOST:PORT from text such as "9464" or "127.0.0.1:9464"."""
     from ...config.settings import parse_metrics_address
 
     try:

@@ -1,4 +1,4 @@
-"""Bids and refusals as tables: what each node would get, at what price, and why others get nothing."""
+"""Bids and refusals as tables: what each node would get, the price, and the reasons of refusals."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..output import say
 from .common import show_resources, show_table
 
 if TYPE_CHECKING:
-    # For types alone.
+    # For type annotations only.
     from ...requesting.reports import BidReport, EnsembleBidReport
 
 __all__ = ["show_bid", "show_bids", "show_refusals"]
 
 
 def show_bid(report: BidReport) -> None:
-    """Prints a bid, or what a dry run says."""
+    """Print a bid, or the answer to a dry run."""
     bid = report.bid
     show_resources(f"{report.peer_id} {_what(report.dry_run, bid)}", {"bid": bid.resources})
     if bid.price is not None:
@@ -31,7 +31,7 @@ def show_bid(report: BidReport) -> None:
 
 
 def show_bids(report: EnsembleBidReport) -> None:
-    """Prints the bids and refusals of one peer for the nodes of an ensemble."""
+    """Print the bids and refusals of one peer for the nodes of an ensemble."""
     bids = [one.bid for one in report.bids]
     if bids:
         title = f"{report.peer_id} {_what(report.dry_run, *bids)}"
@@ -48,7 +48,7 @@ def show_bids(report: EnsembleBidReport) -> None:
 
 
 def show_refusals(title: str, refusals: Sequence[Refusal]) -> None:
-    """Prints refusals with every shortage of each."""
+    """Print refusals with every shortage of each."""
     show_table(title, ["node", "why", "what", "again in"], [row for one in refusals for row in _refusal_rows(one)])
 
 

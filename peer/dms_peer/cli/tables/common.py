@@ -14,7 +14,7 @@ from ..output import say
 from .layout import Column, show_table
 
 if TYPE_CHECKING:
-    # They come with libp2p, which local commands do not load.
+    # They need libp2p, which local commands do not load.
     from ...requesting.reports import PeerEndedLease, PeerFree, PeerLease, PeerLeases
 
 __all__ = [
@@ -31,12 +31,12 @@ __all__ = [
 ]
 
 _LEASE_CHARACTERS: Final = 8
-# All Ed25519 peer ids begin with 12D3KooW: these have eight characters more, and can be typed in the place of the id.
+# All Ed25519 peer ids begin with 12D3KooW. These have eight characters more, and can be typed instead of the id.
 _PEER_CHARACTERS: Final = 16
 
 
 def short_ids(ids: Sequence[str], *, least: int = _LEASE_CHARACTERS) -> list[str]:
-    """Each id by its first characters, eight or as many as tell them all apart."""
+    """The first characters of each id: eight, or as many as distinguish them."""
     characters = least
     while len({one[:characters] for one in ids}) < len(set(ids)):
         characters += 1
@@ -44,12 +44,12 @@ def short_ids(ids: Sequence[str], *, least: int = _LEASE_CHARACTERS) -> list[str
 
 
 def short_peer_id(peer_id: str) -> str:
-    """The beginning of a peer id; other names, such as those of local holders, as they are."""
+    """The beginning of a peer id. Other names, such as those of local holders, are not shortened."""
     return peer_id[:_PEER_CHARACTERS] if peer_id.startswith(("12D3KooW", "Qm", "16Uiu2")) else peer_id
 
 
 def capacity_rows(amounts: Sequence[Resources | None]) -> list[list[str]]:
-    """One row for CPU, RAM, disk and every GPU, with a column for each of the amounts; None is shown as nothing."""
+    """One row for CPU, RAM, disk and every GPU, with a column for each of the amounts. None is shown as nothing."""
     rows = [
         ["CPU cores", *(str(one.cpu.cores) if one else "-" for one in amounts)],
         ["RAM", *(format_size(one.ram.size) if one else "-" for one in amounts)],
@@ -71,12 +71,12 @@ def _vram(resources: Resources | None, uuid: str) -> str:
 
 
 def show_resources(title: str, amounts: Mapping[str, Resources | None]) -> None:
-    """Prints amounts side by side, each under its name."""
+    """Print amounts side by side, each under its name."""
     show_table(title, ["", *amounts], capacity_rows(list(amounts.values())))
 
 
 def show_leases(title: str, leases: Sequence[Lease]) -> None:
-    """Prints leases at another peer: what is held there, and for how long yet."""
+    """Print leases at another peer: what is held there, and for how long."""
     rows = [
         [short, lease.state.value, _remaining(lease), lease.demand.describe(), lease.lease_id, str(lease.fence)]
         for lease, short in zip(leases, short_ids([lease.lease_id for lease in leases]), strict=True)
@@ -90,7 +90,7 @@ def _remaining(lease: Lease) -> str:
 
 
 def show_free(free: PeerFree) -> None:
-    """Prints what another peer has free."""
+    """Print what another peer has free."""
     notes = [
         *([] if free.onboarded else ["offers nothing"]),
         *(["draining"] if free.draining else []),
@@ -100,15 +100,15 @@ def show_free(free: PeerFree) -> None:
 
 
 def show_lease(lease: PeerLease) -> None:
-    """Prints what was taken at another peer."""
+    """Print a lease at another peer."""
     ends = "until it is released" if lease.deadline is None else f"for {_remaining(lease)}"
     say(f"lease {lease.lease_id} is {lease.state.value} {ends}, fencing number {lease.fence}")
     show_resources(f"at {lease.peer_id}", {lease.state.value: lease.resources})
 
 
 def show_commit(taken: PeerLease | PeerLeases) -> None:
-    """Prints what was taken of one bid, or of several together."""
-    # Told apart by what they have: to load their types would load libp2p.
+    """Print the leases of one committed bid, or of several."""
+    # Distinguished by their fields, because loading their types would load libp2p.
     leases = getattr(taken, "leases", None)
     if leases is None:
         show_lease(cast("PeerLease", taken))
@@ -117,5 +117,5 @@ def show_commit(taken: PeerLease | PeerLeases) -> None:
 
 
 def show_release(lease: PeerEndedLease) -> None:
-    """Prints what was released."""
+    """Print what was released."""
     say(f"lease {lease.lease_id} at {lease.peer_id} was {lease.state.value} and is {lease.reason.value}")

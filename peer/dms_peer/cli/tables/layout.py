@@ -1,6 +1,7 @@
 """Draws tables that can be read at 80 columns: aligned, without frames, the least important columns left out first.
 
-A table on a terminal is as wide as the terminal; in a pipe it is as wide as COLUMNS says, else as wide as it needs.
+A table on a terminal is as wide as the terminal. In a pipe it is as wide as COLUMNS says, otherwise as wide as it
+needs.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from ..output import say
 __all__ = ["Column", "show_table"]
 
 _GAP: Final = "  "
-# A column of sentences is not made narrower than this while a lighter column could be left out.
+# A column of sentences is not made narrower than this while a column of lower weight could be left out.
 _LEAST_SENTENCE: Final = 16
 _LEAST: Final = 6
-# Amounts are compared digit by digit and stand on the right; everything else is text and stands on the left.
+# Amounts are compared digit by digit, so they are aligned right. All other text is aligned left.
 _AMOUNT: Final = re.compile(r"|[-?]|[+-]?[\d.,]+ ?(?:%|B|[KMGTP]i?B|cores?|ms|s|GHz|MHz|[MG]bit/s)?", re.ASCII)
 
 
 class Column(NamedTuple):
-    """One column: columns of the lowest `weight` are left out first where a table is too wide, None never is.
+    """One column. If a table is too wide, columns of the lowest `weight` are left out first; columns with None never
+    are.
 
-    A column of `sentences` is folded at its words where it is too wide.
+    A column of `sentences` is folded between words if it is too wide.
     """
 
     name: str
@@ -38,7 +40,7 @@ class Column(NamedTuple):
 def show_table(
     title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[str]], out: TextIO | None = None
 ) -> None:
-    """Prints a table under its title; of columns given by name alone the last is left out first, the first never."""
+    """Print a table under its title. Of columns given by name alone the last is left out first, the first never."""
     out = out or sys.stdout
     known = [
         column if isinstance(column, Column) else Column(column, len(columns) - number if number else None)
@@ -99,7 +101,7 @@ def _kept(columns: Sequence[Column], widths: Sequence[int], available: int | Non
 def _narrowed(
     columns: Sequence[Column], widths: Sequence[int], kept: Sequence[int], available: int | None
 ) -> list[int]:
-    """The widths at which the columns that are kept fit: sentences give way first, then the widest column."""
+    """The widths at which the remaining columns fit: sentences are narrowed first, then the widest column."""
     narrowed = list(widths)
     while available is not None and _total(narrowed[number] for number in kept) > available:
         sentences = [number for number in kept if columns[number].sentences and narrowed[number] > _LEAST_SENTENCE]
@@ -115,7 +117,7 @@ def _total(widths: Iterator[int]) -> int:
 
 
 def _fold(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` columns, broken between words where there are some."""
+    """The text in lines of at most `width` columns, broken between words if possible."""
     lines, line = [], ""
     for word in text.split(" "):
         longer = f"{line} {word}" if line else word

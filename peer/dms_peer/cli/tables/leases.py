@@ -1,4 +1,4 @@
-"""What this home holds at other peers, and what was measured of them."""
+"""What this home holds at other peers, and measurements of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLUMNS: Final = (
 
 
 def show_home_leases(report: HomeLeases, *, full: bool = False, out: TextIO | None = None) -> None:
-    """Prints the leases of this home, and the providers that did not answer; `full` shows ids as a whole."""
+    """Print the leases of this home, and the providers that did not answer. `full` shows ids in full."""
     now, ids = time.time(), [one.lease.lease_id for one in report.leases]
     rows = [
         [
@@ -51,7 +51,7 @@ def show_home_leases(report: HomeLeases, *, full: bool = False, out: TextIO | No
 
 
 def show_released(report: ReleasedLeases) -> None:
-    """Prints what was released, and what was not."""
+    """Print what was released, and what was not."""
     ids = short_ids([ended.lease_id for ended in report.released])
     for ended, shown in zip(report.released, ids, strict=True):
         say(f"released {shown} at {short_peer_id(ended.peer_id)} (was {ended.state.value})")
@@ -67,11 +67,11 @@ def _show_unanswered(peers: Sequence[UnansweredPeer], out: TextIO | None) -> Non
 
 
 def show_pong(pong: Pong) -> None:
-    """Prints one round trip."""
+    """Print one round trip."""
     how = "this peer itself" if pong.relayed is None else "through a relay" if pong.relayed else "direct"
     say(f"{short_peer_id(pong.peer_id)}: {pong.round_trip * 1000:.1f} ms, {how}")
 
 
 def show_usage(usage: PeerUsage) -> None:
-    """Prints what the machine of a peer uses now."""
+    """Print what the machine of a peer uses now."""
     show_resources(f"in use at {usage.peer_id}", {"in use": usage})

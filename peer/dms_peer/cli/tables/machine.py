@@ -1,4 +1,4 @@
-"""What a machine has, on one screen: a table for each kind, and in sentences what limits what."""
+"""The hardware of a machine on one screen: a table for each kind, and sentences on its limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["show_hardware"]
 
 
 def show_hardware(machine: MachineResources) -> None:
-    """Prints what a machine has, and why it is less than its hardware."""
+    """Print what a machine has, and why it is less than its hardware."""
     say("hardware, as this process may use it" + (" (simulated)" if machine.simulated else ""))
     for title, columns, rows in _tables(machine):
         if rows:

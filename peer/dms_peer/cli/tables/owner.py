@@ -1,4 +1,4 @@
-"""What a peer answers its owner beside its status: offers, history, audits."""
+"""The peer's answers to its owner besides the status: offers, history, audits."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
 
 
 def local_time(moment: float) -> str:
-    """Unix seconds as the time of this machine's zone, which it names."""
+    """Unix seconds in the time zone of this machine, with the name of the zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(moment))
 
 
 def show_offer(answer: OnboardAnswer) -> None:
-    """Prints what is offered now."""
+    """Print what is offered now."""
     if answer.onboarded is None:
         say("nothing is offered to the network any more")
         return
@@ -41,7 +41,7 @@ def show_offer(answer: OnboardAnswer) -> None:
 
 
 def show_proposed_offer(answer: OnboardAnswer) -> None:
-    """Prints what would be offered."""
+    """Print what would be offered."""
     show_resources("would be offered to the network (dry run)", {"offered": answer.onboarded})
     _show_warnings(answer)
 
@@ -52,7 +52,7 @@ def _show_warnings(answer: OnboardAnswer) -> None:
 
 
 def show_history(answer: HistoryAnswer, *, full: bool = False) -> None:
-    """Prints what happened, newest first; `full` shows ids as a whole."""
+    """Print what happened, newest first. `full` shows ids in full."""
     leases = [entry.lease_id for entry in answer.entries]
     rows = [
         [
@@ -77,7 +77,7 @@ def show_history(answer: HistoryAnswer, *, full: bool = False) -> None:
 
 
 def show_eviction(answer: EvictAnswer, *, full: bool = False) -> None:
-    """Prints which leases ended, and which end soon."""
+    """Print which leases ended, and which end soon."""
     leases: list[EndedLease | Lease] = [*answer.ended, *answer.noticed]
     if not leases:
         say("there is no such lease: nothing was evicted")
@@ -94,7 +94,7 @@ def show_eviction(answer: EvictAnswer, *, full: bool = False) -> None:
 
 
 def show_drain(answer: DrainAnswer) -> None:
-    """Prints how far a drain has come."""
+    """Print the progress of a drain."""
     if not answer.leases:
         say("drained: nothing is promised any more, and nothing new is taken")
         return
@@ -104,18 +104,18 @@ def show_drain(answer: DrainAnswer) -> None:
 
 
 def show_cancelled_drain(answer: CancelDrainAnswer) -> None:
-    """Prints what a drain that was cancelled has left."""
+    """Print what a cancelled drain has left."""
     say("new commitments are taken again" if answer.drained else "there was no drain")
     if answer.withdrawn:
         say(f"notices withdrawn: {answer.withdrawn}")
 
 
-# What `--repair` mends; everything else is the owner's to decide.
+# What `--repair` repairs. The owner decides about everything else.
 _REPAIRABLE: Final = frozenset({"process_gone", "stored", "totals"})
 
 
 def show_audit(answer: AuditAnswer) -> None:
-    """Prints what an audit found, and how to repair what can be repaired."""
+    """Print what an audit found, and how to repair what can be repaired."""
     if not answer.findings:
         say("the ledger matches its file and the operating system")
         return

@@ -1,4 +1,4 @@
-"""Searches on a terminal: a table that fills as answers come, a line that says how far it is, and what came of it."""
+"""Searches on a terminal: a table that fills as answers arrive, a line with the progress, and the result."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["progress_line", "search_view", "show_found", "show_peers", "show_reserved", "watched_progress"]
 
 COLUMNS: Final = ("peer", "source", "takes it", "CPU", "RAM", "disk", "GPUs", "price", "age", "round trip")
-# Characters of usual values, for rows that are printed before the others are known.
+# Widths of usual values, for rows that are printed before the others are known.
 _USUAL: Final = (52, 9, 13, 4, 8, 8, 8, 17, 5, 10)
-# On a narrow terminal these columns alone are drawn.
+# On a narrow terminal only these columns are drawn.
 _NARROW: Final = 100
 _NEEDED: Final = ("peer", "takes it", "CPU", "RAM", "GPUs", "price")
 
@@ -75,7 +75,7 @@ def _amounts(free: Resources | None) -> list[str]:
 
 
 class _PlainView:
-    """Lines as they come under a heading, for a pipe; the progress is printed at the end."""
+    """Rows as they arrive under a heading, for a pipe. The progress is printed at the end."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -88,16 +88,16 @@ class _PlainView:
         self._line([printable(cell) for cell in _row(row)])
 
     def _line(self, cells: Sequence[str]) -> None:
-        # A later row may be wider than all that came before: the widths are those of usual values.
+        # A later row may be wider than all rows before it, so the widths are those of usual values.
         padded = (cell.ljust(width) for cell, width in zip(cells, _USUAL, strict=True))
         say("  ".join(padded).rstrip(), self._out)
 
     def progress(self, progress: SearchProgress) -> None:
-        """Not in a pipe."""
+        """No effect in a pipe."""
 
 
 class _LiveView:
-    """A table that is drawn anew with every answer, and a line below it."""
+    """A table that is redrawn with every answer, and a line below it."""
 
     def __init__(self, live: Any) -> None:
         self._live = live
@@ -145,7 +145,7 @@ def search_view(out: TextIO | None = None) -> Iterator[_PlainView | _LiveView]:
 
 
 def show_found(found: Found) -> None:
-    """Prints how a search ended."""
+    """Print how a search ended."""
     peers = "one peer" if found.able == 1 else f"{found.able or 'no'} peers"
     line = f"{peers} would take it: {progress_line(replace(found.progress, source=''))}"
     nobody = not (found.able or found.progress.asked or found.progress.skipped)
@@ -156,7 +156,7 @@ def show_found(found: Found) -> None:
 
 @contextmanager
 def watched_progress(out: TextIO | None = None) -> Iterator[Callable[[SearchProgress], None]]:
-    """Shows the progress of a reservation on a terminal while the block runs; shows nothing in a pipe."""
+    """Show the progress of a reservation on a terminal while the block runs. Shows nothing in a pipe."""
     out = out or sys.stderr
     if not out.isatty():
         yield lambda progress: None
@@ -178,7 +178,7 @@ def watched_progress(out: TextIO | None = None) -> Iterator[Callable[[SearchProg
 
 
 def show_reserved(reserved: Reserved, out: TextIO | None = None) -> None:
-    """Prints the nodes that are held, and their providers."""
+    """Print the nodes that are held, and their providers."""
     what = "allocated" if reserved.allocated else "committed"
     leases = short_ids([node.lease_id for node in reserved.nodes])
     rows = [
@@ -207,7 +207,7 @@ def show_reserved(reserved: Reserved, out: TextIO | None = None) -> None:
 
 
 def show_peers(answer: PeersAnswer) -> None:
-    """Prints the peers that are known, with the age of every figure."""
+    """Print the known peers, with the age of every figure."""
     rows = [
         [
             short_peer_id(peer.peer_id),

@@ -1,4 +1,4 @@
-"""The state of one's own peer, on one screen."""
+"""The state of the home's own peer, on one screen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["show_status"]
 
 
 def show_status(status: StatusAnswer, *, full: bool = False) -> None:
-    """Prints the state of one's own peer; `full` shows ids as a whole."""
+    """Print the state of the home's own peer. `full` shows ids in full."""
     state = "running" if status.running else "not running (start it with `dms-peer run`)"
     notes = [state, *(["draining"] if status.draining else []), *(["simulated machine"] if status.simulated else [])]
     say(f"peer {status.peer_id}: {', '.join(notes)}")
@@ -110,7 +110,7 @@ def _amounts(resources: Resources) -> str:
 
 
 def _use(use: LeaseUse | None) -> str:
-    # Known only of jobs whose processes have a cgroup of their own.
+    # It is known only for jobs whose processes have a cgroup of their own.
     return "-" if use is None else f"{format_cores(use.cores)}, {format_size(use.ram)} RAM"
 
 

@@ -17,19 +17,19 @@ __all__ = ["show_made_token", "show_revocations", "show_revoked", "show_token"]
 
 
 def show_made_token(made: MadeToken) -> None:
-    """Prints the token, or the file that has it; and its id, with what it grants."""
+    """Print the token, or the name of its file; and its id, with what it grants."""
     terms = describe_terms(effective_terms(made.grants))
     line = f"id {made.id}: {terms}; to revoke it: dms-peer token revoke {made.id}"
     if made.file is None:
         say(made.token)
-        # Standard output has the token alone, so that it can be piped.
+        # Standard output has only the token, so that it can be piped.
         comment(line)
     else:
         say(f"{made.file}: {line}")
 
 
 def show_token(report: TokenReport) -> None:
-    """Prints the granter, the blocks in their order, and what is effective."""
+    """Print the granting peer, the blocks in their order, and the effective terms."""
     whose = "this home's own key" if report.own else "another key than this home's"
     say(f"granted by {report.grants.granted_by} ({whose}); the signatures hold")
     rows = [
@@ -44,13 +44,13 @@ def show_token(report: TokenReport) -> None:
 
 
 def show_revoked(answer: RevokeAnswer) -> None:
-    """Prints how many grants were revoked."""
+    """Print how many grants were revoked."""
     again = len(answer.grants) - answer.added
     say(f"{answer.added} revoked" + (f", {again} were so already" if again else ""))
 
 
 def show_revocations(answer: RevocationsAnswer) -> None:
-    """Prints the revocations, newest first."""
+    """Print the revocations, newest first."""
     if not answer.revocations:
         say("nothing was revoked")
         return
