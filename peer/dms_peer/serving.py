@@ -18,7 +18,13 @@ from dms_protocols.bidding.service import BidTerms, CurrentTerms, bid_operations
 from dms_protocols.bidding.versions import BID_VERSIONS
 from dms_protocols.errors import BusyError
 from dms_protocols.jobs import JobService, job_limits, job_operations
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, JOB_PROTOCOL, RESOURCES_PROTOCOL, versions_of
+from dms_protocols.protocol_ids import (
+    ALLOCATION_PROTOCOL,
+    JOB_PROTOCOL,
+    RESOURCES_PROTOCOL,
+    TUNNEL_PROTOCOL,
+    versions_of,
+)
 from dms_protocols.queries import resource_operations
 from dms_protocols.rpc.access import Access, AccessRules, CurrentRules
 from dms_protocols.rpc.counts import ServiceCounts
@@ -27,6 +33,7 @@ from dms_protocols.rpc.operations import Caller, Operations
 from dms_protocols.rpc.service import refuse_stream, serve_stream
 from dms_protocols.rpc.shares import SharesInUse
 from dms_protocols.tokens.checks import TokenChecker
+from dms_protocols.tunnels import TunnelConnect, TunnelsInUse, serve_tunnel
 from dms_resources.manager import ResourceManager
 
 from .signing import EnvelopeChecker, IdentitySigner, host_identity, trusted_keys
@@ -76,6 +83,24 @@ class Serving:
         except BusyError as error:
             await refuse_stream(stream, error, self._limits)
 
+    async def _tunnel(
+        self,
+        connect: TunnelConnect,
+        tunnels: TunnelsInUse,
+        counts: ServiceCounts,
+        shares: SharesInUse,
+        stream: trio.abc.HalfCloseableStream,
+        peer_id: str,
+    ) -> None:
+        try:
+            with shares.stream(peer_id):
+                caller = Caller(peer_id, group=stream_network(stream))
+                outcome = await serve_tunnel(stream, caller, connect, tunnels, access=self._access)
+        except BusyError as error:
+            outcome = error.code
+            await refuse_stream(stream, error, self._limits)
+        counts.requests["tunnel", outcome] += 1
+
 
 def stream_network(stream: trio.abc.HalfCloseableStream) -> str:
     """What counts as the address of the peer at the other end of a stream; empty where it is not known."""
@@ -98,14 +123,16 @@ async def serve(
     access: AccessRules | None = None,
     revoked: Container[str] = frozenset(),
     jobs: JobService | None = None,
+    tunnels: TunnelsInUse | None = None,
 ) -> AsyncIterator[Serving]:
     """Serves `/dms/resources`, `/dms/bid` and `/dms/allocation` on `host` while the block runs, with `jobs` also
-    `/dms/job`.
+    `/dms/job` and `/dms/tunnel`.
 
     At the end the protocols are detached; requests that are being answered have some seconds to finish. `identity`
     signs bids; it is the host's own key by default, which must be Ed25519 (IdentityError). `counts` counts requests,
     `limits` bounds each stream, `shares` bounds each peer: give the same SharesInUse to other protocols to count them
-    together. `access` has the rules; grants whose ids are in `revoked` are refused. Raises ProtocolError when the host
+    together. `access` has the rules; grants whose ids are in `revoked` are refused. `tunnels` counts and bounds
+    tunnels. Raises ProtocolError when the host
     already serves one of the protocols, and PeerError `bad_peer_id` for a trusted peer whose id does not contain a key.
     """
     identity, counts, rules = identity or host_identity(host), counts or ServiceCounts(), access or AccessRules()
@@ -119,6 +146,10 @@ async def serve(
         protocol: functools.partial(serving._answer, operations, counts, in_use, protocol)
         for protocol, operations in served.items()
     }
+    if jobs is not None:
+        handlers[TUNNEL_PROTOCOL] = functools.partial(
+            serving._tunnel, jobs.connect, tunnels or TunnelsInUse(), counts, in_use
+        )
     async with attach_protocols(host, handlers):
         yield serving
 

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         KADEMLIA_PROTOCOL,
         PEERS_PROTOCOL,
         RESOURCES_PROTOCOL,
+        TUNNEL_PROTOCOL,
     )
     from .queries import resource_operations
     from .rpc.access import Access, AccessRule, AccessRules
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from .tokens.biscuits import attenuate_token, create_token, open_token
     from .tokens.checks import TokenChecker
     from .tokens.grants import Grant, GrantTerms
+    from .tunnels import TunnelLimits, TunnelsInUse, open_tunnel, serve_tunnel
 
 __all__ = [
     "ALLOCATION_PROTOCOL",
@@ -87,6 +89,7 @@ __all__ = [
     "KADEMLIA_PROTOCOL",
     "PEERS_PROTOCOL",
     "RESOURCES_PROTOCOL",
+    "TUNNEL_PROTOCOL",
     "Access",
     "AccessError",
     "AccessRule",
@@ -157,6 +160,8 @@ __all__ = [
     "SignedBid",
     "Signer",
     "TokenChecker",
+    "TunnelLimits",
+    "TunnelsInUse",
     "UnknownOperationError",
     "advert_exchange_operations",
     "allocation_operations",
@@ -169,10 +174,12 @@ __all__ = [
     "open_advert",
     "open_client",
     "open_token",
+    "open_tunnel",
     "refuse_stream",
     "resource_operations",
     "seal_advert",
     "serve_stream",
+    "serve_tunnel",
 ]
 
 # The module that defines each name.
@@ -239,6 +246,7 @@ _MODULES = {
         "KADEMLIA_PROTOCOL",
         "PEERS_PROTOCOL",
         "RESOURCES_PROTOCOL",
+        "TUNNEL_PROTOCOL",
     ),
     ".queries": ("resource_operations",),
     ".rpc.access": ("Access", "AccessRule", "AccessRules"),
@@ -252,6 +260,7 @@ _MODULES = {
     ".tokens.biscuits": ("attenuate_token", "create_token", "open_token"),
     ".tokens.checks": ("TokenChecker",),
     ".tokens.grants": ("Grant", "GrantTerms"),
+    ".tunnels": ("TunnelLimits", "TunnelsInUse", "open_tunnel", "serve_tunnel"),
 }
 
 

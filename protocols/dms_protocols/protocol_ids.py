@@ -22,6 +22,7 @@ __all__ = [
     "KADEMLIA_PROTOCOL",
     "PEERS_PROTOCOL",
     "RESOURCES_PROTOCOL",
+    "TUNNEL_PROTOCOL",
     "ProtocolID",
     "newest_first",
     "newest_of_each",
@@ -40,6 +41,8 @@ ALLOCATION_PROTOCOL_1_1: Final = "/dms/allocation/1.1.0"
 """The same, with allocations that end unless they are renewed, and with reported evictions."""
 JOB_PROTOCOL: Final = "/dms/job/1.0.0"
 """Jobs on leases: start, status, watch, logs and stop."""
+TUNNEL_PROTOCOL: Final = "/dms/tunnel/1.0.0"
+"""Connections to ports of jobs."""
 PEERS_PROTOCOL: Final = "/dms/peers/1.0.0"
 """The exchange of capacity adverts."""
 BID_DELIVERY_PROTOCOL: Final = "/dms/bid-delivery/1.0.0"
@@ -54,6 +57,7 @@ _KNOWN: Final = (
     ALLOCATION_PROTOCOL,
     ALLOCATION_PROTOCOL_1_1,
     JOB_PROTOCOL,
+    TUNNEL_PROTOCOL,
     PEERS_PROTOCOL,
     BID_DELIVERY_PROTOCOL,
 )

@@ -35,11 +35,13 @@ from dms_protocols.protocol_ids import (
     JOB_PROTOCOL,
     PEERS_PROTOCOL,
     RESOURCES_PROTOCOL,
+    TUNNEL_PROTOCOL,
 )
 from dms_protocols.rpc.access import NOBODY, Access, AccessRule, AccessRules, CurrentRules
 from dms_protocols.rpc.facts import FACTS
 from dms_protocols.rpc.operations import Caller
 from dms_protocols.tokens.checks import TokenChecker
+from dms_protocols.tunnels import open_tunnel
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import ResourceManager, open_manager
@@ -140,6 +142,7 @@ class Stranger:
         await self.ask(RESOURCES_PROTOCOL, "free", "onboarded", "allocated", "machine", "usage", "watch")
         await self.ask(ALLOCATION_PROTOCOL, "list")
         await self.ask(JOB_PROTOCOL, "job_start", "job_status", "job_watch", "job_logs", "job_stop")
+        await self.connect_to_a_job()
         await self.ask_for_bids()
         await self.read_adverts()
         return self.learned
@@ -170,6 +173,16 @@ class Stranger:
                 raise
             return False
         return True
+
+    async def connect_to_a_job(self) -> None:
+        async with self.pool.open_stream(self.peer_id, TUNNEL_PROTOCOL, [self.address]) as stream:
+            try:
+                await open_tunnel(stream, "lease", 80)
+            except RemoteError as error:
+                if error.code != "forbidden":
+                    raise
+            else:
+                self.learned.add("jobs")
 
     async def ask_for_bids(self) -> None:
         nodes = [{"node_id": "n", "resources": {"cpu": {"cores": 99}, "ram": {"size": 99 * GIB}}}]

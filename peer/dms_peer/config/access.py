@@ -19,7 +19,7 @@ __all__ = ["OPERATIONS", "OUT_OF_THE_BOX", "OwnerAccess", "parse_access", "read_
 OPERATIONS: Final = (
     "free", "onboarded", "allocated", "machine", "usage", "watch",
     "bid_request", "commit", "renew", "allocate", "release", "list",
-    "job_start", "job_status", "job_watch", "job_logs", "job_stop",
+    "job_start", "job_status", "job_watch", "job_logs", "job_stop", "tunnel",
 )  # fmt: skip
 """The operations of the protocols. Each can have a rule."""
 

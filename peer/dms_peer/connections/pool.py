@@ -125,6 +125,21 @@ class ConnectionPool:
                 yield client
                 return
 
+    @asynccontextmanager
+    async def open_stream(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[PeerStream]:
+        """A stream of one protocol to a peer, for this caller alone; closed when the block ends.
+
+        Connects as `client` does. Raises DialError.
+        """
+        if self._closed:
+            raise _closed(peer_id)
+        stream = await self._open_stream(peer_id, protocol, addrs)
+        try:
+            yield stream
+        finally:
+            # Costs nothing if it is closed already.
+            await stream.aclose()
+
     async def connect(self, peer_id: str, addrs: Sequence[str] = ()) -> None:
         """Make sure that there is a living connection to the peer. Raises DialError; may be cancelled."""
         remote = self._remote(peer_id)
@@ -149,9 +164,7 @@ class ConnectionPool:
             self._clients.move_to_end(key)
             return shared, False
         if self._closed:
-            raise DialError(
-                "the connections of this peer were closed", code="closed", address=peer_id, hint="start it again"
-            )
+            raise _closed(peer_id)
         self._free_a_slot(peer_id)
         self._clients[key] = shared = SharedClient(self._limits.stream_idle, CLIENT_LIMITS.get(protocol))
         self._clients.move_to_end(key)
@@ -282,6 +295,10 @@ async def _close(connection: INetConn) -> None:
             await connection.muxed_conn.close()
         except Exception as error:
             logger.debug("closing a connection failed: %r", error)
+
+
+def _closed(peer_id: str) -> DialError:
+    return DialError("the connections of this peer were closed", code="closed", address=peer_id, hint="start it again")
 
 
 def _no_addresses(peer_id: str) -> Sequence[str]:

@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import trio.abc
+
 from dms_protocols.clients import Bids
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_protocols.rpc.client import Client
@@ -50,6 +52,15 @@ class PeerNetwork(Protocol):
 
         `protocol` may be any version: the newest version that the peer has is used (`Client.protocol`). If there is no
         connection, it connects to `addrs` or known addresses. Raises DialError.
+        """
+        ...
+
+    def open_stream(
+        self, peer_id: str, protocol: str, addrs: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[trio.abc.HalfCloseableStream]:
+        """A stream of one protocol to a peer, for this caller alone; closed when the block ends, if it still is open.
+
+        Connects as `client` does. Raises DialError.
         """
         ...
 

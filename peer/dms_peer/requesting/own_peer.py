@@ -71,6 +71,18 @@ class OwnPeer:
             async with self._network.client(peer_id, protocol, addrs) as client:
                 yield client
             return
+        async with self.open_stream(peer_id, protocol) as stream, open_client(stream) as own:
+            yield own
+
+    @asynccontextmanager
+    async def open_stream(
+        self, peer_id: str, protocol: str, addrs: Sequence[str] = ()
+    ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+        """A stream of one protocol to a peer; to this peer itself over a socket pair. Raises DialError."""
+        if peer_id != self.peer_id:
+            async with self._network.open_stream(peer_id, protocol, addrs) as stream:
+                yield stream
+            return
         newest = versions_of(protocol)[0]
         ours, theirs = map(trio.socket.from_stdlib_socket, socket.socketpair())
 
@@ -78,7 +90,7 @@ class OwnPeer:
             async with trio.SocketStream(theirs) as stream:
                 await self._serve(newest, stream)
 
-        async with open_background(serve), open_client(_OwnStream(trio.SocketStream(ours), newest)) as own:
+        async with open_background(serve), _OwnStream(trio.SocketStream(ours), newest) as own:
             yield own
 
     @asynccontextmanager

@@ -21,7 +21,7 @@ FACTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "usage": ("usage",),
         "terms": ("bid_request",),
         "leases": ("list",),
-        "jobs": ("job_start", "job_status", "job_watch", "job_logs", "job_stop"),
+        "jobs": ("job_start", "job_status", "job_watch", "job_logs", "job_stop", "tunnel"),
     }
 )
 """The facts, each with the operations that disclose it. The first operation is the name of the rule in the access file.

@@ -11,7 +11,7 @@ This module does no I/O: the caller passes bytes in and gets frames out. Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from msgspec import Struct
 
@@ -73,6 +73,13 @@ class FrameReader:
         """Whether all bytes were consumed, so that an end of the stream here cuts no frame."""
         return not self._kept and not self._to_skip
 
+    def take_rest(self) -> bytes:
+        """Take all bytes behind the last frame that was yielded; they are no longer read as frames."""
+        rest = bytes(self._kept)
+        self._kept.clear()
+        self._needed = 1
+        return rest
+
     def feed(self, data: bytes) -> None:
         """Add bytes, in pieces of any size."""
         if self._failure is not None:
@@ -83,7 +90,7 @@ class FrameReader:
             data = data[skipped:]
         self._kept += data
 
-    def __iter__(self) -> Iterator[bytes | Oversize]:
+    def __iter__(self) -> Generator[bytes | Oversize, None, None]:
         if self._failure is None and len(self._kept) < self._needed:
             return
         data, start = bytes(self._kept), 0

@@ -65,7 +65,7 @@ async def test_there_are_rules_for_every_operation_of_a_peer(tmp_path: Path, nur
     async with open_manager(tmp_path / "ledger.db", MachineResources(**parts)) as manager:
         served = {name for operations in peer_operations(manager, new_identity()).values() for name in operations}
     # Only a peer with executors serves these.
-    served |= set(job_operations(MemoryJobs({}, nursery, lambda job: None)))
+    served |= {*job_operations(MemoryJobs({}, nursery, lambda job: None)), "tunnel"}
     assert served == set(OPERATIONS)
 
 

@@ -26,6 +26,8 @@ from dms_protocols.rpc.shares import PeerShare, SharesInUse
 
 from .streams import DelayedStream, stream_pair
 
+StreamHandler = Callable[[DelayedStream, Caller], Awaitable[object]]
+
 __all__ = ["GOOD_LINK", "LinkConditions", "SimulatedNetwork", "SimulatedPeerNetwork", "TrafficCount"]
 
 
@@ -62,7 +64,7 @@ class _Host:
     """What answers under a peer id. A host that is not `up` is gone; a `silent` one does not even refuse."""
 
     peer_id: str
-    operations: Mapping[str, Operations]
+    operations: Mapping[str, Operations | StreamHandler]
     limits: ServiceLimits
     conditions: LinkConditions
     counts: ServiceCounts
@@ -107,7 +109,7 @@ class SimulatedNetwork:
     def add_host(
         self,
         peer_id: str,
-        operations: Mapping[str, Operations],
+        operations: Mapping[str, Operations | StreamHandler],
         *,
         conditions: LinkConditions = GOOD_LINK,
         limits: ServiceLimits | None = None,
@@ -194,16 +196,20 @@ class SimulatedNetwork:
         connection: _Connection,
         number: int,
         stream: DelayedStream,
-        operations: Operations,
+        operations: Operations | StreamHandler,
         scope: trio.CancelScope,
     ) -> None:
         with scope:
             await self._answer(connection.listener, stream, operations, Caller(connection.dialer))
         connection.streams.pop(number, None)
 
-    async def _answer(self, host: _Host, stream: DelayedStream, operations: Operations, caller: Caller) -> None:
+    async def _answer(
+        self, host: _Host, stream: DelayedStream, operations: Operations | StreamHandler, caller: Caller
+    ) -> None:
         if host.answer is not None:
             await host.answer(stream)
+        elif not isinstance(operations, Operations):
+            await operations(stream, caller)
         elif host.shares is None:
             await serve_stream(stream, operations, caller, host.limits, host.counts, _share())
         else:
@@ -259,6 +265,15 @@ class SimulatedPeerNetwork:
     async def stream(self, peer_id: str, protocol: str) -> DelayedStream:
         """A bare stream to that peer, for whoever does not keep to the protocol. Raises DialError."""
         return self._network.open_stream(await self._network.connect(self._peer_id, peer_id), protocol)
+
+    @asynccontextmanager
+    async def open_stream(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[DelayedStream]:
+        """A new stream of the connection to that peer, closed when the block ends. Raises DialError."""
+        stream = await self.stream(peer_id, protocol)
+        try:
+            yield stream
+        finally:
+            stream.close()
 
     @asynccontextmanager
     async def client(self, peer_id: str, protocol: str, addrs: Sequence[str] = ()) -> AsyncIterator[Client]:
