@@ -184,6 +184,8 @@ class _Allocations:
             accounts=self._outstanding.accounts(caller),
             until=caller.grants.expires if caller.grants else None,
             share=self._outstanding.of(caller),
+            ensemble_id=bid.ensemble_id,
+            node_id=bid.node_id,
         )
 
 

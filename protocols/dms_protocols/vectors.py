@@ -306,6 +306,10 @@ def _frames() -> Iterator[tuple[str, str, bytes]]:
     answer = allocation.LeaseAnswer(lease=charged)
     yield "a lease that is charged to the grants of a token", ALLOCATION_PROTOCOL_1_1, encode_ok(2000, to_bytes(answer))
     kept = replace(_LEASE, state=LeaseState.ALLOCATED, ttl=900.0, deadline=1_700_000_600.0)
+    named = replace(_LEASE, ensemble_id=_ENSEMBLE.id, node_id=_ENSEMBLE.request[0].node_id)
+    answer = allocation.LeaseAnswer(lease=named)
+    meaning = "a lease with the names of its ensemble and its node"
+    yield meaning, ALLOCATION_PROTOCOL_1_1, encode_ok(2005, to_bytes(answer))
     notice = Notice(deadline=1_700_000_600.0, seconds=600.0, reason="maintenance")
     answer = allocation.LeaseAnswer(
         lease=replace(kept, notice=notice, longest=Limit(deadline=1_700_086_400.0, seconds=86400.0))

@@ -124,6 +124,7 @@ PRICE = Price(micros_per_hour=7_000_000, currency=EVIL)
 LEASE = Lease(
     lease_id=EVIL, holder=EVIL, state=LeaseState.COMMITTED, demand=Demand(), resources=RESOURCES, fence=1,
     created=time.time(), deadline=time.time() + 60, price=PRICE,
+    ensemble_id=EVIL, node_id=EVIL,
 )  # fmt: skip
 BID = Bid(
     ensemble_id=EVIL, request_digest=b"", node_id=EVIL, lease_id=EVIL, nonce=1, provider=EVIL, requester=EVIL,

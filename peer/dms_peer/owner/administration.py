@@ -24,6 +24,7 @@ from dms_resources.machine.listening import read_ephemeral_ports
 from dms_resources.machine.registry import Registration
 from dms_resources.units import format_size
 
+from .. import __version__
 from .messages import (
     AuditAnswer,
     AuditRequest,
@@ -155,6 +156,7 @@ class LocalAdministration:
                 LeaseUse(lease_id=job.lease_id, cores=job.cpu, ram=job.ram) for job in (sample.jobs if sample else ())
             ),
             other_peers=await self._other_peers(manager.get_onboarded_resources()),
+            version=__version__,
         )
 
     async def onboard(self, request: OnboardRequest) -> OnboardAnswer:

@@ -56,14 +56,14 @@ class TermsSummary(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The terms on which a running peer bids.
 
     `micros_per_hour` has each price that is not 0 (core, ram_gib, disk_gib, gpu, vram_gib, bid), in millionths of a
-    unit of `currency`. `executors` is None if all executors are available. `location` goes from the continent to the
-    city.
+    unit of `currency`. The peer bids only on nodes that need no executor but
+    these `executors`. `location` goes from the continent to the city.
     """
 
     currency: str = ""
     micros_per_hour: dict[str, int] = {}
     location: tuple[str, ...] = ()
-    executors: tuple[str, ...] | None = None
+    executors: tuple[str, ...]
     privileged_docker: bool = False
     valid_seconds: float = 300.0
     allowed_peers: tuple[str, ...] = ()
@@ -89,7 +89,8 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     nothing watches it. `terms` are those of the running peer, None if it has none. Since the peer started, `refusals`
     counts the nodes on which it did not bid and `failures` the requests that it answered with an error, by code;
     `limits_hit` counts what its host refused, by limit. `lease_use` has the leases whose processes are known and have a
-    cgroup of their own. `other_peers` are sentences on the other running peers of this machine.
+    cgroup of their own. `other_peers` are sentences on the other running peers of this machine. `version` is the
+    release of dms-peer that answers.
     """
 
     peer_id: str
@@ -118,6 +119,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     limits_hit: dict[str, int] = {}
     lease_use: tuple[LeaseUse, ...] = ()
     other_peers: tuple[str, ...] = ()
+    version: str = ""
 
 
 class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):

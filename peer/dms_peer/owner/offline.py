@@ -18,6 +18,7 @@ from dms_resources.machine.usage import free_now
 from dms_resources.manager import open_manager
 from dms_resources.units import Cores
 
+from .. import __version__
 from ..home.home import Home
 from .administration import LocalAdministration, administration_operations
 from .messages import AuditAnswer, HistoryAnswer, RevocationsAnswer, StatusAnswer
@@ -50,6 +51,7 @@ def answer_without_ledger(home: Home, answer_type: type[Answer]) -> Answer:
             allocated=nothing,
             leases=(),
             lease_count=0,
+            version=__version__,
         ),
         HistoryAnswer(entries=()),
         AuditAnswer(findings=(), repaired=False),

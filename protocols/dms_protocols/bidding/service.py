@@ -312,6 +312,8 @@ class _Bidding:
             accounts=self._outstanding.accounts(asking.caller),
             until=grants.expires if grants else None,
             share=self._outstanding.of(asking.caller),
+            ensemble_id=asking.ensemble.id,
+            node_id=node.node_id,
         )
 
     def _bid(self, asking: _Asking, offer: NodeOffer, *, held_until: float | None = None) -> Bid:

@@ -45,7 +45,7 @@ from .charging import Charges, outlasting
 from .deadlines import AllocationTerms, renewed, shifted
 from .endings import LONGEST_ID, Eviction, check_text, held_lease, raise_if_ended
 from .history import HistoryEntry
-from .leases import Lease, LeaseRequest, LeaseState, Limit, ResourceAllocation
+from .leases import LONGEST_NAME, Lease, LeaseRequest, LeaseState, Limit, ResourceAllocation
 from .moment import Moment
 from .onboarding import onboarding_problems
 
@@ -272,6 +272,8 @@ def _promise(
                 fence=fence,
                 created=now.wall,
                 group=group,
+                ensemble_id=request.ensemble_id,
+                node_id=request.node_id,
                 processes=processes,
                 price=request.price,
                 accounts=tuple(account.id for account in request.accounts),
@@ -433,6 +435,8 @@ def _check_request(request: LeaseRequest) -> None:
         raise AmountError(f"a lease id has 1 to {LONGEST_ID} characters", value=request.lease_id[:LONGEST_ID])
     check_text(request.lease_id)
     check_text(request.holder)
+    _check_name(request.ensemble_id)
+    _check_name(request.node_id)
     ids = {account.id for account in request.accounts}
     if len(ids) > MOST_ACCOUNTS or len(ids) != len(request.accounts):
         raise AmountError(f"a lease is charged to at most {MOST_ACCOUNTS} accounts, to each once")
@@ -443,6 +447,16 @@ def _check_request(request: LeaseRequest) -> None:
     for amount in amounts:
         if not 0 <= amount < 2**63:
             raise AmountError(f"{amount} is no amount that can be promised", value=str(amount))
+
+
+def _check_name(name: str) -> None:
+    # Unlike an id it may have any characters: it is stored and shown, never typed.
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise AmountError(f"{name[:LONGEST_NAME]!a} is not valid UTF-8", value=ascii(name[:LONGEST_NAME])) from None
+    if len(name) > LONGEST_NAME:
+        raise AmountError(f"a name has at most {LONGEST_NAME} characters", value=name[:LONGEST_NAME])
 
 
 def _check_ttl(ttl: float) -> None:

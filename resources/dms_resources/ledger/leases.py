@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -13,6 +13,7 @@ from ..demands import Demand, PortDemand
 from .accounts import Account, HolderShare
 
 __all__ = [
+    "LONGEST_NAME",
     "EndReason",
     "EndedLease",
     "Lease",
@@ -23,6 +24,11 @@ __all__ = [
     "Price",
     "ResourceAllocation",
 ]
+
+LONGEST_NAME: Final = 128
+"""The largest number of characters in the name of an ensemble or of a node."""
+
+LeaseName: TypeAlias = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
 
 class LeaseState(Enum):
@@ -51,7 +57,8 @@ class LeaseRequest(Struct, frozen=True, kw_only=True):
     """One requested commitment, for `ttl` seconds. `holder` is a peer id or a local name.
 
     `price` is the agreed price, kept with the lease. The lease is charged to all `accounts`, does not outlast `until`
-    (Unix seconds), and has to stay within `share`. Price and charges are not part of the contents of the request.
+    (Unix seconds), and has to stay within `share`. `ensemble_id` and `node_id` are the requester's names for what the
+    lease is for. Price, charges and these names are not part of the contents of the request.
     """
 
     lease_id: str
@@ -63,6 +70,8 @@ class LeaseRequest(Struct, frozen=True, kw_only=True):
     accounts: tuple[Account, ...] = ()
     until: float | None = None
     share: HolderShare | None = None
+    ensemble_id: LeaseName = ""
+    node_id: LeaseName = ""
 
 
 class Limit(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,11 +96,13 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `demand` and `asked_ports` are what was requested, `resources` and `ports` what was granted: GPUs are named devices
     with the bytes taken on each. `deadline` is Unix time in seconds, None for an allocation that lasts until it is
     released; `ttl` is the number of seconds by which each renewal moves it. `fence` is greater than that of every
-    earlier lease of this ledger. Leases that were committed together have the same `group`. `price` is what was agreed
-    when the lease was made; later prices do not change it. The lease is charged to `accounts`; a commitment is not
-    renewed beyond `until` (Unix seconds), the end of these grants. `longest` ends an allocation regardless of renewals.
-    `notice` is set when the owner evicts with notice. `grace` is set from the time when an allocation gets another
-    keep-alive, because its provider was down, until it is renewed.
+    earlier lease of this ledger. Leases that were committed together have the same `group`. `ensemble_id` and `node_id`
+    are the names by which the holder requested the lease; both are empty if the ledger does not know them, for example
+    for a lease that an earlier version made. `price` is what was agreed when the lease was made; later prices do not
+    change it. The lease is charged to `accounts`; a commitment is not renewed beyond `until` (Unix seconds), the end of
+    these grants. `longest` ends an allocation regardless of renewals. `notice` is set when the owner evicts with
+    notice. `grace` is set from the time when an allocation gets another keep-alive, because its provider was down,
+    until it is renewed.
     """
 
     lease_id: str
@@ -106,6 +117,8 @@ class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ttl: float = 0.0
     deadline: float | None = None
     group: str = ""
+    ensemble_id: LeaseName = ""
+    node_id: LeaseName = ""
     processes: tuple[tuple[int, float], ...] = ()
     price: Price | None = None
     accounts: tuple[str, ...] = ()

@@ -20,7 +20,8 @@ APPLICATION_ID: Final = 0x444D5352  # "DMSR"
 # Version 2 stores the price of a lease and the accounts to which it is charged within its body. The file's schema does
 # not change, but a program of version 1 must not open the file, because its next renewal would lose these fields.
 # Version 3 adds the limits of a lease in the same way: its notice, its longest time and its grace.
-_MIGRATIONS: Final = ("", "")
+# Version 4 adds the names of the ensemble and the node for which a lease was requested, again within its body.
+_MIGRATIONS: Final = ("", "", "")
 
 
 class Schema(Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
--- The ledger, version 3. `body` is the JSON of the lease as the package writes it; the columns are what is searched.
+-- The ledger, version 4. `body` is the JSON of the lease as the package writes it; the columns are what is searched.
 -- `checksum` is the CRC-32 of the row's other values: SQLite's own check does not see a flipped bit inside of a value.
 CREATE TABLE ledger (
     one INTEGER PRIMARY KEY CHECK (one = 1),

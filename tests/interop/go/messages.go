@@ -276,6 +276,8 @@ type lease struct {
 	TTL        float64      `json:"ttl,omitzero"`
 	Deadline   *float64     `json:"deadline,omitzero"`
 	Group      string       `json:"group,omitzero"`
+	EnsembleID string       `json:"ensemble_id,omitzero"`
+	NodeID     string       `json:"node_id,omitzero"`
 	Processes  [][2]float64 `json:"processes,omitzero"`
 	Accounts   []string     `json:"accounts,omitzero"`
 	Until      *float64     `json:"until,omitzero"`

@@ -105,6 +105,7 @@ func structOf(meaning string, message map[string]any) (any, error) {
 		"the answer to allocated and usage":                            new(success[resources]),
 		"bids on some nodes, refusals of others":                       new(success[bidAnswer]),
 		"a refusal that names all its reasons":                         new(success[bidAnswer]),
+		"a lease with the names of its ensemble and its node":          new(success[leaseAnswer]),
 		"an allocation with a keep-alive, a longest time and a notice": new(success[leaseAnswer]),
 		"the answer to list, with an evicted lease":                    new(success[listAnswer]),
 		"the answer to a dry run":                                      new(success[offerAnswer]),

@@ -75,6 +75,8 @@ export const Lease = struct({
   ttl: number,
   deadline: nullable(number),
   group: text,
+  ensemble_id: text,
+  node_id: text,
   processes: list(list(number)),
   accounts: list(text),
   until: nullable(number),

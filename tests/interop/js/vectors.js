@@ -13,6 +13,7 @@ const answers = {
   'the answer to allocated and usage': Success(Resources),
   'bids on some nodes, refusals of others': Success(BidAnswer),
   'a refusal that names all its reasons': Success(BidAnswer),
+  'a lease with the names of its ensemble and its node': Success(LeaseAnswer),
   'an allocation with a keep-alive, a longest time and a notice': Success(LeaseAnswer),
   'the answer to list, with an evicted lease': Success(ListAnswer),
   'the answer to a dry run': Success(OfferAnswer),

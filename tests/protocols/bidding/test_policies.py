@@ -209,6 +209,19 @@ async def test_the_price_of_a_bid_counts_when_it_is_taken_later(provider: Any, r
     assert again.bid.price == euros(1)
 
 
+@pytest.mark.parametrize("hold", [0, 20])
+async def test_a_lease_says_for_which_node_of_which_ensemble_it_is(
+    provider: Any, requester: Any, ask: Any, hold: float
+) -> None:
+    (signed,) = (await ask_for_bids(provider, requester, ask(), hold=hold)).bids
+    held = provider.manager.lease(signed.bid.lease_id)
+    (lease,) = await commit(provider, requester, signed)
+    names = (signed.bid.ensemble_id, signed.bid.node_id)
+    assert all(names)
+    assert (lease.ensemble_id, lease.node_id) == names
+    assert held is None or (held.ensemble_id, held.node_id) == names
+
+
 async def test_the_price_of_a_hold_stands_when_it_is_asked_for_again(
     provider: Any, requester: Any, ask: Any, node: Any
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dms_resources.components import CPU, GPU, RAM, Disk, GPUVendor, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand, GPUDemand, PortDemand, RAMDemand, RAMShortage
@@ -445,3 +446,25 @@ def test_a_decision_does_not_look_at_every_lease(machine: MachineResources, new_
         return count
 
     assert steps(3000) < 1.2 * steps(10)
+
+
+def test_a_lease_keeps_the_names_that_its_requester_gave_it(book: Book, new_demand: NewDemand) -> None:
+    asked = replace(request("lease", new_demand(1), ttl=20), ensemble_id="nightly", node_id="trainer")
+    change, _ = decisions.hold(book, [asked], NOW)
+    book.apply(change)
+    (lease,) = take(book, asked)
+    assert (lease.state, lease.ensemble_id, lease.node_id) == (LeaseState.COMMITTED, "nightly", "trainer")
+    allocated = allocate(book, "lease")
+    assert (allocated.ensemble_id, allocated.node_id) == ("nightly", "trainer")
+    # The names are no part of the request: asked again under others, the lease is the same.
+    (again,) = take(book, replace(request("other", new_demand(1)), ensemble_id="a"))
+    (same,) = take(book, replace(request("other", new_demand(1)), ensemble_id="b"))
+    assert same == again
+
+
+@pytest.mark.parametrize("name", ["x" * 129, "\udc80"])
+@pytest.mark.parametrize("field", ["ensemble_id", "node_id"])
+def test_a_name_that_cannot_be_stored_is_refused(book: Book, new_demand: NewDemand, field: str, name: str) -> None:
+    with pytest.raises(AmountError):
+        take(book, replace(request("lease", new_demand(1)), **{field: name}))
+    assert take(book, replace(request("lease", new_demand(1)), **{field: "x" * 128}))

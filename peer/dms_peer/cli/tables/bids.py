@@ -12,7 +12,8 @@ from dms_resources.units import format_duration
 
 from ...text import printable
 from ..output import say
-from .common import show_resources, show_table
+from .common import show_resources
+from .layout import Column, show_table
 
 if TYPE_CHECKING:
     # For type annotations only.
@@ -49,7 +50,8 @@ def show_bids(report: EnsembleBidReport) -> None:
 
 def show_refusals(title: str, refusals: Sequence[Refusal]) -> None:
     """Print refusals with every shortage of each."""
-    show_table(title, ["node", "why", "what", "again in"], [row for one in refusals for row in _refusal_rows(one)])
+    columns = (Column("node"), Column("why"), Column("what", sentences=True), Column("again in", 1))
+    show_table(title, columns, [row for one in refusals for row in _refusal_rows(one)])
 
 
 def _refusal_rows(refusal: Refusal) -> Iterator[list[str]]:

@@ -10,6 +10,7 @@ from dms_resources.components import GPU, Resources
 from dms_resources.ledger.leases import Lease
 from dms_resources.units import format_duration, format_size
 
+from ...text import shortened
 from ..output import say
 from .layout import Column, show_table
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "capacity_rows",
+    "lease_purpose",
+    "peer_and_purpose",
     "short_ids",
     "short_peer_id",
     "show_commit",
@@ -33,6 +36,8 @@ __all__ = [
 _LEASE_CHARACTERS: Final = 8
 # All Ed25519 peer ids begin with 12D3KooW. These have eight characters more, and can be typed instead of the id.
 _PEER_CHARACTERS: Final = 16
+# The names of ensembles and nodes are the requester's: a long one must not fill the owner's screen.
+_NAME_CHARACTERS: Final = 24
 
 
 def short_ids(ids: Sequence[str], *, least: int = _LEASE_CHARACTERS) -> list[str]:
@@ -46,6 +51,18 @@ def short_ids(ids: Sequence[str], *, least: int = _LEASE_CHARACTERS) -> list[str
 def short_peer_id(peer_id: str) -> str:
     """The beginning of a peer id. Other names, such as those of local holders, are not shortened."""
     return peer_id[:_PEER_CHARACTERS] if peer_id.startswith(("12D3KooW", "Qm", "16Uiu2")) else peer_id
+
+
+def lease_purpose(lease: Lease, *, full: bool = False) -> str:
+    """What a lease is for: the node and its ensemble as the requester named them; empty if the ledger has no names."""
+    names = [one for one in (lease.ensemble_id, lease.node_id) if one]
+    return "/".join(names if full else (shortened(name, _NAME_CHARACTERS) for name in names))
+
+
+def peer_and_purpose(peer_id: str, lease: Lease, *, full: bool = False) -> str:
+    """The peer on the other side of a lease, and what the lease is for: "12D3KooWKT4R3MXs for nightly/trainer"."""
+    purpose = lease_purpose(lease, full=full)
+    return (peer_id if full else short_peer_id(peer_id)) + (f" for {purpose}" if purpose else "")
 
 
 def capacity_rows(amounts: Sequence[Resources | None]) -> list[list[str]]:
@@ -78,10 +95,26 @@ def show_resources(title: str, amounts: Mapping[str, Resources | None]) -> None:
 def show_leases(title: str, leases: Sequence[Lease]) -> None:
     """Print leases at another peer: what is held there, and for how long."""
     rows = [
-        [short, lease.state.value, _remaining(lease), lease.demand.describe(), lease.lease_id, str(lease.fence)]
+        [
+            short,
+            shortened(lease.node_id, _NAME_CHARACTERS) or "-",
+            lease.state.value,
+            _remaining(lease),
+            lease.demand.describe(),
+            lease.lease_id,
+            str(lease.fence),
+        ]
         for lease, short in zip(leases, short_ids([lease.lease_id for lease in leases]), strict=True)
     ]
-    columns = ("lease", "state", "ends in", Column("resources", sentences=True), Column("id", 1), Column("fence", 2))
+    columns = (
+        Column("lease"),
+        Column("node"),
+        Column("state"),
+        Column("ends in"),
+        Column("resources", sentences=True),
+        Column("id", 1),
+        Column("fence", 2),
+    )
     show_table(title, columns, rows)
 
 

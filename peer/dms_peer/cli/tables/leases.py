@@ -10,14 +10,14 @@ from dms_resources.units import format_duration
 
 from ...requesting.reports import HomeLeases, PeerUsage, Pong, ReleasedLeases, UnansweredPeer
 from ..output import say
-from .common import short_ids, short_peer_id, show_resources
+from .common import peer_and_purpose, short_ids, short_peer_id, show_resources
 from .layout import Column, show_table
 
 __all__ = ["show_home_leases", "show_pong", "show_released", "show_usage"]
 
 _COLUMNS: Final = (
     Column("lease"),
-    Column("peer"),
+    Column("peer", sentences=True),
     Column("state", 4),
     Column("ends in", 3),
     Column("resources", 2, sentences=True),
@@ -32,7 +32,7 @@ def show_home_leases(report: HomeLeases, *, full: bool = False, out: TextIO | No
     rows = [
         [
             shown,
-            one.peer_id if full else short_peer_id(one.peer_id),
+            peer_and_purpose(one.peer_id, one.lease, full=full),
             one.lease.state.value,
             "-" if one.lease.deadline is None else format_duration(max(0.0, one.lease.deadline - now)),
             one.lease.demand.describe(),

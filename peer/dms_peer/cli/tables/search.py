@@ -114,12 +114,11 @@ class _LiveView:
         self._live.update(self._drawn())
 
     def _drawn(self) -> Any:
-        from rich import box
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.ROUNDED)
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         wide = self._live.console.width >= _NARROW
         drawn = [number for number, column in enumerate(COLUMNS) if wide or column in _NEEDED]
         for number in drawn:

@@ -13,7 +13,7 @@ from dms_resources.units import format_cores, format_duration, format_size
 
 from ...owner.messages import LeaseUse, StatusAnswer, TermsSummary
 from ..output import say
-from .common import short_ids, short_peer_id, show_resources
+from .common import peer_and_purpose, short_ids, show_resources
 from .layout import Column, show_table
 
 __all__ = ["show_status"]
@@ -24,6 +24,8 @@ def show_status(status: StatusAnswer, *, full: bool = False) -> None:
     state = "running" if status.running else "not running (start it with `dms-peer run`)"
     notes = [state, *(["draining"] if status.draining else []), *(["simulated machine"] if status.simulated else [])]
     say(f"peer {status.peer_id}: {', '.join(notes)}")
+    if status.version:
+        say(f"  dms-peer {status.version}")
     for address in status.addrs:
         say(f"  {address}")
     if status.onboarded is None:
@@ -71,25 +73,20 @@ def _show_leases(status: StatusAnswer, *, full: bool) -> None:
     rows = [
         [
             lease.lease_id if full else short,
-            lease.holder if full else short_peer_id(lease.holder),
-            lease.state.value,
-            _until(lease, now),
-            _amounts(lease.resources),
-            _use(used.get(lease.lease_id)),
-            f"{format_duration(now - lease.created)} ago",
+            peer_and_purpose(lease.holder, lease, full=full),
+            f"{lease.state.value} {format_duration(now - lease.created)} ago, {_until(lease, now)}",
+            _used_of(lease.resources, used.get(lease.lease_id)),
             _price_so_far(lease.price, now - lease.created),
             str(lease.fence),
         ]
         for lease, short in zip(status.leases, short_ids(ids), strict=True)
     ]
+    # At 80 columns all but the fencing number is shown.
     columns = (
         Column("lease"),
-        Column("holder"),
-        Column("state", 5),
-        Column("ends"),
-        Column("has", 7, sentences=True),
-        Column("uses now", 6, sentences=True),
-        Column("since", 3),
+        Column("holder", sentences=True),
+        Column("since, until", sentences=True),
+        Column("uses now, has", sentences=True),
         Column("price so far", 4),
         Column("fence", 1),
     )
@@ -99,19 +96,18 @@ def _show_leases(status: StatusAnswer, *, full: bool) -> None:
 
 
 def _until(lease: Lease, now: float) -> str:
-    return "never" if lease.deadline is None else f"in {format_duration(lease.deadline - now)}"
+    return "until released" if lease.deadline is None else f"ends in {format_duration(max(0.0, lease.deadline - now))}"
 
 
-def _amounts(resources: Resources) -> str:
-    gpus = [f"GPU {gpu.index} {format_size(gpu.vram)}" for gpu in resources.gpus]
-    amounts = [format_cores(resources.cpu.cores), f"{format_size(resources.ram.size)} RAM"]
-    disk = [f"{format_size(resources.disk.size)} disk"] if resources.disk.size else []
-    return ", ".join((*amounts, *disk, *gpus))
-
-
-def _use(use: LeaseUse | None) -> str:
-    # It is known only for jobs whose processes have a cgroup of their own.
-    return "-" if use is None else f"{format_cores(use.cores)}, {format_size(use.ram)} RAM"
+def _used_of(has: Resources, use: LeaseUse | None) -> str:
+    """What the lease has. Where its use is known, CPU and RAM are "used of what it has"."""
+    cores, ram = format_cores(has.cpu.cores), f"{format_size(has.ram.size)} RAM"
+    if use is not None:
+        # It is known only for jobs whose processes have a cgroup of their own.
+        cores, ram = f"{use.cores} of {cores}", f"{format_size(use.ram)} of {ram}"
+    disk = [f"{format_size(has.disk.size)} disk"] if has.disk.size else []
+    gpus = [f"GPU {gpu.index} {format_size(gpu.vram)}" for gpu in has.gpus]
+    return ", ".join((cores, ram, *disk, *gpus))
 
 
 def _price_so_far(price: Price | None, seconds: float) -> str:
@@ -142,7 +138,7 @@ def _show_terms(terms: TermsSummary) -> None:
         for name, micros in terms.micros_per_hour.items()
     ]
     rows += [["location", ", ".join(terms.location)]] if terms.location else []
-    rows += [["executors", ", ".join(terms.executors) or "none"]] if terms.executors is not None else []
+    rows += [["executors", ", ".join(terms.executors) or "none"]]
     rows += [["privileged containers", "allowed" if terms.privileged_docker else "refused"]]
     rows += [["bids are valid for", format_duration(terms.valid_seconds)]]
     rows += [["bids only for", peer] for peer in terms.allowed_peers]

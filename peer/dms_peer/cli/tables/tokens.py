@@ -11,7 +11,7 @@ from ...text import printable
 from ..output import comment, say
 from ..token_files import MadeToken, TokenReport
 from ..token_terms import effective_terms
-from .common import show_table
+from .layout import Column, show_table
 
 __all__ = ["show_made_token", "show_revocations", "show_revoked", "show_token"]
 
@@ -33,10 +33,11 @@ def show_token(report: TokenReport) -> None:
     whose = "this home's own key" if report.own else "another key than this home's"
     say(f"granted by {report.grants.granted_by} ({whose}); the signatures hold")
     rows = [
-        (str(number), block.id, describe_terms(block.terms), "revoked" if block.id in report.revoked else "")
+        (str(number), block.id, describe_terms(block.terms), "revoked" if block.id in report.revoked else "valid")
         for number, block in enumerate(report.grants.blocks)
     ]
-    show_table("blocks: all of them hold", ("", "id", "at most", ""), rows)
+    columns = (Column("block"), Column("id"), Column("at most", sentences=True), Column("state"))
+    show_table("what the token grants is within every block", columns, rows)
     if report.revoked:
         say("effective: nothing, because a block is revoked")
     else:
@@ -55,7 +56,7 @@ def show_revocations(answer: RevocationsAnswer) -> None:
         say("nothing was revoked")
         return
     rows = [(one.id, _local(one.at), printable(one.reason)) for one in answer.revocations]
-    show_table(f"{answer.count} revoked", ("id", "since", "reason"), rows)
+    show_table(f"{answer.count} revoked", (Column("id"), Column("since"), Column("reason", sentences=True)), rows)
 
 
 def describe_terms(terms: GrantTerms) -> str:

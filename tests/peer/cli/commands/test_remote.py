@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 
+from dms_peer import __version__
 from dms_peer.__main__ import run_command
 from dms_peer.cli.tables.common import short_peer_id
 from dms_peer.config.access import OwnerAccess
@@ -138,6 +139,8 @@ async def test_a_peer_is_its_own_requester(peers: tuple[Ready, Ready], command: 
     assert (code, json.loads(out)["state"]) == (0, "allocated"), err
     status = await trio.to_thread.run_sync(owner.read_status, Home(tmp_path / "own"))
     assert [lease.holder for lease in status.leases] == [own.peer_id]
+    assert [lease.node_id for lease in status.leases] == ["node"]
+    assert status.version == __version__
     assert json.loads((await command("peers", "--json"))[1])["peers"] == [], "it does not know itself as another peer"
 
 

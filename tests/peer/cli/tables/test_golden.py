@@ -53,17 +53,27 @@ def amounts(cores: float, ram: int, disk: int, vram: int = 0) -> Resources:
     return Resources(cpu=CPU(cores=Cores.of(cores)), ram=RAM(size=ram), disk=Disk(size=disk), gpus=gpus)
 
 
-def lease(lease_id: str, holder: str, state: LeaseState, ends: float | None, has: Resources, price: int) -> Lease:
+def lease(
+    lease_id: str, holder: str, state: LeaseState, ends: float | None, has: Resources, price: int,
+    purpose: tuple[str, str] = ("", ""),
+) -> Lease:  # fmt: skip
     return Lease(
         lease_id=lease_id, holder=holder, state=state, demand=Demand(cpu=CPUDemand(cores=has.cpu.cores)), resources=has,
         fence=7, created=NOW - 5400, deadline=None if ends is None else NOW + ends,
         price=Price(micros_per_hour=price, currency="EUR") if price else None,
+        ensemble_id=purpose[0], node_id=purpose[1],
     )  # fmt: skip
 
 
 LEASES = (
-    lease("3f2a91c0" * 4, ALICE, LeaseState.ALLOCATED, 840, amounts(4, 16 * GIB, 100 * GIB, 20 * GIB), 250_000),
-    lease("b81d07ee" * 4, BOB, LeaseState.COMMITTED, 45, amounts(0.5, 512 * MIB, 0), 0),
+    lease(
+        "3f2a91c0" * 4, ALICE, LeaseState.ALLOCATED, 840, amounts(4, 16 * GIB, 100 * GIB, 20 * GIB), 250_000,
+        ("nightly", "trainer"),
+    ),
+    lease(
+        "b81d07ee" * 4, BOB, LeaseState.COMMITTED, 45, amounts(0.5, 512 * MIB, 0), 0,
+        ("an-ensemble-with-a-name-that-fills-the-screen" * 2, "worker"),
+    ),
     lease("training", "local", LeaseState.ALLOCATED, None, amounts(1, 2 * GIB, GIB), 0),
 )
 OFFERED = amounts(12, 48 * GIB, 400 * GIB, 22 * GIB)
@@ -78,8 +88,8 @@ STATUS = StatusAnswer(
     onboarded=ONBOARDED, free=FREE, committed=amounts(0.5, 512 * MIB, 0), allocated=amounts(5, 18 * GIB, 101 * GIB),
     leases=LEASES, lease_count=3, usage=amounts(3.2, 20 * GIB, 210 * GIB), usage_age=3.0,
     lease_use=(LeaseUse(lease_id=LEASES[0].lease_id, cores=Cores.of(2.75), ram=11 * GIB),),
-    terms=TermsSummary(currency="EUR", micros_per_hour={"core": 40_000}, location=("Europe", "DE")),
-    refusals={"resources": 12, "executor": 1},
+    terms=TermsSummary(currency="EUR", micros_per_hour={"core": 40_000}, location=("Europe", "DE"), executors=()),
+    refusals={"resources": 12, "executor": 1}, version="1.2.3",
 )  # fmt: skip
 TABLES: dict[str, Callable[[], None]] = {
     "status": lambda: status.show_status(STATUS),
