@@ -67,11 +67,21 @@ def lease(
 
 LEASES = (
     lease(
-        "3f2a91c0" * 4, ALICE, LeaseState.ALLOCATED, 840, amounts(4, 16 * GIB, 100 * GIB, 20 * GIB), 250_000,
+        "3f2a91c0" * 4,
+        ALICE,
+        LeaseState.ALLOCATED,
+        840,
+        amounts(4, 16 * GIB, 100 * GIB, 20 * GIB),
+        250_000,
         ("nightly", "trainer"),
     ),
     lease(
-        "b81d07ee" * 4, BOB, LeaseState.COMMITTED, 45, amounts(0.5, 512 * MIB, 0), 0,
+        "b81d07ee" * 4,
+        BOB,
+        LeaseState.COMMITTED,
+        45,
+        amounts(0.5, 512 * MIB, 0),
+        0,
         ("an-ensemble-with-a-name-that-fills-the-screen" * 2, "worker"),
     ),
     lease("training", "local", LeaseState.ALLOCATED, None, amounts(1, 2 * GIB, GIB), 0),
