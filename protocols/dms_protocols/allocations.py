@@ -15,6 +15,8 @@ Rules:
    restarts it, and an eviction by the owner has the code `evicted`. A client of 1.0.0 cannot renew an allocation. Its
    allocations last for the longest time that the owner allows, or for a day if the owner set only a keep-alive, and
    an eviction is reported as `ended`.
+8. Both versions know no jobs: no answer shows the job of a lease or its processes. A lease that ended while its job
+   still runs is reported as ended, although its capacity is not free before the job is gone.
 """
 
 from __future__ import annotations
@@ -108,27 +110,31 @@ class _Allocations:
             # Each bid is within the limit of a request, and so is their sum.
             raise MessageError(f"bids: at most {MAX_PORTS} ports can be taken together", path="bids")
         leases = await self._commit(bids, caller, request.ttl)
-        return CommitAnswer(leases=tuple(leases))
+        return CommitAnswer(leases=tuple(map(_without_job, leases)))
 
     async def renew(self, request: RenewRequest, caller: Caller) -> LeaseAnswer:
         if not self._manager.is_allocated(request.lease_id):
             self._outstanding.check_ttl(request.ttl, caller)
         self._check_grants(request.lease_id, caller)
         lease = await self._manager.renew(request.lease_id, ttl=request.ttl, holder=caller.peer_id, fence=request.fence)
-        return LeaseAnswer(lease=lease)
+        return LeaseAnswer(lease=_without_job(lease))
 
     async def allocate(self, request: AllocateRequest, caller: Caller) -> LeaseAnswer:
         self._check_grants(request.lease_id, caller)
         allocation = ResourceAllocation(lease_id=request.lease_id, holder=caller.peer_id, fence=request.fence)
         lease = await self._manager.allocate_resources(allocation, terms=self._terms())
-        return LeaseAnswer(lease=lease)
+        return LeaseAnswer(lease=_without_job(lease))
 
     async def release(self, request: ReleaseRequest, caller: Caller) -> ReleaseAnswer:
         ended = await self._manager.release(request.lease_id, holder=caller.peer_id, fence=request.fence)
         return ReleaseAnswer(lease=ended)
 
     def own_leases(self, request: ListRequest, caller: Caller) -> ListAnswer:
-        leases = [lease for lease in self._manager.leases(caller.peer_id) if lease.lease_id > request.after]
+        leases = [
+            _without_job(lease)
+            for lease in self._manager.leases(caller.peer_id)
+            if lease.lease_id > request.after and lease.state is not LeaseState.ENDING
+        ]
         leases.sort(key=lambda lease: lease.lease_id)
         evicted = () if request.after else self._manager.evicted(caller.peer_id)
         return ListAnswer(leases=tuple(leases[: request.limit]), more=len(leases) > request.limit, evicted=evicted)
@@ -138,7 +144,7 @@ class _Allocations:
 
     def _check_grants(self, lease_id: str, caller: Caller) -> None:
         lease = self._manager.lease(lease_id)
-        if self._tokens is not None and lease is not None and lease.holder == caller.peer_id:
+        if self._tokens is not None and lease is not None and lease.holder == caller.peer_id and lease.ended is None:
             self._tokens.check_revoked(lease.accounts)
 
     # Taking bids
@@ -216,6 +222,13 @@ class _FirstAllocations(_Allocations):
 
     def _terms(self) -> AllocationTerms:
         return self._manager.allocation_terms.without_renewal()
+
+
+def _without_job(lease: Lease) -> Lease:
+    """The lease without what only its provider knows: clients of these versions know no jobs."""
+    if lease.job is None and not lease.processes and not lease.cgroup:
+        return lease
+    return replace(lease, job=None, processes=(), cgroup="")
 
 
 @contextmanager

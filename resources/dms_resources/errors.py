@@ -16,6 +16,7 @@
     │   ├── StaleFenceError    "stale_fence"     the fencing number is not the lease's
     │   └── NotHolderError     "not_holder"      the lease belongs to another holder
     ├── OnboardingError        "onboarding"      more than the machine has, or less than is promised
+    ├── EventsGoneError        "events_gone"     not all events after that number are kept
     ├── StillPromisedError     "still_promised"  offboarding while leases exist
     └── StorageError           "storage"         the disk failed; nothing was promised
         ├── LedgerInUseError   "ledger_in_use"   another process has the ledger open
@@ -33,6 +34,7 @@ __all__ = [
     "AmountError",
     "ConflictError",
     "EndedError",
+    "EventsGoneError",
     "EvictedError",
     "ExpiredError",
     "LeaseError",
@@ -160,6 +162,12 @@ class OnboardingError(ResourcesError):
     def __init__(self, problems: tuple[str, ...], *, hint: str = "") -> None:
         super().__init__("; ".join(problems), hint=hint)
         self.problems = problems
+
+
+class EventsGoneError(ResourcesError):
+    """The ledger does not have all events after the requested number. The reader has to list the leases again."""
+
+    code = "events_gone"
 
 
 class StillPromisedError(ResourcesError):

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -38,13 +39,14 @@ from .demands import (
     describe_shortage,
 )
 from .errors import LeaseError, StorageError
-from .ledger import decisions, endings
+from .ledger import decisions, endings, jobs
 from .ledger.audit import AuditSnapshot, audit_snapshot, started_after_boot
 from .ledger.book import Change, free_resources, promised_resources
 from .ledger.capacity import Granted
 from .ledger.clock import Clock, SystemClock
 from .ledger.deadlines import AllocationTerms
 from .ledger.endings import Eviction
+from .ledger.events import LeaseEvent
 from .ledger.history import Finding, HistoryEntry
 from .ledger.leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .ledger.ledger import Ledger
@@ -256,8 +258,9 @@ class ResourceManager:
         return self._free[1]
 
     def get_total_allocation(self) -> Resources:
-        """The sum of all allocations. GPUs have the bytes allocated on each."""
-        return promised_resources(self._ledger.book, LeaseState.ALLOCATED)
+        """The sum of all allocations and of the leases that are ending. GPUs have the bytes allocated on each."""
+        self._ledger.expire()
+        return promised_resources(self._ledger.book, LeaseState.ALLOCATED, LeaseState.ENDING)
 
     def get_total_commitment(self) -> Resources:
         """The sum of all commitments and holds. GPUs have the bytes committed on each."""
@@ -265,7 +268,7 @@ class ResourceManager:
         return promised_resources(self._ledger.book, *_NOT_ALLOCATED)
 
     def leases(self, holder: str | None = None) -> tuple[Lease, ...]:
-        """All leases, or those of one holder."""
+        """All leases, or those of one holder; also those that are ending."""
         self._ledger.expire()
         if holder is None:
             return tuple(record.lease for record in self._ledger.book.leases.values())
@@ -276,6 +279,10 @@ class ResourceManager:
         self._ledger.expire()
         record = self._ledger.book.leases.get(lease_id)
         return record.lease if record else None
+
+    def leases_with_jobs(self) -> tuple[Lease, ...]:
+        """The leases to which a job is attached, also those that are ending and those whose job is gone."""
+        return tuple(lease for lease in self.leases() if lease.job is not None)
 
     def evicted(self, holder: str) -> tuple[EndedLease, ...]:
         """The last leases of this holder that the owner evicted, at most 100; the oldest first."""
@@ -314,6 +321,21 @@ class ResourceManager:
         """Yield what is free now and after every change. Changes while the reader is busy are combined."""
         async with aclosing(self._watch()) as changes:
             yield changes
+
+    @asynccontextmanager
+    async def events(self, after: int | None = None) -> AsyncIterator[AsyncIterator[LeaseEvent]]:
+        """Yield every event of a lease after the event with this number, and wait for more. None: from now on.
+
+        There are no gaps, also across restarts. A reader that lists the leases within this block misses nothing. An
+        event is reported when it is durable. Raises `EventsGoneError`, here or from the iterator, if some events after
+        that number are no longer kept: the history has 90 days, and at most 1,000,000 entries. Raises `StorageError`.
+        May be cancelled.
+        """
+        log = self._ledger.events
+        number = log.last if after is None else after
+        await log.check(number)
+        async with aclosing(log.follow(number)) as events:
+            yield events
 
     # Writes: decided at once, durable on return
 
@@ -365,9 +387,9 @@ class ResourceManager:
         commitment, the demand is allocated directly.
 
         An allocation that replaces a commitment lasts as `terms` say, by default the manager's `allocation_terms`. A
-        direct one lasts until it is deallocated, unless `terms` are given. Raises `RequestError`, `NotCommittedError`,
-        `ConflictError`, `ExpiredError`, `EvictedError`, `NotHolderError`, `StaleFenceError` or `StorageError`. May be
-        cancelled.
+        direct one lasts until it is deallocated, unless `terms` are given. If the allocation exists already, the
+        `processes` of the request replace its processes. Raises `RequestError`, `NotCommittedError`, `ConflictError`,
+        `ExpiredError`, `EvictedError`, `NotHolderError`, `StaleFenceError` or `StorageError`. May be cancelled.
         """
         await self._update_ports([request.ports])
         processes = tuple(_started(request.processes))
@@ -384,14 +406,55 @@ class ResourceManager:
     async def deallocate_resources(
         self, lease_id: str, *, holder: str | None = None, fence: int | None = None
     ) -> EndedLease:
-        """Release the capacity of a job. Raises `NotAllocatedError` (also for a commitment), `NotHolderError`,
-        `StaleFenceError` or `StorageError`. May be cancelled.
+        """Release the capacity of a job. While an attached job is not gone, the lease is `ENDING` and still counts.
+
+        Raises `NotAllocatedError` (also for a commitment), `NotHolderError`, `StaleFenceError` or `StorageError`.
+        May be cancelled.
         """
         return await self._end(lease_id, (LeaseState.ALLOCATED,), holder, fence)
 
     async def release(self, lease_id: str, *, holder: str | None = None, fence: int | None = None) -> EndedLease:
         """End a lease in any state. Raises like `deallocate_resources`. May be cancelled."""
         return await self._end(lease_id, _ANY_STATE, holder, fence)
+
+    async def attach_job(
+        self, lease_id: str, digest: str, *, holder: str | None = None, fence: int | None = None
+    ) -> Lease:
+        """Attach a job to an allocation, by the `digest` of its document in hexadecimal. Call this before you start
+        anything of the job.
+
+        From then on the capacity of the lease is not free before `job_gone`. A lease has one job in its life: the same
+        digest again gets the same answer. Raises `ConflictError` for another job, `NotAllocatedError`, `ExpiredError`,
+        `EndedError`, `EvictedError`, `NotHolderError`, `StaleFenceError`, `AmountError` or `StorageError`. May be
+        cancelled.
+        """
+        return await self._ledger.change(
+            lambda now: jobs.attach(self._ledger.book, lease_id, now, digest=digest, holder=holder, fence=fence)
+        )
+
+    async def attach_processes(self, lease_id: str, processes: Iterable[int], *, cgroup: str | None = None) -> Lease:
+        """Set the processes of an allocation, also of one that is ending. They replace earlier ones. Their use is
+        measured, and audits check that they run.
+
+        `cgroup` is the name of their group as in `/proc/PID/cgroup`, by default the group of the first process. Raises
+        `NotAllocatedError`, `ExpiredError`, `EndedError`, `EvictedError`, `AmountError` or `StorageError`. May be
+        cancelled.
+        """
+        started = tuple(_started(islice(processes, jobs.MOST_PROCESSES + 1)))
+        lease = await self._ledger.change(
+            lambda now: jobs.attach_processes(self._ledger.book, lease_id, started, cgroup)
+        )
+        await self._follow_use([lease])
+        return lease
+
+    async def job_gone(self, lease_id: str, *, fence: int) -> None:
+        """Report that nothing of the job of this lease runs any more. A lease that is ending ends in the same step.
+
+        Nothing changes if the lease is unknown, has another fencing number, or has no running job. Raises
+        `StorageError`. May be cancelled.
+        """
+        await self._ledger.change(lambda now: jobs.gone(self._ledger.book, lease_id, now, fence=fence))
+        self._unfollow_use(lease_id)
 
     async def evict(
         self,
@@ -413,8 +476,8 @@ class ResourceManager:
 
         def decide(now: Moment) -> tuple[Change, Eviction]:
             book = self._ledger.book
-            chosen = [*named, *(book.ids_by_holder.get(holder, ()) if holder is not None else ())]
-            chosen += book.leases if everything else ()
+            chosen = [*named, *(endings.standing(book, holder) if holder is not None else ())]
+            chosen += endings.standing(book) if everything else ()
             return endings.evict(book, chosen, now, reason=reason, notice=notice)
 
         eviction = await self._ledger.change(decide)
@@ -500,9 +563,9 @@ class ResourceManager:
     async def audit(self, *, repair: bool = False) -> list[Finding]:
         """Compare the ledger with itself, with its file and with what the operating system reports.
 
-        With `repair` an allocation whose processes are gone is ended, and a book that differs from its file or from its
-        own sums is built again from the file, each with an entry in the history. Raises `StorageError`. May be
-        cancelled.
+        With `repair` an allocation without a job whose processes are gone is ended, and a book that differs from its
+        file or from its own sums is built again from the file, each with an entry in the history. Raises
+        `StorageError`. May be cancelled.
         """
         # Changes on their way to the disk, or made since, would look like differences.
         found = await self._observe(await self._ledger.compare())
@@ -528,7 +591,8 @@ class ResourceManager:
                 f"audit: {differing[0].message}", lambda now: tuple(_reload_entry(now, one) for one in differing)
             )
         for finding in found:
-            if finding.code == "process_gone":
+            lease = self.lease(finding.lease_id)
+            if finding.code == "process_gone" and lease is not None and lease.job is None:
                 await self._end_allocation(finding)
 
     async def _end_allocation(self, finding: Finding) -> None:
@@ -568,11 +632,12 @@ class ResourceManager:
         return ended
 
     async def _follow_use(self, leases: Iterable[Lease]) -> None:
-        """Measure the use of each job whose processes have a cgroup of their own."""
-        known = {lease.lease_id: lease.processes[0][0] for lease in leases if lease.processes}
-        if self._usage_monitor is None or not known:
+        """Measures the use of each job, where its processes have a cgroup of their own."""
+        leases = tuple(leases)
+        groups: dict[str, str | None] = {lease.lease_id: lease.cgroup for lease in leases if lease.cgroup}
+        known = {lease.lease_id: lease.processes[0][0] for lease in leases if lease.processes and not lease.cgroup}
+        if self._usage_monitor is None or not (known or groups):
             return
-        groups: dict[str, str | None] = {}
         await self._ledger.work(lambda: groups.update((key, own_group(number)) for key, number in known.items()))
         for lease_id, group in groups.items():
             # It may have been released while its group was looked up.
@@ -580,7 +645,9 @@ class ResourceManager:
                 self._usage_monitor.follow(lease_id, group)
 
     def _unfollow_use(self, lease_id: str) -> None:
-        if self._usage_monitor is not None:
+        # The use of a job is followed until the job is gone.
+        record = self._ledger.book.leases.get(lease_id)
+        if self._usage_monitor is not None and not (record and record.lease.runs_job):
             self._usage_monitor.unfollow(lease_id)
 
     def _physical_shortages(self, demand: Demand) -> tuple[Shortage, ...]:

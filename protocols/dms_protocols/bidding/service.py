@@ -293,7 +293,7 @@ class _Bidding:
 
     def _taken(self, node: NodeRequest, asking: _Asking) -> Bid | None:
         lease = self._manager.lease(asking.lease_ids[node.node_id])
-        if lease is None or lease.holder != asking.caller.peer_id:
+        if lease is None or lease.holder != asking.caller.peer_id or lease.ended is not None:
             return None
         held = lease.state is LeaseState.HELD
         offer = NodeOffer(node=node, resources=lease.resources, price=lease.price)

@@ -4,7 +4,8 @@ Findings by code: `totals` (the running totals are not the sum of the leases), `
 `oversold` (more is promised than offered), `device_gone` (a lease is on a GPU that is not there), `port_in_use` (a
 program uses a port that is free in the ledger, or that is granted to a job which has not started), `vram_in_use` (a GPU
 uses more memory than is promised on it), `process_gone` (the processes of an allocation have ended). The audit can
-repair `process_gone`, `totals` and `stored` without the owner.
+repair `totals` and `stored` without the owner, and `process_gone` if no job is attached to the allocation: only the
+program that runs a job knows when all of it is gone.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def _ports(snapshot: AuditSnapshot) -> Iterator[Finding]:
     for port in sorted(listening & snapshot.free_ports):
         yield Finding(code="port_in_use", message=f"port {port} is free in the ledger but a process uses it")
     for lease in snapshot.leases:
-        # The job of an allocation is expected to use its ports.
-        if lease.state is LeaseState.ALLOCATED:
+        # The job of an allocation is expected to use its ports, until it is gone.
+        if lease.state in (LeaseState.ALLOCATED, LeaseState.ENDING):
             continue
         for port in sorted(listening.intersection(lease.ports)):
             yield Finding(
@@ -134,12 +135,11 @@ def _ports(snapshot: AuditSnapshot) -> Iterator[Finding]:
 
 def _processes(snapshot: AuditSnapshot) -> Iterator[Finding]:
     for lease in snapshot.leases:
-        if lease.state is LeaseState.ALLOCATED and lease.processes and not any(map(_runs, lease.processes)):
-            yield Finding(
-                code="process_gone",
-                message=f"the processes of allocation {lease.lease_id} have ended",
-                lease_id=lease.lease_id,
-            )
+        if lease.processes and not any(map(_runs, lease.processes)):
+            message = f"the processes of allocation {lease.lease_id} have ended"
+            if lease.job is not None:
+                message += ", and its job is not reported as gone"
+            yield Finding(code="process_gone", message=message, lease_id=lease.lease_id)
 
 
 def started_after_boot(process: int) -> float:

@@ -44,7 +44,8 @@ from .capacity import FreeCapacity, Granted
 from .charging import Charges, outlasting
 from .deadlines import AllocationTerms, renewed, shifted
 from .endings import LONGEST_ID, Eviction, check_text, held_lease, raise_if_ended
-from .history import HistoryEntry
+from .history import HistoryEntry, history_entry
+from .jobs import attach_processes
 from .leases import LONGEST_NAME, Lease, LeaseRequest, LeaseState, Limit, ResourceAllocation
 from .moment import Moment
 from .onboarding import onboarding_problems
@@ -143,7 +144,7 @@ def allocate(
     if request.resources is not None and asked != (lease.demand, lease.asked_ports):
         raise ConflictError(f"{lease.lease_id} was committed with other contents", lease_id=lease.lease_id)
     if lease.state is LeaseState.ALLOCATED:
-        return Change(), lease
+        return attach_processes(book, lease.lease_id, processes) if processes else (Change(), lease)
     if lease.state is LeaseState.HELD:
         raise NotCommittedError(f"{lease.lease_id} is held for a bid: commit it first", lease_id=lease.lease_id)
     after = _allocated(Record(replace(lease, processes=processes), record.due), now, terms)
@@ -210,7 +211,7 @@ def drain(book: Book, now: Moment, *, evict: bool, deadline: float, reason: str)
     change = change_offer(book, replace(book.offer, draining=True), now, action="drain", detail=reason)
     if not evict:
         return change, Eviction()
-    ends, eviction = endings.evict(book, tuple(book.leases), now, reason=reason, notice=deadline, drain=True)
+    ends, eviction = endings.evict(book, endings.standing(book), now, reason=reason, notice=deadline, drain=True)
     return replace(ends, offer=change.offer, entries=change.entries + ends.entries), eviction
 
 
@@ -308,7 +309,7 @@ _ACTIONS = {LeaseState.HELD: "hold", LeaseState.COMMITTED: "commit", LeaseState.
 def _same_lease(book: Book, request: LeaseRequest) -> Record | None:
     lease_id = request.lease_id
     record = book.leases.get(lease_id)
-    if record is None:
+    if record is None or record.lease.state is LeaseState.ENDING:
         raise_if_ended(book, lease_id, request.holder)
         return None
     lease = record.lease
@@ -483,4 +484,4 @@ def _entry(now: Moment, lease: Lease, action: str) -> HistoryEntry:
         detail += f", {lease.price.describe()}"
     if len(detail) > _LONGEST_DETAIL:
         detail = detail[: _LONGEST_DETAIL - 3] + "..."
-    return HistoryEntry(at=now.wall, actor=lease.holder, action=action, lease_id=lease.lease_id, detail=detail)
+    return history_entry(lease, now.wall, lease.holder, action, detail=detail)

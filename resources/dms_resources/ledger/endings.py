@@ -1,4 +1,8 @@
-"""How leases end: released by their holders, at their deadlines, or evicted by the owner. Pure, like `decisions`."""
+"""How leases end: released by their holders, at their deadlines, or evicted by the owner. Pure, like `decisions`.
+
+A lease whose job still runs becomes `ENDING`. For its holder it has ended, but its capacity counts until the job is
+gone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from ..errors import (
 )
 from .book import Book, Change, Record
 from .deadlines import end_reason, renewed, shifted
-from .history import HistoryEntry
+from .history import history_entry
 from .leases import EndedLease, EndReason, Lease, LeaseState, Notice
 from .moment import Moment
 
@@ -32,7 +36,9 @@ __all__ = [
     "evict",
     "expire",
     "held_lease",
+    "past_lease",
     "raise_if_ended",
+    "standing",
     "withdraw_notices",
 ]
 
@@ -68,8 +74,8 @@ def end(
 ) -> tuple[Change, EndedLease]:
     """End a lease. A repeated release gets the same answer. An unknown lease is an error."""
     missing = NotAllocatedError if LeaseState.ALLOCATED in states else NotCommittedError
-    ended = book.ended.get(lease_id)
-    if lease_id not in book.leases and ended is not None and ended.reason is EndReason.RELEASED:
+    ended = past_lease(book, lease_id)
+    if ended is not None and ended.reason is EndReason.RELEASED:
         if holder is not None and ended.holder != holder:
             raise NotHolderError(f"{lease_id} is another holder's", lease_id=lease_id)
         if fence is not None and ended.fence != fence:
@@ -112,8 +118,8 @@ def evict(
     noticed: list[Lease] = []
     for lease_id in dict.fromkeys(lease_ids):
         record = book.leases.get(lease_id)
-        if record is None:
-            past = book.ended.get(lease_id)
+        if record is None or record.lease.state is LeaseState.ENDING:
+            past = past_lease(book, lease_id)
             if past is None:
                 raise NotAllocatedError(f"no lease {lease_id[:LONGEST_ID]!r} is known here", lease_id=lease_id)
             ended.append(past)
@@ -128,6 +134,12 @@ def evict(
                 changes.append(_noted(record, after, now, "notice", text))
             noticed.append(after.lease)
     return _joined(changes), Eviction(ended=tuple(ended), noticed=tuple(noticed))
+
+
+def standing(book: Book, holder: str | None = None) -> tuple[str, ...]:
+    """The ids of all leases, or of this holder's, that have not ended for their holders."""
+    ids = book.leases if holder is None else book.ids_by_holder.get(holder, ())
+    return tuple(one for one in ids if book.leases[one].lease.state is not LeaseState.ENDING)
 
 
 def withdraw_notices(book: Book, now: Moment, *, drain: bool) -> tuple[Change, list[Lease]]:
@@ -153,7 +165,7 @@ def withdraw_notices(book: Book, now: Moment, *, drain: bool) -> tuple[Change, l
 def held_lease(book: Book, lease_id: str, holder: str | None, fence: int | None, missing: type[LeaseError]) -> Record:
     """The lease of this id, if it belongs to this holder and has this fencing number. Raises `LeaseError`."""
     record = book.leases.get(lease_id)
-    if record is None:
+    if record is None or record.lease.state is LeaseState.ENDING:
         raise_if_ended(book, lease_id, holder)
         raise missing(f"no lease {lease_id[:LONGEST_ID]!r} is known here", lease_id=lease_id)
     if holder is not None and record.lease.holder != holder:
@@ -163,9 +175,18 @@ def held_lease(book: Book, lease_id: str, holder: str | None, fence: int | None,
     return record
 
 
+def past_lease(book: Book, lease_id: str) -> EndedLease | None:
+    """What the ledger remembers of a lease that ended for its holder. None for an unknown lease, and for one that has
+    not ended.
+    """
+    record = book.leases.get(lease_id)
+    # The list of ended leases is bounded, so a lease that is ending stores how it ended.
+    return book.ended.get(lease_id) if record is None else record.lease.ended
+
+
 def raise_if_ended(book: Book, lease_id: str, holder: str | None) -> None:
     """Raise the error that says why a lease of this id ended, if one is remembered."""
-    ended = book.ended.get(lease_id)
+    ended = past_lease(book, lease_id)
     if ended is None:
         return
     if holder is not None and ended.holder != holder:
@@ -207,14 +228,16 @@ def _ending(record: Record, now: Moment, reason: EndReason, actor: str, why: str
         ended=now.wall,
         detail=why,
     )
-    entry = HistoryEntry(
-        at=now.wall, actor=actor, action="end", lease_id=lease.lease_id, reason=reason.value, detail=why
-    )
-    return Change(leases=((record, None),), ended=(ended,), entries=(entry,)), ended
+    if not lease.runs_job:
+        entry = history_entry(lease, now.wall, actor, "end", reason=reason.value, detail=why)
+        return Change(leases=((record, None),), ended=(ended,), entries=(entry,)), ended
+    ending = replace(lease, state=LeaseState.ENDING, ended=ended, deadline=None, longest=None, notice=None, grace=False)
+    entry = history_entry(lease, now.wall, actor, "ending", reason=reason.value, detail=why)
+    return Change(leases=((record, Record(ending)),), ended=(ended,), entries=(entry,)), ended
 
 
 def _noted(before: Record, after: Record, now: Moment, action: str, detail: str) -> Change:
-    entry = HistoryEntry(at=now.wall, actor="owner", action=action, lease_id=after.lease.lease_id, detail=detail)
+    entry = history_entry(after.lease, now.wall, "owner", action, detail=detail)
     return Change(leases=((before, after),), entries=(entry,))
 
 

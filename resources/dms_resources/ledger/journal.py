@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -59,6 +59,8 @@ class Journal:
         self._open = Batch()
         self._writing: Batch | None = None
         self._wake = trio.Event()
+        # Called with the changes of each batch that became durable, before their callers are acknowledged.
+        self.on_write: Callable[[Sequence[Change]], None] | None = None
         self.failed: StorageError | None = None
         self.closed = False
         self.metrics = LedgerMetrics()
@@ -109,6 +111,8 @@ class Journal:
                     started = time.perf_counter()
                     await self._worker(lambda: self._storage.write(batch.changes))  # noqa: B023 - awaited at once
                 self.metrics.written(batch.changes, time.perf_counter() - started)
+                if self.on_write is not None:
+                    self.on_write(batch.changes)
             except BaseException as error:
                 # Whatever the error was, the change must not be acknowledged.
                 self._fail(current(), batch, _as_storage_error(error))

@@ -17,6 +17,7 @@ __all__ = [
     "EndReason",
     "EndedLease",
     "Lease",
+    "LeaseJob",
     "LeaseRequest",
     "LeaseState",
     "Limit",
@@ -32,11 +33,13 @@ LeaseName: TypeAlias = Annotated[str, Meta(max_length=LONGEST_NAME)]
 
 
 class LeaseState(Enum):
-    """`HELD` for a bid (seconds), `COMMITTED` until a deadline, `ALLOCATED` to a running job."""
+    """`HELD` for a bid (seconds), `COMMITTED` until a deadline, `ALLOCATED` to a job, `ENDING` after a lease ended for
+    its holder and until its job is gone: its capacity still counts."""
 
     HELD = "held"
     COMMITTED = "committed"
     ALLOCATED = "allocated"
+    ENDING = "ending"
 
     # The book's totals are kept by state, and Enum's own hash is a Python call each time.
     __hash__ = object.__hash__
@@ -90,44 +93,6 @@ class Notice(Limit, frozen=True, kw_only=True, omit_defaults=True):
     drain: bool = False
 
 
-class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Capacity that is promised to one holder.
-
-    `demand` and `asked_ports` are what was requested, `resources` and `ports` what was granted: GPUs are named devices
-    with the bytes taken on each. `deadline` is Unix time in seconds, None for an allocation that lasts until it is
-    released; `ttl` is the number of seconds by which each renewal moves it. `fence` is greater than that of every
-    earlier lease of this ledger. Leases that were committed together have the same `group`. `ensemble_id` and `node_id`
-    are the names by which the holder requested the lease; both are empty if the ledger does not know them, for example
-    for a lease that an earlier version made. `price` is what was agreed when the lease was made; later prices do not
-    change it. The lease is charged to `accounts`; a commitment is not renewed beyond `until` (Unix seconds), the end of
-    these grants. `longest` ends an allocation regardless of renewals. `notice` is set when the owner evicts with
-    notice. `grace` is set from the time when an allocation gets another keep-alive, because its provider was down,
-    until it is renewed.
-    """
-
-    lease_id: str
-    holder: str
-    state: LeaseState
-    demand: Demand
-    asked_ports: PortDemand = PortDemand()
-    resources: Resources
-    ports: tuple[Port, ...] = ()
-    fence: Amount
-    created: float
-    ttl: float = 0.0
-    deadline: float | None = None
-    group: str = ""
-    ensemble_id: LeaseName = ""
-    node_id: LeaseName = ""
-    processes: tuple[tuple[int, float], ...] = ()
-    price: Price | None = None
-    accounts: tuple[str, ...] = ()
-    until: float | None = None
-    longest: Limit | None = None
-    notice: Notice | None = None
-    grace: bool = False
-
-
 class EndReason(Enum):
     """Why a lease ended: `RELEASED` by its holder, `EXPIRED` at its deadline, `LOST` because the holder of an
     allocation did not renew it, `EVICTED` by the owner, `REPAIRED` by an audit.
@@ -154,6 +119,66 @@ class EndedLease(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: EndReason
     ended: float
     detail: str = ""
+
+
+class LeaseJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The job of an allocation: the `digest` of its document in hexadecimal, and whether it is `gone`.
+
+    A job is gone when no process of it runs any more.
+    """
+
+    digest: str
+    gone: bool = False
+
+
+class Lease(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Capacity that is promised to one holder.
+
+    `demand` and `asked_ports` are what was requested, `resources` and `ports` what was granted: GPUs are named devices
+    with the bytes taken on each. `deadline` is Unix time in seconds, None for an allocation that lasts until it is
+    released; `ttl` is the number of seconds by which each renewal moves it. `fence` is greater than that of every
+    earlier lease of this ledger. Leases that were committed together have the same `group`. `ensemble_id` and `node_id`
+    are the names by which the holder requested the lease; both are empty if the ledger does not know them, for example
+    for a lease that an earlier version made. `price` is what was agreed when the lease was made; later prices do not
+    change it. The lease is charged to `accounts`; a commitment is not renewed beyond `until` (Unix seconds), the end of
+    these grants. `longest` ends an allocation regardless of renewals. `notice` is set when the owner evicts with
+    notice. `grace` is set from the time when an allocation gets another keep-alive, because its provider was down,
+    until it is renewed.
+
+    `job` is the job that is attached to the allocation. `processes` are the ids of its processes, each with its start
+    in seconds after boot, and `cgroup` is the name of their group as in `/proc/PID/cgroup`. `ended` is set in the state
+    `ENDING`: how the lease ended for its holder.
+    """
+
+    lease_id: str
+    holder: str
+    state: LeaseState
+    demand: Demand
+    asked_ports: PortDemand = PortDemand()
+    resources: Resources
+    ports: tuple[Port, ...] = ()
+    fence: Amount
+    created: float
+    ttl: float = 0.0
+    deadline: float | None = None
+    group: str = ""
+    ensemble_id: LeaseName = ""
+    node_id: LeaseName = ""
+    processes: tuple[tuple[int, float], ...] = ()
+    price: Price | None = None
+    accounts: tuple[str, ...] = ()
+    until: float | None = None
+    longest: Limit | None = None
+    notice: Notice | None = None
+    grace: bool = False
+    job: LeaseJob | None = None
+    cgroup: str = ""
+    ended: EndedLease | None = None
+
+    @property
+    def runs_job(self) -> bool:
+        """Whether a job is attached that is not gone."""
+        return self.job is not None and not self.job.gone
 
 
 class ResourceAllocation(Struct, frozen=True, kw_only=True):

@@ -21,7 +21,8 @@ from .book import Book, Change
 from .clock import Clock
 from .deadlines import restored
 from .endings import expire
-from .history import HistoryEntry
+from .events import EventLog, HistoryPage
+from .history import HistoryEntry, history_entry
 from .journal import Journal
 from .leases import Lease
 from .ledger_file import damaged_error
@@ -62,6 +63,8 @@ class Ledger:
         self.changed = trio.Event()
         self.book = self._build(contents, machine)
         self.journal = Journal(storage, self.run_on_disk)
+        self.events = EventLog(contents.last_entry, self._read_history)
+        self.journal.on_write = self.events.written
         self._disk = trio.Lock()
         self._recovering = trio.Lock()
         self._attempts = 0
@@ -118,6 +121,7 @@ class Ledger:
             # A holder may have seen this number, so it is not used again.
             self.book.fence = max(before.fence, self.book.fence)
             self.journal.failed = None
+            self.events.reset(found[0].last_entry)
             self._rebase(found[0])
             self.tell()
             _log.warning("the ledger's storage works again")
@@ -219,6 +223,11 @@ class Ledger:
 
     # Internal
 
+    async def _read_history(self, after: int, most: int) -> HistoryPage:
+        pages: list[HistoryPage] = []
+        await self.run_on_disk(lambda: pages.append(self.storage.history_after(after, limit=most)))
+        return pages[0]
+
     def _build(self, contents: Contents, machine: MachineResources) -> Book:
         records = (restored(stored.lease, stored.due, stored.boot_id, self.clock) for stored in contents.leases)
         try:
@@ -242,9 +251,7 @@ class Ledger:
 
     def _grace_entry(self, lease: Lease) -> HistoryEntry:
         detail = f"could not be renewed while this provider was away: lasts {lease.ttl:.0f} s more"
-        return HistoryEntry(
-            at=self.clock.wall(), actor="deadline", action="grace", lease_id=lease.lease_id, detail=detail
-        )
+        return history_entry(lease, self.clock.wall(), "deadline", "grace", detail=detail)
 
     def _opening_at(self, wall: float) -> Opening:
         onboarded = self.book.offer.onboarded

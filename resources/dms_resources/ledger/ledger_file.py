@@ -169,8 +169,9 @@ def _make(path: Path, schema: Schema) -> None:
 
 
 def _recognise(path: Path, schema: Schema) -> int:
-    if not path.stat().st_size:
-        raise damaged_error(path, "the file is empty")
+    size = path.stat().st_size
+    if size < _HEADER_BYTES:
+        raise damaged_error(path, f"the file has {size} bytes" if size else "the file is empty")
     # Read-only: not even the journal mode may change before the file is known to be an undamaged ledger.
     with closing(sqlite3.connect(f"file:{quote(os.fspath(path))}?mode=ro", uri=True)) as db:
         (application,) = db.execute("PRAGMA application_id").fetchone()
@@ -237,6 +238,8 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+# The header of an SQLite database.
+_HEADER_BYTES = 100
 _LOG_BYTES = 64 * 1024 * 1024
 _PLACE_HINT = "stop the peer, put the ledger back and start it again: what it acknowledged is in the file that went"
 _DISK_HINT = "free space or repair the disk; nothing was lost, and promises go on when it works again"

@@ -34,7 +34,9 @@ class LedgerMetrics:
         """Count changes that became durable together, after `seconds`."""
         for change in changes:
             for entry in change.entries:
-                # An end is counted by its reason, which says more than the fact that something ended.
-                self.changes[entry.reason or entry.action] += 1
+                # An end is counted by its reason, which says more than the fact that something ended. A lease whose job
+                # still runs has two entries, for the end for its holder and for its end: its reason counts once.
+                counted = entry.action if entry.action == "ending" else entry.reason or entry.action
+                self.changes[counted] += 1
         self.writes[bisect_left(WRITE_BUCKETS, seconds)] += 1
         self.write_seconds += seconds

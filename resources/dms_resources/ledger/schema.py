@@ -19,9 +19,19 @@ APPLICATION_ID: Final = 0x444D5352  # "DMSR"
 
 # Version 2 stores the price of a lease and the accounts to which it is charged within its body. The file's schema does
 # not change, but a program of version 1 must not open the file, because its next renewal would lose these fields.
-# Version 3 adds the limits of a lease in the same way: its notice, its longest time and its grace.
-# Version 4 adds the names of the ensemble and the node for which a lease was requested, again within its body.
-_MIGRATIONS: Final = ("", "", "")
+# Version 3 adds the limits of a lease in the same way: its notice, its longest time and its grace. Version 4 adds the
+# names of the ensemble and the node for which a lease was requested, its job and the state `ending`. It gives each
+# entry of the history the holder and the fencing number of its lease. The text of that table in `schema.sql` is what
+# SQLite makes of this script.
+_MIGRATIONS: Final = (
+    "",
+    "",
+    """
+    ALTER TABLE history ADD COLUMN holder TEXT NOT NULL DEFAULT '';
+    ALTER TABLE history ADD COLUMN fence INTEGER NOT NULL DEFAULT 0;
+    DROP INDEX history_at;
+    """,
+)
 
 
 class Schema(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import sqlite3
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +24,7 @@ from msgspec import Struct
 from ..errors import StorageError
 from ..units import decode_value, encode_value
 from .book import MOST_ENDED, Change, OfferState, Record
+from .events import HistoryPage
 from .history import HistoryEntry
 from .leases import EndedLease, Lease
 from .ledger_file import (
@@ -65,10 +66,11 @@ class StoredLease(Struct, frozen=True):
 
 
 class Contents(Struct, frozen=True, kw_only=True):
-    """The whole state of a ledger, as read from its file."""
+    """The whole state of a ledger, as read from its file. `last_entry` is the number of the last history entry."""
 
     offer: OfferState
     fence: int
+    last_entry: int = 0
     leases: list[StoredLease]
     ended: list[EndedLease]
 
@@ -126,6 +128,7 @@ class SQLiteStorage:
             return Contents(
                 offer=_offer_decoder.decode(offer),
                 fence=fence,
+                last_entry=self._last_entry(),
                 leases=self._read_leases(),
                 ended=[_ended_decoder.decode(body) for body in ended],
             )
@@ -211,21 +214,42 @@ class SQLiteStorage:
 
     def history(self, *, limit: int, before: int | None = None) -> list[tuple[int, HistoryEntry]]:
         """The newest entries first, with their numbers: at most `limit`, all older than the entry `before`."""
-        try:
-            rows = self._db.execute(
-                "SELECT number, at, actor, action, lease_id, reason, detail FROM history"
-                " WHERE number < ? ORDER BY number DESC LIMIT ?",
-                (2**62 if before is None else before, limit),
-            ).fetchall()
-        except sqlite3.Error as error:
-            raise storage_error(self.path, error) from error
+        return self._read_history(
+            "WHERE number < ? ORDER BY number DESC LIMIT ?", (2**62 if before is None else before, limit)
+        )
+
+    def history_after(self, number: int, *, limit: int) -> HistoryPage:
+        """The oldest entries after this number first: at most `limit`. Raises `StorageError`."""
+        entries = self._read_history("WHERE number > ? ORDER BY number LIMIT ?", (number, limit))
+        with self._reading():
+            (oldest,) = self._db.execute("SELECT min(number) FROM history").fetchone()
+        return HistoryPage(oldest=oldest, entries=entries)
+
+    def _read_history(self, which: str, values: tuple[int, int]) -> list[tuple[int, HistoryEntry]]:
+        columns = "number, at, actor, action, lease_id, reason, detail, holder, fence"
+        with self._reading():
+            rows = self._db.execute(f"SELECT {columns} FROM history {which}", values).fetchall()
         return [
             (
                 number,
-                HistoryEntry(at=at, actor=actor, action=action, lease_id=lease_id, reason=reason, detail=detail),
+                HistoryEntry(
+                    at=at,
+                    actor=actor,
+                    action=action,
+                    lease_id=lease_id,
+                    reason=reason,
+                    detail=detail,
+                    holder=holder,
+                    fence=fence,
+                ),
             )
-            for number, at, actor, action, lease_id, reason, detail in rows
+            for number, at, actor, action, lease_id, reason, detail, holder, fence in rows
         ]
+
+    def _last_entry(self) -> int:
+        # SQLite keeps the last number even if that entry was pruned.
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'history'").fetchone()
+        return int(row[0]) if row else 0
 
     def prune(self, *, history_before: float) -> bool:
         """Delete some history older than this Unix time, and some of the ended leases that an older version kept beyond
@@ -237,10 +261,7 @@ class SQLiteStorage:
             known = self._known_ended
             oldest = next(iter(known.values()), -math.inf) if len(known) >= MOST_ENDED else -math.inf
             gone = (
-                self._db.execute(
-                    "DELETE FROM history WHERE number IN (SELECT number FROM history WHERE at < ? LIMIT ?)",
-                    (history_before, _PRUNE_STEP),
-                ).rowcount,
+                self._forget_history(history_before),
                 self._db.execute(
                     "DELETE FROM ended WHERE lease_id IN (SELECT lease_id FROM ended WHERE ended < ? LIMIT ?)",
                     (oldest, _PRUNE_STEP),
@@ -250,6 +271,12 @@ class SQLiteStorage:
         except sqlite3.Error as error:
             raise storage_error(self.path, error) from error
         return max(gone) >= _PRUNE_STEP
+
+    def _forget_history(self, before: float) -> int:
+        # Only from the beginning: readers of events need a history without gaps, and a clock may have been set back.
+        rows = self._db.execute("SELECT number, at FROM history ORDER BY number LIMIT ?", (_PRUNE_STEP,)).fetchall()
+        old = [number for number, at in takewhile(lambda row: row[1] < before, rows)]
+        return self._db.execute("DELETE FROM history WHERE number <= ?", (old[-1],)).rowcount if old else 0
 
     def _shorten_history(self, most: int) -> int:
         return self._db.execute(
@@ -277,7 +304,11 @@ class SQLiteStorage:
         )
         ended, forgotten = self._write_ended(changes)
         entries = list(_history_rows(changes))
-        run("INSERT INTO history (at, actor, action, lease_id, reason, detail) VALUES (?, ?, ?, ?, ?, ?)", entries)
+        run(
+            "INSERT INTO history (at, actor, action, lease_id, reason, detail, holder, fence)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            entries,
+        )
         if entries:
             self._shorten_history(2 * len(entries))
         return self._write_head(changes), ended, forgotten
@@ -354,10 +385,11 @@ def _with_checksum(*values: str | float | None) -> tuple[str | float | None, ...
     return (*values, zlib.crc32(repr(values).encode()))
 
 
-def _history_rows(changes: Iterable[Change]) -> Iterator[tuple[float, str, str, str, str, str]]:
+def _history_rows(changes: Iterable[Change]) -> Iterator[tuple[float, str, str, str, str, str, str, int]]:
     for change in changes:
         for entry in change.entries:
-            yield (entry.at, entry.actor, entry.action, entry.lease_id, entry.reason, entry.detail)
+            what = (entry.at, entry.actor, entry.action, entry.lease_id, entry.reason, entry.detail)
+            yield (*what, entry.holder, entry.fence)
 
 
 def _real(seconds: float | None) -> float | None:

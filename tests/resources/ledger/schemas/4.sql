@@ -30,7 +30,5 @@ CREATE TABLE history (
     lease_id TEXT NOT NULL,
     reason TEXT NOT NULL,
     detail TEXT NOT NULL
-) STRICT;
-
-CREATE INDEX history_at ON history (at);
+, holder TEXT NOT NULL DEFAULT '', fence INTEGER NOT NULL DEFAULT 0) STRICT;
 INSERT INTO ledger VALUES (1, '{}', 0, 1241304697);
