@@ -21,9 +21,10 @@ import trio.abc
 from dms_protocols.messages.job import JobConsumption
 
 from ..executor import Capabilities, ExecutorError, FoundJob, JobSpec, OnPull, OutputPiece
+from ..process_groups import consumption
 from ..settings import CommandSettings
 from . import supervisor
-from .groups import GroupParents, find_parents, group_consumption, make_groups
+from .groups import GroupParents, find_parents, make_groups
 from .job_folder import JobFolder, JobRecord
 from .output_reader import OutputReader
 
@@ -175,7 +176,7 @@ class CommandExecutor:
         record = await self._blocking(self._job(spec).record)
         if record is None:
             return None
-        return await self._blocking(lambda: group_consumption(record.groups, record.group_name))
+        return await self._blocking(lambda: consumption(record.groups, record.group_name))
 
     async def connect(self, spec: JobSpec, port: int) -> trio.abc.HalfCloseableStream:
         """Connects to where the program said that this port of the job is."""

@@ -11,17 +11,15 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from dms_protocols.messages.job import JobConsumption
 from dms_resources.components import Resources
-from dms_resources.machine.hardware.cgroups import parse_memberships
-from dms_resources.machine.hardware.load import cgroup_usage
 from dms_resources.machine.hardware.mounts import read_mounts
 from dms_resources.machine.hardware.roots import HOST, read_text
 
-__all__ = ["GroupParents", "JobGroups", "find_parents", "group_consumption", "make_groups", "remove_groups"]
+from ..process_groups import process_groups
+
+__all__ = ["GroupParents", "JobGroups", "find_parents", "make_groups", "remove_groups"]
 
 _FOLDER: Final = "dms-jobs"
-_TREES: Final = ("freezer", "memory", "cpu", "cpuacct", "pids")
 _LIMITS: Final = ("memory", "cpu", "pids")
 _PERIOD: Final = 100_000
 
@@ -61,17 +59,8 @@ def find_parents(chosen: str) -> GroupParents:
 
 
 def _own_groups() -> dict[str, Path]:
-    mounts = read_mounts(HOST)
-    found: dict[str, Path] = {}
-    for membership in parse_memberships(read_text(HOST.proc / "self" / "cgroup") or ""):
-        for name in membership.controllers & set(_TREES) or ({""} if not membership.controllers else ()):
-            for mount in mounts:
-                fits = mount.kind == "cgroup" and name in mount.super_options if name else mount.kind == "cgroup2"
-                inside = (membership.path + "/").startswith(mount.root.rstrip("/") + "/")
-                if fits and inside and not mount.read_only:
-                    below = membership.path[len(mount.root.rstrip("/")) :].strip("/")
-                    found[name] = _delegating(Path(mount.point) / below) if not name else Path(mount.point) / below
-    return found
+    groups = process_groups("self")
+    return {name: folder if name else _delegating(folder) for name, folder in groups.items()}
 
 
 def _delegating(own: Path) -> Path:
@@ -169,23 +158,3 @@ def remove_groups(folders: tuple[str, ...]) -> bool:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
     return not any(os.path.exists(folder) for folder in folders)
-
-
-def group_consumption(folders: tuple[str, ...], name: str) -> JobConsumption | None:
-    """What a job has used, by the counters of its groups; None where none of them counts. Blocks."""
-    times = [_cpu_seconds(Path(folder)) for folder in folders]
-    used = cgroup_usage(name, HOST) if name else None
-    cpu = max((time for time in times if time is not None), default=None)
-    if used is None or used.ram is None or cpu is None:
-        return None
-    return JobConsumption(cpu_seconds=cpu, memory=used.ram)
-
-
-def _cpu_seconds(folder: Path) -> float | None:
-    if (text := read_text(folder / "cpuacct.usage")) and text.isdecimal():
-        return int(text) / 10**9
-    for line in (read_text(folder / "cpu.stat") or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name == "usage_usec" and value.isdecimal():
-            return int(value) / 10**6
-    return None

@@ -1,0 +1,1 @@
+"""The executor `docker`: containers, through the API of the Docker Engine on a Unix socket (Docker, Podman)."""
