@@ -11,6 +11,7 @@ from decimal import Context, Decimal
 from typing import Any, Final
 
 from .errors import AmountError
+from .go_values import nearest_thousandth
 
 __all__ = [
     "GIB",
@@ -98,6 +99,9 @@ class Cores:
             nearest = round(cores * 1000)
             if nearest / 1000 == cores:
                 return cls(nearest)
+            single = nearest_thousandth(cores)
+            if single is not None:
+                return cls(single)
         text = str(cores).strip()
         # Decimal also reads "1_0", "inf" and the digits of every script.
         if not _NUMBER.fullmatch(text):

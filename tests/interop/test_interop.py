@@ -279,6 +279,11 @@ def test_another_library_notices_a_changed_vector(programs: Any, language: str, 
         programs.ask(language, "vectors", str(tmp_path / "changed.json"))
 
 
+def test_the_structs_of_a_go_program_are_the_recorded_ones(programs: Any) -> None:
+    recorded = Path(__file__).parents[1] / "protocols" / "wire" / "go_structs.json"
+    assert programs.ask("Go", "structs") == json.loads(recorded.read_text())
+
+
 def test_the_matrix_is_what_the_run_found(matrix: Matrix, programs: Any) -> None:
     programs.need(*FOREIGN)
     found = matrix.result()

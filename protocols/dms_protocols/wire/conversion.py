@@ -2,6 +2,9 @@
 
 Types are exact: text is not converted into a number, nor a float into an integer. Unknown keys are ignored. The value
 types of `dms_resources` are sent in the DMS's units.
+
+The exception are the DMS's own structs as a Go program encodes them: whole floats are accepted for amounts in `cpu`,
+`ram`, `disk` and `gpus`, and null for a field that may be left out.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from dms_resources.go_values import plain_resources
 from dms_resources.units import decode_value, encode_value
 
 from ..errors import MessageError
@@ -26,6 +30,18 @@ _PATH = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 
 def from_map(value: object, kind: type[Message]) -> Message:
     """Make a typed message from a decoded map. Raises MessageError with the path of the invalid field."""
+    try:
+        return _convert(value, kind)
+    except MessageError as error:
+        # Only now, so that a message in the usual form costs nothing more.
+        try:
+            return _convert(plain_resources(value), kind)
+        except MessageError as second:
+            # A null that may not be left out is better named as it came.
+            raise (error if "missing required field" in second.message else second) from None
+
+
+def _convert(value: object, kind: type[Message]) -> Message:
     try:
         return msgspec.convert(value, kind, builtin_types=_BUILTIN, dec_hook=decode_value)
     except (msgspec.ValidationError, OverflowError, RecursionError) as error:

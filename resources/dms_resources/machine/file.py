@@ -17,6 +17,7 @@ import msgspec
 
 from ..components import CPU, GPU, RAM, Disk, GPUVendor, MachineResources, NetworkInfo
 from ..errors import AmountError, MachineFileError
+from ..go_values import plain_resources
 from ..private_files import write_private
 from ..units import decode_value, encode_value, parse_size
 from .architectures import architecture_name
@@ -28,8 +29,6 @@ _MOST_GPUS: Final = 4096
 _PARTS: Final[dict[str, type[msgspec.Struct]]] = {"cpu": CPU, "ram": RAM, "disk": Disk, "network": NetworkInfo}
 _NEEDED: Final = ("cpu", "ram", "disk")
 _CLOCKS: Final = frozenset({"clock_speed", "base_clock_speed"})
-# Below 2^63, the next floating-point number.
-_LARGEST_AMOUNT: Final = float(2**63 - 1024)
 # The fields that are bytes, and may therefore be written as "4GiB".
 _SIZES: Final = {
     "cpu": ("cache_size",),
@@ -93,7 +92,8 @@ class _Description:
         raise MachineFileError(f"{self._name}: {problem}", hint=hint)
 
     def parse(self, content: bytes) -> MachineResources:
-        document = self._decode(content)
+        # A document of a Go program has null for what is nil, and floats for amounts.
+        document = plain_resources(self._decode(content))
         self._check_names(document, "", MachineResources)
         for part in _NEEDED:
             if part not in document:
@@ -134,13 +134,9 @@ class _Description:
             self._fail(f"{where}{inside.rstrip('`')}: {problem}", _advice(problem))
 
     def _readable(self, value: Any, name: str, where: str) -> Any:
-        """The value of a field, with text converted to a size, a fraction to a clock, or a spelling of an
-        architecture.
-        """
+        """The value of a field, with text converted to a size, or a spelling of an architecture."""
         if name in _CLOCKS and isinstance(value, float):
-            if not 0 <= value <= _LARGEST_AMOUNT:
-                self._fail(f"{where}.{name}: {value} is out of range", "write a number of hertz, such as 2400000000")
-            return round(value)
+            self._fail(f"{where}.{name}: {value} is out of range", "write a number of hertz, such as 2400000000")
         if name == "architecture" and isinstance(value, str):
             return architecture_name(value)
         return self._size(value, name, where)

@@ -7,6 +7,7 @@
 //	interop relay                                          connects others until its standard input ends
 //	interop hidden MULTIADDR                               is reached through the relay there and nowhere else
 //	interop vectors FILE                                   decodes the test vectors of the wire
+//	interop structs                                        prints the CBOR of the structs of an older DMS
 //	interop load                                           asks many things of a peer for the benchmarks, as each line
 //	                                                       of its standard input says
 //
@@ -81,10 +82,12 @@ func run(arguments []string) error {
 		return runHidden(arguments[1])
 	case len(arguments) == 2 && arguments[0] == "vectors":
 		return checkVectors(arguments[1])
+	case len(arguments) == 1 && arguments[0] == "structs":
+		return printStructs()
 	case len(arguments) == 1 && arguments[0] == "load":
 		return runLoad()
 	}
-	return fmt.Errorf("usage: [-first] [-psk FILE] client MULTIADDR | provider | relay | hidden MULTIADDR | vectors FILE | load")
+	return fmt.Errorf("usage: [-first] [-psk FILE] client MULTIADDR | provider | relay | hidden MULTIADDR | vectors FILE | structs | load")
 }
 
 // openHost makes a host that speaks TCP, Noise and Yamux and nothing else, without bounds: the benchmarks open more
