@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Callable
@@ -27,8 +26,6 @@ from .state_files import read_state, set_aside
 
 if TYPE_CHECKING:
     from dms_resources.components import MachineResources
-
-_log = logging.getLogger(__name__)
 
 __all__ = ["HOME_VARIABLE", "MEASURED", "PATIENCE", "RETRY_INTERVAL", "Home", "default_home", "home_at"]
 
@@ -75,6 +72,16 @@ class Home(Struct, frozen=True):
     def socket_path(self) -> Path:
         """The Unix socket on which a running peer serves its owner's commands."""
         return self.path / "peer.sock"
+
+    @property
+    def jobs_path(self) -> Path:
+        """The folder of the jobs on this machine's leases: their documents, how far they are, their output."""
+        return self.path / "jobs"
+
+    @property
+    def executors_path(self) -> Path:
+        """The folder of the files of executors."""
+        return self.path / "executors"
 
     @property
     def start_path(self) -> Path:
@@ -174,7 +181,10 @@ class Home(Struct, frozen=True):
         try:
             write_private(self.listen_path, ("\n".join(addresses) + "\n").encode())
         except OSError as error:
-            _log.warning("cannot write %s: %s", self.listen_path, error.strerror)
+            # Every command loads this module, and few have anything to log.
+            import logging
+
+            logging.getLogger(__name__).warning("cannot write %s: %s", self.listen_path, error.strerror)
 
 
 def home_at(path: str | Path | None) -> Home:

@@ -7,15 +7,12 @@ process or of the directory. Opening one never waits, so that a FIFO in place of
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 import time
 from pathlib import Path
 
 __all__ = ["read_state", "set_aside"]
-
-_log = logging.getLogger(__name__)
 
 
 def read_state(path: Path, most: int) -> bytes:
@@ -39,11 +36,15 @@ def read_state(path: Path, most: int) -> bytes:
 
 def set_aside(path: Path, reason: object) -> None:
     """Rename a damaged file, and log its name, the reason and its new name. Blocks on disk. Raises nothing."""
+    # Every command loads this module, and few have anything to log.
+    import logging
+
+    log = logging.getLogger(__name__)
     aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
     text = " ".join(str(getattr(reason, "strerror", None) or reason).split())[:200]
     try:
         path.rename(aside)
     except OSError as error:
-        _log.warning("ignored the damaged file %s (%s); it cannot be renamed: %s", path, text, error.strerror)
+        log.warning("ignored the damaged file %s (%s); it cannot be renamed: %s", path, text, error.strerror)
     else:
-        _log.warning("put the damaged file %s aside as %s: %s", path, aside.name, text)
+        log.warning("put the damaged file %s aside as %s: %s", path, aside.name, text)
