@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -37,6 +37,7 @@ from dms_resources.machine.listening import read_used_ports
 from dms_resources.machine.registry import Registration
 from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import AllocationTerms, Guard, ResourceManager, open_manager
+from dms_resources.tasks import open_background
 
 from . import __version__
 from .config.access import OwnerAccess
@@ -48,9 +49,14 @@ from .discovery.open import open_discovery
 from .discovery.peering import bootstrap_peers
 from .discovery.settings import DiscoverySettings
 from .errors import DocumentError
+from .executors.executor import Executor
+from .executors.loading import open_executors
+from .executors.settings import ExecutorSettings
 from .home.home import RETRY_INTERVAL, Home
 from .home.host import open_home_host
 from .home.network import NetworkSettings
+from .jobs.manager import JobManager, open_job_manager
+from .jobs.offered import OfferedExecutors
 from .owner.administration import LocalAdministration, administration_operations, terms_summary
 from .owner.peer_list import peer_notes, peers_operations
 from .owner.requesting_peer import requesting_operations
@@ -104,6 +110,7 @@ class Node:
     metrics: str | None = None
     limits: PeerLimits = field(default_factory=PeerLimits)
     allocations: AllocationTerms = field(default_factory=AllocationTerms)
+    executors: Mapping[str, ExecutorSettings] = field(default_factory=dict)
     config: PeerConfig | None = None
     reread: Callable[[], PeerConfig] | None = None
 
@@ -124,6 +131,7 @@ class Node:
             metrics=config.metrics,
             limits=config.limits,
             allocations=config.allocations,
+            executors=config.executors,
             config=config,
             reread=reread,
         )
@@ -179,6 +187,11 @@ class Node:
             revocations = Revocations(home.revocations_path)
             policies = await stack.enter_async_context(open_policies(owner_terms.policies))
             terms = CurrentTerms(owner_terms.bid_terms(policies))
+            executors = await stack.enter_async_context(open_executors(self.executors, home.executors_path))
+            offered = OfferedExecutors(executors, terms)
+            await offered.probe()
+            jobs = await self._open_jobs(stack, manager, executors, identity)
+            await stack.enter_async_context(open_background(offered.run))
             host = await self._open_host(stack, identity, limits)
             counts, in_use = ServiceCounts(), SharesInUse(access.shares)
             metrics = await self._serve_metrics(stack, manager, counts, host)
@@ -194,6 +207,7 @@ class Node:
                     shares=in_use,
                     access=access.rules,
                     revoked=revocations,
+                    jobs=jobs,
                 )
             )
             addrs = host_addresses(host)
@@ -219,7 +233,7 @@ class Node:
             start.close()
             offers = manager.get_onboarded_resources() is not None
             ready = Ready(identity.peer_id, addrs, machine.simulated, offers, metrics)
-            yield _Running(ready, self.reread, terms, serving, administration, self.config)
+            yield _Running(ready, self.reread, terms, offered, serving, administration, self.config)
 
     async def _open_manager(
         self, stack: AsyncExitStack, machine: MachineResources, monitor: UsageMonitor
@@ -255,6 +269,20 @@ class Node:
         for sentence in await trio.to_thread.run_sync(registration.sentences, onboarded):
             _log.warning("%s", sentence)
         return registration
+
+    async def _open_jobs(
+        self,
+        stack: AsyncExitStack,
+        manager: ResourceManager,
+        executors: Mapping[str, Executor],
+        identity: Identity,
+    ) -> JobManager | None:
+        # A peer without executors that never had one keeps nothing of jobs.
+        if not executors and not self.home.jobs_path.exists():
+            return None
+        return await stack.enter_async_context(
+            open_job_manager(manager, executors, self.home.jobs_path, peer_id=identity.peer_id)
+        )
 
     async def _open_host(self, stack: AsyncExitStack, identity: Identity, limits: PeerLimits) -> HardenedHost:
         if self.listen:
@@ -307,6 +335,7 @@ class _Running:
     ready: Ready
     reread: Callable[[], PeerConfig] | None
     terms: CurrentTerms
+    offered: OfferedExecutors
     serving: Serving
     administration: LocalAdministration
     started: PeerConfig | None
@@ -327,7 +356,7 @@ class _Running:
             return
         owner_terms = new.terms or OwnerTerms()
         # Policies have processes and connections, so those of the start are kept.
-        self.terms.terms = owner_terms.bid_terms(self.terms.terms.async_policies)
+        self.offered.replace_terms(owner_terms.bid_terms(self.terms.terms.async_policies))
         self.serving.replace(new.access.rules, new.limits.service)
         self.administration.terms = terms_summary(new.terms) if new.terms else None
         _log.info("the configuration was read again")
