@@ -219,3 +219,43 @@ async def test_a_long_list_comes_in_pages(provider: Any, session: Any, requester
         rest = await allocations.list(after=first.leases[-1].lease_id, limit=3)
     assert [lease.lease_id[-1] for lease in (*first.leases, *rest.leases)] == ["0", "1", "2", "3", "4"]
     assert (first.more, rest.more) == (True, False)
+
+
+@pytest.mark.parametrize("ended", [None, "released", "evicted"])
+async def test_a_lease_whose_job_still_runs_has_ended_for_its_holder(
+    provider: Any, session: Any, requester: Any, ask: Any, node: Any, ended: str | None
+) -> None:
+    manager = provider.manager
+    async with session(requester) as (bids, allocations):
+        (signed,) = (await bids.request_bids(ask(node(cores=2)))).bids
+        (lease,) = await allocations.commit([signed.envelope], ttl=60)
+        await allocations.allocate(lease.lease_id)
+        await manager.attach_job(lease.lease_id, "ab" * 32)
+        await manager.attach_processes(lease.lease_id, [1], cgroup="/jobs/1")
+
+        # Nothing of the job is shown, by whichever answer the lease comes.
+        answers = [
+            *(await allocations.list()).leases,
+            *(await allocations.commit([signed.envelope], ttl=60)),
+            await allocations.allocate(lease.lease_id),
+            await allocations.renew(lease.lease_id, ttl=60),
+        ]
+        assert len(answers) == 4
+        assert all((one.job, one.processes, one.cgroup) == (None, (), "") for one in answers)
+        if ended is None:
+            return
+        if ended == "released":
+            first = await allocations.release(lease.lease_id)
+            assert first.state is LeaseState.ALLOCATED
+            assert await allocations.release(lease.lease_id) == first
+        else:
+            await manager.evict([lease.lease_id])
+        page = await allocations.list()
+        assert page.leases == ()
+        assert [one.state for one in page.evicted] == [LeaseState.ALLOCATED] * (ended == "evicted")
+        code = {"released": "ended"}.get(ended, ended)
+        assert await code_of(allocations.renew(lease.lease_id, ttl=60)) == code
+        assert await code_of(allocations.allocate(lease.lease_id)) == code
+        assert await code_of(allocations.commit([signed.envelope], ttl=60)) == code
+        assert [one.state for one in manager.leases()] == [LeaseState.ENDING]
+        assert manager.get_free_resources().cpu.cores == Cores.of(6)

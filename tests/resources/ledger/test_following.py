@@ -107,3 +107,31 @@ async def test_an_architecture_is_known_by_all_its_names(tmp_path: Path) -> None
         for name, short in (("amd64", False), ("x86_64", False), ("arm64", True), ("", False)):
             asked = Demand(cpu=CPUDemand(cores=Cores(1000), architecture=name))
             assert isinstance(manager.would_fit(asked), InsufficientError) == short
+
+
+async def test_a_job_is_followed_until_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dms_resources.manager.own_group", lambda process: f"/jobs/{process}")
+    monitor: Any = Monitor()
+    path, mine = tmp_path / "ledger.sqlite3", os.getpid()
+    async with open_manager(path, MACHINE, usage_monitor=monitor) as manager:
+        await manager.update_onboarded_resources(
+            OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=())
+        )
+        leases = [
+            await manager.allocate_resources(ResourceAllocation(lease_id=name, holder="job", resources=Demand()))
+            for name in ("grouped", "alone", "idle")
+        ]
+        for lease in leases:
+            await manager.attach_job(lease.lease_id, "ab")
+        await manager.attach_processes("grouped", [mine], cgroup="/docker/1")
+        await manager.allocate_resources(ResourceAllocation(lease_id="alone", holder="job", processes=(mine,)))
+        assert monitor.followed == {"grouped": "/docker/1", "alone": f"/jobs/{mine}"}
+        for lease in leases:
+            await manager.release(lease.lease_id)
+        assert monitor.followed.keys() == {"grouped", "alone"}, "its job runs"
+    again: Any = Monitor()
+    async with open_manager(path, MACHINE, usage_monitor=again) as manager:
+        assert again.followed == monitor.followed
+        for lease in leases:
+            await manager.job_gone(lease.lease_id, fence=lease.fence)
+        assert again.followed == {}
