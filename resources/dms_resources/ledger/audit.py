@@ -2,8 +2,8 @@
 
 Findings by code: `totals` (the running totals are not the sum of the leases), `stored` (the file has other leases),
 `oversold` (more is promised than offered), `device_gone` (a lease is on a GPU that is not there), `port_in_use` (a
-program uses a port that is free in the ledger, or that is granted to a job which has not started), `vram_in_use` (a GPU
-uses more memory than is promised on it), `process_gone` (the processes of an allocation have ended). The audit can
+program uses a port that is promised to a lease which has not started), `vram_in_use` (programs use memory of a GPU that
+leases are on), `process_gone` (the processes of an allocation have ended). The owner can act on each. The audit can
 repair `totals` and `stored` without the owner, and `process_gone` if no job is attached to the allocation: only the
 program that runs a job knows when all of it is gone.
 """
@@ -11,15 +11,18 @@ program that runs a job knows when all of it is gone.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Final
 
 import psutil
 
 from ..components import Resources
 from ..machine.hardware.roots import HOST, parse_amount, read_text
+from ..machine.listening import read_ephemeral_ports
 from ..placement import DeviceState
-from ..units import format_size
+from ..units import Cores, format_cores, format_size
 from .accounts import Sums
 from .book import Book
 from .history import Finding
@@ -28,6 +31,7 @@ from .storage import StoredLease
 
 __all__ = ["AuditSnapshot", "audit_snapshot", "parse_start_ticks", "started_after_boot"]
 
+_NOT_STARTED: Final = (LeaseState.HELD, LeaseState.COMMITTED)
 # Drivers and desktops use some memory of every GPU.
 _VRAM_TOLERANCE = 1 << 30
 # Far less than the time until the kernel reuses a process number.
@@ -42,7 +46,6 @@ class AuditSnapshot:
     totals: tuple[int, int, int, int]
     offered: tuple[int, int, int]
     devices: tuple[DeviceState, ...]
-    free_ports: frozenset[int]
     sums: Sums
     stored: list[StoredLease] | None
 
@@ -55,9 +58,6 @@ class AuditSnapshot:
             totals=(promised.millicores, promised.ram, promised.disk, promised.count),
             offered=book.offered(),
             devices=tuple(book.devices.values()),
-            free_ports=frozenset(
-                port for port in range(book.ports.range.first, book.ports.range.last + 1) if book.ports.is_free(port)
-            ),
             sums=book.sums.copy(),
             stored=stored,
         )
@@ -77,17 +77,29 @@ def _itself(snapshot: AuditSnapshot) -> Iterator[Finding]:
         len(leases),
     )
     if sums != snapshot.totals:
-        yield Finding(code="totals", message=f"the leases add up to {sums}, the totals say {snapshot.totals}")
+        message = f"the leases add up to {_sums(sums)}; the totals say {_sums(snapshot.totals)}"
+        yield Finding(code="totals", message=message, repairable=True)
     added_up = Sums.of((lease.holder, lease.accounts, lease.resources) for lease in leases)
     for difference in added_up.differences(snapshot.sums):
-        yield Finding(code="totals", message=f"the leases and the totals say of {difference}")
-    for name, promised, offered in zip(("millicores", "RAM", "disk"), sums, snapshot.offered, strict=False):
+        yield Finding(code="totals", message=f"the leases and the totals say of {difference}", repairable=True)
+    shown = (lambda amount: format_cores(Cores(amount)), format_size, format_size)
+    for name, promised, offered, show in zip(("CPU", "RAM", "disk"), sums, snapshot.offered, shown, strict=False):
         if promised > offered:
-            yield Finding(code="oversold", message=f"{name}: {promised} promised, {offered} offered")
+            yield Finding(
+                code="oversold",
+                message=f"{name}: {show(promised)} promised, {show(offered)} offered: offer more, or evict leases",
+            )
     for state in snapshot.devices:
         used = sum(gpu.vram for lease in leases for gpu in lease.resources.gpus if gpu.uuid == state.device.uuid)
         if used != state.used:
-            yield Finding(code="totals", message=f"GPU {state.device.uuid}: {used} by lease, {state.used} in total")
+            by_lease, total = format_size(used), format_size(state.used)
+            message = f"GPU {state.device.uuid}: {by_lease} by lease, {total} in total"
+            yield Finding(code="totals", message=message, repairable=True)
+
+
+def _sums(sums: tuple[int, int, int, int]) -> str:
+    millicores, ram, disk, count = sums
+    return f"{format_cores(Cores(millicores))}, {format_size(ram)} RAM, {format_size(disk)} disk in {count} leases"
 
 
 def _file(snapshot: AuditSnapshot) -> Iterator[Finding]:
@@ -97,7 +109,8 @@ def _file(snapshot: AuditSnapshot) -> Iterator[Finding]:
     known = {lease.lease_id: lease for lease in snapshot.leases}
     for lease_id in stored.keys() | known.keys():
         if stored.get(lease_id) != known.get(lease_id):
-            yield Finding(code="stored", message=f"the file has another lease {lease_id}", lease_id=lease_id)
+            message = f"the file has another lease {lease_id}"
+            yield Finding(code="stored", message=message, lease_id=lease_id, repairable=True)
 
 
 def _devices(snapshot: AuditSnapshot, usage: Resources | None) -> Iterator[Finding]:
@@ -105,32 +118,54 @@ def _devices(snapshot: AuditSnapshot, usage: Resources | None) -> Iterator[Findi
     for state in snapshot.devices:
         device = f"GPU {state.device.index} ({state.device.uuid})"
         if state.missing and state.users:
-            yield Finding(code="device_gone", message=f"{device} is gone and {state.users} leases are on it")
-        beyond = in_use.get(state.device.uuid, 0) - state.used
-        if beyond > _VRAM_TOLERANCE:
             yield Finding(
-                code="vram_in_use", message=f"{device}: {format_size(beyond)} are used beyond what is promised"
+                code="device_gone", message=f"{device} is gone and {state.users} leases are on it: evict them"
+            )
+        beyond = in_use.get(state.device.uuid, 0) - state.used
+        # The owner's programs may use what is not offered; while nothing is promised they take nothing from anybody.
+        if state.users and beyond > max(_VRAM_TOLERANCE, state.device.vram - state.total):
+            yield Finding(
+                code="vram_in_use",
+                message=f"{device}: programs use {format_size(beyond)} beyond what is promised: stop them",
             )
 
 
 def _ports(snapshot: AuditSnapshot) -> Iterator[Finding]:
+    # The job of an allocation is expected to use its ports. A free port that a program uses is skipped when ports are
+    # granted, so it is no finding.
+    waiting = {port: lease for lease in snapshot.leases if lease.state in _NOT_STARTED for port in lease.ports}
+    if not waiting:
+        return
     try:
         connections = psutil.net_connections(kind="inet")
     except (psutil.Error, OSError):
         return
-    listening = {one.laddr.port for one in connections if one.laddr and one.status in ("LISTEN", "NONE")}
-    for port in sorted(listening & snapshot.free_ports):
-        yield Finding(code="port_in_use", message=f"port {port} is free in the ledger but a process uses it")
-    for lease in snapshot.leases:
-        # The job of an allocation is expected to use its ports, until it is gone.
-        if lease.state in (LeaseState.ALLOCATED, LeaseState.ENDING):
-            continue
-        for port in sorted(listening.intersection(lease.ports)):
-            yield Finding(
-                code="port_in_use",
-                message=f"port {port} is promised to {lease.lease_id}, which has not started, but a process uses it",
-                lease_id=lease.lease_id,
-            )
+    users = {one.laddr.port: one.pid for one in connections if one.laddr and _keeps_port(one)}
+    for port in sorted(users.keys() & waiting.keys()):
+        lease_id = waiting[port].lease_id
+        yield Finding(
+            code="port_in_use",
+            message=f"port {port} is promised to a lease that has not started, but {_program(users[port])} uses it: "
+            "stop the program, or evict the lease",
+            lease_id=lease_id,
+        )
+
+
+def _keeps_port(connection: Any) -> bool:
+    """Whether a socket keeps a job from its port: a listening TCP socket, or a UDP socket that serves every peer."""
+    if connection.type == socket.SOCK_DGRAM:
+        # A client's socket has a remote address, or a port that the kernel chose; it soon goes.
+        first, last = read_ephemeral_ports()
+        return not connection.raddr and not first <= connection.laddr.port <= last
+    return bool(connection.status == psutil.CONN_LISTEN)
+
+
+def _program(process: int | None) -> str:
+    """A program for people. Another user's program has no name unless root asks."""
+    try:
+        return f"{psutil.Process(process).name()[:64]} (process {process})" if process else "a program"
+    except (psutil.Error, OSError):
+        return f"process {process}"
 
 
 def _processes(snapshot: AuditSnapshot) -> Iterator[Finding]:
@@ -139,7 +174,7 @@ def _processes(snapshot: AuditSnapshot) -> Iterator[Finding]:
             message = f"the processes of allocation {lease.lease_id} have ended"
             if lease.job is not None:
                 message += ", and its job is not reported as gone"
-            yield Finding(code="process_gone", message=message, lease_id=lease.lease_id)
+            yield Finding(code="process_gone", message=message, lease_id=lease.lease_id, repairable=lease.job is None)
 
 
 def started_after_boot(process: int) -> float:

@@ -42,8 +42,12 @@ def history_entry(
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One mismatch: a stable code, a sentence for people, and the affected lease, if any."""
+    """One mismatch: a stable code, a sentence for people, and the affected lease, if any.
+
+    `repairable` is true if the audit can repair it without the owner.
+    """
 
     code: str
     message: str
     lease_id: str = ""
+    repairable: bool = False

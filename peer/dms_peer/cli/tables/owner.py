@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from dms_resources.ledger.leases import EndedLease, Lease
 from dms_resources.units import format_duration
@@ -110,10 +109,6 @@ def show_cancelled_drain(answer: CancelDrainAnswer) -> None:
         say(f"notices withdrawn: {answer.withdrawn}")
 
 
-# What `--repair` repairs. The owner decides about everything else.
-_REPAIRABLE: Final = frozenset({"process_gone", "stored", "totals"})
-
-
 def show_audit(answer: AuditAnswer) -> None:
     """Print what an audit found, and how to repair what can be repaired."""
     if not answer.findings:
@@ -122,5 +117,7 @@ def show_audit(answer: AuditAnswer) -> None:
     leases = short_ids([finding.lease_id for finding in answer.findings])
     rows = [[one.code, lease or "-", one.message] for one, lease in zip(answer.findings, leases, strict=True)]
     show_table(f"findings ({len(rows)})", ["code", Column("lease", 1), Column("what", sentences=True)], rows)
-    if repairable := sum(finding.code in _REPAIRABLE for finding in answer.findings):
+    if repairable := sum(finding.repairable for finding in answer.findings):
         say(f"{repairable} repaired" if answer.repaired else f"`dms-peer audit --repair` repairs {repairable} of these")
+    elif answer.repaired:
+        say("nothing of this can be repaired by the audit; each finding says what to do")

@@ -121,10 +121,22 @@ TABLES: dict[str, Callable[[], None]] = {
             findings=(
                 Finding(
                     code="process_gone", lease_id=LEASES[0].lease_id,
-                    message=f"the processes of allocation {LEASES[0].lease_id} have ended",
+                    message=f"the processes of allocation {LEASES[0].lease_id} have ended", repairable=True,
                 ),
                 Finding(code="vram_in_use", message="GPU 0: 3 GiB are used beyond what is promised"),
             ),
+            repaired=False,
+        )
+    ),
+    "audit_that_repairs_nothing": lambda: owner.show_audit(
+        AuditAnswer(
+            findings=(Finding(code="oversold", message="CPU: 8 cores promised, 4 cores offered: offer more"),),
+            repaired=True,
+        )
+    ),
+    "audit_of_what_cannot_be_repaired": lambda: owner.show_audit(
+        AuditAnswer(
+            findings=(Finding(code="oversold", message="CPU: 8 cores promised, 4 cores offered: offer more"),),
             repaired=False,
         )
     ),
