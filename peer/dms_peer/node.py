@@ -31,6 +31,7 @@ from dms_protocols.bidding.service import CurrentTerms
 from dms_protocols.protocol_ids import newest_of_each
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_protocols.rpc.shares import SharesInUse
+from dms_protocols.tunnels import TunnelsInUse
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 from dms_resources.machine.listening import read_used_ports
@@ -193,7 +194,7 @@ class Node:
             jobs = await self._open_jobs(stack, manager, executors, identity)
             await stack.enter_async_context(open_background(offered.run))
             host = await self._open_host(stack, identity, limits)
-            counts, in_use = ServiceCounts(), SharesInUse(access.shares)
+            counts, in_use, tunnels = ServiceCounts(), SharesInUse(access.shares), TunnelsInUse()
             metrics = await self._serve_metrics(stack, manager, counts, host)
             manager.reserve_ports(_own_ports(host, metrics))
             serving = await stack.enter_async_context(
@@ -208,6 +209,7 @@ class Node:
                     access=access.rules,
                     revoked=revocations,
                     jobs=jobs,
+                    tunnels=tunnels,
                 )
             )
             addrs = host_addresses(host)
@@ -227,7 +229,7 @@ class Node:
                         home=home, manager=manager, terms=terms, access=serving.current_rules, shares=in_use,
                     )
                 )  # fmt: skip
-                operations |= requesting_operations(host, discovery, manager, served)
+                operations |= requesting_operations(host, discovery, manager, served, jobs, tunnels)
                 operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.peering.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             start.close()

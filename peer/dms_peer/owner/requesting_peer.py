@@ -9,8 +9,13 @@ from functools import partial
 import trio
 from libp2p.abc import IHost
 
+from dms_protocols.errors import JobError
+from dms_protocols.jobs import JobService, job_limits, job_operations
+from dms_protocols.protocol_ids import JOB_PROTOCOL, TUNNEL_PROTOCOL
+from dms_protocols.rpc.limits import ServiceLimits
 from dms_protocols.rpc.operations import Caller, Operations
-from dms_protocols.rpc.service import serve_stream
+from dms_protocols.rpc.service import refuse_stream, serve_stream
+from dms_protocols.tunnels import TunnelsInUse, serve_tunnel
 from dms_resources.manager import ResourceManager
 
 from ..connections.ping import ping_peer
@@ -25,16 +30,30 @@ __all__ = ["requesting_operations"]
 
 
 def requesting_operations(
-    host: IHost, discovery: Discovery, manager: ResourceManager, served: Mapping[str, Operations]
+    host: IHost,
+    discovery: Discovery,
+    manager: ResourceManager,
+    served: Mapping[str, Operations],
+    jobs: JobService | None = None,
+    tunnels: TunnelsInUse | None = None,
 ) -> Operations:
     """The operations for the owner's socket. `served` are the operations that the peer itself serves, by
-    protocol id.
+    protocol id, `jobs` those of the peer's own leases at itself.
     """
     pool = discovery.network
     caller = Caller(pool.peer_id, local=True)
+    in_use = tunnels or TunnelsInUse()
 
     async def serve(protocol: str, stream: trio.abc.HalfCloseableStream) -> None:
-        await serve_stream(stream, served[protocol], caller)
+        if protocol in served:
+            await serve_stream(stream, served[protocol], caller)
+        elif jobs is not None and protocol == JOB_PROTOCOL:
+            await serve_stream(stream, job_operations(jobs), caller, job_limits(ServiceLimits()))
+        elif jobs is not None and protocol == TUNNEL_PROTOCOL:
+            await serve_tunnel(stream, caller, jobs.connect, in_use)
+        else:
+            error = JobError("this peer has no executors", code="no_executor", hint="name one in peer.yaml")
+            await refuse_stream(stream, error)
 
     own = OwnPeer(pool, serve, lambda: manager.get_onboarded_resources() is not None)
 
