@@ -1,4 +1,5 @@
-"""Two peers trade on this machine: a provider offers resources, a requester takes a part of them and releases it.
+"""Two peers trade on this machine: a provider offers resources, a requester takes a part of them, runs a job there and
+releases them.
 
 The provider is a process of its own (`dms-peer run`), the requester is this program. They talk over TCP, secured by
 Noise and multiplexed by Yamux. The provider's machine is simulated, so that the output is the same on every computer.
@@ -23,8 +24,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dms_peer import dial, new_identity, open_allocations, open_bids, open_host, open_resources
-from dms_protocols import EnsembleRequest, NodeRequest
+from dms_host import HardenedHost
+from dms_peer import dial, new_identity, open_allocations, open_bids, open_host, open_jobs, open_resources
+from dms_protocols import EnsembleRequest, Execution, Job, NodeRequest
 from dms_resources import (
     GIB,
     Cores,
@@ -33,6 +35,7 @@ from dms_resources import (
     DiskDemand,
     FreeResources,
     GPUDemand,
+    Lease,
     RAMDemand,
     describe_shortage,
     format_size,
@@ -50,11 +53,22 @@ MACHINE = {
         {"vendor": "NVIDIA", "model": "Example 10G", "vram": "10GiB"},
     ],
 }
+# What the job computes. It prints its progress.
+PROGRAM = """
+import os, random, time
+print(f"started as process {os.getpid()} of the provider", flush=True)
+inside = 0
+for part in range(1, 5):
+    inside += sum(random.random() ** 2 + random.random() ** 2 < 1 for _ in range(50_000))
+    print(f"{part * 50_000:,} points: pi is about {4 * inside / (part * 50_000):.2f}", flush=True)
+"""
+# The executor of the provider: a program that runs the command of a job as a process, limited to its lease.
+EXECUTOR = Path(__file__).with_name("executors") / "run_cmd.py"
 OFFER = ["--cpu", "12", "--ram", "48GiB", "--disk", "500GiB", "--gpu", "all"]
 
 
-def job(cores: str, ram: int, *vram: int) -> Demand:
-    """The demand of one job: cores, GiB of RAM and GiB of VRAM for each GPU. Disk is always 20 GiB."""
+def demand_of(cores: str, ram: int, *vram: int) -> Demand:
+    """The demand of one node: cores, GiB of RAM and GiB of VRAM for each GPU. Disk is always 20 GiB."""
     return Demand(
         cpu=CPUDemand(cores=Cores.of(cores)),
         ram=RAMDemand(size=ram * GIB),
@@ -84,11 +98,15 @@ def running_provider(home: Path) -> Iterator[str]:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    # Peers that this provider does not know may have all that it offers; by default it is a quarter.
-    access = home / "example-access.yaml"
-    access.write_text("shares: {stranger_capacity: 1000}\n")
-    # The requester gets the address from here, so mDNS is not needed.
-    options = ("--listen", "/ip4/127.0.0.1/tcp/0", "--access", str(access), "--no-mdns", "--json")
+    # Peers that this provider does not know may have all that it offers; by default it is a quarter. The requester gets
+    # the address from here, so mDNS is not needed. What is written is YAML too.
+    settings = {
+        "access": {"shares": {"stranger_capacity": 1000}},
+        "discovery": {"mdns": False},
+        "executors": {"command": {"command": [sys.executable, str(EXECUTOR)]}},
+    }
+    (home / "peer.yaml").write_text(json.dumps(settings))
+    options = ("--listen", "/ip4/127.0.0.1/tcp/0", "--json")
     command = dms_peer("run", "--home", str(home), *options)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -123,10 +141,12 @@ def show_free(moments: dict[str, FreeResources]) -> None:
     console.print(table)
 
 
-async def next_free(changes: AsyncIterator[FreeResources]) -> FreeResources:
-    """Return the next change of the provider's free resources; raise TooSlowError after 20 s."""
+async def next_free(changes: AsyncIterator[FreeResources], last: FreeResources | None = None) -> FreeResources:
+    """Return what the provider has free when that is not `last` any more; raise TooSlowError after 20 s."""
     with trio.fail_after(20):
-        return await anext(changes)
+        while (free := await anext(changes)) == last:
+            pass
+    return free
 
 
 def fell_by(before: FreeResources, after: FreeResources, demand: Demand) -> bool:
@@ -158,11 +178,11 @@ async def trade(address: str) -> None:
             show_free({"offered": before})
 
             step(3, "A request that is too large is refused, with every shortage")
-            answer = await bids.dry_run(ensemble(job("64", 32, 8, 8, 8)))
+            answer = await bids.dry_run(ensemble(demand_of("64", 32, 8, 8, 8)))
             for shortage in answer.refusals[0].shortages:
                 say(f"   [red]no[/]  {describe_shortage(shortage)}")
 
-            demand = job("4.5", 16, 8, 20)
+            demand = demand_of("4.5", 16, 8, 20)
             step(4, f"A request that fits gets a signed bid: {demand.describe()}")
             signed = (await bids.request_bids(ensemble(demand))).bids[0]
             given = ", ".join(f"{format_size(gpu.vram)} of {gpu.model}" for gpu in signed.bid.resources.gpus)
@@ -173,21 +193,38 @@ async def trade(address: str) -> None:
 
             step(5, "The requester commits the bid for 60 s, then allocates the lease")
             (lease,) = await allocations.commit([signed.envelope], ttl=60)
-            committed = await next_free(changes)
+            committed = await next_free(changes, before)
             say(f"   lease {lease.lease_id}, fencing number {lease.fence}")
             lease = await allocations.allocate(lease.lease_id, fence=lease.fence)
             allocated = await next_free(changes)
             say(f"   the lease is {lease.state.value}")
 
-            step(6, "The job ends and the requester releases the lease")
-            await allocations.release(lease.lease_id)
-            after = await next_free(changes)
+            step(6, "The provider runs a job on the lease, and the requester reads its output as it is written")
+            exit_code = await run_job(host, provider, lease)
 
-            step(7, "The free resources that the requester saw")
+            step(7, "The requester releases the lease")
+            await allocations.release(lease.lease_id)
+            after = await next_free(changes, allocated)
+
+            step(8, "The free resources that the requester saw")
             show_free({"offered": before, "committed": committed, "allocated": allocated, "released": after})
             check(fell_by(before, committed, demand), "free resources fell by exactly the committed amount")
             check(committed == allocated, "the allocation replaced the commitment and took nothing twice")
+            check(exit_code == 0, "the job ran on the provider and ended with exit code 0")
             check(after == before, "all resources are free again")
+
+
+async def run_job(host: HardenedHost, provider: str, lease: Lease) -> int | None:
+    """Run a job on an allocated lease and print what it writes; return its exit code."""
+    job = Job(execution=Execution(type="command", cmd=(sys.executable, "-c", PROGRAM)))
+    async with open_jobs(host, provider) as jobs:
+        await jobs.start(lease.lease_id, fence=lease.fence, job=job)
+        async with jobs.logs(lease.lease_id, follow=True) as output:
+            async for piece in output:
+                for line in piece.data.decode().splitlines():
+                    say(f"   [dim]job |[/] {line}")
+        ended = (await jobs.wait(lease.lease_id)).exit
+    return ended.code if ended is not None else None
 
 
 def check(holds: bool, sentence: str) -> None:
