@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         AmountError,
         ConflictError,
         EndedError,
+        EventsGoneError,
         ExpiredError,
         LeaseError,
         LedgerDamagedError,
@@ -50,8 +51,9 @@ if TYPE_CHECKING:
         StorageError,
         UsageUnknownError,
     )
+    from .ledger.events import EventKind, LeaseEvent
     from .ledger.history import Finding, HistoryEntry
-    from .ledger.leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
+    from .ledger.leases import EndedLease, EndReason, Lease, LeaseJob, LeaseRequest, LeaseState, ResourceAllocation
     from .ledger.windows import Window
     from .machine.file import read_machine_file, write_machine_file
     from .machine.hardware import measure_machine
