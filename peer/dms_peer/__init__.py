@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .requesting.bids import ReceivedBid
     from .requesting.collecting import BidCollection
     from .requesting.discovering import FoundPeer, FoundPeers
-    from .requesting.errors import ReservationError, ReservationLostError, StrategyError
+    from .requesting.errors import JobRequestError, ReservationError, ReservationLostError, StrategyError
+    from .requesting.jobs import NodeJob, RemoteJob
     from .requesting.limits import RequesterLimits
     from .requesting.network import Candidate, CandidateSource, PeerNetwork
     from .requesting.requester import Requester
@@ -54,13 +55,16 @@ __all__ = [
     "Home",
     "Identity",
     "IdentitySigner",
+    "JobRequestError",
     "Node",
+    "NodeJob",
     "Option",
     "PeerError",
     "PeerNetwork",
     "PolicyError",
     "ReceivedBid",
     "RefusedError",
+    "RemoteJob",
     "Requester",
     "RequesterLimits",
     "Reservation",
@@ -112,7 +116,8 @@ _MODULES = {
     ".requesting.bids": ("ReceivedBid",),
     ".requesting.collecting": ("BidCollection",),
     ".requesting.discovering": ("FoundPeer", "FoundPeers"),
-    ".requesting.errors": ("ReservationError", "ReservationLostError", "StrategyError"),
+    ".requesting.errors": ("JobRequestError", "ReservationError", "ReservationLostError", "StrategyError"),
+    ".requesting.jobs": ("NodeJob", "RemoteJob"),
     ".requesting.limits": ("RequesterLimits",),
     ".requesting.network": ("Candidate", "CandidateSource", "PeerNetwork"),
     ".requesting.requester": ("Requester",),

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .bids import ReceivedBid
     from .collecting import BidCollection
     from .discovering import FoundPeer, FoundPeers
-    from .errors import ReservationError, ReservationLostError, StrategyError
+    from .errors import JobRequestError, ReservationError, ReservationLostError, StrategyError
+    from .forwarding import Forward
+    from .jobs import NodeJob, RemoteJob
     from .limits import RequesterLimits
     from .network import Broadcast, BroadcastBids, Candidate, CandidateSource, PeerNetwork, PeerObserver
     from .progress import OnProgress, SearchProgress
@@ -32,13 +34,17 @@ __all__ = [
     "Candidate",
     "CandidateSource",
     "CountedReason",
+    "Forward",
     "FoundPeer",
     "FoundPeers",
+    "JobRequestError",
+    "NodeJob",
     "NodeReasons",
     "OnProgress",
     "PeerNetwork",
     "PeerObserver",
     "ReceivedBid",
+    "RemoteJob",
     "Requester",
     "RequesterLimits",
     "Reservation",
@@ -61,10 +67,13 @@ _MODULES = {
         "FoundPeer",
     ),
     "errors": (
+        "JobRequestError",
         "ReservationError",
         "ReservationLostError",
         "StrategyError",
     ),
+    "forwarding": ("Forward",),
+    "jobs": ("NodeJob", "RemoteJob"),
     "limits": ("RequesterLimits",),
     "network": (
         "Broadcast",

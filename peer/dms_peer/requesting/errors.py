@@ -1,6 +1,7 @@
 """Errors of the requester.
 
 PeerError
+├── JobRequestError             a provider refused what was requested of a job, or cannot be reached
 ├── StrategyError               an unknown or unusable strategy: the caller corrects it
 └── ReservationError            an ensemble was not taken as a whole, and nothing of it is kept
     └── ReservationLostError    a lease is lost: another requester may have the capacity now
@@ -15,7 +16,11 @@ from ..errors import PeerError
 if TYPE_CHECKING:
     from .reasons import NodeReasons
 
-__all__ = ["ReservationError", "ReservationLostError", "StrategyError"]
+__all__ = ["JobRequestError", "ReservationError", "ReservationLostError", "StrategyError"]
+
+
+class JobRequestError(PeerError):
+    """A request about a job failed. The code is the provider's own (docs/wire.md), or that of the connection."""
 
 
 class StrategyError(PeerError):

@@ -31,6 +31,12 @@ class RequesterLimits:
     """The longest time for committing at one peer, including the connection to it."""
     call_budget: float = 5.0
     """The longest time for one renewal, allocation or release. Each is repeated while that makes sense."""
+    start_budget: float = 30.0
+    """The longest that one attempt to start a job may take, with its files."""
+    tunnel_budget: float = 20.0
+    """The longest that opening a tunnel may take, with the connection to the provider."""
+    job_patience: float = 120.0
+    """How long a provider that has a job may be out of reach before a call about the job fails."""
     keep: float = 3.0
     """How long existing commitments are kept while other peers are searched for the rest."""
     release_deadline: float = 10.0

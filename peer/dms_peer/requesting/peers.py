@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -12,8 +14,15 @@ import trio
 from dms_protocols.bidding.signing import EnvelopeOpener
 from dms_protocols.clients import AllocationClient, BidClient, Bids, ResourcesClient, SignedBid
 from dms_protocols.errors import ProtocolError, RemoteError
+from dms_protocols.job_client import JobClient
 from dms_protocols.messages.bid import EnsembleRequest, OfferAnswer
-from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, RESOURCES_PROTOCOL
+from dms_protocols.protocol_ids import (
+    ALLOCATION_PROTOCOL,
+    BID_PROTOCOL,
+    JOB_PROTOCOL,
+    RESOURCES_PROTOCOL,
+    TUNNEL_PROTOCOL,
+)
 from dms_protocols.rpc.answer_checks import (
     check_allocated,
     check_bids,
@@ -23,6 +32,7 @@ from dms_protocols.rpc.answer_checks import (
     check_renewed,
 )
 from dms_protocols.rpc.client import Client
+from dms_protocols.tunnels import open_tunnel
 from dms_resources.components import FreeResources
 from dms_resources.ledger.leases import EndedLease, Lease
 
@@ -66,6 +76,13 @@ class PeerRef:
 
     peer_id: str
     addrs: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """Whether the peer was reached."""
+
+    reached: bool = False
 
 
 class _NoObserver:
@@ -216,27 +233,57 @@ class PeerCalls:
             lambda client: work(AllocationClient(client, timeout=budget, token=self._token)),
         )
 
+    @asynccontextmanager
+    async def jobs(self, peer: PeerRef, *, budget: float) -> AsyncIterator[JobClient]:
+        """A client for the jobs at a peer while the block runs. Connecting and each call take `budget` seconds at most.
+
+        Errors of the block become CallError as well.
+        """
+        with self._translated(peer, budget) as call, trio.fail_after(budget) as connecting:
+            async with self._network.client(peer.peer_id, JOB_PROTOCOL, peer.addrs) as client:
+                call.reached, connecting.deadline = True, math.inf
+                yield JobClient(client, timeout=budget, token=self._token)
+
+    @asynccontextmanager
+    async def tunnel(
+        self, peer: PeerRef, lease_id: str, port: int, *, budget: float
+    ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+        """A connection to a port of the job on a lease, closed when the block ends; opened within `budget` seconds."""
+        async with AsyncExitStack() as stack:
+            with self._translated(peer, budget) as call, trio.fail_after(budget):
+                stream = await stack.enter_async_context(
+                    self._network.open_stream(peer.peer_id, TUNNEL_PROTOCOL, peer.addrs)
+                )
+                call.reached = True
+                tunnel = await open_tunnel(stream, lease_id, port, token=self._token, timeout=budget)
+            yield tunnel
+
     async def _call(self, peer: PeerRef, protocol: str, budget: float, work: Callable[[Client], Awaitable[_T]]) -> _T:
-        reached = False
+        with self._translated(peer, budget) as call, trio.fail_after(budget):
+            async with self._network.client(peer.peer_id, protocol, peer.addrs) as client:
+                call.reached = True
+                return await work(client)
+
+    @contextmanager
+    def _translated(self, peer: PeerRef, budget: float) -> Iterator[_Attempt]:
+        """Turns the errors of the block into CallError, and tells the observer of the peer."""
+        call = _Attempt()
         try:
-            with trio.fail_after(budget):
-                async with self._network.client(peer.peer_id, protocol, peer.addrs) as client:
-                    reached = True
-                    answer = await work(client)
+            yield call
         except RemoteError as error:
             self._seen(peer)
             raise CallError(
                 error.code, error.message, reached=True, uncertain=error.code in _UNCERTAIN, remote=error
             ) from error
         except trio.TooSlowError as error:
-            if not reached:
+            if not call.reached:
                 self._observer.unreachable(peer.peer_id)
-            raise CallError("timeout", f"no answer within {budget:g} s", reached=reached, uncertain=reached) from error
+            message = f"no answer within {budget:g} s"
+            raise CallError("timeout", message, reached=call.reached, uncertain=call.reached) from error
         except PeerError as error:
             if error.code in _UNREACHABLE:
                 self._observer.unreachable(peer.peer_id)
-            raise CallError(error.code, error.message, reached=reached, uncertain=reached) from error
+            raise CallError(error.code, error.message, reached=call.reached, uncertain=call.reached) from error
         except ProtocolError as error:
-            raise CallError(error.code, error.message, reached=reached, uncertain=reached) from error
+            raise CallError(error.code, error.message, reached=call.reached, uncertain=call.reached) from error
         self._seen(peer)
-        return answer

@@ -15,22 +15,25 @@ ReservationLostError
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from dms_protocols.messages.bid import EnsembleRequest
+from dms_protocols.messages.job import Job, JobStatus
 from dms_resources.ledger.leases import Lease
 from dms_resources.tasks import open_background
 
 from .acquisition import Acquisition
 from .assignment import AssignmentRules
 from .context import RequesterContext
-from .errors import ReservationError, ReservationLostError
+from .errors import JobRequestError, ReservationError, ReservationLostError
+from .forwarding import LOOPBACK, Forward
 from .holdings import Holding, Holdings, HoldingState
+from .jobs import NodeJob, RemoteJob
 from .peers import CallError
 from .progress import ProgressLog, SearchProgress
 from .strategies import Strategy
@@ -38,16 +41,24 @@ from .strategies import Strategy
 __all__ = ["Reservation", "open_reservation"]
 
 _log = logging.getLogger(__name__)
+# How a job ends that never ran.
+_NEVER_RAN: Final = frozenset({"failed", "evicted", "expired", "lost"})
 
 
 class Reservation:
     """An ensemble that is taken. `lost` is set when it no longer is, and `why_lost` says why."""
 
     def __init__(
-        self, holdings: Holdings, by_node: Mapping[str, Holding], progress: ProgressLog, block: trio.CancelScope
+        self,
+        context: RequesterContext,
+        holdings: Holdings,
+        by_node: Mapping[str, Holding],
+        progress: ProgressLog,
+        block: trio.CancelScope,
     ) -> None:
         self.lost = trio.Event()
         self.why_lost = ""
+        self._context = context
         self._holdings = holdings
         self._by_node = dict(by_node)
         self._progress = progress
@@ -108,6 +119,78 @@ class Reservation:
             raise ReservationError(f"not all nodes could be allocated: {said or self.why_lost}", code="not_allocated")
         return self.leases
 
+    def job(self, node_id: str) -> RemoteJob:
+        """The job of a node, started or not. Raises KeyError for an unknown node."""
+        holding = self._by_node[node_id]
+        return RemoteJob(
+            self._context.calls, holding.peer, holding.lease_id, node_id=node_id, limits=self._context.limits
+        )
+
+    async def start(self, node_id: str, job: Job | NodeJob) -> RemoteJob:
+        """Starts a job on a node, and returns it when the provider has accepted it.
+
+        The reservation is allocated first, if it is not yet. The dynamic ports of a NodeJob are published at those of
+        the lease. Raises KeyError for an unknown node, ReservationError `not_allocated`, JobRequestError, and
+        ValueError if the lease has too few ports.
+        """
+        holding = self._by_node[node_id]
+        if any(one.state is not HoldingState.ALLOCATED for one in self._by_node.values()):
+            await self.allocate()
+        assert holding.lease is not None
+        started = self.job(node_id)
+        document = job.document(holding.lease.ports) if isinstance(job, NodeJob) else job
+        await started.start(holding.lease.fence, document)
+        return started
+
+    async def start_all(
+        self,
+        jobs: Mapping[str, Job | NodeJob],
+        *,
+        on_change: Callable[[str, JobStatus], None] = lambda node_id, status: None,
+    ) -> dict[str, RemoteJob]:
+        """Starts a job on each of these nodes, or on none: returns the jobs by node when all of them run.
+
+        A job that has ended by itself meanwhile did start. `on_change` is told of each state of each job, and must not
+        wait. Raises ReservationError `not_started` when a job cannot be started; then, and when it is cancelled, the
+        reservation is lost: the block is cancelled and everything is released, which ends the jobs.
+        """
+        started: dict[str, RemoteJob] = {}
+        failures: dict[str, str] = {}
+        await self.allocate()
+
+        async def start(node_id: str, job: Job | NodeJob, all_of_it: trio.CancelScope) -> None:
+            try:
+                one = await self.start(node_id, job)
+                status = await one.wait_started(partial(on_change, node_id))
+            except (JobRequestError, ValueError) as error:
+                failures[node_id] = str(error)
+            else:
+                if status.exit is None or status.exit.kind not in _NEVER_RAN:
+                    started[node_id] = one
+                    return
+                failures[node_id] = f"{status.exit.message or status.reason or 'it never ran'} ({status.exit.kind})"
+            all_of_it.cancel()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for node_id, job in jobs.items():
+                    nursery.start_soon(start, node_id, job, nursery.cancel_scope)
+        finally:
+            if len(started) < len(jobs):
+                self.lose(list(failures), "its jobs could not be started as a whole")
+        if len(started) < len(jobs):
+            said = "; ".join(f"{node_id}: {message}" for node_id, message in failures.items())
+            raise ReservationError(f"not all jobs could be started: {said or self.why_lost}", code="not_started")
+        return {node_id: started[node_id] for node_id in jobs}
+
+    @asynccontextmanager
+    async def forward(
+        self, node_id: str, port: int, *, local_port: int = 0, address: str = LOOPBACK
+    ) -> AsyncIterator[Forward]:
+        """Makes a port of a node's job reachable on this machine while the block runs: `RemoteJob.forward`."""
+        async with self.job(node_id).forward(port, local_port=local_port, address=address) as forward:
+            yield forward
+
     def lose(self, node_ids: list[str], why: str) -> None:
         """Report nodes as lost, which cancels the block."""
         self._lost_nodes += node_ids
@@ -150,7 +233,7 @@ async def open_reservation(
             )  # fmt: skip
             by_node = await acquisition.run()
             in_order = {node.node_id: by_node[node.node_id] for node in ensemble.request}
-            reservation = Reservation(holdings, in_order, progress, block)
+            reservation = Reservation(context, holdings, in_order, progress, block)
             acquisition.tell_losses(partial(_lose, reservation))
             progress.at_stage("reserved")
             with block:

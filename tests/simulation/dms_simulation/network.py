@@ -208,7 +208,7 @@ class SimulatedNetwork:
     ) -> None:
         if host.answer is not None:
             await host.answer(stream)
-        elif not isinstance(operations, Operations):
+        elif callable(operations):
             await operations(stream, caller)
         elif host.shares is None:
             await serve_stream(stream, operations, caller, host.limits, host.counts, _share())
