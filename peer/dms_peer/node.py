@@ -15,7 +15,7 @@ import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import or_
@@ -63,7 +63,7 @@ from .owner.peer_list import peer_notes, peers_operations
 from .owner.requesting_peer import requesting_operations
 from .owner.revocations import Revocations, revocation_operations
 from .owner.socket_server import serve_socket
-from .owner.start_marker import starting
+from .owner.start_marker import StartMark
 from .policies.open import open_policies
 from .run_signals import RunSignals, has_terminal
 from .serving import Serving, peer_operations, serve
@@ -137,9 +137,10 @@ class Node:
             reread=reread,
         )
 
-    async def run(self, announce: Callable[[Ready | None], None]) -> None:
+    async def run(self, announce: Callable[[Ready | None], None], mark: StartMark | None = None) -> None:
         """Run until a signal stops it. Calls `announce` when it is ready, and with None when it has stopped.
 
+        `mark` is the mark of this start, if the caller has set it. It is removed when the peer answers its owner.
         Raises what `open` raises.
         """
         ends = RunSignals(has_terminal())
@@ -147,7 +148,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ends.follow, signals, nursery.cancel_scope)
                 nursery.start_soon(return_free_memory)
-                async with self._open() as running:
+                async with self._open(mark) as running:
                     announce(running.ready)
                     while True:
                         await ends.reload_asked()
@@ -166,7 +167,7 @@ class Node:
             yield running.ready
 
     @asynccontextmanager
-    async def _open(self) -> AsyncIterator[_Running]:
+    async def _open(self, mark: StartMark | None = None) -> AsyncIterator[_Running]:
         home = self.home
         for address in self.listen:
             parse_listen_address(address)
@@ -177,8 +178,7 @@ class Node:
         owner_terms, access, limits = self.terms or OwnerTerms(), self.access, self.limits
         async with AsyncExitStack() as stack:
             # Until the socket answers, commands report that the peer is starting, and leave ledger and GPUs alone.
-            start = stack.enter_context(ExitStack())
-            start.enter_context(starting(home.start_path))
+            start = stack.enter_context(mark or StartMark(home.start_path))
             machine = await trio.to_thread.run_sync(home.machine, self.machine)
             monitor = UsageMonitor(machine, home.path, interval=self.sample_interval)
             manager = await self._open_manager(stack, machine, monitor)
@@ -232,7 +232,7 @@ class Node:
                 operations |= requesting_operations(host, discovery, manager, served, jobs, tunnels)
                 operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.peering.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
-            start.close()
+            start.remove()
             offers = manager.get_onboarded_resources() is not None
             ready = Ready(identity.peer_id, addrs, machine.simulated, offers, metrics)
             yield _Running(ready, self.reread, terms, offered, serving, administration, self.config)

@@ -157,7 +157,9 @@ def _prepare(home: Home, *, reads: bool) -> None:
     """
     if not reads or (home.path.exists() and not home.path.is_dir()):
         home.prepare()
-    elif not (home.key_path.exists() or home.ledger_path.exists() or home.socket_path.exists()):
+    elif not (
+        home.key_path.exists() or home.ledger_path.exists() or home.socket_path.exists() or is_starting(home.start_path)
+    ):
         raise PeerError(
             f"there is no peer in {home.path}",
             code="no_peer",

@@ -12,33 +12,49 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
-__all__ = ["is_starting", "starting"]
+__all__ = ["StartMark", "is_starting"]
 
 # A command checks the lock by taking it for an instant. More failures in a row than this have another cause.
 _TRIES: Final = 50
 _PAUSE: Final = 0.002
 
 
-@contextmanager
-def starting(path: Path) -> Iterator[None]:
-    """Mark a start at `path` while the block runs.
+class StartMark:
+    """The mark of one start at `path`. Leaving its context removes the mark, if it was not removed before."""
 
-    If the file cannot be created or locked, the peer still starts, and commands wait for the ledger instead.
-    """
-    descriptor = None
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        _lock(descriptor)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        self.set()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def set(self) -> None:
+        """Set the mark, if it is not set already. Blocks for at most 0.1 s.
+
+        If the file cannot be created or locked, the peer still starts, and commands wait for the ledger instead.
+        """
+        if self._descriptor is not None:
+            return
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            _lock(self._descriptor)
+
+    def remove(self) -> None:
+        """Remove the mark, if it is set."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def _lock(descriptor: int) -> None:

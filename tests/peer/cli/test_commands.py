@@ -15,7 +15,7 @@ import typer
 from dms_host.keys.identity import load_identity, load_or_create_identity
 from dms_peer.__main__ import run_command
 from dms_peer.cli.app import command_app
-from dms_peer.owner.start_marker import starting
+from dms_peer.owner.start_marker import StartMark
 from dms_resources.ledger.storage import SQLiteStorage
 
 GIB = 2**30
@@ -303,7 +303,7 @@ def test_a_peer_that_starts_is_said_to_start_at_once(
     monkeypatch.setattr("dms_peer.owner.offline.open_manager", lambda *_: pytest.fail("the ledger was opened"))
     monkeypatch.setattr("dms_resources.machine.hardware.measure_machine", lambda *_: pytest.fail("it was measured"))
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("the command waited"))
-    with starting(Path(home) / "starting"):
+    with StartMark(Path(home) / "starting"):
         exit_code, error, line = failing(*command, "--home", home)
     assert (exit_code, error["code"]) == (1, "starting")
     assert "try again" in line
@@ -314,7 +314,7 @@ def test_commands_that_change_something_wait_for_a_start_and_no_longer(
 ) -> None:
     monkeypatch.setattr("dms_peer.home.home.PATIENCE", 0.1)
     Path(home).mkdir(mode=0o700)
-    with starting(Path(home) / "starting"):
+    with StartMark(Path(home) / "starting"):
         exit_code, error, _ = failing("onboard", *OFFER, "--home", home)
         assert (exit_code, error["code"]) == (1, "starting")
     cli("onboard", *OFFER, "--home", home)

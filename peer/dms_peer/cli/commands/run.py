@@ -6,7 +6,7 @@ import os
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,10 @@ from ..options.operator import (
     ReserveAtOption,
     ShareMachineOption,
 )
+
+if TYPE_CHECKING:
+    from ...home.home import Home
+    from ...owner.start_marker import StartMark
 
 __all__ = ["run"]
 
@@ -127,44 +131,49 @@ def run(
 
     Example: dms-peer run --listen /ip4/0.0.0.0/tcp/4001
     """
+    from ...owner.start_marker import StartMark
+
+    options = {
+        "listen": listen,
+        "machine": machine,
+        "guard": guard.value if guard else None,
+        "sample_interval": sample_interval,
+        "share_machine": share_machine,
+        "discovery.bootstrap": bootstrap,
+        "discovery.known": known,
+        "discovery.exchange": exchange,
+        "discovery.mdns": mdns,
+        "discovery.dht": dht,
+        "discovery.gossip": gossip,
+        "terms": str(terms) if terms else None,
+        "access": str(access) if access else None,
+        "limits": str(limits) if limits else None,
+        "metrics.address": metrics,
+        "logs.level": "debug" if debug else log_level.value if log_level else None,
+        "logs.json": log_json,
+        "network.allow_peers": allow_peer,
+        "network.deny_peers": deny_peer,
+        "network.allow_addresses": allow_address,
+        "network.deny_addresses": deny_address,
+        "network.relay": relay,
+        "network.reserve_at": reserve_at,
+    }
+    where = home_at(home)
+    where.prepare()
+    # The libraries of the network take seconds to load. From here on, commands report that the peer is starting.
+    with StartMark(where.start_path) as mark:
+        _run(where, config, options, mark, as_json=as_json)
+
+
+def _run(home: Home, file: Path | None, options: dict[str, Any], mark: StartMark, *, as_json: bool) -> None:
     from ...config.sources import ConfigSources
     from ...node import Node
     from ...telemetry.logs import write_logs
     from ..announcements import announce, announce_json
     from ..event_loop import run_async
 
-    where = home_at(home)
-    sources = ConfigSources(
-        where.path,
-        os.environ,
-        config,
-        {
-            "listen": listen,
-            "machine": machine,
-            "guard": guard.value if guard else None,
-            "sample_interval": sample_interval,
-            "share_machine": share_machine,
-            "discovery.bootstrap": bootstrap,
-            "discovery.known": known,
-            "discovery.exchange": exchange,
-            "discovery.mdns": mdns,
-            "discovery.dht": dht,
-            "discovery.gossip": gossip,
-            "terms": str(terms) if terms else None,
-            "access": str(access) if access else None,
-            "limits": str(limits) if limits else None,
-            "metrics.address": metrics,
-            "logs.level": "debug" if debug else log_level.value if log_level else None,
-            "logs.json": log_json,
-            "network.allow_peers": allow_peer,
-            "network.deny_peers": deny_peer,
-            "network.allow_addresses": allow_address,
-            "network.deny_addresses": deny_address,
-            "network.relay": relay,
-            "network.reserve_at": reserve_at,
-        },
-    )
+    sources = ConfigSources(home.path, os.environ, file, options)
     loaded = sources.load().config
     write_logs(loaded.logs.level, as_json=loaded.logs.json)
-    node = Node.of(where, loaded, lambda: sources.load().config)
-    run_async(partial(node.run, announce_json if as_json else announce))
+    node = Node.of(home, loaded, lambda: sources.load().config)
+    run_async(partial(node.run, announce_json if as_json else announce, mark))
