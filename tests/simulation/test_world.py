@@ -35,6 +35,7 @@ ACTS = (
     "hoards", "forges", "overstays",
 )  # fmt: skip
 LIES = ("overbids", "swaps", "poses", "forgets", "mute", "babbles")
+JOBS = ("job started", "job ending", "job found", "job gone")
 OUTCOMES = (
     "reserved", "used", "allocated", "cancelled", "failed", "lost", "given back", "answered renew", "answered allocate",
     "answered release", "refused busy", "refused not_holder", "refused not_your_bid", "refused not_my_bid",
@@ -59,7 +60,7 @@ def run(*arguments: object, unsteady: bool = False, **environment: str) -> str:
 def test_nothing_is_oversold_lost_or_left_behind_whatever_happens() -> None:
     told = run("--range", 1, WORLDS)
     counts = Counter({what: int(count) for count, what in re.findall(r"^ *(\d+) ([a-z_ ]+)$", told, re.MULTILINE)})
-    needed = [*FAULTS, *(f"attack {act}" for act in ACTS), *(f"lie {lie}" for lie in LIES), *OUTCOMES]
+    needed = [*FAULTS, *(f"attack {act}" for act in ACTS), *(f"lie {lie}" for lie in LIES), *JOBS, *OUTCOMES]
     rare = {what: counts[what] for what in needed if counts[what] < WORLDS / 50}
     assert not rare, told
 

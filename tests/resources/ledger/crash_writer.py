@@ -81,7 +81,7 @@ class Client:
             await (self.single() if self.chance.random() < 0.7 else self.group())
 
     async def single(self) -> None:
-        """Commits, perhaps renews, perhaps allocates, perhaps releases."""
+        """Commits, perhaps renews, perhaps allocates, perhaps runs a job, perhaps releases."""
         request = self.request()
         key, holder = request.lease_id, self.name
         manager, chance = self.manager, self.chance
@@ -89,6 +89,7 @@ class Client:
             direct = ResourceAllocation(lease_id=key, holder=holder, resources=request.demand, ports=request.ports)
             if not await attempt("allocate", [key], lambda: manager.allocate_resources(direct)):
                 return
+            await self.job(key)
         elif not await attempt(
             "commit",
             [key],
@@ -101,9 +102,23 @@ class Client:
                 await attempt("renew", [key], lambda: manager.renew(key, ttl=ttl, holder=holder))  # noqa: B023
             if chance.random() < 0.6:
                 taken = ResourceAllocation(lease_id=key, holder=holder)
-                await attempt("allocate", [key], lambda: manager.allocate_resources(taken))
+                if await attempt("allocate", [key], lambda: manager.allocate_resources(taken)):
+                    await self.job(key)
         if chance.random() < 0.98:
             await attempt("release", [key], lambda: manager.release(key, holder=holder))
+            lease = manager.lease(key)
+            if lease is not None and chance.random() < 0.9:
+                await attempt("gone", [key], lambda: manager.job_gone(key, fence=lease.fence))
+
+    async def job(self, key: str) -> None:
+        """Perhaps attaches a job, which may be gone before its lease is released."""
+        manager, chance = self.manager, self.chance
+        if chance.random() < 0.6:
+            digest = f"{chance.randrange(2**32):08x}"
+            await attempt("attach", [key], lambda: manager.attach_job(key, digest, holder=self.name))
+            lease = manager.lease(key)
+            if lease is not None and chance.random() < 0.3:
+                await attempt("gone", [key], lambda: manager.job_gone(key, fence=lease.fence))
 
     async def group(self) -> None:
         """Commits two to four leases together, and releases them one by one."""
@@ -139,7 +154,11 @@ async def own(manager: ResourceManager, chance: random.Random) -> None:
 
 
 async def clear(manager: ResourceManager, lease: Lease) -> None:
-    """Releases what the killed writer before left."""
+    """Releases what the killed writer before left, after its job is gone."""
+    if lease.runs_job:
+        await attempt("gone", [lease.lease_id], lambda: manager.job_gone(lease.lease_id, fence=lease.fence))
+    if lease.state is LeaseState.ENDING:
+        return
     release = manager.deallocate_resources if lease.state is LeaseState.ALLOCATED else manager.uncommit_resources
     await attempt("release", [lease.lease_id], lambda: release(lease.lease_id, holder=lease.holder))
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 import dms_resources
 from dms_resources.ledger.book import OfferState
-from dms_resources.ledger.leases import EndedLease, Lease
+from dms_resources.ledger.leases import EndedLease, Lease, LeaseState
 from dms_resources.ledger.storage import Contents, SQLiteStorage
 from dms_resources.units import decode_value
 
@@ -36,9 +37,13 @@ EARLY = 0.2
 
 @dataclass
 class Witness:
-    """What the writers said: the last acknowledged answer for each id and offer, and what was under way."""
+    """What the writers said: the last acknowledged answer for each id and offer, and what was under way.
+
+    `ending` are the leases that were released while their jobs ran.
+    """
 
     leases: dict[str, Lease | EndedLease] = field(default_factory=dict)
+    ending: dict[str, Lease] = field(default_factory=dict)
     offers: list[tuple[str, int]] = field(default_factory=list)
     acknowledged: Counter[tuple[str, str]] = field(default_factory=Counter)
     under_way: dict[tuple[str, ...], str] = field(default_factory=dict)
@@ -70,14 +75,37 @@ class Witness:
             self.offers = self.offers[:-1]
 
     def _note(self, operation: str, ids: list[str], answer: Any) -> None:
+        if operation == "gone":
+            self._note_gone(*ids)
+            return
         answers = answer if isinstance(answer, list) else [answer]
         for key, one in zip(ids, answers, strict=False):
             kind = EndedLease if operation == "release" else Lease
-            self.leases[key] = msgspec.convert(one, kind, dec_hook=decode_value)
-            self.acknowledged[key, _ACTIONS[operation]] += 1
+            before, now = self.leases.get(key), msgspec.convert(one, kind, dec_hook=decode_value)
+            self.leases[key] = now
+            if isinstance(before, Lease) and isinstance(now, EndedLease) and before.runs_job:
+                self.ending[key] = before
+                self.acknowledged[key, "ending"] += 1
+            else:
+                self.acknowledged[key, _ACTIONS[operation]] += 1
+
+    def _note_gone(self, key: str) -> None:
+        lease = self.leases[key]
+        if self.ending.pop(key, None) is not None:
+            self.acknowledged[key, "end"] += 1
+        elif isinstance(lease, Lease) and lease.job is not None:
+            self.leases[key] = replace(lease, job=replace(lease.job, gone=True))
+            self.acknowledged[key, "gone"] += 1
 
 
-_ACTIONS = {"commit": "commit", "group": "commit", "renew": "renew", "allocate": "allocate", "release": "end"}
+_ACTIONS = {
+    "commit": "commit",
+    "group": "commit",
+    "renew": "renew",
+    "allocate": "allocate",
+    "attach": "attach",
+    "release": "end",
+}
 
 
 def _start(ledger: Path, number: int) -> subprocess.Popen[bytes]:
@@ -131,21 +159,28 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_half_done(ledger: Path) -> 
         _check_fences(witness, contents, fences, highest, number)
         _adopt(witness, contents)
     assert done > 20 * KILLS, "the writers did too little to show anything"
+    assert sum(action == "ending" for _, action in witness.acknowledged) > KILLS, "too few leases ended while jobs ran"
 
 
 def _check_leases(witness: Witness, contents: Contents) -> None:
     """Each id is as it was acknowledged last, or as the operation under way left it."""
-    alive = {stored.lease.lease_id: stored.lease for stored in contents.leases}
+    stored = {one.lease.lease_id: one.lease for one in contents.leases}
+    alive = {key: lease for key, lease in stored.items() if lease.state is not LeaseState.ENDING}
     ended = {end.lease_id: end for end in contents.ended}
     assert not alive.keys() & ended.keys(), "a lease has ended and stands"
     moving = {key: operation for ids, operation in witness.under_way.items() for key in ids}
+    _check_ending(witness, stored, ended, moving)
     for key, answer in witness.leases.items():
         now = alive.get(key) or ended.get(key)
         if now == answer:
             continue
         assert key in moving, f"{key} was acknowledged as {answer} and is {now}"
         assert isinstance(answer, Lease), f"{key} had ended and is {now}"
-        if moving[key] == "release":
+        if moving[key] == "gone":
+            assert isinstance(now, Lease)
+            assert answer.job is not None
+            assert now == replace(answer, job=replace(answer.job, gone=True))
+        elif moving[key] == "release":
             assert isinstance(now, EndedLease)
             assert now.fence == answer.fence
         else:
@@ -154,6 +189,32 @@ def _check_leases(witness: Witness, contents: Contents) -> None:
             assert (now.resources, now.ports, now.fence) == (answer.resources, answer.ports, answer.fence)
     unknown = (alive.keys() | ended.keys()) - witness.leases.keys() - moving.keys()
     assert not unknown, f"nobody asked for {unknown}"
+
+
+def _check_ending(
+    witness: Witness, stored: dict[str, Lease], ended: dict[str, EndedLease], moving: dict[str, str]
+) -> None:
+    """A lease that was released while its job ran counts, whole, until the job is gone; no other one does."""
+    ending = {key: lease for key, lease in stored.items() if lease.state is LeaseState.ENDING}
+    for key, before in witness.ending.items():
+        if key not in ending:
+            assert moving.get(key) == "gone", f"{key} is free although its job runs"
+            continue
+        now = ending[key]
+        assert (now.resources, now.ports, now.fence, now.job) == (
+            before.resources,
+            before.ports,
+            before.fence,
+            before.job,
+        )
+    for key, lease in ending.items():
+        assert lease.ended == ended[key]
+        assert lease.runs_job
+        if key not in witness.ending:
+            before = witness.leases[key]
+            assert moving.get(key) == "release", f"nobody released {key}"
+            assert isinstance(before, Lease)
+            assert before.runs_job
 
 
 def _check_groups(contents: Contents) -> None:
@@ -226,5 +287,8 @@ def _adopt(witness: Witness, contents: Contents) -> None:
             witness.leases.pop(key, None)
     for stored in contents.leases:
         witness.leases[stored.lease.lease_id] = stored.lease
+    witness.ending = {
+        stored.lease.lease_id: stored.lease for stored in contents.leases if stored.lease.state is LeaseState.ENDING
+    }
     for end in contents.ended:
         witness.leases[end.lease_id] = end

@@ -16,7 +16,7 @@ import os
 import queue
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,6 +74,7 @@ from dms_resources.errors import (
 )
 from dms_resources.ledger.book import Change
 from dms_resources.ledger.capacity import Granted
+from dms_resources.ledger.events import EventKind, LeaseEvent
 from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from dms_resources.ledger.storage import Contents, SQLiteStorage
 from dms_resources.manager import AllocationTerms, Eviction, ResourceManager, open_manager
@@ -83,6 +84,7 @@ from dms_resources.units import Cores
 LONG = os.environ.get("DMS_TEST_PROFILE") == "long"
 
 HELD, COMMITTED, ALLOCATED = LeaseState.HELD, LeaseState.COMMITTED, LeaseState.ALLOCATED
+ENDING = LeaseState.ENDING
 
 MACHINE = MachineResources(
     cpu=CPU(cores=Cores(4000), architecture="x86_64", clock_speed=3_000_000_000),
@@ -176,6 +178,7 @@ WITHOUT_RENEWAL = TERMS.without_renewal()
 FOR_EVER = AllocationTerms(keep_alive=None)
 IDS = tuple("abcdefghijkl")
 HOLDERS = ("alice", "bob")
+DIGESTS = ("a1", "b2")
 
 
 # The model
@@ -200,6 +203,8 @@ class Promise:
     grace: bool = False
     # Whether the notice is a drain's.
     drained: bool = False
+    # The digest of its job, and whether the job is gone.
+    job: tuple[str, bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -222,10 +227,16 @@ class Model:
     draining: bool = False
     live: dict[str, Promise] = field(default_factory=dict)
     past: dict[str, Past] = field(default_factory=dict)
+    # Those that ended for their holders and whose jobs are not gone.
+    ending: dict[str, Promise] = field(default_factory=dict)
     fence: int = 0
 
     def copy(self) -> Model:
-        return replace(self, live=dict(self.live), past=dict(self.past))
+        return replace(self, live=dict(self.live), past=dict(self.past), ending=dict(self.ending))
+
+    def counted(self) -> list[Promise]:
+        """All whose capacity is taken."""
+        return [*self.live.values(), *self.ending.values()]
 
     # Amounts
 
@@ -240,7 +251,7 @@ class Model:
         }
 
     def promised(self, *states: LeaseState) -> dict[str, int]:
-        demands = [one.wanted.demand for one in self.live.values() if not states or one.state in states]
+        demands = [one.wanted.demand for one in self.counted() if not states or one.state in states]
         return {
             "cpu": sum(demand.cpu.cores.millicores for demand in demands),
             "ram": sum(demand.ram.size for demand in demands),
@@ -257,7 +268,7 @@ class Model:
         return {gpu.uuid: _less_headroom(gpu.vram, self.offer.headroom, 0) for gpu in self.offer.gpus}
 
     def users(self, uuid: str) -> list[tuple[int, bool]]:
-        return [(vram, alone) for one in self.live.values() for name, vram, alone in one.gpus if name == uuid]
+        return [(vram, alone) for one in self.counted() for name, vram, alone in one.gpus if name == uuid]
 
     def free_vram(self) -> dict[str, int]:
         left = {}
@@ -267,7 +278,7 @@ class Model:
         return left
 
     def taken_ports(self) -> list[int]:
-        return [port for one in self.live.values() for port in one.ports]
+        return [port for one in self.counted() for port in one.ports]
 
     def free_ports(self) -> set[int]:
         if self.offer is None:
@@ -280,8 +291,7 @@ class Model:
     def sweep(self) -> None:
         for lease_id, one in list(self.live.items()):
             if one.due is not None and one.due <= self.steady:
-                del self.live[lease_id]
-                self.past[lease_id] = Past(one.holder, one.state, one.fence, _why_ended(one))
+                self.end(lease_id, _why_ended(one))
 
     def reboot(self, steady: float) -> None:
         self.steady = steady
@@ -479,6 +489,10 @@ class Model:
     def end(self, lease_id: str, why: EndReason = EndReason.RELEASED) -> None:
         one = self.live.pop(lease_id)
         self.past[lease_id] = Past(one.holder, one.state, one.fence, why)
+        if one.job is not None and not one.job[1]:
+            self.ending[lease_id] = replace(
+                one, state=ENDING, due=None, deadline=None, notice=None, longest=None, grace=False, drained=False
+            )
 
 
 _TOLD = {
@@ -614,6 +628,8 @@ def _check_same(known: Promise, answer: Lease) -> None:
     assert known.gpus == tuple((gpu.uuid, gpu.vram, gpu.exclusive) for gpu in answer.resources.gpus)
     assert known.deadline == answer.deadline
     assert (known.notice is None, known.longest is None) == (answer.notice is None, answer.longest is None)
+    assert known.job == (None if answer.job is None else (answer.job.digest, answer.job.gone))
+    assert (answer.ended is not None) == (known.state is ENDING)
 
 
 def _free_of(shortage: Any) -> Any:
@@ -746,6 +762,52 @@ class Allocate(OnOne):
         longest = None if terms.longest is None else model.steady + terms.longest
         one = replace(model.live[self.lease_id], state=ALLOCATED, longest=longest)
         model.live[self.lease_id] = model.lasting(one, terms.keep_alive or 0.0)
+
+
+@dataclass(frozen=True)
+class Attach(OnOne):
+    """Attaches a job."""
+
+    digest: str = DIGESTS[0]
+
+    async def run(self, manager: ResourceManager) -> Lease:
+        return await manager.attach_job(self.lease_id, self.digest, holder=self.holder, fence=self.fence)
+
+    def allowed(self, model: Model) -> set[type[Exception]]:
+        errors = self.allowed_at(model, NotAllocatedError)
+        known = model.live.get(self.lease_id)
+        if known is not None:
+            errors |= {NotAllocatedError} if known.state is not ALLOCATED else set()
+            errors |= {ConflictError} if known.job is not None and known.job[0] != self.digest else set()
+        return errors
+
+    def happen(self, model: Model, answer: Lease | None, after: dict[str, Lease]) -> None:
+        known = model.live[self.lease_id]
+        if known.job is None:
+            model.live[self.lease_id] = replace(known, job=(self.digest, False))
+        if answer is not None:
+            _check_same(model.live[self.lease_id], answer)
+
+
+@dataclass(frozen=True)
+class Gone(Operation):
+    """Nothing of a job runs any more."""
+
+    lease_id: str
+    fence: int
+
+    async def run(self, manager: ResourceManager) -> None:
+        await manager.job_gone(self.lease_id, fence=self.fence)
+
+    def allowed(self, model: Model) -> set[type[Exception]]:
+        return set()
+
+    def happen(self, model: Model, answer: None, after: dict[str, Lease]) -> None:
+        ending, known = model.ending.get(self.lease_id), model.live.get(self.lease_id)
+        if ending is not None and ending.fence == self.fence:
+            del model.ending[self.lease_id]
+        elif known is not None and known.fence == self.fence and known.job is not None:
+            model.live[self.lease_id] = replace(known, job=(known.job[0], True))
 
 
 @dataclass(frozen=True)
@@ -919,10 +981,18 @@ class Offboard(Operation):
         await manager.offboard()
 
     def allowed(self, model: Model) -> set[type[Exception]]:
-        return {StillPromisedError} if model.live else set()
+        return {StillPromisedError} if model.live or model.ending else set()
 
     def happen(self, model: Model, answer: None, after: dict[str, Lease]) -> None:
         model.offer, model.draining = None, False
+
+
+_STATES = {
+    EventKind.HELD: HELD,
+    EventKind.GRANTED: COMMITTED,
+    EventKind.ALLOCATED: ALLOCATED,
+    EventKind.ENDING: ENDING,
+}
 
 
 # What the ledger stands on
@@ -1077,6 +1147,8 @@ _KINDS = (
     *("uncommit",) * 2,
     *("deallocate",) * 2,
     *("release",) * 2,
+    *("attach",) * 3,
+    *("gone",) * 3,
     *("evict",) * 2,
     "evict_holder",
     "evict_all",
@@ -1088,7 +1160,7 @@ _KINDS = (
     "offboard",
     *("onboard",) * 2,
 )
-_AIMS = ("any", "live", "live", "live", "held", "past", "mixed_up")
+_AIMS = ("any", "live", "live", "live", "held", "past", "ending", "mixed_up")
 
 drafts = st.builds(
     Draft,
@@ -1106,19 +1178,33 @@ drafts = st.builds(
 def _operation(draft: Draft, model: Model) -> Operation:
     """Aims a draft: at a lease that lives, is held or has ended, or wherever."""
     lease_id, wanted, holder = IDS[draft.id_number], WANTED[draft.wanted], HOLDERS[draft.holder]
-    known: list[str] = sorted(
-        model.past
-        if draft.aim == "past"
-        else (key for key, one in model.live.items() if draft.aim != "held" or one.state is HELD)
-    )
+    lists: dict[str, Iterable[str]] = {
+        "past": model.past,
+        "ending": model.ending,
+        "held": (key for key, one in model.live.items() if one.state is HELD),
+    }
+    known = sorted(lists.get(draft.aim, model.live))
     fence = None
     if draft.aim != "any" and known:
         lease_id = known[draft.id_number % len(known)]
-        one = model.past[lease_id] if draft.aim == "past" else model.live[lease_id]
+        one: Promise | Past = (
+            model.past[lease_id]
+            if draft.aim == "past"
+            else model.ending[lease_id]
+            if draft.aim == "ending"
+            else model.live[lease_id]
+        )
         fence = {"none": None, "right": one.fence, "stale": (one.fence or 0) + 1}[draft.fence]
         if draft.aim != "mixed_up":
             holder = one.holder
             wanted = one.wanted if isinstance(one, Promise) else wanted
+    if draft.kind == "gone":
+        jobs = sorted([*model.ending, *(key for key, one in model.live.items() if one.job is not None)])
+        if draft.aim != "any" and jobs:
+            lease_id = jobs[draft.id_number % len(jobs)]
+        counted = model.ending.get(lease_id) or model.live.get(lease_id)
+        right = counted.fence if counted is not None and counted.fence is not None else -1
+        return Gone(lease_id, right + 1 if draft.fence != "none" and right > 0 else right)
     return _make(draft, lease_id, wanted, holder, fence)
 
 
@@ -1159,6 +1245,8 @@ def _make(draft: Draft, lease_id: str, wanted: Wanted, holder: str, fence: int |
             return End(lease_id, anyone, fence, (ALLOCATED,))
         case "release":
             return End(lease_id, anyone, fence)
+        case "attach":
+            return Attach(lease_id, anyone, fence, DIGESTS[draft.wanted % 4 == 0])
         case "drain" | "undrain":
             return Drain(draft.kind == "drain")
         case "offboard":
@@ -1201,6 +1289,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.manager: ResourceManager
         self.scope: trio.CancelScope
         self.seen: FreeResources | None = None
+        # What a reader of the events knows: the number of the last one, and the state of each lease.
+        self.number = 0
+        self.told: dict[str, LeaseState] = {}
         self.last: tuple[Operation, Any] | None = None
         # Whether all was well when the last step ended.
         self.sound = False
@@ -1231,6 +1322,15 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(draft=drafts)
     def one(self, draft: Draft) -> None:
         self._do(_operation(draft, self.model))
+
+    @rule(draft=drafts)
+    def job_runs(self, draft: Draft) -> None:
+        """An allocation with a job on it: without this few of the leases that end have one."""
+        free = [lease_id for lease_id in IDS if lease_id not in self.model.live.keys() | self.model.past.keys()]
+        if free:
+            lease_id, holder = free[0], HOLDERS[draft.holder]
+            self._do(Allocate(lease_id, holder, None, WANTED[draft.wanted], TERMS))
+            self._do(Attach(lease_id, holder, None, DIGESTS[0]))
 
     @rule(draft=drafts)
     def another(self, draft: Draft) -> None:
@@ -1342,14 +1442,16 @@ class LedgerMachine(RuleBasedStateMachine):
         assert all(vram >= 0 for vram in model.free_vram().values())
         assert free.ports == len(model.free_ports())
         assert (free.onboarded, free.draining) == (model.offer is not None, model.draining)
-        assert _totals(self.manager.get_total_allocation()) == model.promised(ALLOCATED)
+        assert _totals(self.manager.get_total_allocation()) == model.promised(ALLOCATED, ENDING)
         assert _totals(self.manager.get_total_commitment()) == model.promised(HELD, COMMITTED)
         assert self.seen == free
+        assert self.told == {lease.lease_id: lease.state for lease in self.manager.leases()}
 
     def _matches(self, model: Model, after: dict[str, Lease]) -> None:
-        assert after.keys() == model.live.keys()
+        assert not model.live.keys() & model.ending.keys()
+        assert after.keys() == model.live.keys() | model.ending.keys()
         for lease_id, lease in after.items():
-            _check_same(model.live[lease_id], lease)
+            _check_same(model.live.get(lease_id) or model.ending[lease_id], lease)
         for uuid in DEVICES:
             users = model.users(uuid)
             assert len(users) == 1 or not any(alone for _, alone in users)
@@ -1496,7 +1598,10 @@ class LedgerMachine(RuleBasedStateMachine):
                         self.path, MACHINE, clock=self.clock, worker=step_by_step, allocation_terms=TERMS
                     ) as manager,
                     manager.watch() as changes,
+                    manager.events(self.number) as events,
+                    trio.open_nursery() as nursery,
                 ):
+                    nursery.start_soon(self._follow_events, events)
                     task_status.started(manager)
                     async for self.seen in changes:
                         pass
@@ -1506,6 +1611,17 @@ class LedgerMachine(RuleBasedStateMachine):
             return manager
 
         self.manager = self.loop.call(start)
+
+    async def _follow_events(self, events: AsyncIterator[LeaseEvent]) -> None:
+        """Builds the states of all leases of nothing but their events, across restarts."""
+        async for event in events:
+            assert event.number > self.number
+            self.number = event.number
+            state = _STATES.get(event.kind)
+            if event.kind is EventKind.ENDED:
+                del self.told[event.lease_id]
+            elif state is not None:
+                self.told[event.lease_id] = state
 
     def _close(self) -> None:
         async def end(nursery: trio.Nursery) -> None:

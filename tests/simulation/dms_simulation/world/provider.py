@@ -25,6 +25,7 @@ from ..network import GOOD_LINK, LinkConditions
 from ..providers import open_simulated_manager, provider_operations
 from ..scheduling import WorkTimer
 from .invariants import oversold, unbounded, uneven
+from .jobs import JobRunner, MachineJobs, holders_view
 from .machines import BootClock, Disk, MachineTime
 from .witness import Tellings, Witness, watched
 
@@ -88,6 +89,7 @@ class Provider:
         self.peer_id = peer_id
         self.machine = machine
         self.time = MachineTime()
+        self.jobs = MachineJobs()
         self.witness = Witness(peer_id, story.fail)
         self.conditions = GOOD_LINK
         self.disturbed_at = 0.0
@@ -150,6 +152,7 @@ class Provider:
         self._reboot_unsettled = self._reboot_unsettled and not life.settled
         if reboot:
             self._clock = self._boot()
+            self.jobs.reboot()
             self.rebooted_at = trio.current_time()
             self._reboot_unsettled = True
 
@@ -219,7 +222,8 @@ class Provider:
                 ) as manager:
                     self._open(life, manager, opened)
                     task_status.started()
-                    await trio.sleep_forever()
+                    rng = random.Random(f"{self._story.seed} {self.peer_id} {self._lives} jobs")
+                    await JobRunner(manager, self.jobs, lambda: not life.dead, self._story, rng).run()
         except StorageError:
             if not life.dead:
                 raise
@@ -234,13 +238,13 @@ class Provider:
         life.manager = manager
         book = life.book
         assert book is not None
-        leases = {key: record.lease for key, record in book.leases.items()}
+        leases = _held(book)
         if self._reboot_unsettled:
             moments, walls = (opened[0], trio.current_time()), (opened[1], self.time.wall())
             self.witness.reopened(leases, moments, walls, sure=self.rebooted_at >= 0 and self._lives_since_boot == 0)
         self._lives_since_boot += 1
         self.witness.loaded()
-        self.witness.check_groups(leases.keys() | book.ended.keys())
+        self.witness.check_groups(book.leases.keys() | book.ended.keys())
         self.check()
         self._network.add_host(
             self.peer_id, self._operations(life), conditions=self.conditions, limits=LIMITS, counts=life.counts,
@@ -290,11 +294,11 @@ class Provider:
         book, clock = life.book, life.clock
         assert life.manager is not None
         life.settled = life.settled or life.manager._ledger.journal.idle
-        wrong = oversold(book) or uneven(book) or unbounded(book, life.shares, LIMITS)
+        wrong = oversold(book) or uneven(book) or unbounded(book, life.shares, LIMITS) or self.jobs.homeless(book)
         if wrong:
             self._story.fail(f"{self.peer_id}: {wrong}")
         self.witness.compare(
-            {key: record.lease for key, record in book.leases.items()},
+            _held(book),
             {key: clock.moment(record.due) for key, record in book.leases.items() if record.due is not None},
         )
 
@@ -316,3 +320,9 @@ class Provider:
                 self._story.counts[f"refused {outcome}"] += count
             else:
                 self._story.counts[f"answered {operation}"] += count
+
+
+def _held(book: Book) -> dict[str, Lease]:
+    """The leases that have not ended for their holders, as these know them."""
+    seen = {key: holders_view(record.lease) for key, record in book.leases.items()}
+    return {key: lease for key, lease in seen.items() if lease is not None}

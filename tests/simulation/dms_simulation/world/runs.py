@@ -41,6 +41,8 @@ _SECONDS = 600.0
 # The longest that a write may take, and then a commitment lasts.
 _LATENESS = 20.0
 _LONGEST_TTL = 60.0
+# A job that is asked to end is gone by then.
+_LONGEST_GRACE = 61.0
 
 
 def run_world(seed: int, directory: Path) -> Story:
@@ -201,7 +203,7 @@ class _World:
 
     async def _evicted(self, provider: Provider, rng: random.Random) -> None:
         """The owner ends one lease, or all of them."""
-        leases = provider.manager.leases() if provider.up else ()
+        leases = [one for one in provider.manager.leases() if one.state is not LeaseState.ENDING] if provider.up else []
         if not leases:
             return
         chosen = leases if rng.random() < 0.3 else (rng.choice(leases),)
@@ -266,6 +268,8 @@ class _World:
             self.story.say("left allocated", peer=provider.peer_id, holder=lease.holder)
             provider.witness.promises.pop(lease.lease_id, None)
             await manager.release(lease.lease_id)
+        with trio.move_on_after(_LONGEST_GRACE):
+            await manager.wait_drained()
         for finding in await manager.audit():
             self.story.fail(f"{provider.peer_id}: {finding}")
         await manager.set_draining(False)

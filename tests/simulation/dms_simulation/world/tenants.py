@@ -55,9 +55,9 @@ def check_block(block: Block, providers: Mapping[str, Provider]) -> str:
         if provider is None or not provider.up or provider.rebooted_at >= block.began - 60.0:
             continue
         lease = provider.manager._ledger.book.leases.get(leases[node_id].lease_id)
-        state = lease.lease.state if lease else None
+        state = None if lease is None or lease.lease.state is LeaseState.ENDING else lease.lease.state
         evicted = provider.evicted.get(leases[node_id].lease_id)
-        if lease is None and evicted is not None and trio.current_time() < evicted + leases[node_id].ttl:
+        if state is None and evicted is not None and trio.current_time() < evicted + leases[node_id].ttl:
             # Its requester is told with the next renewal.
             continue
         if state is not LeaseState.ALLOCATED and (block.allocated or state is not LeaseState.COMMITTED):
@@ -179,9 +179,9 @@ class Tenant:
             if not provider.undisturbed_since(began - 40.0):
                 continue
             left = [
-                key
-                for key in provider.manager._ledger.book.ids_by_holder.get(self._peer_id, ())
-                if key not in self._reported
+                lease.lease_id
+                for lease in provider.manager.leases(self._peer_id)
+                if lease.state is not LeaseState.ENDING and lease.lease_id not in self._reported
             ]
             if left:
                 self._story.fail(f"{provider.peer_id} was not given back {left} by {self._peer_id}")
