@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,7 +82,11 @@ def _itself(snapshot: AuditSnapshot) -> Iterator[Finding]:
     added_up = Sums.of((lease.holder, lease.accounts, lease.resources) for lease in leases)
     for difference in added_up.differences(snapshot.sums):
         yield Finding(code="totals", message=f"the leases and the totals say of {difference}", repairable=True)
-    shown = (lambda amount: format_cores(Cores(amount)), format_size, format_size)
+    shown: tuple[Callable[[int], str], ...] = (
+        lambda amount: format_cores(Cores(amount)),
+        format_size,
+        format_size,
+    )
     for name, promised, offered, show in zip(("CPU", "RAM", "disk"), sums, snapshot.offered, shown, strict=False):
         if promised > offered:
             yield Finding(
