@@ -1,8 +1,8 @@
-"""Identify: what peers say of themselves, within bounds.
+"""Identify: what peers report about themselves, within bounds.
 
-What breaks in py-libp2p: an identify message may have a mebibyte, and the signed record in it is compared address by
-address: 10,000 addresses in 120 KB keep the processor busy for ten seconds. Any connected peer may push such messages
-without end.
+What breaks in py-libp2p: an identify message may have a mebibyte. The addresses of the signed record in it are compared
+one by one, so that the time grows with the square of their number: 10,000 addresses in 120 KB keep the processor busy
+for 3.5 seconds. Any connected peer may push such messages without end.
 Measure: `bound_identify` ignores messages that are longer than those of go-libp2p and, on our own hosts, messages of a
 peer that sends too many.
 Upstream: no upstream report found (November 2026).

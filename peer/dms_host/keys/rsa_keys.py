@@ -2,7 +2,7 @@
 
 What breaks in py-libp2p (0.8.1): a key is parsed in full, in several formats, before its size is checked. It may be a
 private key, whose primes are tested, and its exponent may be as long as its modulus. The first message of a stranger
-contains a key, and so does every envelope: a key of 30 KiB keeps the processor busy for five seconds.
+contains a key, and so does every envelope: a key of 30 KiB keeps the processor busy for three seconds.
 Measure: `bound_rsa_keys` checks the length, lets OpenSSL read the one format of the specification, and checks the
 numbers, before the library reads the key.
 Upstream: no upstream report found (November 2026).

@@ -3,7 +3,6 @@
 What breaks with `host.connect`:
 - A peer with a new address is dialled at its old address first; a negative cache then refuses the new one for a minute.
 - A silent listener costs two minutes (four attempts of thirty seconds).
-- A cancelled dial leaves its socket open.
 - A connection that is dead but not yet noticed is used.
 Measure: `dial` opens one socket to the given address within a deadline, and always closes it. An existing connection is
 pinged first. `dial_any` races several addresses. Each address has a head start before the next one, so that an address

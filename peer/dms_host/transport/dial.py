@@ -1,7 +1,8 @@
 """Opens the socket of an outbound connection.
 
-What breaks: a connect that the library cancels leaves its file descriptor open.
-Measure: `open_socket` opens it with trio, to addresses that the gater allows, and reports why it failed.
+What breaks: the library reports a failed dial as text, without the kind of failure, and tries an address again by
+itself.
+Measure: `open_socket` opens the socket with trio, to addresses that the gater allows, and reports why it failed.
 Upstream: no upstream report found (November 2026).
 """
 

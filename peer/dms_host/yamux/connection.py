@@ -6,7 +6,8 @@ What breaks in py-libp2p's `Yamux`, in addition to what the other modules of thi
 - Pings have no consequence: a peer that is stopped, or whose cable is cut, is never noticed.
 - `open_stream` waits for ever when 256 streams are open, and leaks one when it is cancelled.
 - Each frame is read in two steps through five layers, and several debug lines are formatted even if nobody reads them.
-- A Noise message holds 5,400 empty frames. They are handled in one turn of the scheduler and cost the sender nothing.
+- A Noise message holds 5,400 frames without content, which cost the sender nothing. If they are pongs, all of them are
+  handled in one turn of the scheduler.
 Measure: this class implements `IMuxedConn` itself. It checks each frame against HostLimits before it keeps anything,
 charges frames without content (see `accounts`), lets other tasks run after FRAMES_PER_TURN frames, and drops the
 connection of a peer that violates the rules.

@@ -38,8 +38,8 @@ __all__ = [
     "read_token_file",
 ]
 
-# Base64 makes four characters of three bytes; there may also be line ends.
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+# Base64 makes four characters of three bytes; there may also be line ends.
 _MAX_TEXT: Final = MAX_TOKEN_BYTES * 4 // 3 + 16
 
 

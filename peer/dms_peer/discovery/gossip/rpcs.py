@@ -1,7 +1,7 @@
 """Filters RPCs: only the well-formed, wanted and bounded part reaches the library.
 
-What breaks: one message whose `from` is no key ends pubsub, and with it everything in the same nursery. A PRUNE makes
-the library dial whatever addresses it names. Ids and topics are kept as they come.
+What breaks: one message whose `key` is no public key ends pubsub, and with it everything in the same nursery. A PRUNE
+makes the library dial whatever addresses it names. Ids and topics are kept as they come.
 Measure: `read_rpc` parses the bytes and makes a new RPC of the allowed part. It drops everything else, and raises
 GossipViolationError for what no honest peer sends.
 Upstream: https://github.com/libp2p/py-libp2p/issues/1120 (an exception in pubsub's streams); for the key, no upstream
