@@ -20,6 +20,7 @@ __all__ = [
     "announced_addresses",
     "host_addresses",
     "is_loopback",
+    "parse_announced_address",
     "parse_listen_address",
     "parse_peer_address",
 ]
@@ -115,6 +116,26 @@ def parse_listen_address(text: str) -> Multiaddr:
     return Multiaddr(text)
 
 
+def parse_announced_address(text: str, own_id: str) -> str:
+    """Read an address under which others reach this host, such as /dns4/NAME/tcp/PORT; returns it with the peer id.
+
+    The peer id may be left out. Raises AddressError, also for the id of another peer.
+    """
+    if not text.startswith("/"):
+        # What is appended below must not make another error of it.
+        _parts(text, EXAMPLE)
+    named = "/p2p/" in text or "/ipfs/" in text
+    address = parse_peer_address(text if named else f"{text.rstrip('/')}/p2p/{own_id}")
+    if address.peer_id.to_base58() != own_id:
+        raise AddressError(
+            f"{text} is the address of another peer",
+            code="wrong_peer",
+            address=text,
+            hint=f"leave out the peer id, or write /p2p/{own_id}",
+        )
+    return address.text
+
+
 def _unsupported(message: str, text: str, hint: str) -> AddressError:
     return AddressError(message, code="unsupported_address", address=text, hint=hint)
 
@@ -191,12 +212,13 @@ def host_addresses(host: IHost) -> tuple[str, ...]:
     """The addresses that other peers can dial, with this host's peer id. A wildcard is replaced by the machine's
     addresses.
 
-    Addresses behind relays with a reservation come last.
+    The addresses that the owner announces come first, those behind relays with a reservation last.
     """
     peer_id = host.get_id().to_base58()
+    announced: tuple[str, ...] = getattr(host, "announced", ())
     found = (concrete for address in host.get_transport_addrs() for concrete in _concrete(str(address)))
     relayed: tuple[str, ...] = getattr(host, "relayed_addresses", ())
-    return tuple(dict.fromkeys([*(f"{address}/p2p/{peer_id}" for address in found), *relayed]))
+    return tuple(dict.fromkeys([*announced, *(f"{address}/p2p/{peer_id}" for address in found), *relayed]))
 
 
 def _concrete(address: str) -> list[str]:
@@ -208,15 +230,17 @@ def _concrete(address: str) -> list[str]:
     return [address]
 
 
-def announced_addresses(addrs: Sequence[str]) -> tuple[str, ...]:
+def announced_addresses(addrs: Sequence[str], first: Sequence[str] = ()) -> tuple[str, ...]:
     """The addresses (multiaddrs) of this host that are most useful to others: at most eight, the best first.
 
-    The order is: the address of the default route, public addresses, addresses behind relays, private addresses.
-    Loopback and link-local addresses are included only if there are no others. Queries the operating system.
+    The order is: those of `first`, which the owner names, the address of the default route, public addresses, addresses
+    behind relays, private addresses. Loopback and link-local addresses are included only if there are no others.
+    Queries the operating system.
     """
     others = [address for address in addrs if not is_loopback(address) and not _is_link_local(address)]
     sources = _default_route_sources()
-    return tuple(sorted(others or addrs, key=lambda address: _rank(address, sources))[:_MOST_ANNOUNCED])
+    ranked = sorted(others or addrs, key=lambda address: _rank(address, sources))
+    return tuple(dict.fromkeys((*first, *ranked)))[:_MOST_ANNOUNCED]
 
 
 def _rank(address: str, sources: frozenset[str]) -> int:

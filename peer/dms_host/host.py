@@ -11,6 +11,7 @@ from libp2p.tools.anyio_service.exceptions import LifecycleError
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
 from .addresses import announced_addresses, host_addresses
+from .identify.address_watch import AddressWatch
 from .keys.identity import Identity
 from .limits import HostLimits
 from .relay.reservations import Reservations
@@ -39,11 +40,14 @@ class HardenedHost(BasicHost):
         gate: ConnectionGater | None = None,
         psk: bytes | None = None,
         agent: str = "",
+        announced: tuple[str, ...] = (),
     ) -> None:
         self.agent = agent
+        self.announced = announced
         self.swarm = HardenedSwarm(identity.key_pair(), limits, gate, psk)
         super().__init__(self.swarm, disable_identify_address_discovery=True)
         self.limits = limits
+        self.address_watch = AddressWatch(lambda: self.announced_addresses, limits.address_interval)
         self.relay: RelayService | None = None
         self.reservations: Reservations | None = None
         self.multiselect = BoundedMultiselect(self.multiselect.handlers, limits)
@@ -52,7 +56,14 @@ class HardenedHost(BasicHost):
 
     def get_addrs(self) -> list[Multiaddr]:
         """The addresses for identify. The original also lists wildcards such as 0.0.0.0."""
-        return [Multiaddr(address) for address in announced_addresses(host_addresses(self))]
+        return [Multiaddr(address) for address in self.announced_addresses]
+
+    @property
+    def announced_addresses(self) -> tuple[str, ...]:
+        """The addresses with the peer id that others are told: at most eight, the best first. Queries the operating
+        system.
+        """
+        return announced_addresses(host_addresses(self), self.announced)
 
     @property
     def relayed_addresses(self) -> tuple[str, ...]:

@@ -62,6 +62,9 @@ class HostLimits:
     close_timeout: float = 2.0
     """The longest time for closing a stream, a connection or the host in an orderly way. Then it is cut off."""
 
+    address_interval: float = 5.0
+    """Time between two comparisons of the addresses that are announced with those that the machine has."""
+
     def __post_init__(self) -> None:
         """Raise ValueError for a limit that would let nothing through."""
         for name in self.__slots__:

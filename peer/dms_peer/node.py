@@ -11,11 +11,10 @@ with SIGHUP ignored (nohup) continues to ignore it.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import or_
@@ -25,7 +24,6 @@ from urllib.parse import urlsplit
 import trio
 
 from dms_host import HardenedHost, host_addresses, parse_listen_address
-from dms_host.errors import ListenError
 from dms_host.keys.identity import Identity, load_or_create_identity
 from dms_protocols.bidding.service import CurrentTerms
 from dms_protocols.protocol_ids import newest_of_each
@@ -54,7 +52,7 @@ from .executors.executor import Executor
 from .executors.loading import open_executors
 from .executors.settings import ExecutorSettings
 from .home.home import RETRY_INTERVAL, Home
-from .home.host import open_home_host
+from .home.host import open_listening_host
 from .home.network import NetworkSettings
 from .jobs.manager import JobManager, open_job_manager
 from .jobs.offered import OfferedExecutors
@@ -73,7 +71,6 @@ __all__ = ["Node", "Ready"]
 
 _log = logging.getLogger(__name__)
 
-_ANY_PORT: Final = "/ip4/0.0.0.0/tcp/0"
 _LOOPBACK: Final = "127.0.0.1"
 
 
@@ -100,6 +97,7 @@ class Node:
 
     home: Home
     listen: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
     machine: str | None = None
     guard: Guard = "enforce"
     sample_interval: float = 5.0
@@ -121,6 +119,7 @@ class Node:
         return cls(
             home=home,
             listen=config.listen,
+            announce=config.announce,
             machine=config.machine,
             guard=config.guard,
             sample_interval=config.sample_interval,
@@ -193,7 +192,12 @@ class Node:
             await offered.probe()
             jobs = await self._open_jobs(stack, manager, executors, identity)
             await stack.enter_async_context(open_background(offered.run))
-            host = await self._open_host(stack, identity, limits)
+            host = await stack.enter_async_context(
+                open_listening_host(
+                    home, identity, self.listen, self.network,
+                    limits=limits.host, relay_limits=limits.relay, announce=self.announce,
+                )
+            )  # fmt: skip
             counts, in_use, tunnels = ServiceCounts(), SharesInUse(access.shares), TunnelsInUse()
             metrics = await self._serve_metrics(stack, manager, counts, host)
             manager.reserve_ports(_own_ports(host, metrics))
@@ -215,7 +219,7 @@ class Node:
             addrs = host_addresses(host)
             summary = terms_summary(self.terms) if self.terms else None
             administration = LocalAdministration(
-                manager, identity.peer_id, addrs, summary,
+                manager, identity.peer_id, partial(host_addresses, host), summary,
                 counts=counts, limits_hit=host.swarm.limits_hit, registration=registration,
             )  # fmt: skip
             local = administration_operations(administration) | revocation_operations(revocations)
@@ -285,22 +289,6 @@ class Node:
         return await stack.enter_async_context(
             open_job_manager(manager, executors, self.home.jobs_path, peer_id=identity.peer_id)
         )
-
-    async def _open_host(self, stack: AsyncExitStack, identity: Identity, limits: PeerLimits) -> HardenedHost:
-        if self.listen:
-            return await stack.enter_async_context(self._host(identity, self.listen, limits))
-        with contextlib.suppress(ListenError):
-            # The addresses of the last run, which other peers know.
-            if remembered := self.home.listen_addresses(parse_listen_address):
-                return await stack.enter_async_context(self._host(identity, remembered, limits))
-        host = await stack.enter_async_context(self._host(identity, [_ANY_PORT], limits))
-        self.home.remember_listen_addresses([str(address) for address in host.get_transport_addrs()])
-        return host
-
-    def _host(
-        self, identity: Identity, listen: Sequence[str], limits: PeerLimits
-    ) -> AbstractAsyncContextManager[HardenedHost]:
-        return open_home_host(self.home, identity, listen, self.network, limits=limits.host, relay_limits=limits.relay)
 
     async def _serve_metrics(
         self, stack: AsyncExitStack, manager: ResourceManager, counts: ServiceCounts, host: HardenedHost

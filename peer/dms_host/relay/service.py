@@ -90,7 +90,8 @@ class RelayService:
             return
         # It is made for the peer whose handshake proved its id, whatever peer the message names.
         self._places[peer_id] = _Place(trio.current_time() + self._limits.reservation_ttl, group)
-        addresses = [Multiaddr(text).to_bytes() for text in announced_addresses(host_addresses(self._host))]
+        announced: tuple[str, ...] = getattr(self._host, "announced", ())
+        addresses = [Multiaddr(text).to_bytes() for text in announced_addresses(host_addresses(self._host), announced)]
         reservation = Reservation(expire=int(time.time() + self._limits.reservation_ttl), addrs=addresses)
         await write_message(
             stream,

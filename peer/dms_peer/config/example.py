@@ -11,8 +11,12 @@ EXAMPLE: Final = """\
 # Options of the command line override this file; so do environment variables, such as DMS_PEER_LISTEN for --listen.
 # Check it with `dms-peer config check`; see what is in force with `dms-peer config show`.
 
-# Where to listen. Without it: all IPv4 addresses, on a free port that is kept for the next start.
+# Where to listen. Without it: all IPv4 and IPv6 addresses, on a free port that is kept for the next start.
 #listen: [/ip4/0.0.0.0/tcp/4001]
+
+# Addresses under which others reach this peer and that the machine does not have, such as a forwarded port of a router
+# or a published port of a container. Others are told these first.
+#announce: [/dns4/node.example.org/tcp/4001]
 
 # What to do when the ledger has free capacity but the machine does not: enforce refuses what memory, disk or VRAM lacks
 # now, warn refuses only what the disk lacks, off refuses nothing. A busy CPU is only warned about.

@@ -48,13 +48,15 @@ class LogSettings(Struct, frozen=True, kw_only=True):
 class PeerConfig(Struct, frozen=True, kw_only=True):
     """Everything that a running peer is configured with; docs/configuration.md describes each field.
 
-    `listen` empty lets the system choose a port, `machine` None keeps the machine that the home remembers, `metrics`
+    `listen` empty lets the system choose a port, `announce` are further addresses under which others reach the peer,
+    `machine` None keeps the machine that the home remembers, `metrics`
     (HOST:PORT) None serves none, `terms` None bids without prices on every request. `sample_interval` is in seconds.
     `executors` run jobs, by the names that requests use; without any, leases carry no jobs.
     `share_machine` lets this peer offer beyond what the other peers of this machine leave.
     """
 
     listen: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
     machine: str | None = None
     guard: Guard = "enforce"
     sample_interval: float = 5.0
@@ -87,6 +89,7 @@ class Setting(Struct, frozen=True):
 
 SETTINGS: Final = (
     Setting("listen", "--listen", many=True),
+    Setting("announce", "--announce", many=True),
     Setting("machine", "--machine"),
     Setting("guard", "--guard"),
     Setting("sample_interval", "--sample-interval"),
@@ -184,6 +187,7 @@ def _network(field: Field) -> NetworkSettings:
 
 _READERS: Final[dict[str, Callable[[Field], Any]]] = {
     "listen": _addresses,
+    "announce": _addresses,
     "machine": lambda field: field.text(4096),
     "guard": lambda field: field.choice(("off", "warn", "enforce")),
     "sample_interval": lambda field: field.duration(0.5, 3600),

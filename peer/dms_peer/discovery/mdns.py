@@ -15,7 +15,7 @@ import socket
 import string
 import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from dms_host.addresses import PeerAddress, parse_peer_address
+from dms_host.addresses import PeerAddress, is_loopback, parse_peer_address
 from dms_host.errors import AddressError
 from dms_protocols.messages.bid import EnsembleRequest
 from dms_resources.bounded_dict import BoundedDict
@@ -38,6 +38,7 @@ __all__ = ["MDNSPeers", "open_mdns"]
 
 _log = logging.getLogger(__name__)
 
+_LOOPBACK: Final = ("127.0.0.1",)
 _SERVICE: Final = "_p2p._udp.local."
 _TXT: Final = 16
 _PREFIX: Final = b"dnsaddr="
@@ -123,6 +124,7 @@ class MDNSPeers:
     def asked(self) -> None:
         """Note that the first query is sent now."""
         self._opened_at = trio.current_time()
+        self._deaf = False
 
     def nobody_answers(self) -> None:
         """Note that this machine has no such network, so that no answer is expected."""
@@ -170,33 +172,63 @@ def _addresses(text: bytes) -> Iterator[PeerAddress]:
 
 @asynccontextmanager
 async def open_mdns(
-    peer_id: str, addrs: Sequence[str] = (), *, interfaces: Sequence[str] | None = None
+    peer_id: str,
+    addrs: Sequence[str] = (),
+    *,
+    interfaces: Sequence[str] | None = None,
+    changes: Callable[[], Awaitable[Sequence[str]]] | None = None,
 ) -> AsyncIterator[MDNSPeers]:
     """Listen for peers on the local network while the block runs, and announce `addrs` to them, if there are any.
 
-    Listening begins in the background. `interfaces` are the IP addresses of the interfaces to use, by default all. A
-    network without multicast costs one line in the log. At the end a goodbye is sent, which takes a second.
+    Listening begins in the background. `interfaces` are the IP addresses of the interfaces to use, by default all; only
+    loopback if `addrs` are all loopback. `changes` returns the new addresses when they have changed; the interfaces are
+    then opened again. A network without multicast costs one line in the log. At the end a goodbye is sent, which takes
+    a second.
     """
     peers = MDNSPeers(peer_id, trio.current_time())
-    async with open_background(partial(_run, peers, tuple(addrs), interfaces)):
+    async with open_background(partial(_run, peers, tuple(addrs), interfaces, changes or _no_changes)):
         yield peers
 
 
-async def _run(peers: MDNSPeers, addrs: Sequence[str], interfaces: Sequence[str] | None) -> None:
+async def _no_changes() -> Sequence[str]:
+    await trio.sleep_forever()
+    raise AssertionError("unreachable")
+
+
+async def _run(
+    peers: MDNSPeers,
+    addrs: Sequence[str],
+    interfaces: Sequence[str] | None,
+    changes: Callable[[], Awaitable[Sequence[str]]],
+) -> None:
     mailbox = _Mailbox(peers, trio.lowlevel.current_trio_token())
+    while True:
+        # A loopback address is useless to the network: other machines would connect to themselves.
+        local = bool(addrs) and all(map(is_loopback, addrs))
+        addrs = await _until_changed(peers, mailbox, addrs, interfaces or (_LOOPBACK if local else None), changes)
+
+
+async def _until_changed(
+    peers: MDNSPeers,
+    mailbox: _Mailbox,
+    addrs: Sequence[str],
+    interfaces: Sequence[str] | None,
+    changes: Callable[[], Awaitable[Sequence[str]]],
+) -> Sequence[str]:
+    """Listen and announce until the addresses change; return the new ones."""
     try:
         # No thread may outlive the block, so the start, which takes milliseconds, is not cancelled.
         zeroconf = await trio.to_thread.run_sync(_start, mailbox, interfaces)
-        peers.asked()
     except Exception as error:
         # Each system raises other errors if there is no network; all of them mean the same.
         _log.warning("no peers are looked for on the local network (mDNS): %s", _one_line(error))
         peers.nobody_answers()
-        return
+        return await changes()
     try:
+        peers.asked()
         if addrs:
             await trio.to_thread.run_sync(_announce, zeroconf, _service_info(addrs))
-        await trio.sleep_forever()
+        return await changes()
     finally:
         with trio.CancelScope(shield=True):
             # Bounded by zeroconf itself.
@@ -224,7 +256,7 @@ class _Mailbox:
 
 def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
     # Imported here, because it takes a tenth of a second, which only listening commands should pay.
-    from zeroconf import InterfaceChoice, RecordUpdate, RecordUpdateListener, ServiceListener, Zeroconf
+    from zeroconf import RecordUpdate, RecordUpdateListener, ServiceListener
 
     class Records(RecordUpdateListener):
         """Receives every record. zeroconf's own resolver waits for SRV and address records that not all peers send."""
@@ -250,15 +282,7 @@ def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
         def remove_service(self, zc: Zeroconf, type_: str, name: str) -> None:
             pass
 
-    try:
-        zeroconf = Zeroconf(
-            interfaces=InterfaceChoice.All if interfaces is None else list(interfaces),
-            # zeroconf runs in a thread of its own.
-            use_asyncio=False,
-        )
-    except Exception as error:
-        _close_sockets(error)
-        raise
+    zeroconf = _open_zeroconf(interfaces)
     try:
         if not zeroconf.engine.senders:
             # The library would start without an error, and never receive anything.
@@ -269,6 +293,31 @@ def _start(mailbox: _Mailbox, interfaces: Sequence[str] | None) -> Zeroconf:
         zeroconf.close()
         raise
     return zeroconf
+
+
+def _open_zeroconf(interfaces: Sequence[str] | None) -> Zeroconf:
+    """Open the sockets: of the interfaces named, or of all, for IPv6 too if the machine has it."""
+    from zeroconf import InterfaceChoice, IPVersion, Zeroconf
+
+    def open_for(version: IPVersion | None) -> Zeroconf:
+        try:
+            return Zeroconf(
+                interfaces=InterfaceChoice.All if interfaces is None else list(interfaces),
+                ip_version=version,
+                # zeroconf runs in a thread of its own.
+                use_asyncio=False,
+            )
+        except Exception as error:
+            _close_sockets(error)
+            raise
+
+    if interfaces is not None:
+        return open_for(None)
+    try:
+        return open_for(IPVersion.All)
+    except Exception as error:
+        _log.debug("mDNS does without IPv6: %s", _one_line(error))
+        return open_for(IPVersion.V4Only)
 
 
 def _close_sockets(error: Exception) -> None:

@@ -11,8 +11,8 @@ from typing import Final
 import trio
 from libp2p.abc import IHost
 
-from dms_host import host_addresses
-from dms_host.addresses import announced_addresses, is_loopback
+from dms_host import HardenedHost, host_addresses
+from dms_host.addresses import announced_addresses
 from dms_host.keys.identity import Identity
 from dms_protocols.adverts.adverts import AdvertTable
 from dms_protocols.bidding.service import BidTerms, CurrentTerms
@@ -41,7 +41,6 @@ __all__ = ["Discovery", "open_discovery", "open_requester"]
 # Seconds that a search waits for the first connections: more than a dial takes, less than a failing dial takes.
 _FIRST_DIALS: Final = 5.0
 _SOME: Final = 8
-_LOOPBACK: Final = ("127.0.0.1",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +102,23 @@ async def open_discovery(
     bootstrap = bootstrap_peers(settings.bootstrap)
 
     def addrs() -> tuple[str, ...]:
-        return announced_addresses(host_addresses(host))
+        return announced_addresses(host_addresses(host), getattr(host, "announced", ()))
+
+    async def moved() -> tuple[str, ...]:
+        await wait_moved()
+        return addrs()
+
+    wait_moved = host.address_watch.wait_changed if isinstance(host, HardenedHost) else trio.sleep_forever
 
     async with AsyncExitStack() as stack:
         path = home.peers_path if home is not None and settings.known else None
         known = await stack.enter_async_context(open_known_peers(path, most=settings.max_known_peers))
         # Other peers get the addresses of this one only if it offers something.
-        mdns = await _open_mdns(stack, identity, addrs() if manager else ()) if settings.mdns else None
+        mdns = None
+        if settings.mdns:
+            mdns = await stack.enter_async_context(
+                open_mdns(identity.peer_id, addrs(), changes=moved) if manager else open_mdns(identity.peer_id)
+            )
         if connections is None:
             book = partial(_addresses, known, mdns)
             connections = await stack.enter_async_context(
@@ -134,6 +143,7 @@ async def open_discovery(
                     peering.partners,
                     peering.wait_changed,
                     in_use,
+                    addrs_changed=wait_moved,
                     trusts=await _trust(home, known),
                 ),
                 provider,
@@ -160,13 +170,6 @@ async def _trust(home: Home | None, known: KnownPeers) -> Callable[[str], bool]:
     traded = await trio.to_thread.run_sync(LeaseJournal(home.path).providers) if home is not None else []
     partners = frozenset(provider.peer_id for provider in traded)
     return lambda peer_id: peer_id in partners or known.answered(peer_id)
-
-
-async def _open_mdns(stack: AsyncExitStack, identity: Identity, addrs: Sequence[str]) -> MDNSPeers:
-    # A loopback address is useless in the network: it would lead other machines to themselves.
-    local = bool(addrs) and all(map(is_loopback, addrs))
-    interfaces = _LOOPBACK if local else None
-    return await stack.enter_async_context(open_mdns(identity.peer_id, addrs, interfaces=interfaces))
 
 
 def _addresses(known: KnownPeers, mdns: MDNSPeers | None, peer_id: str) -> Sequence[str]:

@@ -92,7 +92,7 @@ def terms_summary(terms: OwnerTerms) -> TermsSummary:
 
 
 class LocalAdministration:
-    """Administers an open ledger in this process. `addrs` are where the peer listens, None if it does not run.
+    """Administers an open ledger in this process. `addrs` returns where the peer listens now; None if it does not run.
 
     `terms` are the terms on which it bids, `counts` its counters, `limits_hit` what its host refused. `free_now` is how
     many bytes of RAM and disk the machine had free, if nothing watches it. `registration` knows the other peers of this
@@ -103,7 +103,7 @@ class LocalAdministration:
         self,
         manager: ResourceManager,
         peer_id: str,
-        addrs: tuple[str, ...] | None = None,
+        addrs: Callable[[], tuple[str, ...]] | None = None,
         terms: TermsSummary | None = None,
         *,
         counts: ServiceCounts | None = None,
@@ -129,7 +129,7 @@ class LocalAdministration:
         sample = manager.usage_sample
         return StatusAnswer(
             peer_id=self._peer_id,
-            addrs=self._addrs or (),
+            addrs=self._addrs() if self._addrs is not None else (),
             running=self._addrs is not None,
             simulated=manager.machine.simulated,
             draining=manager.draining,

@@ -23,6 +23,7 @@ from ..options.operator import (
     FILES_PANEL,
     AllowAddressOption,
     AllowPeerOption,
+    AnnounceOption,
     ConfigOption,
     DenyAddressOption,
     DenyPeerOption,
@@ -57,9 +58,10 @@ def run(
             "--listen",
             metavar="MULTIADDR",
             help="Listen here, such as /ip4/0.0.0.0/tcp/4001 (repeatable).",
-            show_default="all IPv4 addresses, on a free port that is kept for the next start",
+            show_default="all addresses, on a free port that is kept for the next start",
         ),
     ] = None,
+    announce_addresses: AnnounceOption = None,
     guard: Annotated[
         GuardChoice | None,
         typer.Option(
@@ -135,6 +137,7 @@ def run(
 
     options = {
         "listen": listen,
+        "announce": announce_addresses,
         "machine": machine,
         "guard": guard.value if guard else None,
         "sample_interval": sample_interval,

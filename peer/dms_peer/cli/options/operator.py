@@ -12,6 +12,7 @@ __all__ = [
     "FILES_PANEL",
     "AllowAddressOption",
     "AllowPeerOption",
+    "AnnounceOption",
     "ConfigOption",
     "DenyAddressOption",
     "DenyPeerOption",
@@ -98,6 +99,14 @@ ShareMachineOption: TypeAlias = Annotated[
         "--share-machine/--no-share-machine",
         help="Run also if the peers of other homes on this machine and this one offer more together than it has.",
         show_default="no",
+    ),
+]
+AnnounceOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--announce",
+        metavar="MULTIADDR",
+        help="Tell others this address too, such as /dns4/node.example.org/tcp/4001 of a forwarded port (repeatable).",
     ),
 ]
 ReserveAtOption: TypeAlias = Annotated[

@@ -55,7 +55,10 @@ class AdvertKeeper:
         publish: Callable[[bytes], Awaitable[bool]] | None,
         *,
         draw: Callable[[], float] = random.random,
+        moved: Callable[[], Awaitable[None]] = trio.sleep_forever,
     ) -> None:
+        self._moved = moved
+        self._has_moved = False
         self._own = own
         self._manager = manager
         self._schedule = schedule
@@ -78,6 +81,7 @@ class AdvertKeeper:
         """Run until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
+            nursery.start_soon(self._watch_addresses)
             # Build the advert now for direct queries. Publish it after estimating the network size.
             raw = self._renew()
             if self._publish is not None:
@@ -93,12 +97,24 @@ class AdvertKeeper:
             async for _ in changes:
                 self._changed.set()
 
+    async def _watch_addresses(self) -> None:
+        while True:
+            await self._moved()
+            self._has_moved = True
+            self._changed.set()
+
+    @property
+    def _has_news(self) -> bool:
+        """Whether the next advert says something else than the last one."""
+        told = self._told
+        return told is None or self._has_moved or changed_much(told, self._manager.get_free_resources())
+
     def _renew(self) -> bytes:
         peers = self._count.estimate()
         self._count.period = _PERIOD * self._schedule.interval_for(peers)
-        free = self._manager.get_free_resources()
-        self.news += self._told is None or changed_much(self._told, free)
-        self._told = free
+        self.news += self._has_news
+        free = self._told = self._manager.get_free_resources()
+        self._has_moved = False
         raw = self._own.renew(free, self._schedule.ttl_for(peers))
         self._renewed.set()
         self._renewed = trio.Event()
@@ -126,8 +142,7 @@ class AdvertKeeper:
             return self._schedule.listening_for(peers) * (0.5 + draw)
         if not self._heard:
             return self._schedule.listening_for(peers)
-        news = self._told is None or changed_much(self._told, self._manager.get_free_resources())
-        return self._schedule.wait(peers, draw, news=news)
+        return self._schedule.wait(peers, draw, news=self._has_news)
 
 
 @dataclass(slots=True)

@@ -75,7 +75,8 @@ class AdvertSetup:
 
     Others reach this peer at `addrs` (multiaddrs) and deliver their bids on a broadcast there. `partners` returns
     connected peers to exchange adverts with, and `partners_changed` returns when these may have changed. Streams of
-    other peers count against `shares`.
+    other peers count against `shares`. `trusts` says which peers this one knows by their answers. `addrs_changed`
+    returns when `addrs` have changed.
     """
 
     host: IHost
@@ -87,6 +88,7 @@ class AdvertSetup:
     partners_changed: Callable[[], Awaitable[None]]
     shares: SharesInUse
     trusts: Callable[[str], bool]
+    addrs_changed: Callable[[], Awaitable[None]] = trio.sleep_forever
 
 
 @asynccontextmanager
@@ -139,7 +141,7 @@ async def _publishing(
     schedule = AdvertSchedule(interval=settings.advert_interval, ttl=settings.advert_ttl)
     own = OwnAdvert(IdentitySigner(setup.identity), setup.addrs, provider.terms, access=provider.access)
     publish = partial(gossip.publish, ADVERTS_TOPIC) if gossip is not None else None
-    keeper = AdvertKeeper(own, provider.manager, schedule, count, publish)
+    keeper = AdvertKeeper(own, provider.manager, schedule, count, publish, moved=setup.addrs_changed)
     async with AsyncExitStack() as stack:
         if settings.exchange:
             operations = advert_exchange_operations(
