@@ -1246,7 +1246,7 @@ def _make(draft: Draft, lease_id: str, wanted: Wanted, holder: str, fence: int |
         case "release":
             return End(lease_id, anyone, fence)
         case "attach":
-            return Attach(lease_id, anyone, fence, DIGESTS[draft.wanted % 4 == 0])
+            return Attach(lease_id, anyone, fence, DIGESTS[draft.wanted % 2])
         case "drain" | "undrain":
             return Drain(draft.kind == "drain")
         case "offboard":
