@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from .requesting.collecting import BidCollection
     from .requesting.discovering import FoundPeer, FoundPeers
     from .requesting.errors import JobRequestError, ReservationError, ReservationLostError, StrategyError
-    from .requesting.jobs import NodeJob, RemoteJob
+    from .requesting.jobs import RemoteJob
     from .requesting.limits import RequesterLimits
     from .requesting.network import Candidate, CandidateSource, PeerNetwork
+    from .requesting.node_jobs import NodeJob
     from .requesting.requester import Requester
     from .requesting.reservations import Reservation
     from .requesting.strategies import Strategy, StrategyOptions
@@ -117,7 +118,8 @@ _MODULES = {
     ".requesting.collecting": ("BidCollection",),
     ".requesting.discovering": ("FoundPeer", "FoundPeers"),
     ".requesting.errors": ("JobRequestError", "ReservationError", "ReservationLostError", "StrategyError"),
-    ".requesting.jobs": ("NodeJob", "RemoteJob"),
+    ".requesting.jobs": ("RemoteJob",),
+    ".requesting.node_jobs": ("NodeJob",),
     ".requesting.limits": ("RequesterLimits",),
     ".requesting.network": ("Candidate", "CandidateSource", "PeerNetwork"),
     ".requesting.requester": ("Requester",),

@@ -32,6 +32,8 @@ from dms_protocols.wire.conversion import from_map, to_bytes, to_map
 from dms_resources.components import GPUVendor
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, PortDemand, RAMDemand
 
+from ..requesting.node_jobs import NodeJob
+from .ensemble_jobs import is_dms_ensemble, read_jobs, with_job
 from .yaml_fields import Field, parse_fields, read_file, read_peer_id, read_place
 
 __all__ = [
@@ -54,6 +56,7 @@ class EnsembleFile(Struct, frozen=True, kw_only=True):
     """The content of an ensemble file.
 
     `pins` maps a `node_id` to the peer that must take the node. With `different_peers` no peer may take two nodes.
+    `jobs` maps a `node_id` to what runs there. `warnings` are sentences about how the file was read.
     """
 
     id: str = ""
@@ -61,6 +64,8 @@ class EnsembleFile(Struct, frozen=True, kw_only=True):
     peer_exclusion: tuple[str, ...] = ()
     pins: dict[str, str] = {}
     different_peers: bool = False
+    jobs: dict[str, NodeJob] = {}
+    warnings: tuple[str, ...] = ()
 
     def asked(self, *, deadline: float, nonce: int | None = None) -> EnsembleRequest:
         """The request for bids until `deadline` (Unix seconds). The nonce is random, and so is a missing id."""
@@ -80,23 +85,43 @@ class EnsembleFile(Struct, frozen=True, kw_only=True):
 
 def read_ensemble_file(path: Path) -> EnsembleFile:
     """Reads an ensemble file. Raises DocumentError `bad_ensemble`. Blocks on disk."""
-    return parse_ensemble(read_file(path, _CODE), str(path))
+    return parse_ensemble(read_file(path, _CODE), str(path), path.parent)
 
 
-def parse_ensemble(content: bytes, name: str) -> EnsembleFile:
-    """Reads an ensemble from bytes; `name` is its name in errors. Raises DocumentError `bad_ensemble` only."""
+def parse_ensemble(content: bytes, name: str, folder: Path | None = None) -> EnsembleFile:
+    """Reads an ensemble from bytes; `name` is its name in errors. Raises DocumentError `bad_ensemble` only.
+
+    Also reads ensembles of the DMS (V1). Files that its jobs name are read from `folder`; without it they are refused.
+    """
     root = parse_fields(content, name, _CODE)
-    fields = root.fields(("id", "request", "peer_exclusion", "different_peers"), needed=("request",))
+    if is_dms_ensemble(root):
+        from .dms_ensemble import read_dms_ensemble
+
+        found = read_dms_ensemble(root, folder)
+        ensemble = EnsembleFile(
+            nodes=found.nodes,
+            peer_exclusion=found.peer_exclusion,
+            pins=found.pins,
+            jobs=found.jobs,
+            warnings=found.warnings,
+        )
+        _check_nodes(ensemble, list(found.entries))
+        _check_message(ensemble, root)
+        return ensemble
+    fields = root.fields(("id", "request", "peer_exclusion", "different_peers", "jobs"), needed=("request",))
     entries = fields["request"].items(MAX_NODES)
     if not entries:
         fields["request"].fail("is empty", "write at least one node")
     read = [_node(entry) for entry in entries]
+    nodes = {node.node_id: node for node, _ in read}
+    jobs = fields.get("jobs", lambda one: read_jobs(one, nodes, folder), {})
     ensemble = EnsembleFile(
         id=fields.get("id", Field.text, ""),
-        nodes=tuple(node for node, _ in read),
+        nodes=tuple(with_job(node, jobs[node.node_id]) if node.node_id in jobs else node for node, _ in read),
         peer_exclusion=fields.get("peer_exclusion", _excluded, ()),
         pins={node.node_id: peer for node, peer in read if peer},
         different_peers=fields.get("different_peers", Field.flag, False),
+        jobs=jobs,
     )
     _check_nodes(ensemble, entries)
     _check_message(ensemble, root)

@@ -172,6 +172,14 @@ class Field:
             self.fail("has unprintable characters", "write it on one line")
         return self.node.text
 
+    def raw_text(self, longest: int) -> str:
+        """Any text, also with several lines, or none, of at most `longest` characters."""
+        if not isinstance(self.node, ScalarNode):
+            self.fail("must be text", "write one word, or text in quotes")
+        if len(self.node.text) > longest:
+            self.fail(f"has {len(self.node.text)} characters", f"write at most {longest}")
+        return self.node.text
+
     def texts(self, most: int) -> tuple[str, ...]:
         """A list of texts, at most `most`."""
         return tuple(item.text() for item in self.items(most))

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from .discovering import FoundPeer, FoundPeers
     from .errors import JobRequestError, ReservationError, ReservationLostError, StrategyError
     from .forwarding import Forward
-    from .jobs import NodeJob, RemoteJob
+    from .jobs import RemoteJob
     from .limits import RequesterLimits
     from .network import Broadcast, BroadcastBids, Candidate, CandidateSource, PeerNetwork, PeerObserver
+    from .node_jobs import NodeJob
     from .progress import OnProgress, SearchProgress
     from .reasons import CountedReason, NodeReasons
     from .requester import Requester
@@ -73,7 +74,8 @@ _MODULES = {
         "StrategyError",
     ),
     "forwarding": ("Forward",),
-    "jobs": ("NodeJob", "RemoteJob"),
+    "jobs": ("RemoteJob",),
+    "node_jobs": ("NodeJob",),
     "limits": ("RequesterLimits",),
     "network": (
         "Broadcast",

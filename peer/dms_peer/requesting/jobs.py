@@ -17,12 +17,9 @@ from functools import partial
 from typing import Final, TypeVar
 
 import trio
-from msgspec import Struct
-from msgspec.structs import replace
 
 from dms_protocols.job_client import JobClient
-from dms_protocols.messages.job import Job, JobOutput, JobPort, JobStatus
-from dms_resources.components import Port
+from dms_protocols.messages.job import Job, JobOutput, JobStatus
 from dms_resources.tasks import open_background
 
 from .errors import JobRequestError
@@ -30,7 +27,7 @@ from .forwarding import LOOPBACK, Forward, open_forward
 from .limits import RequesterLimits
 from .peers import CallError, PeerCalls, PeerRef
 
-__all__ = ["NodeJob", "RemoteJob"]
+__all__ = ["RemoteJob"]
 
 _T = TypeVar("_T")
 
@@ -39,24 +36,6 @@ _PASSING: Final = frozenset({"busy", "deadline_exceeded", "internal", "executor_
 # What another attempt does not change, although the provider did not say it.
 _LASTING: Final = frozenset({"bad_answer", "bad_message", "frame_too_large", "protocol_not_supported", "self_dial"})
 _BEGUN: Final = frozenset({"running", "ending", "exited"})
-
-
-class NodeJob(Struct, frozen=True, kw_only=True):
-    """The job of one node of an ensemble. Its `dynamic` ports are published at ports that the provider chooses."""
-
-    job: Job
-    dynamic: tuple[Port, ...] = ()
-
-    def document(self, leased: tuple[Port, ...]) -> Job:
-        """The job document for a lease with these ports. Raises ValueError if the lease has too few."""
-        taken = {port.public for port in self.job.ports}
-        free = [port for port in leased if port not in taken]
-        if len(free) < len(self.dynamic):
-            raise ValueError(f"the lease has {len(free)} ports for {len(self.dynamic)}")
-        dynamic = tuple(
-            JobPort(private=private, public=public) for private, public in zip(self.dynamic, free, strict=False)
-        )
-        return replace(self.job, ports=(*self.job.ports, *dynamic))
 
 
 class RemoteJob:

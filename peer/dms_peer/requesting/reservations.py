@@ -33,7 +33,8 @@ from .context import RequesterContext
 from .errors import JobRequestError, ReservationError, ReservationLostError
 from .forwarding import LOOPBACK, Forward
 from .holdings import Holding, Holdings, HoldingState
-from .jobs import NodeJob, RemoteJob
+from .jobs import RemoteJob
+from .node_jobs import NodeJob
 from .peers import CallError
 from .progress import ProgressLog, SearchProgress
 from .strategies import Strategy

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from dms_peer.errors import PeerError
 from dms_peer.requesting.errors import JobRequestError, ReservationError
-from dms_peer.requesting.jobs import NodeJob
+from dms_peer.requesting.node_jobs import NodeJob
 from dms_protocols.errors import BusyError, JobError
 from dms_protocols.jobs import job_limits, job_operations
 from dms_protocols.messages.job import Execution, Job, JobExit, JobPort
