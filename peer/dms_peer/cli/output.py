@@ -11,7 +11,7 @@ from typing import Any, TextIO, TypeVar
 
 import msgspec
 
-from dms_resources.units import encode_value
+from dms_resources.documents import to_document
 
 from ..errors import OutputError
 from ..text import printable
@@ -95,7 +95,7 @@ def unwritable(error: OSError) -> OutputError:
 def json_line(document: msgspec.Struct | Mapping[str, Any]) -> str:
     """The document as JSON in one line, with amounts as integers in bytes, and cores as numbers."""
     # The bytes of a digest or an envelope become base64, because JSON has no bytes.
-    return msgspec.json.encode(msgspec.to_builtins(document, enc_hook=encode_value)).decode()
+    return msgspec.json.encode(to_document(document)).decode()
 
 
 def print_json(document: msgspec.Struct | Mapping[str, Any]) -> None:

@@ -16,10 +16,11 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from ..components import CPU, GPU, RAM, Disk, GPUVendor, MachineResources, NetworkInfo
+from ..documents import to_document
 from ..errors import AmountError, MachineFileError
 from ..go_values import plain_resources
 from ..private_files import write_private
-from ..units import decode_value, encode_value, parse_size
+from ..units import decode_value, parse_size
 from .architectures import architecture_name
 
 __all__ = ["machine_document", "parse_machine", "read_machine_file", "write_machine_file"]
@@ -68,11 +69,8 @@ def parse_machine(content: bytes, name: str) -> MachineResources:
 
 
 def machine_document(machine: MachineResources) -> dict[str, Any]:
-    """The JSON form of a machine, with the DMS's field names; sizes are integers."""
-    document: dict[str, Any] = msgspec.to_builtins(machine, enc_hook=encode_value)
-    for written, gpu in zip(document["gpus"], machine.gpus, strict=True):
-        # If the index were left out, it would be read as the position in the list.
-        written["index"] = gpu.index
+    """The JSON form of a machine, with the DMS's field names. Sizes are integers, and no field is left out for zero."""
+    document: dict[str, Any] = to_document(machine)
     return document
 
 

@@ -16,6 +16,10 @@
  *   FAKE_NVML_SAMEUUID  if not 0, all devices have one uuid
  *   FAKE_NVML_MODE      compute mode of each device
  *   FAKE_NVML_BROKENROW if not 0, a row of memory could not be remapped
+ *   FAKE_NVML_PENDINGROW, FAKE_NVML_PENDINGPAGE   if not 0, a row or a page is taken out of use at the next reset
+ *   FAKE_NVML_RETIRED   number of retired pages, of each cause
+ *   FAKE_NVML_ECC       current and pending mode as one number: 1 is off and then on, 11 on and on
+ *   FAKE_NVML_VIRTUAL   virtualization mode of each device
  *   FAKE_NVML_PARENTNOPERM  if not 0, the memory of a GPU may not be read, only that of its MIG devices
  *   FAKE_NVML_MIGFAILSLOT   slot of the MIG device whose memory cannot be read, with error FAKE_NVML_MIGFAILCODE
  *
@@ -31,6 +35,7 @@
 #define INVALID_ARGUMENT 2
 #define NOT_SUPPORTED 3
 #define NOT_FOUND 6
+#define INSUFFICIENT_SIZE 7
 #define NO_INDEX -1
 
 typedef struct { char busIdLegacy[16]; unsigned domain, bus, device, pciDeviceId, pciSubSystemId; char busId[32]; } pci_info;
@@ -154,7 +159,25 @@ int nvmlDeviceGetComputeMode(long handle, int *mode) {
 }
 int nvmlDeviceGetRemappedRows(long handle, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
     ENTER(index_of(handle));
-    *corrected = *uncorrected = *pending = 0;
+    *corrected = *uncorrected = 0;
+    *pending = number("FAKE_NVML_PENDINGROW", 0);
     *failed = number("FAKE_NVML_BROKENROW", 0);
     return SUCCESS;
+}
+int nvmlDeviceGetRetiredPages(long handle, int cause, unsigned *count, unsigned long long *pages) {
+    ENTER(index_of(handle));
+    unsigned retired = number("FAKE_NVML_RETIRED", 0), room = *count;
+    *count = retired;
+    if (!pages) return retired ? INSUFFICIENT_SIZE : SUCCESS;
+    for (unsigned n = 0; n < retired && n < room; n++) pages[n] = 65536ULL * (2 * n + cause);
+    return SUCCESS;
+}
+int nvmlDeviceGetRetiredPagesPendingStatus(long handle, int *pending) {
+    ENTER(index_of(handle)); *pending = number("FAKE_NVML_PENDINGPAGE", 0); return SUCCESS;
+}
+int nvmlDeviceGetEccMode(long handle, int *current, int *pending) {
+    ENTER(index_of(handle)); *current = number("FAKE_NVML_ECC", 0) / 10; *pending = number("FAKE_NVML_ECC", 0) % 10; return SUCCESS;
+}
+int nvmlDeviceGetVirtualizationMode(long handle, int *mode) {
+    ENTER(index_of(handle)); *mode = number("FAKE_NVML_VIRTUAL", 0); return SUCCESS;
 }

@@ -281,31 +281,51 @@ def test_a_file_system_that_is_not_btrfs_answers_no_subvolume(tmp_path: Path) ->
     assert read_quota(_on("/dev/sda2", "btrfs"), tmp_path, HOST) is None
 
 
-def test_a_real_quota_group_of_btrfs_is_read(tmp_path: Path) -> None:
-    """Needs root, btrfs-progs and a kernel with btrfs; the file system lies in a file."""
-    if os.getuid() != 0 or not all(map(shutil.which, ("btrfs", "mkfs.btrfs", "unshare"))):
-        pytest.skip("needs root and btrfs-progs")
+def _sizes(tmp_path: Path, tools: tuple[str, ...], prepare: str, *folders: str) -> list[int]:
+    """The disk of each folder below `mount`, on a file system in a file; skips where that cannot be made."""
+    if os.getuid() != 0 or not all(map(shutil.which, ("unshare", *tools))):
+        pytest.skip(f"needs root and {', '.join(tools)}")
     measure = (
         "import sys; from pathlib import Path; from dms_resources.machine.hardware import HOST;"
         "from dms_resources.machine.hardware.disk import read_disk;"
-        "print(read_disk(Path(sys.argv[1]), HOST).value.size)"
+        "[print(read_disk(Path(one), HOST).value.size) for one in sys.argv[1:]]"
     )
     script = f"""
-        set -e
         cd {tmp_path}
-        truncate -s 256M image; mkfs.btrfs -q image >&2; mkdir mount; mount -o loop image mount || exit 77
+        bash -ec '{prepare}' >&2 || exit 77
         trap 'umount mount' EXIT
-        btrfs subvolume create mount/one >/dev/null; btrfs quota enable mount; btrfs qgroup limit 20M mount/one
-        mkdir mount/one/home
-        {sys.executable} -c '{measure}' mount/one/home
-        {sys.executable} -c '{measure}' mount
+        {sys.executable} -c '{measure}' {" ".join(f"mount/{name}" for name in folders)}
     """
-    found = subprocess.run(
-        ["unshare", "-m", "bash", "-c", script], env={**os.environ, **environment()}, capture_output=True, timeout=60
-    )
+    command = ["unshare", "-m", "bash", "-c", script]
+    found = subprocess.run(command, env={**os.environ, **environment()}, capture_output=True, timeout=60)
     if found.returncode == 77:
-        pytest.skip("this kernel mounts no btrfs")
+        pytest.skip(f"this kernel cannot: {found.stderr.decode()[-200:]}")
     assert found.returncode == 0, found.stderr
-    limited, whole = map(int, found.stdout.split()[-2:])
+    return [int(size) for size in found.stdout.split()]
+
+
+def test_a_real_quota_group_of_btrfs_is_read(tmp_path: Path) -> None:
+    """Needs root, btrfs-progs and a kernel with btrfs; the file system lies in a file."""
+    prepare = """
+        truncate -s 256M image; mkfs.btrfs -q image; mkdir mount; mount -o loop image mount
+        btrfs subvolume create mount/one; btrfs quota enable mount; btrfs qgroup limit 20M mount/one
+        mkdir mount/one/home
+    """
+    limited, whole = _sizes(tmp_path, ("btrfs", "mkfs.btrfs"), prepare, "one/home", "")
     assert limited == 20 * 2**20
     assert whole > limited
+
+
+def test_real_quotas_of_groups_and_projects_are_read(tmp_path: Path) -> None:
+    """Needs root, the quota tools and a kernel with quotas of ext4; the file system lies in a file."""
+    prepare = """
+        truncate -s 64M image
+        mkfs.ext4 -q -O quota,project -E quotatype=usrquota:grpquota:prjquota image
+        mkdir mount; mount -o loop,usrquota,grpquota,prjquota image mount; mkdir mount/group mount/project
+        setquota -g 4321 0 20480 0 0 mount; chgrp 4321 mount/group; chmod g+s mount/group
+        setquota -P 17 0 10240 0 0 mount; chattr +P -p 17 mount/project
+    """
+    tools = ("mkfs.ext4", "setquota", "chattr")
+    group, project, whole = _sizes(tmp_path, tools, prepare, "group", "project", "")
+    assert (group, project) == (20480 * 1024, 10240 * 1024)
+    assert whole > group

@@ -58,6 +58,7 @@ class Machine:
     gpu_nodes: frozenset[int]
     mems_allowed: frozenset[int]
     huge: int
+    broken: int
     commit_limit: int | None
     committed: int
     swap: int
@@ -85,7 +86,7 @@ class Machine:
 
     def most_memory(self) -> int:
         """The bytes that one job could get at most, were the machine empty."""
-        bounds = [self.total - self.huge - sum(self.nodes[n] for n in self.gpu_nodes)]
+        bounds = [self.total - self.huge - self.broken - sum(self.nodes[n] for n in self.gpu_nodes)]
         bounds += [limit for g in self.groups for limit in (g.memory, g.high) if limit is not None]
         main = frozenset(range(len(self.nodes))) - self.gpu_nodes
         for nodes in [self.mems_allowed, *(g.node_list for g in self.groups if g.node_list is not None)]:
@@ -139,6 +140,7 @@ class Machine:
 
     def _meminfo(self) -> str:
         lines = {"MemTotal": self.total, "MemAvailable": self.available, "SwapTotal": self.swap, "Hugetlb": self.huge}
+        lines["HardwareCorrupted"] = self.broken
         lines |= {"CommitLimit": self.commit_limit or self.total, "Committed_AS": self.committed}
         return "\n".join(f"{name}: {size // KIB} kB" for name, size in lines.items())
 
@@ -182,17 +184,21 @@ def _machines(draw: st.DrawFn) -> Machine:
     # The kernel keeps every cpuset and the affinity within what encloses it.
     nodes = draw(st.lists(_SIZES, min_size=1, max_size=4))
     gpu_nodes = draw(st.frozensets(st.integers(1, 3), max_size=2)) & frozenset(range(len(nodes)))
-    some_nodes = st.frozensets(st.sampled_from(sorted(frozenset(range(len(nodes))) - gpu_nodes)), min_size=1)
+    main_nodes = st.frozensets(st.sampled_from(sorted(frozenset(range(len(nodes))) - gpu_nodes)), min_size=1)
+    # A cpuset may name the nodes of GPUs beside others.
+    some_nodes = st.tuples(main_nodes, st.sampled_from([frozenset(), gpu_nodes])).map(lambda two: two[0] | two[1])
     groups, cpus, node_list = [], online, frozenset(range(len(nodes)))
     for _ in range(draw(st.integers(0, 3))):
         cpus = draw(st.sampled_from([cpus, draw(some_cpus) & cpus or cpus]))
-        node_list = draw(st.sampled_from([node_list, draw(some_nodes) & node_list or node_list]))
+        fewer = draw(some_nodes) & node_list
+        node_list = draw(st.sampled_from([node_list, fewer if fewer - gpu_nodes else node_list]))
         groups.append(
             Group(
                 cpus=draw(st.sampled_from([None, cpus])),
                 quota=draw(st.none() | st.integers(1, 20_000)),
-                memory=draw(st.none() | _SIZES),
-                high=draw(st.none() | _SIZES),
+                # Mostly none, so that every other bound is the lowest one often enough.
+                memory=draw(st.sampled_from([None, None, None, draw(_SIZES)])),
+                high=draw(st.sampled_from([None, None, None, draw(_SIZES)])),
                 node_list=draw(st.sampled_from([None, node_list])),
             )
         )
@@ -211,8 +217,9 @@ def _machines(draw: st.DrawFn) -> Machine:
         nodes=nodes,
         gpu_nodes=gpu_nodes,
         mems_allowed=draw(st.sampled_from([frozenset(range(len(nodes))), node_list])),
-        huge=draw(st.sampled_from([0, nodes[0] // 2 // GIB * GIB])),
-        commit_limit=draw(st.none() | _SIZES),
+        huge=draw(st.sampled_from([0, 0, nodes[0] // 2 // GIB * GIB])),
+        broken=draw(st.sampled_from([0, 0, 0, GIB, total])),
+        commit_limit=draw(st.sampled_from([None, None, draw(_SIZES)])),
         committed=draw(_SIZES),
         swap=draw(st.sampled_from([0, GIB, 64 * GIB])),
         address_space=draw(st.none() | _SIZES),
@@ -245,6 +252,12 @@ def test_what_is_offered_can_be_had(
     # Memory: exactly what one job could get, and a disk in memory is a part of it.
     in_memory = measured.disk.size if machine.disk_in_memory else 0
     assert measured.ram.size + in_memory == machine.most_memory()
+    # The program needs some of the memory, whatever the size of the disk in it.
+    assert measured.ram.size >= max(0, machine.most_memory() // 2)
+    if machine.disk_in_memory:
+        assert measured.disk.size == min(machine.disk, machine.most_memory() // 2)
+    else:
+        assert measured.disk.size == machine.disk
     if measured.ram.size < machine.total:
         assert " RAM: " in said or "the disk is in memory" in said
     assert measured.disk.size <= machine.disk

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dms_resources.components import GPU, GPUVendor
 from dms_resources.machine.hardware import Roots
@@ -71,8 +72,13 @@ def test_mig_devices_are_shown_alone_or_with_their_gpu(value: str, shown: int) -
     ("value", "shown"),
     [
         ("all", 8),
-        ("void", 0),
         ("none", 0),
+        # What a runtime with the Container Device Interface writes; the devices are there.
+        ("void", 8),
+        ("nvidia.com/gpu=all", 8),
+        ("nvidia.com/gpu=0", 1),
+        ("nvidia.com/gpu=GPU-33aa-3,nvidia.com/gpu=1", 2),
+        ("/var/run/nvidia-container-devices", 8),
         ("3", 1),
         ("0,1", 2),
         ("GPU-33aa-3,GPU-44", 2),
@@ -87,6 +93,31 @@ def test_numbers_that_the_runtime_has_obeyed_are_not_obeyed_twice() -> None:
     # Of eight GPUs the runtime shows "6,7"; inside they are 0 and 1.
     inside = _GPUS[:2]
     assert visible_devices(inside, {"NVIDIA_VISIBLE_DEVICES": "6,7"}).devices == inside
+
+
+def _mixed() -> tuple[GPUDevice, ...]:
+    models = ("NVIDIA T4", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB")
+    return tuple(replace(device, gpu=replace(device.gpu, model=m)) for device, m in zip(_GPUS, models, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        # CUDA's device 0 is an A100, the driver's is the T4.
+        ({"CUDA_VISIBLE_DEVICES": "0"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, ["0"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-11"}, ["1"]),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "GPU-11,GPU-22"}, []),
+        ({"CUDA_VISIBLE_DEVICES": "1", "NVIDIA_VISIBLE_DEVICES": "GPU-11aa-1"}, ["1"]),
+        ({}, ["0", "1", "2"]),
+    ],
+)
+def test_numbers_of_cuda_name_what_they_name_to_cuda(environment: dict[str, str], shown: list[str]) -> None:
+    visible = visible_devices(_mixed(), environment)
+    assert [device.position for device in visible.devices] == shown
+    assert bool(visible.limits) == (len(shown) < 3)
 
 
 def test_both_variables_hold() -> None:

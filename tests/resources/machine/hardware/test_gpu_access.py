@@ -215,31 +215,89 @@ def test_amds_variables_are_obeyed(environment: dict[str, str], shown: list[int]
     assert bool(visible.limits) == (len(shown) < 4)
 
 
+_BOTH = [(0, 2), (1, 2)]
+
+
+def _shown_tiles(environment: dict[str, str]) -> list[tuple[int, int]]:
+    visible = visible_devices(_devices(GPUVendor.INTEL, 2, parts=2), environment)
+    shown = [(device.gpu.index, device.gpu.vram // GIB) for device in visible.devices]
+    assert bool(visible.limits) == (shown != _BOTH)
+    return shown
+
+
 @pytest.mark.parametrize(
     ("mask", "shown"),
     [
         ("0", [(0, 2)]),
         ("1", [(1, 2)]),
-        ("0,1", [(0, 2), (1, 2)]),
+        ("0,1", _BOTH),
         ("0.1", [(0, 1)]),
         ("0.0,0.1,1.0", [(0, 2), (1, 1)]),
         ("0.7", []),
         ("5", []),
-        ("", [(0, 2), (1, 2)]),
-        ("default", [(0, 2), (1, 2)]),
+        ("", _BOTH),
+        ("default", _BOTH),
         ("x", []),
     ],
 )
 def test_intels_mask_shows_devices_and_tiles(mask: str, shown: list[tuple[int, int]]) -> None:
-    visible = visible_devices(_devices(GPUVendor.INTEL, 2, parts=2), {"ZE_AFFINITY_MASK": mask})
-    assert [(device.gpu.index, device.gpu.vram // GIB) for device in visible.devices] == shown
-    assert bool(visible.limits) == (shown != [(0, 2), (1, 2)])
+    assert _shown_tiles({"ZE_AFFINITY_MASK": mask, "ZE_FLAT_DEVICE_HIERARCHY": "COMPOSITE"}) == shown
+
+
+@pytest.mark.parametrize(
+    ("mask", "shown"),
+    [("0", [(0, 1)]), ("1", [(0, 1)]), ("2,3", [(1, 2)]), ("0,2", [(0, 1), (1, 1)]), ("0,1,2,3", _BOTH), ("4", [])],
+)
+def test_where_devices_are_flat_each_tile_has_a_number(mask: str, shown: list[tuple[int, int]]) -> None:
+    for hierarchy in ("", "FLAT", "combined"):
+        assert _shown_tiles({"ZE_AFFINITY_MASK": mask, "ZE_FLAT_DEVICE_HIERARCHY": hierarchy}) == shown
+    # A tile that is named as a part of a device means devices with parts, unless they are flat.
+    assert _shown_tiles({"ZE_AFFINITY_MASK": "0.1"}) == [(0, 1)]
+    assert _shown_tiles({"ZE_AFFINITY_MASK": "0.1", "ZE_FLAT_DEVICE_HIERARCHY": "FLAT"}) == []
+
+
+@pytest.mark.parametrize(
+    ("selector", "shown"),
+    [
+        ("level_zero:0", [(0, 2)]),
+        ("Level_Zero:1", [(1, 2)]),
+        ("level_zero:0,1", _BOTH),
+        ("level_zero:*", _BOTH),
+        ("level_zero:gpu", _BOTH),
+        ("opencl:gpu", _BOTH),
+        ("*:gpu", _BOTH),
+        ("*:*", _BOTH),
+        ("level_zero:0.1", [(0, 1)]),
+        ("level_zero:*.*", _BOTH),
+        ("level_zero:1.*", [(1, 2)]),
+        ("!level_zero:0", _BOTH),
+        ("!opencl:*;!level_zero:0", [(1, 2)]),
+        ("!*:gpu", []),
+        ("*:gpu;!opencl:1;!level_zero:0.0", [(0, 1), (1, 2)]),
+        ("opencl:cpu", []),
+        ("cuda:*", []),
+        ("hip:0", []),
+        ("opencl:0", []),
+        ("level_zero:7", []),
+        ("nonsense", []),
+        (";", _BOTH),
+        ("", _BOTH),
+    ],
+)
+def test_the_selector_of_oneapi_is_obeyed(selector: str, shown: list[tuple[int, int]]) -> None:
+    assert _shown_tiles({"ONEAPI_DEVICE_SELECTOR": selector}) == shown
+
+
+def test_mask_and_selector_both_hold() -> None:
+    environment = {"ZE_AFFINITY_MASK": "0.1,1", "ONEAPI_DEVICE_SELECTOR": "level_zero:0"}
+    assert _shown_tiles(environment) == [(0, 1)]
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
 def test_no_value_of_any_variable_raises(rocr: str, hip: str, mask: str) -> None:
     devices = _devices(GPUVendor.AMD, 2) + _devices(GPUVendor.INTEL, 2)
     names = {"ROCR_VISIBLE_DEVICES": rocr, "HIP_VISIBLE_DEVICES": hip, "ZE_AFFINITY_MASK": mask}
+    names["ONEAPI_DEVICE_SELECTOR"] = rocr
     assert sum(d.gpu.vram for d in visible_devices(devices, names).devices) <= sum(d.gpu.vram for d in devices)
 
 

@@ -201,6 +201,10 @@ _DECORATIONS = (
     "nvmlDeviceGetCudaComputeCapability",
     "nvmlDeviceGetComputeMode",
     "nvmlDeviceGetRemappedRows",
+    "nvmlDeviceGetRetiredPages",
+    "nvmlDeviceGetRetiredPagesPendingStatus",
+    "nvmlDeviceGetEccMode",
+    "nvmlDeviceGetVirtualizationMode",
     "nvmlSystemGetDriverVersion",
     "nvmlSystemGetCudaDriverVersion_v2",
 )
@@ -275,6 +279,44 @@ def test_a_row_that_could_not_be_remapped_is_said(fake_nvml: Behave) -> None:
     assert report.problems == (
         "NVIDIA GPU 0: a row of its memory is broken and could not be remapped: have it replaced",
     )
+
+
+@pytest.mark.parametrize("setting", ["pendingrow", "pendingpage"])
+def test_memory_that_waits_to_be_taken_out_of_use_is_said(fake_nvml: Behave, setting: str) -> None:
+    fake_nvml(devices=1, **{setting: 1})
+    report = ask_process("nvidia")
+    assert len(report.devices) == 1
+    assert report.problems == (
+        "NVIDIA GPU 0: a part of its memory is broken, and is taken out of use at the next reset: reset it",
+    )
+
+
+def test_retired_pages_of_both_causes_are_not_offered(fake_nvml: Behave) -> None:
+    fake_nvml(devices=1, retired=3, reserved=GIB)
+    (device,) = ask_process("nvidia").devices
+    assert (device.gpu.vram, device.physical) == (39 * GIB - 6 * 65536, 40 * GIB)
+    fake_nvml(devices=1, retired=9999)
+    assert [device.gpu.vram for device in ask_process("nvidia").devices] == [40 * GIB - 4096 * 65536]
+
+
+@pytest.mark.parametrize(("mode", "said"), [(1, True), (11, False), (10, False), (0, False)])
+def test_error_correction_that_takes_memory_from_the_next_reset_on_is_said(
+    fake_nvml: Behave, mode: int, said: bool
+) -> None:
+    fake_nvml(devices=1, ecc=mode)
+    report = ask_process("nvidia")
+    assert len(report.devices) == 1
+    sentence = "NVIDIA GPU 0: its ECC is turned on at the next reset: it may have less memory then"
+    assert report.problems == ((sentence,) if said else ())
+
+
+@pytest.mark.parametrize(("mode", "offered"), [(0, 1), (1, 1), (2, 1), (3, 0), (4, 0)])
+def test_a_gpu_that_is_divided_for_virtual_machines_is_not_offered(fake_nvml: Behave, mode: int, offered: int) -> None:
+    # A GPU that was passed to this virtual machine (1), or is itself a virtual one (2), is ours.
+    fake_nvml(devices=1, virtual=mode)
+    report = ask_process("nvidia")
+    assert (len(report.devices), report.problems) == (offered, ())
+    assert len(report.limits) == 1 - offered
 
 
 def test_devices_that_claim_one_uuid_are_not_offered(fake_nvml: Behave) -> None:

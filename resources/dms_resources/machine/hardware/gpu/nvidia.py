@@ -6,13 +6,13 @@ The library is foreign code in this process: call `report_nvidia` only in a proc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from ....components import GPU, GPUVendor
 from .devices import GPUDevice, GPUReport
+from .nvidia_memory import DeviceMemory, memory_warnings, optional, read_memory
 from .pci import short_address
 
 __all__ = ["report_nvidia"]
@@ -20,12 +20,11 @@ __all__ = ["report_nvidia"]
 # More than any machine has. A library that reports more is broken.
 _MOST_DEVICES = 256
 
-Answer = TypeVar("Answer")
-
-
 # nvmlComputeMode_t
 _PROHIBITED = 2
 _ONE_AT_A_TIME = frozenset({1, 3})
+# nvmlGpuVirtualizationMode_t: a host of vGPUs, or of shared graphics. No program of the host can compute on it.
+_FOR_VIRTUAL_MACHINES = frozenset({3, 4})
 
 
 class _Versions(NamedTuple):
@@ -60,9 +59,9 @@ def _report_devices(nvml: Any) -> GPUReport:
     count = nvml.nvmlDeviceGetCount()
     if count == 0:
         return GPUReport(notes=("the NVIDIA driver sees no GPU",))
-    cuda = _optional(nvml.nvmlSystemGetCudaDriverVersion_v2, 0)
+    cuda = optional(nvml.nvmlSystemGetCudaDriverVersion_v2, 0)
     versions = _Versions(
-        driver=_as_text(_optional(nvml.nvmlSystemGetDriverVersion, "")),
+        driver=_as_text(optional(nvml.nvmlSystemGetDriverVersion, "")),
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else "",
     )
     reports = [_report_board(nvml, index, versions) for index in range(min(count, _MOST_DEVICES))]
@@ -75,14 +74,16 @@ def _report_board(nvml: Any, index: int, versions: _Versions) -> GPUReport:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         split = _is_split(nvml, handle)
-        mode = _optional(lambda: nvml.nvmlDeviceGetComputeMode(handle), 0)
+        mode = optional(lambda: nvml.nvmlDeviceGetComputeMode(handle), 0)
         if mode == _PROHIBITED:
             return GPUReport(limits=(f"{name}: its compute mode is PROHIBITED: it is not offered",))
+        if optional(lambda: nvml.nvmlDeviceGetVirtualizationMode(handle), 0) in _FOR_VIRTUAL_MACHINES:
+            return GPUReport(limits=(f"{name} is divided for virtual machines (vGPU): it is not offered",))
         if split:
             return _report_parts(nvml, handle, index, versions)
-        memory = _read_memory(nvml, handle)
+        memory = read_memory(nvml, handle)
         if memory is None:
-            model = _as_text(_optional(lambda: nvml.nvmlDeviceGetName(handle), "")) or "it"
+            model = _as_text(optional(lambda: nvml.nvmlDeviceGetName(handle), "")) or "it"
             return GPUReport(limits=(f"{name}: {model} has no memory of its own: it is not offered",))
         device = _read_device(nvml, handle, handle, index, versions, memory)
     except (nvml.NVMLError, UnicodeDecodeError) as error:
@@ -91,19 +92,19 @@ def _report_board(nvml: Any, index: int, versions: _Versions) -> GPUReport:
     if mode in _ONE_AT_A_TIME:
         device = replace(device, gpu=replace(device.gpu, exclusive=True))
         limits = (f"{name}: its compute mode is EXCLUSIVE_PROCESS: one lease at a time has all of it",)
-    return GPUReport(devices=(device,), limits=limits, problems=_damage(nvml, handle, name))
+    return GPUReport(devices=(device,), limits=limits, problems=memory_warnings(nvml, handle, name))
 
 
 def _report_parts(nvml: Any, handle: Any, index: int, versions: _Versions) -> GPUReport:
     """The MIG devices of a GPU. Of the GPU itself only the name is read, which may fail in a container."""
-    parent = _as_text(_optional(lambda: nvml.nvmlDeviceGetUUID(handle), ""))
+    parent = _as_text(optional(lambda: nvml.nvmlDeviceGetUUID(handle), ""))
     devices: list[GPUDevice] = []
     problems: list[str] = []
     slots = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
     for slot in range(min(slots, _MOST_DEVICES)):
         try:
             part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
-            memory = _read_memory(nvml, part)
+            memory = read_memory(nvml, part)
             device = None if memory is None else _read_device(nvml, part, handle, index, versions, memory)
         except (nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
             continue
@@ -127,58 +128,24 @@ def _is_split(nvml: Any, handle: Any) -> bool:
         return False
 
 
-def _read_device(nvml: Any, handle: Any, board: Any, index: int, versions: _Versions, memory: Any) -> GPUDevice:
+def _read_device(
+    nvml: Any, handle: Any, board: Any, index: int, versions: _Versions, memory: DeviceMemory
+) -> GPUDevice:
     """One device. What belongs to the whole `board` is read from it. Raises if the device has no uuid."""
-    total, size = memory.total, max(0, memory.total - getattr(memory, "reserved", 0))
-    capability = _optional(lambda: nvml.nvmlDeviceGetCudaComputeCapability(board), None)
-    pci = _optional(lambda: nvml.nvmlDeviceGetPciInfo(board).busId, "")
+    capability = optional(lambda: nvml.nvmlDeviceGetCudaComputeCapability(board), None)
+    pci = optional(lambda: nvml.nvmlDeviceGetPciInfo(board).busId, "")
     gpu = GPU(
         uuid=_as_text(nvml.nvmlDeviceGetUUID(handle)),
         index=index,
         vendor=GPUVendor.NVIDIA,
-        model=_as_text(_optional(lambda: nvml.nvmlDeviceGetName(handle), "")),
-        vram=size,
+        model=_as_text(optional(lambda: nvml.nvmlDeviceGetName(handle), "")),
+        vram=memory.usable,
         pci_address=short_address(_as_text(pci)),
         driver_version=versions.driver,
         cuda_version=versions.cuda,
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else "",
     )
-    return GPUDevice(gpu=gpu, used=min(memory.used, size), position=str(index), physical=total)
-
-
-def _read_memory(nvml: Any, handle: Any) -> Any:
-    """The memory of a device, with what the driver reserves for itself if it reports that; None if it has no memory."""
-    version = getattr(nvml, "nvmlMemory_v2", None)
-    if version is not None:
-        unoffered = (
-            nvml.NVMLError_FunctionNotFound,
-            nvml.NVMLError_NotSupported,
-            nvml.NVMLError_InvalidArgument,
-            getattr(nvml, "NVMLError_ArgumentVersionMismatch", nvml.NVMLError_FunctionNotFound),
-        )
-        with contextlib.suppress(*unoffered):
-            return nvml.nvmlDeviceGetMemoryInfo(handle, version=version)
-    with contextlib.suppress(nvml.NVMLError_NotSupported):
-        return nvml.nvmlDeviceGetMemoryInfo(handle)
-    return None
-
-
-def _damage(nvml: Any, handle: Any, name: str) -> tuple[str, ...]:
-    """A sentence on failed memory that could not be replaced. The driver's total already excludes it."""
-    remapped = _optional(lambda: nvml.nvmlDeviceGetRemappedRows(handle), None)
-    if remapped is None or not remapped[3]:
-        return ()
-    return (f"{name}: a row of its memory is broken and could not be remapped: have it replaced",)
-
-
-def _optional(ask: Callable[[], Answer], otherwise: Answer) -> Answer:
-    """The result of a query that only describes a device, or `otherwise` after any error: the device exists
-    without it.
-    """
-    try:
-        return ask()
-    except Exception:  # pynvml also raises UnicodeDecodeError, AttributeError and TypeError
-        return otherwise
+    return GPUDevice(gpu=gpu, used=memory.used, position=str(index), physical=memory.total)
 
 
 def _reason(error: Exception) -> str:

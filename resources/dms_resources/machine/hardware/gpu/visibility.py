@@ -1,17 +1,19 @@
 """The devices that the environment lets this process use, as each vendor's runtime reads it.
 
 - NVIDIA: `NVIDIA_VISIBLE_DEVICES` lists the devices that a container's runtime was told to show.
-  `CUDA_VISIBLE_DEVICES` ends at the first entry that names no device. An empty one shows nothing.
+  `CUDA_VISIBLE_DEVICES` ends at the first entry that names no device. An empty one shows nothing. Its numbers count the
+  fastest device first, unless `CUDA_DEVICE_ORDER` is PCI_BUS_ID.
 - AMD: `ROCR_VISIBLE_DEVICES` (numbers or uuids), then `HIP_VISIBLE_DEVICES` (else `CUDA_VISIBLE_DEVICES`) and
   `GPU_DEVICE_ORDINAL`, whose numbers count the devices that the variable before it leaves.
-- Intel: `ZE_AFFINITY_MASK`, with numbers of devices ("0") or of tiles ("0.1"). An empty one shows everything.
+- Intel: see `intel_visibility`.
 
 Sources: NVIDIA's CUDA C++ programming guide (environment variables) and container toolkit documentation; AMD's "GPU
-isolation techniques"; the oneAPI Level Zero core programming guide.
+isolation techniques".
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from msgspec.structs import replace
 
 from ....components import GPUVendor
 from .devices import GPUDevice
+from .intel_visibility import masked_tiles, selected_tiles
 
 __all__ = ["Visible", "visible_devices"]
 
@@ -51,8 +54,19 @@ def _known(device: GPUDevice) -> bool:
 def _nvidia(devices: Sequence[GPUDevice], environment: Mapping[str, str]) -> Visible:
     shown = _shown_by_runtime(devices, environment.get("NVIDIA_VISIBLE_DEVICES"))
     limits = _sentences(shown, devices, "NVIDIA_VISIBLE_DEVICES")
-    left = _shown_by_cuda(shown, environment.get("CUDA_VISIBLE_DEVICES"))
+    value = environment.get("CUDA_VISIBLE_DEVICES")
+    if value is not None and _may_be_reordered(shown, value, environment):
+        sentence = "CUDA_VISIBLE_DEVICES has numbers, and CUDA may count the GPUs in another order"
+        return Visible((), (*limits, f"0 of {len(shown)} GPUs: {sentence} (set CUDA_DEVICE_ORDER=PCI_BUS_ID)"))
+    left = _shown_by_cuda(shown, value)
     return Visible(left, limits + _sentences(left, shown, "CUDA_VISIBLE_DEVICES"))
+
+
+def _may_be_reordered(devices: Sequence[GPUDevice], value: str, environment: Mapping[str, str]) -> bool:
+    """Whether the numbers may name other devices than the driver's: CUDA counts the fastest model first."""
+    mixed = len({device.gpu.model for device in devices}) > 1
+    numbered = _is_number(_split(value)[0])
+    return mixed and numbered and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
 
 
 def _amd(devices: Sequence[GPUDevice], environment: Mapping[str, str]) -> Visible:
@@ -82,26 +96,29 @@ def _shown_by_number(devices: Sequence[GPUDevice], value: str) -> tuple[GPUDevic
 
 
 def _intel(devices: Sequence[GPUDevice], environment: Mapping[str, str]) -> Visible:
-    name = "ZE_AFFINITY_MASK"
-    value = environment.get(name, "")
-    if not value or value == "default":
-        return Visible(tuple(devices))
-    tiles: dict[int, set[int]] = {}
-    for entry in _split(value):
-        number, dot, tile = entry.partition(".")
-        if not _is_number(number) or int(number) >= len(devices):
+    parts = [device.parts for device in devices]
+    mask, selector = masked_tiles(parts, environment), selected_tiles(parts, environment)
+    shown, limits = tuple(devices), tuple[str, ...]()
+    left = frozenset((number, tile) for number, count in enumerate(parts) for tile in range(count))
+    for name, tiles in (("ZE_AFFINITY_MASK", mask), ("ONEAPI_DEVICE_SELECTOR", selector)):
+        if tiles is None:
             continue
-        parts = devices[int(number)].parts
-        named = {int(tile.partition(".")[0])} if dot and _is_number(tile.partition(".")[0]) else set(range(parts))
-        tiles.setdefault(int(number), set()).update(named & set(range(parts)))
-    left = [
-        replace(device, gpu=replace(device.gpu, vram=device.gpu.vram * len(tiles[number]) // device.parts))
+        before, left = left, left & tiles
+        shown = _with_tiles(devices, left)
+        count = len({number for number, _ in before})
+        partly = (f"{len(shown)} of {count} GPUs, not all of their tiles: {name}",) if left < before else ()
+        limits += (f"{len(shown)} of {count} GPUs: {name}",) if len(shown) < count else partly
+    return Visible(shown, limits)
+
+
+def _with_tiles(devices: Sequence[GPUDevice], tiles: frozenset[tuple[int, int]]) -> tuple[GPUDevice, ...]:
+    """The devices with these tiles, and with their share of the memory."""
+    counts = Counter(number for number, _ in tiles)
+    return tuple(
+        replace(device, gpu=replace(device.gpu, vram=device.gpu.vram * counts[number] // device.parts))
         for number, device in enumerate(devices)
-        if tiles.get(number)
-    ]
-    cut = sum(device.gpu.vram for device in left) < sum(device.gpu.vram for device in devices)
-    partly = (f"{len(left)} of {len(devices)} GPUs, not all of their tiles: {name}",)
-    return Visible(tuple(left), _sentences(left, devices, name) or (partly if cut else ()))
+        if counts[number]
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -113,10 +130,12 @@ def _sentences(left: Sequence[GPUDevice], devices: Sequence[GPUDevice], name: st
 
 
 def _shown_by_runtime(devices: Sequence[GPUDevice], value: str | None) -> tuple[GPUDevice, ...]:
-    names = _split(value or "all")
-    if "all" in names:
+    # "nvidia.com/gpu=0" is the name of device 0 in the Container Device Interface (CDI).
+    names = [name.rpartition("=")[2] if "/" in name else name for name in _split(value or "all")]
+    # A runtime that uses CDI, or a list of files, writes these, and shows what the container was given.
+    if "all" in names or names[0] == "void" or names[0].startswith("/"):
         return tuple(devices)
-    if names[0] in ("none", "void"):
+    if names[0] == "none":
         return ()
     # If the runtime has hidden some devices, the others have new numbers: "3" may then be number 0.
     by_number = [name for name in names if name.replace(":", "").isdecimal()]
