@@ -114,6 +114,11 @@ class JobTask:
             usage=self.consumption if record.exit is None else None,
         )
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of its output that are on the disk."""
+        return self._spool.end - self._spool.dropped
+
     async def end(self, kind: EndKind, reason: str, grace: float) -> None:
         """Says that the job has to end, within `grace` seconds. On return that is on the disk.
 

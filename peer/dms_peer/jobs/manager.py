@@ -26,6 +26,7 @@ from dms_protocols.messages.job import Execution, Job, JobOutput, JobStatus, job
 from dms_resources.components import CPU, RAM, Disk, Resources
 from dms_resources.errors import NotAllocatedError, NotHolderError, ResourcesError, StaleFenceError
 from dms_resources.ledger.clock import Clock, SystemClock
+from dms_resources.ledger.events import EventKind
 from dms_resources.ledger.leases import EndReason, Lease, LeaseState
 from dms_resources.manager import ResourceManager
 from dms_resources.private_files import write_private
@@ -100,6 +101,7 @@ class JobManager:
         self._clock = clock
         self._worker = worker
         self._tasks: dict[str, JobTask] = {}
+        self._by_lease: dict[str, dict[str, JobTask]] = {}
         self._loaded: list[tuple[StoredJob, Job, Spool]] = []
         self._nursery: trio.Nursery
         self._looked = trio.Event()
@@ -180,8 +182,8 @@ class JobManager:
 
     def _task(self, lease_id: str, holder: str) -> JobTask:
         """The latest job of a lease. What another peer holds is answered as if it were not there."""
-        known = (task for task in self._tasks.values() if task.record.lease_id == lease_id)
-        found = [task for task in known if task.record.holder == holder]
+        known = self._by_lease.get(lease_id, {})
+        found = [task for task in known.values() if task.record.holder == holder]
         if not found:
             raise JobError(f"there is no job on {lease_id[:256]!r}", hint="start one")
         return max(found, key=lambda task: task.record.fence)
@@ -276,6 +278,7 @@ class JobManager:
             worker=self._worker,
         )
         self._tasks[record.name] = task
+        self._by_lease.setdefault(record.lease_id, {})[record.name] = task
         self._nursery.start_soon(task.run)
         return task
 
@@ -306,11 +309,17 @@ class JobManager:
         nursery.start_soon(self._reconcile_at_intervals)
 
     async def _keep_in_step(self) -> None:
-        """Ends the job of each lease that ends."""
-        async with self._manager.watch() as changes:
-            async for _ in changes:
-                for task in list(self._tasks.values()):
-                    await self._check_lease(task)
+        """Ends the job of each lease that ends. What it misses the next reconciliation finds."""
+        while True:
+            try:
+                async with self._manager.events() as events:
+                    async for event in events:
+                        if event.kind in (EventKind.ENDING, EventKind.ENDED):
+                            for task in list(self._by_lease.get(event.lease_id, {}).values()):
+                                await self._check_lease(task)
+            except ResourcesError as error:
+                _log.warning("the events of leases cannot be read: %s", error.message)
+                await trio.sleep(_RECONCILE_SECONDS)
 
     async def _check_lease(self, task: JobTask) -> None:
         record = task.record
@@ -374,14 +383,21 @@ class JobManager:
     async def _forget(self) -> None:
         """Forgets jobs whose leases ended a while ago, the oldest first where there are too many."""
         closed = [task for task in self._tasks.values() if task.record.gone and task.record.closed is not None]
-        closed.sort(key=lambda task: task.record.closed or 0.0)
-        oldest = self._clock.wall() - self._settings.retention
+        closed.sort(key=lambda task: task.record.closed or 0.0, reverse=True)
+        oldest, size = self._clock.wall() - self._settings.retention, 0
         for index, task in enumerate(closed):
-            if (task.record.closed or 0.0) < oldest or len(closed) - index > self._settings.retained:
-                name = task.record.name
-                del self._tasks[name]
-                with suppress(OSError):
-                    await self._worker(lambda name=name: self._store.remove(name))  # type: ignore[misc]
+            size += task.kept_bytes
+            beyond = index >= self._settings.retained or size > self._settings.retained_bytes
+            if beyond or (task.record.closed or 0.0) < oldest:
+                await self._forget_task(task.record.name, task.record.lease_id)
+
+    async def _forget_task(self, name: str, lease_id: str) -> None:
+        del self._tasks[name]
+        del self._by_lease[lease_id][name]
+        if not self._by_lease[lease_id]:
+            del self._by_lease[lease_id]
+        with suppress(OSError):
+            await self._worker(lambda: self._store.remove(name))
 
     async def _watch(self, task: JobTask) -> AsyncGenerator[JobStatus, None]:
         told: tuple[object, ...] | None = None

@@ -14,7 +14,8 @@ class JobSettings(Struct, frozen=True, kw_only=True):
     `longest_grace` the most that its holder gets for a stop.
 
     `output_bytes` of the output of each job are kept, and taken at `output_rate` bytes a second at most. What is known
-    of a job, its output too, is kept for `retention` seconds after its lease ended, of `retained` jobs at most.
+    of a job, its output too, is kept for `retention` seconds after its lease ended, of `retained` jobs with
+    `retained_bytes` of output at most.
     """
 
     grace: float = 10.0
@@ -23,3 +24,4 @@ class JobSettings(Struct, frozen=True, kw_only=True):
     output_rate: int = 4 << 20
     retention: float = 3600.0
     retained: int = 64
+    retained_bytes: int = 256 << 20
