@@ -30,7 +30,7 @@ def page() -> str:
 
 
 def sentence(package: ModuleType, name: str) -> str:
-    """The first sentence about an exported name, "" where its source says nothing."""
+    """The first sentence of the documentation of an exported name, "" if it has none."""
     value = getattr(package, name)
     if getattr(value, "__name__", None) == name:
         text = inspect.cleandoc(value.__doc__ or "")

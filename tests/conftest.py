@@ -1,4 +1,4 @@
-"""How the suite is shared out: the whole of it among workers, a part of it not at all."""
+"""How the tests are distributed: the whole suite among workers, a part of it in one process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PACKAGES = ("dms_host", "dms_peer", "dms_protocols", "dms_resources", "libp2p")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """A worker more than there are cores, since most tests wait more than they compute; none for named tests.
+    """One worker more than there are cores, because most tests wait more than they compute; none for named tests.
 
-    Each worker takes ten seconds of computing to begin, which a single file is done in.
-    `-n` with a number and PYTEST_XDIST_AUTO_NUM_WORKERS go before.
+    Each worker takes ten seconds of computing to start, as long as a single file takes. `-n` with a number and
+    PYTEST_XDIST_AUTO_NUM_WORKERS override it.
     """
     if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return None
@@ -28,9 +28,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What computes for a minute goes first and to one worker, so that the others wait meanwhile, not afterwards.
+    """Run tests that compute for a minute first and in one worker, so that the others wait meanwhile, not afterwards.
 
-    Of that, what can use all cores comes last: it takes them when the other workers are done.
+    Of these, tests that can use all cores come last: they use them when the other workers have finished.
     """
     items.sort(key=_place)
 
@@ -55,5 +55,5 @@ def restored_logging() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def unset_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of the suite inherit COLUMNS, which cuts tables that a test looks at as a whole."""
+    """Workers inherit COLUMNS, which would cut tables that a test needs as a whole."""
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -22,7 +22,7 @@ WIDTH = 104
 
 
 def run_example() -> str:
-    """What the example prints on a terminal with colours."""
+    """The output of the example on a terminal with colours."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
     environment.pop("NO_COLOR", None)
     command = [sys.executable, str(ROOT / "examples" / "local_market.py")]
@@ -33,9 +33,9 @@ def picture(output: str) -> str:
     """An SVG image of a terminal that shows this output."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(output.strip("\n")))
-    # The same ids in each picture, so that two of them can be compared.
+    # The same ids in each picture, so that two pictures can be compared.
     svg = console.export_svg(title="python examples/local_market.py", unique_id="demo")
-    # A picture that is part of a page loads no fonts.
+    # A picture in a page must not load fonts.
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""What the figures should reach on whichever machine, as ratios to what was measured beside them."""
+"""The aims of the benchmark, as ratios to what was measured in the same run, so that they hold on any machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from figures import BARE_KEY, GO, JS, NOTHING, OURS, STATUS, Run
 
 @dataclass(frozen=True)
 class Aim:
-    """One aim: what it is of, what was aimed at, what was reached, and whether that is enough."""
+    """One aim: its part, the aim, the result, and whether it is met."""
 
     part: str
     aim: str
@@ -18,7 +18,7 @@ class Aim:
 
 
 def aims(run: Run) -> list[Aim]:
-    """The aims that this run can tell of."""
+    """The aims that this run has figures for."""
     found = [_queries(run), _bids(run), _one_shots(run), _start_up(run)]
     return [one for one in found if one is not None]
 

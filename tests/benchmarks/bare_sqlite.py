@@ -1,6 +1,6 @@
-"""SQLite alone, as a measure for the ledger: rows of the same sizes into the same tables, and nothing decided.
+"""SQLite alone, for comparison with the ledger: rows of the same sizes in the same tables, without decisions.
 
-It has the ledger's PRAGMAs, group commit and hand-over to a thread.
+It has the ledger's PRAGMAs, group commit and writer thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HEAD = "UPDATE ledger SET fence = ?"
 
 
 class BareSQLite:
-    """Group commit and nothing else: rows in, one transaction for all that wait, one fsync."""
+    """Group commit only: one transaction and one fsync for all waiting rows."""
 
     def __init__(self, path: Path) -> None:
         make_ledger(path, ledger_schema())
@@ -50,13 +50,13 @@ class BareSQLite:
         self._batches = 0
 
     async def write(self, *writes: Write) -> None:
-        """Returns when the disk has the rows."""
+        """Return when the rows are on the disk."""
         self._waiting += writes
         self._wake.set()
         await self._done.wait()
 
     async def run(self) -> None:
-        """Writes batch after batch until it is cancelled."""
+        """Write batch after batch until cancelled."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
@@ -83,7 +83,7 @@ class BareSQLite:
 
 
 def sample_rows(path: Path) -> Rows:
-    """One row of each kind as the ledger writes it, so that the bare rows have its sizes."""
+    """One row of each kind as the ledger writes it, for the sizes of the bare rows."""
 
     async def one_cycle() -> tuple[Any, ...]:
         async with open_manager(path, MACHINE) as manager:
@@ -106,7 +106,7 @@ Work = Callable[[BareSQLite, str], Awaitable[None]]
 
 
 async def bare_rate(path: Path, callers: int, seconds: float, work: Work) -> float:
-    """How often a second so many callers get `work` done, which is told a key that is new each time."""
+    """How often a second this many callers complete `work`, which gets a new key each time."""
     done = 0
 
     async def caller(bare: BareSQLite, name: str) -> None:
@@ -153,6 +153,6 @@ async def bare_commits(path: Path, callers: int, seconds: float, rows: Rows) -> 
 
 
 def keyed(rows: Rows, key: str) -> tuple[tuple[Any, ...], ...]:
-    """The rows of another lease."""
+    """The rows of another lease, with this key."""
     lease, ended, history = rows["lease"], rows["ended"], rows["history"]
     return (key, *lease[1:]), (key, *ended[1:]), (*history[:3], key, *history[4:])

@@ -1,9 +1,9 @@
-"""Where the time of a bid goes at the provider: each step alone, in one process, without network.
+"""The costs of a bid at the provider: each step alone, in one process, without network.
 
     python tests/benchmarks/bid_profile.py [--loops 7000] [--docs docs/benchmarks.md]
 
-Shown is the best of several turns, as whatever else the machine does only adds. The steps overlap where one is part of
-another, and that is said.
+The results are the best of several turns, because other load on the machine only adds to them. Some steps are a part of
+others; the table says so.
 """
 
 from __future__ import annotations
@@ -46,14 +46,16 @@ from dms_resources.ledger.leases import LeaseRequest
 from dms_resources.manager import ResourceManager, open_manager
 
 TURNS: Final = 100
-# Nodes of one request, and the step that is told for each of them.
+# The nodes of one request, and the step whose time is given for each of them.
 TOGETHER: Final = 8
 TOGETHER_STEP: Final = f"the whole, for each of {TOGETHER} nodes in one request"
 Step = Callable[[], object]
 
 
 def microseconds(steps: Mapping[str, Step], loops: int) -> dict[str, float]:
-    """How long each takes, in the best of several turns; they take turns so that all meet a quiet moment."""
+    """The time of each step, in the best of several turns. The steps alternate, so that all of them meet a quiet
+    moment.
+    """
     took = dict.fromkeys(steps, inf)
     for _ in range(TURNS):
         for name, step in steps.items():
@@ -65,7 +67,7 @@ def microseconds(steps: Mapping[str, Step], loops: int) -> dict[str, float]:
 
 
 def request_frame(nodes: int = 1) -> bytes:
-    """A request for bids on so many nodes as it comes from the stream."""
+    """A request for bids on this many nodes, as it arrives on the stream."""
     ensemble = EnsembleRequest(
         id="benchmark",
         nonce=time.time_ns(),
@@ -125,7 +127,7 @@ async def measure(home: Path, loops: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loops", type=int, default=7_000, help="how often each step is done (default: 7000)")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the table into that page")

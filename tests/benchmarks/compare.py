@@ -2,9 +2,9 @@
 
     python tests/benchmarks/compare.py tests/benchmarks/history/0.2.0.json new.json [--json] [--changed]
 
-A figure has changed when no round of one run reaches into the rounds of the other: with five rounds each, chance alone
-does that once in 126 times. On two machines the figures themselves tell nothing, so there the ratios are compared to
-what was measured beside them (go-libp2p, bare Ed25519, and so on).
+A figure has changed if the values of all rounds of one run lie on the same side of all values of the other. With five
+rounds each, chance alone does that once in 126 times. Figures of two machines cannot be compared; there the ratios to
+what was measured in the same run are compared (go-libp2p, bare Ed25519, and so on).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from figures import OURS_TO_OURS, Figure, Run, distinct, read_run
 from rich.console import Console
 from rich.table import Table
 
-# Of three rounds each, chance alone puts all on one side once in ten times; of two, once in three.
+# With three rounds each, chance alone puts all on one side once in ten times; with two, once in three.
 FEWEST: Final = 3
 Verdict = Literal["better", "worse", ""]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one figure, or of one ratio of a run; `ratio` is after through before."""
+    """The change of one figure, or of one ratio of a run. `ratio` is the new value divided by the old one."""
 
     part: str
     what: str
@@ -40,7 +40,7 @@ class Change:
 
 
 def changes(before: Run, after: Run) -> list[Change]:
-    """Every figure that both runs have; on two machines every ratio instead."""
+    """Every figure that both runs have. For two machines, every ratio instead."""
     figures, others = before.figures, after.figures
     if before.machine != after.machine:
         figures, others = tuple(_ratios(before)), tuple(_ratios(after))
@@ -70,7 +70,9 @@ def _change(before: Figure, after: Figure) -> Change:
 
 
 def verdict(before: Figure, after: Figure) -> Verdict:
-    """Whether the rounds of both lie apart, and which way; nothing is told from fewer than FEWEST rounds."""
+    """Whether the rounds of both are separate, and in which direction. With fewer than FEWEST rounds there is no
+    verdict.
+    """
     if min(len(before.values), len(after.values)) < FEWEST:
         return ""
     rose = min(after.values) > max(before.values)
@@ -81,7 +83,7 @@ def verdict(before: Figure, after: Figure) -> Verdict:
 
 
 def show(before: Run, after: Run, found: list[Change]) -> None:
-    """Prints a table."""
+    """Print a table."""
     console = Console()
     console.print(f"{before.version} ({before.date}) and {after.version} ({after.date})")
     if before.machine != after.machine:
@@ -95,7 +97,7 @@ def show(before: Run, after: Run, found: list[Change]) -> None:
 
 
 def main() -> None:
-    """Compares the two files."""
+    """Compare the two files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="the earlier run")
     parser.add_argument("after", type=Path, help="the later one")

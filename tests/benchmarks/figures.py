@@ -1,4 +1,4 @@
-"""What was measured: figures with the value of every round, the ratios between them, and their file."""
+"""The measured figures with the value of every round, the ratios between them, and their file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOTHING: Final = "python -c pass"
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure: `what` of a part was measured, of whom (`series`), in which unit, once in every round."""
+    """One figure: `what` of a part was measured, for which `series`, in which unit, once in every round."""
 
     part: str
     what: str
@@ -36,7 +36,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What names this figure in every run."""
+        """The key of this figure, the same in every run."""
         return self.part, self.what, self.series
 
     @property
@@ -45,12 +45,12 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
         return statistics.median(self.values)
 
     def through(self, other: Figure) -> tuple[float, ...]:
-        """The ratios, round by round: a busy moment of the machine meets both."""
+        """The ratios, round by round, so that a busy moment of the machine affects both values."""
         return tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True))
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """All figures of one run, and on what they were measured."""
+    """All figures of one run, and the description of the machine."""
 
     format: int = FORMAT
     version: str
@@ -61,11 +61,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     figures: tuple[Figure, ...]
 
     def figure(self, part: str, what: str, series: str) -> Figure | None:
-        """The figure of that name, where it was measured."""
+        """The figure of that name, if it was measured."""
         return next((one for one in self.figures if one.key == (part, what, series)), None)
 
     def ratio(self, above: tuple[str, str, str], below: tuple[str, str, str]) -> float | None:
-        """The median of the ratios of the rounds; None where one of both was not measured, or came to nothing."""
+        """The median of the ratios of the rounds. None if one of the two was not measured, or is 0."""
         first, second = self.figure(*above), self.figure(*below)
         if first is None or second is None or not all(second.values):
             return None
@@ -96,12 +96,12 @@ def distinct(names: Iterable[Name]) -> list[Name]:
 
 
 def rounded(values: Sequence[float]) -> tuple[float, ...]:
-    """Four digits that count: more is noise."""
+    """Rounded to four significant digits, because more is noise."""
     return tuple(float(f"{value:.4g}") for value in values)
 
 
 def machine_description() -> str:
-    """What was measured on; no names."""
+    """A description of the machine, without names."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -110,5 +110,5 @@ def machine_description() -> str:
 
 
 def python_software() -> dict[str, str]:
-    """The versions that our side was measured with."""
+    """The versions of our side's software."""
     return {"Python": platform.python_version(), "py-libp2p": version("libp2p")}

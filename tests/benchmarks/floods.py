@@ -1,12 +1,12 @@
-"""Floods of Yamux frames that carry nothing, and what an honest peer notices of them.
+"""Floods of Yamux frames without content, and their effect on an honest peer.
 
     python tests/benchmarks/floods.py [--seconds 5] [--connections 24] [--rate 1000000] [--json FILE] [KIND ...]
 
 Three processes on loopback: a provider, 50 peers that query it twice a second, and an attacker that sends `rate` bytes
-a second over its connections, all from one address, and connects again as soon as it is dropped. The times of the
-honest peers are measured while they are alone, and during each kind of flood from its second second on.
+a second over its connections, all from one address, and reconnects as soon as it is dropped. The times of the honest
+peers are measured while they are alone, and during each kind of flood after its first second.
 
-Exits with 1 when a 99th percentile is more than 5 times the quiet one, or when an honest query fails.
+Exits with 1 if a 99th percentile is more than 5 times the quiet one, or if an honest query fails.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from dms_host.transport.upgrader import hardened_upgrader
 PEERS: Final = str(Path(__file__).with_name("hell_peers.py"))
 HONEST: Final = 50
 AIM: Final = 5.0
-# Bytes of frames in one Noise message, where a flood is not about small messages.
+# Bytes of frames in one Noise message, for floods that do not use small messages.
 MESSAGE: Final = 60_000
-# Seconds before an attacker that was dropped or refused connects again.
+# Seconds before an attacker that was dropped or refused reconnects.
 PAUSE: Final = 0.05
 
 
 def frame(kind: int, flags: int, stream_id: int, value: int = 0, data: bytes = b"") -> bytes:
-    """One Yamux frame, written here so that the attacker depends on nothing of ours."""
+    """One Yamux frame, encoded here so that the attacker uses none of our code."""
     return struct.pack("!BBHII", 0, kind, flags, stream_id, value) + data
 
 
@@ -68,13 +68,13 @@ def _opened_and_reset() -> Iterator[bytes]:
 
 
 def _short_data() -> Iterator[bytes]:
-    # A negotiation that goes on: each frame has eight bytes of a long line, which nothing answers.
+    # A negotiation that never ends: each frame has eight bytes of a long line, which gets no answer.
     yield frame(1, 1, 1) + frame(0, 0, 1, 22, b"\x13/multistream/1.0.0\n\x80\x08")
     yield from _repeated(frame(0, 0, 1, 8, b"/" * 8))
 
 
 def _one_byte_each() -> Iterator[bytes]:
-    # A stream that has agreed on nothing: the bytes are a line of multistream-select that never ends.
+    # A stream without a negotiated protocol: its bytes are a line of multistream-select that never ends.
     yield frame(1, 1, 1)
     yield from _repeated(frame(0, 0, 1, 1, b"\xff"))
 
@@ -92,18 +92,18 @@ KINDS: Final = {
 
 
 class Flood:
-    """The attacker's connections, and what came of them."""
+    """The attacker's connections, and their results."""
 
     def __init__(self, address: str, kind: str, rate: float) -> None:
         self._target = parse_peer_address(address)
         self._kind = kind
         self._rate = rate
-        # An address for each kind, so that the last flood's address does not pay for the next one.
+        # An address for each kind, so that one flood does not affect the account of the next one.
         self._own = f"127.0.1.{1 + list(KINDS).index(kind)}"
         self.sent = self.connected = self.refused = 0
 
     async def persist(self) -> None:
-        """Connect, flood until dropped, and begin again."""
+        """Connect, flood until dropped, and repeat."""
         while True:
             with suppress(OSError, IOException, trio.BrokenResourceError):
                 await self._flood()
@@ -117,7 +117,7 @@ class Flood:
                 secured = await upgrader.upgrade_security(raw, True, self._target.peer_id)
                 await upgrader.muxer_multistream._selector.select(secured, True)
             except Exception:
-                # Each layer of the library has its own way to say that it was hung up on.
+                # Each layer of the library reports a closed connection differently.
                 self.refused += 1
                 return
             self.connected += 1
@@ -139,7 +139,7 @@ class Flood:
 
 
 async def attack(address: str, kind: str, connections: str, rate: str) -> None:
-    """Flood until the standard input ends, answering each of its lines with what was sent."""
+    """Flood until standard input ends. Answer each of its lines with what was sent."""
     flood = Flood(address, kind, float(rate) / int(connections))
     async with trio.open_nursery() as nursery:
         for _ in range(int(connections)):
@@ -152,12 +152,12 @@ async def attack(address: str, kind: str, connections: str, rate: str) -> None:
 
 
 def measure(kinds: list[str], *, seconds: float, connections: int, rate: float) -> dict[str, dict[str, Any]]:
-    """What the honest peers saw, quiet and under each flood; times in milliseconds."""
+    """The times of the honest peers, quiet and during each flood, in milliseconds."""
     with tempfile.TemporaryDirectory() as home, conversation([sys.executable, PEERS, "provider", home]) as provider:
         address = provider.first["addrs"][0]
         with conversation([sys.executable, PEERS, "behave", address, str(HONEST)]) as honest:
             honest.ask(order="measure", seconds=1)
-            # The provider's processor time says more than waiting does where the machine has other work.
+            # On a busy machine the provider's processor time says more than waiting times.
             process = psutil.Process(provider.process.pid)
 
             def seen() -> dict[str, float]:
@@ -169,16 +169,16 @@ def measure(kinds: list[str], *, seconds: float, connections: int, rate: float) 
             for kind in kinds:
                 command = [sys.executable, __file__, "attack", address, kind, str(connections), str(rate)]
                 with conversation(command) as attacker:
-                    # All of its connections are there before it counts.
+                    # Measured only when all of its connections exist.
                     honest.ask(order="measure", seconds=1)
                     found[kind] = {**seen(), **attacker.ask()}
-                # What the provider still has to answer is not the next flood's.
+                # Answers that the provider still owes must not count for the next flood.
                 honest.ask(order="measure", seconds=1)
     return found
 
 
 def show(found: dict[str, dict[str, Any]], seconds: float, console: Console) -> bool:
-    """A table for people; whether all aims are met."""
+    """Print a table for people. Returns whether all aims are met."""
     table = Table("", "answers", "failures", "p50 ms", "p99 ms", "p99 / quiet", "cpu %", "kB/s", "connected", "refused")
     met = True
     for moment, seen in found.items():
@@ -194,7 +194,7 @@ def show(found: dict[str, dict[str, Any]], seconds: float, console: Console) -> 
 
 
 def main() -> int:
-    """Measure the floods; 0 when all aims are met."""
+    """Measure the floods. Returns 0 if all aims are met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)}; all of them by default")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each flood is measured (default: 5)")

@@ -1,14 +1,15 @@
-"""A day in hell, shortened to some minutes: a provider among hundreds of peers that want it to stop.
+"""A provider under attack from hundreds of peers, for a few minutes.
 
     python tests/benchmarks/hell.py [--json FILE] [--seconds 40] [--cycles 5000]
 
-Three processes on loopback. Those who behave (150) are connected and ask twice a second. They are measured while they
-are alone, and again among 200 that send one byte a second (half of them in the handshake, half in a request), 50 that
-send random bytes, 50 that open streams without end and 50 that never read their answers; whoever is thrown out comes
-again. Then the attackers leave, and it is measured what they left behind; at last peers come, ask once and go.
+Three processes on loopback. 150 honest peers are connected and query twice a second. They are measured while they are
+alone, and again together with 200 peers that send one byte a second (half of them in the handshake, half in a request),
+50 that send random bytes, 50 that open streams without end and 50 that never read their answers. An attacker that is
+dropped reconnects. Then the attackers leave, and the remaining state of the provider is measured. Finally peers
+connect, query once and leave.
 
-Ends with 1 when an aim is missed: the 99th percentile among attackers within 5 times of the quiet one, memory
-afterwards within 10 % of before, file descriptors and tasks as they were after all the coming and going.
+Exits with 1 if an aim is missed: the 99th percentile under attack is at most 5 times the quiet one, memory afterwards
+is within 10 % of before, and file descriptors and tasks are as before all connections.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 PEERS = str(Path(__file__).with_name("hell_peers.py"))
-# Seconds after the last attacker has left until the provider must be as it was: its own deadlines are 30 at most.
+# Seconds after the last attacker has left until the provider has to be as before. Its own deadlines are at most 30.
 PEACE = 45.0
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """How many of each kind."""
+    """The number of peers of each kind."""
 
     behaved: int = 150
     slow: int = 200
@@ -44,7 +45,7 @@ class Crowd:
 
 
 def measure(crowd: Crowd, *, seconds: float, cycles: int, peace: float = PEACE) -> dict[str, Any]:
-    """All that was seen: percentiles in milliseconds, and the provider's state at each moment."""
+    """All results: percentiles in milliseconds, and the provider's state at each moment."""
     with (
         tempfile.TemporaryDirectory() as home,
         conversation([sys.executable, PEERS, "provider", home]) as provider,
@@ -57,7 +58,7 @@ def measure(crowd: Crowd, *, seconds: float, cycles: int, peace: float = PEACE) 
             found["after"] = _settled(provider, found["before"], peace)
             found["peace"] = behaved.ask(order="measure", seconds=seconds / 2)
             if cycles:
-                # The first visits fill caches that every process has once.
+                # The first visits fill caches that every process has.
                 behaved.ask(order="cycle", times=min(cycles, 100))
                 found["before_cycles"] = _settled(provider, found["before"], peace)
                 found["cycles"] = behaved.ask(order="cycle", times=cycles)
@@ -68,13 +69,13 @@ def measure(crowd: Crowd, *, seconds: float, cycles: int, peace: float = PEACE) 
 def _hell(address: str, crowd: Crowd, behaved: Conversation, provider: Conversation, seconds: float) -> dict[str, Any]:
     kinds = map(str, (crowd.slow, crowd.noise, crowd.streams, crowd.unread))
     with conversation([sys.executable, PEERS, "attack", address, *kinds]):
-        # All of them are there before it counts.
+        # Measured only when all of them are connected.
         behaved.ask(order="measure", seconds=seconds / 4)
         return {"hell": behaved.ask(order="measure", seconds=seconds), "during": provider.ask(order="state")}
 
 
 def _settled(provider: Conversation, before: dict[str, int], peace: float) -> dict[str, int]:
-    """The state of the provider once it is as it was, or when it has had its time."""
+    """The state of the provider when it is as before, or when its time is over."""
     deadline = time.monotonic() + peace
     while True:
         state: dict[str, int] = provider.ask(order="state")
@@ -98,7 +99,7 @@ def verdicts(found: dict[str, Any]) -> dict[str, bool]:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """Tables for people."""
+    """Print tables for people."""
     table = Table("", "answers", "failures", "p50 ms", "p99 ms", box=box.ROUNDED, title="those who behave")
     for moment in ("quiet", "hell", "peace"):
         seen = found[moment]
@@ -125,7 +126,7 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 
 def main() -> int:
-    """Runs the day; 0 when all aims are met."""
+    """Run everything. Returns 0 if all aims are met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=40.0, help="how long each part is measured")
     parser.add_argument("--cycles", type=int, default=5000, help="how many peers come and go")

@@ -1,10 +1,10 @@
-"""The peers of the day in hell, in processes of their own: a provider, those who behave, and those who do not.
+"""The processes of `hell.py`: a provider, honest peers, and attackers.
 
     python tests/benchmarks/hell_peers.py provider HOME
     python tests/benchmarks/hell_peers.py behave ADDRESS COUNT
     python tests/benchmarks/hell_peers.py attack ADDRESS SLOW RANDOM STREAMS UNREAD
 
-Each prints one line of JSON when it is ready and then answers each line of its standard input with one.
+Each prints one line of JSON when it is ready, and then answers each line of its standard input with one.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ MACHINE: Final = MachineResources(
 )
 OFFER: Final = OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=())
 QUERY: Final = encode_frame(encode_fast({"id": 1, "op": "free"}))
-# Seconds between two of a slow peer's bytes, and between two tries of one that was cut.
+# Seconds between two bytes of a slow peer, and between two attempts of one that was cut off.
 PACE: Final = 1.0
-# Each of those who behave asks so often (seconds).
+# Seconds between two queries of an honest peer.
 ASKS: Final = 0.5
 STRANGE: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, PeerError)
 
 
 async def answer_orders(orders: dict[str, Callable[..., Awaitable[Any]]], scope: trio.CancelScope) -> None:
-    """Answers the lines of the standard input until it ends; then the program does."""
+    """Answer the lines of standard input until it ends; then the program ends."""
     lines = trio.wrap_file(sys.stdin)
     async for line in lines:
         order = json.loads(line)
@@ -66,7 +66,7 @@ async def answer_orders(orders: dict[str, Callable[..., Awaitable[Any]]], scope:
 
 
 async def provide(home: str) -> None:
-    """A peer with the usual limits, but for the number of connections, which all come from this machine."""
+    """A peer with the default limits, except for the number of connections, which all come from this machine."""
     limits = HostLimits(
         max_connections=CONNECTIONS, max_inbound_connections=CONNECTIONS, max_inbound_per_address=CONNECTIONS
     )
@@ -92,11 +92,11 @@ async def provide(home: str) -> None:
         await answer_orders({"state": state}, nursery.cancel_scope)
 
 
-# Those who behave
+# Honest peers
 
 
 class Behaved:
-    """Peers with a connection each that ask what is free, again and again, and know how long each answer took."""
+    """Peers with one connection each that query repeatedly what is free, and record how long each answer took."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -115,7 +115,7 @@ class Behaved:
             await trio.sleep(ASKS)
 
     async def measured(self, seconds: float) -> dict[str, float]:
-        """What they saw in the next so many seconds; times in milliseconds."""
+        """What they measure in the next `seconds`; times are in milliseconds."""
         self.seconds, self.failures = [], 0
         await trio.sleep(seconds)
         found = sorted(self.seconds)
@@ -124,7 +124,7 @@ class Behaved:
 
 
 async def behave(address: str, count: str) -> None:
-    """So many peers, each with its own key."""
+    """This many peers, each with its own key."""
     behaved = Behaved()
     async with AsyncExitStack() as stack:
         clients = []
@@ -142,7 +142,7 @@ async def behave(address: str, count: str) -> None:
 
 
 async def cycle(address: str, times: int) -> int:
-    """So many peers come, ask once and go, four at a time."""
+    """This many peers connect, query once and leave, four at a time."""
     left, done = iter(range(times)), 0
 
     async def come_and_go() -> None:
@@ -159,11 +159,11 @@ async def cycle(address: str, times: int) -> int:
     return done
 
 
-# Those who do not
+# Attackers
 
 
 async def attack(address: str, slow: str, noise: str, streams: str, unread: str) -> None:
-    """So many of each kind of attacker."""
+    """This many attackers of each kind."""
     kinds: list[Callable[[str, random.Random], Awaitable[None]]] = [
         *[slow_handshake, slow_request] * (int(slow) // 2),
         *[random_bytes] * int(noise),
@@ -178,7 +178,7 @@ async def attack(address: str, slow: str, noise: str, streams: str, unread: str)
 
 
 async def persist(kind: Callable[[str, random.Random], Awaitable[None]], address: str, chance: random.Random) -> None:
-    """Comes again whenever it is thrown out."""
+    """Reconnect whenever the connection is closed."""
     await trio.sleep(chance.random() * 5)
     while True:
         with suppress(*STRANGE):
@@ -192,7 +192,7 @@ async def _socket(address: str) -> trio.SocketStream:
 
 
 async def slow_handshake(address: str, chance: random.Random) -> None:
-    """Shakes hands one byte at a time."""
+    """Send the handshake one byte at a time."""
     async with await _socket(address) as stream:
         for byte in b"\x13/multistream/1.0.0\n\x07/noise\n" * 100:
             await stream.send_all(bytes([byte]))
@@ -200,7 +200,7 @@ async def slow_handshake(address: str, chance: random.Random) -> None:
 
 
 async def slow_request(address: str, chance: random.Random) -> None:
-    """Is connected in good order and asks one byte at a time."""
+    """Connect correctly, and send a request one byte at a time."""
     async with open_host(new_identity()) as host:
         stream = await open_stream(host, await dial(host, address), [RESOURCES_PROTOCOL])
         while True:
@@ -210,7 +210,7 @@ async def slow_request(address: str, chance: random.Random) -> None:
 
 
 async def random_bytes(address: str, chance: random.Random) -> None:
-    """Says anything, as fast as it is taken."""
+    """Send random bytes, as fast as they are accepted."""
     async with await _socket(address) as stream:
         while True:
             await stream.send_all(chance.randbytes(4096))
@@ -218,7 +218,7 @@ async def random_bytes(address: str, chance: random.Random) -> None:
 
 
 async def endless_streams(address: str, chance: random.Random) -> None:
-    """Opens one stream after the other and ends none."""
+    """Open one stream after the other and end none."""
     async with open_host(new_identity()) as host:
         peer_id = await dial(host, address)
         opened = []
@@ -231,7 +231,7 @@ async def endless_streams(address: str, chance: random.Random) -> None:
 
 
 async def never_reads(address: str, chance: random.Random) -> None:
-    """Asks on and on and takes no answer."""
+    """Send queries without end and read no answers."""
     async with open_host(new_identity()) as host:
         stream = await open_stream(host, await dial(host, address), [RESOURCES_PROTOCOL])
         while True:

@@ -1,10 +1,10 @@
-"""What the ledger costs: durable cycles against bare SQLite, decisions as it grows, start-up and memory.
+"""Measures the ledger: durable cycles compared with bare SQLite, decisions as it grows, start-up and memory.
 
     python tests/benchmarks/ledger.py [--json FILE] [--quick] [--folder FOLDER]
 
-A cycle is commit, allocate, release: each waits until the disk has it. Bare SQLite writes as many rows of the same
-sizes into the same tables with the same PRAGMAs, group commit and hand-over to a thread, and decides and encodes
-nothing. Both take turns, and the ratio is the median of the ratios of neighbouring runs.
+A cycle is commit, allocate, release; each waits until it is on the disk. Bare SQLite writes as many rows of the same
+sizes into the same tables with the same PRAGMAs, group commit and writer thread, and decides and encodes nothing. The
+two alternate, and the ratio is the median of the ratios of neighbouring runs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ async def ledger_cycles(path: Path, callers: int, seconds: float) -> float:
 
 
 def measure_cycles(folder: Path, runs: int, seconds: float) -> list[dict[str, Any]]:
-    """Both, taking turns, for each number of callers."""
+    """Both, alternating, for each number of callers."""
     rows = sample_rows(folder / "sample.db")
     found = []
     for callers in CALLERS:
@@ -94,7 +94,7 @@ def measure_cycles(folder: Path, runs: int, seconds: float) -> list[dict[str, An
 
 
 def fill(path: Path, size: int) -> None:
-    """A ledger with so many live allocations, a tenth of them on GPUs."""
+    """A ledger with this many live allocations, a tenth of them on GPUs."""
     with SQLiteStorage(path, boot_id="") as storage:
         storage.load()
         storage.write([Change(offer=(OfferState(), OfferState(onboarded=OFFER)))])
@@ -122,13 +122,15 @@ def allocated(number: int) -> Change:
 
 
 async def measure_decisions(paths: dict[int, Path], runs: int, loops: int) -> list[dict[str, Any]]:
-    """Microseconds for a commit's decision (made, applied, taken back), `would_fit` and a fresh free query."""
+    """Microseconds for a commit's decision (made, applied, undone), `would_fit` and a free query without a cached
+    result.
+    """
     async with AsyncExitStack() as stack:
         managers = {size: await stack.enter_async_context(open_manager(path, MACHINE)) for size, path in paths.items()}
         tasks: dict[str, Callable[[ResourceManager], None]] = {"commit": decide, "would_fit": ask, "free": query}
         samples: dict[tuple[int, str], list[float]] = {(size, name): [] for size in managers for name in tasks}
         for _ in range(runs + 1):
-            # Side by side, so that a busy moment of the machine meets all sizes.
+            # Alternating, so that a busy moment of the machine affects all sizes.
             for name, task in tasks.items():
                 for size, manager in managers.items():
                     samples[size, name].append(microseconds(task, manager, loops))
@@ -146,7 +148,7 @@ def microseconds(task: Callable[[ResourceManager], None], manager: ResourceManag
 
 
 def decide(manager: ResourceManager) -> None:
-    """What a commit does before it waits for the disk, and its undoing."""
+    """What a commit does before it waits for the disk, and its undo."""
     request = LeaseRequest(lease_id="new", holder="peer", demand=DEMAND, ports=PORTS, ttl=60.0)
     book = manager._ledger.book
     change, _ = decisions.commit(book, [request], manager._ledger.now())
@@ -160,20 +162,20 @@ def ask(manager: ResourceManager) -> None:
 
 
 def query(manager: ResourceManager) -> None:
-    """What is free, computed anew as after a change."""
+    """What is free, computed as after a change."""
     manager._free = None
     manager.get_free_resources()
 
 
 def measure_start(path: Path, runs: int) -> dict[str, float]:
-    """Seconds to open a large ledger and bytes that it takes, each in a fresh process."""
+    """Seconds to open a large ledger and the bytes of memory that it takes, each in a new process."""
     command = [sys.executable, __file__, "--start", str(path)]
     found = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(runs)]
     return {key: statistics.median(one[key] for one in found) for key in ("seconds", "bytes")}
 
 
 async def start(path: Path) -> None:
-    """Opens the ledger once and says what it took."""
+    """Open the ledger once and print what it took."""
     before = psutil.Process().memory_info().rss
     begin = time.perf_counter()
     async with open_manager(path, MACHINE):
@@ -182,7 +184,7 @@ async def start(path: Path) -> None:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     console = Console()
     console.print(found["machine"])
     cycles = Table("callers", "ledger, cycles/s", "bare SQLite, cycles/s", "ratio", title="Durable cycles")
@@ -200,7 +202,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measures everything."""
+    """Measure everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     parser.add_argument("--quick", action="store_true", help="short runs, to see that it works")

@@ -1,9 +1,9 @@
-"""Our requester as a load: obeys the same orders as `interop load` in Go, one JSON object per line of standard input.
+"""Our requester as a load generator: it obeys the same orders as `interop load` in Go, one JSON object per line.
 
     python tests/benchmarks/load.py
 
-It goes the whole way of a requester: typed requests, and answers that are checked and become typed values; of a bid
-also the envelope, its signature, and that it answers what was asked.
+It includes everything that a requester does: typed requests, and answers that are checked and converted to typed
+values; for bids also the envelope, its signature, and the check that the bid answers the request.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Work = Callable[[], Awaitable[object]]
 
 @dataclass(frozen=True)
 class Order:
-    """What to ask of whom, by how many at once, for how many seconds or how often."""
+    """What to request, of which provider, by how many workers, for how many seconds or how often."""
 
     measure: str
     address: str
@@ -49,7 +49,7 @@ class Order:
 
 
 async def per_second(order: Order, work: Work) -> float:
-    """How often so many workers together get `work` done in a second, once the warm-up is over: once at least."""
+    """How often a second this many workers together complete `work` after the warm-up; at least once."""
     done = 0
     begin = trio.current_time() + order.warm_up
     end = begin + order.seconds
@@ -64,7 +64,7 @@ async def per_second(order: Order, work: Work) -> float:
 
 
 async def at_once(workers: int, more: Callable[[], bool], work: Work) -> None:
-    """So many workers do `work` as long as there is more."""
+    """This many workers do `work` while `more` returns true."""
 
     async def worker() -> None:
         while more():
@@ -95,13 +95,13 @@ async def one_shots(order: Order) -> float:
 
 
 async def ask_once(host: HardenedHost, peer_id: str) -> None:
-    """One question on one stream."""
+    """One query on one stream."""
     async with open_resources(host, peer_id) as resources:
         await resources.free()
 
 
 async def connects(order: Order) -> float:
-    """Milliseconds from dialling to the first answer, each time from a host that knows nothing of the other side."""
+    """Milliseconds from dialling to the first answer, each time from a host that knows nothing about the provider."""
     took = []
     for _ in range(order.count):
         async with open_host(new_identity()) as host:
@@ -112,14 +112,14 @@ async def connects(order: Order) -> float:
 
 
 async def bids(order: Order) -> float:
-    """Signed bids per second, each asked for, checked and believed."""
+    """Signed bids per second, each requested and checked."""
     async with connected(order.address) as (host, peer_id), open_bids(host, peer_id) as client:
         nonces = itertools.count()
         return await per_second(order, lambda: one_bid(client, next(nonces), DEMAND))
 
 
 async def one_bid(client: BidClient, nonce: int, demand: Demand) -> bytes:
-    """The envelope of a bid that was checked."""
+    """The envelope of a checked bid."""
     ensemble = EnsembleRequest(
         id="benchmark",
         nonce=nonce,
@@ -131,7 +131,7 @@ async def one_bid(client: BidClient, nonce: int, demand: Demand) -> bytes:
 
 
 async def commits(order: Order) -> float:
-    """Bids taken per second; they are made before the clock runs, and given back after."""
+    """Bids committed per second. The bids are made before the measurement, and released after it."""
     async with connected(order.address) as (host, peer_id):
         envelopes: list[bytes] = []
         async with open_bids(host, peer_id) as bidding:
@@ -146,7 +146,7 @@ async def commits(order: Order) -> float:
 
 
 async def take_and_return(order: Order, envelopes: list[bytes], allocations: AllocationClient) -> float:
-    """Takes bids as long as there are some and time is left, and returns how many that were per second."""
+    """Commit bids as long as there are some and time is left. Returns how many that were per second."""
     taken: list[str] = []
 
     async def take() -> None:
@@ -175,7 +175,7 @@ async def obey(line: str) -> dict[str, Any]:
 
 
 async def main() -> None:
-    """Obeys until the input ends."""
+    """Obey until the input ends."""
     print(json.dumps({"ready": True}), flush=True)
     while line := await trio.to_thread.run_sync(input_line):
         print(json.dumps(await obey(line)), flush=True)

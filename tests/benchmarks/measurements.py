@@ -1,8 +1,8 @@
-"""The parts of the benchmark: what each measures, of whom, and how.
+"""The parts of the benchmark: what each measures, and how.
 
-Every provider is a process of its own, and so is the load that asks it. The load is the same for all providers: our
-own requester is slower than our provider and would hide it, so it is written in Go, the fastest of the three. Our
-requester asks our provider as well ("ours to ours"), as that is what two of our peers get.
+Every provider is a separate process, and so is the load generator. The load generator is the same for all providers:
+our own requester is slower than our provider and would hide it, so it is written in Go, the fastest of the three. Our
+requester also queries our provider ("ours to ours"), because this is what two of our peers get.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PER_SECOND: Final = "1/s"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One thing to do in every round. It gives a value for each `what`: several where they come of one go."""
+    """One measurement in every round. It has a value for each `what`; several if one run gives several."""
 
     part: str
     series: str
@@ -64,7 +64,7 @@ class Measurement:
 
 
 class Bench(ExitStack):
-    """What the measurements share; each process is started when it is first needed, and ends with the bench."""
+    """The state that measurements share. Each process is started when it is first needed, and ends with the bench."""
 
     def __init__(self, programs: Programs, scratch: Path, seconds: float, connections: Sequence[int]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Bench(ExitStack):
         self._rows: Rows = {}
 
     def provider(self, who: str) -> Provider:
-        """The provider that is asked again and again."""
+        """The provider that is queried repeatedly."""
         if who not in self._providers:
             provider = self._providers[who] = self.enter_context(self.programs.provider(who, self.scratch))
             if who != "ours":
@@ -86,13 +86,13 @@ class Bench(ExitStack):
         return self._providers[who]
 
     def load(self, by: str) -> Conversation:
-        """What asks."""
+        """The load generator."""
         if by not in self._loads:
             self._loads[by] = self.enter_context(conversation(self.programs.loads[by]))
         return self._loads[by]
 
     def home(self) -> Path:
-        """The home of a peer that runs."""
+        """The home of a running peer."""
         home = self.scratch / "peer"
         if not home.exists():
             self.enter_context(running_peer(home))
@@ -105,13 +105,13 @@ class Bench(ExitStack):
         return self._rows
 
     def pairs(self, *providers: str) -> list[tuple[str, str, str]]:
-        """Which of these providers is asked by which load, and the series that it is."""
+        """Which of these providers is queried by which load generator, and the series."""
         asked = [who for who in providers if who in self.programs.providers]
         by_go = [(who, "go", SERIES[who]) for who in asked if "go" in self.programs.loads]
         return [*by_go, ("ours", "ours", OURS_TO_OURS)]
 
     def order(self, measure: str, who: str, by: str, *, at_once: int = 1, count: int = 1) -> float:
-        """What comes of one order to a load."""
+        """The result of one order to a load generator."""
         value = self.load(by).ask(
             measure=measure,
             address=self.provider(who).address,
@@ -134,7 +134,7 @@ def measurements(bench: Bench, parts: str) -> Iterator[Measurement]:
 
 
 def queries(bench: Bench) -> Iterator[Measurement]:
-    """(a): how many questions a second one stream answers, so many of them waiting at the same time."""
+    """(a): queries that one stream answers in a second, with this many waiting at the same time."""
     for depth in DEPTHS:
         for who, by, series in bench.pairs("ours", "js", "go"):
             order = partial(bench.order, "queries", who, by, at_once=depth)
@@ -142,7 +142,7 @@ def queries(bench: Bench) -> Iterator[Measurement]:
 
 
 def bids(bench: Bench) -> Iterator[Measurement]:
-    """(b): how many bids a second are decided, signed and encoded, and how many signatures a second can be made."""
+    """(b): bids that are decided, signed and encoded in a second, and signatures that can be made in a second."""
     what = f"{AT_ONCE} in flight"
     for who, by, series in bench.pairs("ours"):
         order = partial(bench.order, "bids", who, by, at_once=AT_ONCE)
@@ -151,7 +151,7 @@ def bids(bench: Bench) -> Iterator[Measurement]:
 
 
 def signatures(seconds: float) -> float:
-    """Signatures per second of py-libp2p's key, one after the other and nothing besides."""
+    """Signatures per second of py-libp2p's key, one after the other, with nothing else."""
     key, payload, done = create_new_key_pair().private_key, os.urandom(BID_SIZE), 0
     begin = now = time.perf_counter()
     while now < begin + seconds:
@@ -162,23 +162,25 @@ def signatures(seconds: float) -> float:
 
 
 def commits(bench: Bench) -> Iterator[Measurement]:
-    """(c): how many bids a second are taken, each on the disk before it is answered, and what SQLite alone can do."""
+    """(c): bids that are committed in a second, each on the disk before it is answered, and the same for
+    SQLite alone.
+    """
     what = f"{AT_ONCE} in flight"
     for who, by, series in bench.pairs("ours"):
-        # As many bids as can be taken in that time; they are made before the clock runs.
+        # As many bids as can be committed in that time. They are made before the measurement.
         order = partial(bench.order, "commits", who, by, at_once=AT_ONCE, count=int(COMMITS * bench.seconds))
         yield Measurement("c", series, PER_SECOND, "higher", named(what, order))
     yield Measurement("c", BARE_SQLITE, PER_SECOND, "higher", named(what, partial(bare_sqlite, bench)))
 
 
 def bare_sqlite(bench: Bench) -> float:
-    """Durable rows of a lease, with its history, per second: as the ledger writes them, and nothing decided."""
+    """Durable rows of a lease with its history per second, as the ledger writes them, without decisions."""
     path = bench.scratch / f"bare-{time.monotonic_ns()}.db"
     return trio.run(bare_commits, path, AT_ONCE, bench.seconds, bench.rows())
 
 
 def one_shots(bench: Bench) -> Iterator[Measurement]:
-    """(d): how many questions a second are answered when each has a stream of its own."""
+    """(d): queries that are answered in a second if each has a stream of its own."""
     for at_once in STREAMS:
         for who, by, series in bench.pairs("ours", "js", "go"):
             order = partial(bench.order, "one_shot", who, by, at_once=at_once)
@@ -193,7 +195,7 @@ def connects(bench: Bench) -> Iterator[Measurement]:
 
 
 def memory(bench: Bench) -> Iterator[Measurement]:
-    """(f): what a fresh provider holds while so many peers are connected and silent; only Go makes that many."""
+    """(f): the memory of a new provider with this many connected, silent peers. Only Go can make that many."""
     for who, by, series in bench.pairs("ours", "js", "go"):
         if by == "go":
             yield Measurement("f", series, "KiB", "lower", partial(resident, bench, who))
@@ -206,7 +208,7 @@ def resident(bench: Bench, who: str) -> dict[str, float]:
         process = psutil.Process(provider.process.pid)
         for count in bench.connections:
             bench.load("go").ask(measure="idle", address=provider.address, count=count)
-            # Time for what is done after a connection is there, such as identify.
+            # Time for what is done after a connection is made, such as identify.
             time.sleep(SETTLE)
             found[count] = process.memory_info().rss / 1024
         bench.load("go").ask(measure="leave", address="")
@@ -223,19 +225,19 @@ def start_up(bench: Bench) -> Iterator[Measurement]:
 
 
 def status(home: Path) -> list[str]:
-    """What the owner of this peer asks most."""
+    """The most frequent command of an owner."""
     return ["-m", "dms_peer", "status", "--home", str(home), "--json"]
 
 
 def nothing(home: Path) -> list[str]:
-    """The least that a command in Python can be."""
+    """The shortest possible command in Python."""
     return ["-c", "pass"]
 
 
 def milliseconds(bench: Bench, command: Callable[[Path], list[str]]) -> float:
-    """How long a command of Python takes: the median of a few."""
+    """How long a command in Python takes: the median of several."""
     line, took = [sys.executable, *command(bench.home())], []
-    # Whoever installs a package has it compiled; a checkout may not be.
+    # An installed package is compiled, but a checkout may not be.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(bench.scratch / "bytecode")}
     start = partial(subprocess.run, line, check=True, stdout=subprocess.DEVNULL, env=environment)
     start()

@@ -1,4 +1,4 @@
-"""The processes of a benchmark: a provider in each language, and the two loads that ask them."""
+"""The processes of a benchmark: a provider in each language, and the two load generators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Conversation:
         self.first = self.read()
 
     def read(self) -> dict[str, Any]:
-        """The next line; it fails where the process does."""
+        """The next line. It fails if the process fails."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -37,26 +37,26 @@ class Conversation:
         return found
 
     def ask(self, **order: object) -> Any:
-        """What comes of an order."""
+        """The result of an order."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return self.read()["value"]
 
     def let_talk(self) -> None:
-        """Reads whatever else the process says, so that it never waits to be heard."""
+        """Read the rest of the process's output, so that the process never blocks on it."""
         assert self.process.stdout is not None
         threading.Thread(target=deque, args=(self.process.stdout, 0), daemon=True).start()
 
     def end(self) -> None:
-        """Ends the process."""
+        """End the process."""
         with self.process:
             self.process.kill()
 
 
 @contextmanager
 def conversation(command: Sequence[str]) -> Iterator[Conversation]:
-    """A process that runs while the block does."""
+    """A process that runs while the block runs."""
     opened = Conversation(command)
     try:
         yield opened
@@ -66,7 +66,7 @@ def conversation(command: Sequence[str]) -> Iterator[Conversation]:
 
 @dataclass(frozen=True)
 class Provider:
-    """Where a provider is, its process, and what it is made of."""
+    """The address of a provider, its process, and its software."""
 
     address: str
     process: subprocess.Popen[str]
@@ -75,14 +75,14 @@ class Provider:
 
 @dataclass(frozen=True)
 class Programs:
-    """How to start a provider and a load of each language that is there."""
+    """The commands that start a provider and a load generator in each installed language."""
 
     providers: dict[str, list[str]]
     loads: dict[str, list[str]]
 
     @contextmanager
     def provider(self, who: str, scratch: Path) -> Iterator[Provider]:
-        """A fresh provider, with a home of its own in `scratch` where it needs one."""
+        """A new provider, with a home in `scratch` if it needs one."""
         home = [tempfile.mkdtemp(dir=scratch)] if who == "ours" else []
         with conversation([*self.providers[who], *home]) as opened:
             # The stubs report every connection.
@@ -91,7 +91,7 @@ class Programs:
 
 
 def find_programs(scratch: Path) -> Programs:
-    """Builds what can be built here: Python always, Go and JavaScript where they are installed."""
+    """Build what can be built here: Python always, Go and JavaScript if they are installed."""
     providers = {"ours": [sys.executable, str(HERE / "provider.py")]}
     loads = {"ours": [sys.executable, str(HERE / "load.py")]}
     if shutil.which("node") and shutil.which("npm"):
@@ -115,7 +115,7 @@ def running_peer(home: Path) -> Iterator[None]:
 
 
 def package_path() -> None:
-    """Lets the processes find the packages of this checkout, installed or not."""
+    """Let the processes find the packages of this checkout, installed or not."""
     root = HERE.parents[1]
     ours = [str(root / room) for room in ("peer", "protocols", "resources")]
     before = os.environ.get("PYTHONPATH")

@@ -1,10 +1,10 @@
-"""Our provider, for measuring: a simulated machine with room for everything that is asked of it.
+"""Our provider for the benchmark: a simulated machine with enough capacity for everything that is requested.
 
     python tests/benchmarks/provider.py HOME
 
 It prints one line of JSON with its address when it is ready, as the providers in tests/interop do, and runs until its
-standard input ends. Its limits are the usual ones but for the number of connections and each peer's share, which the
-benchmark is to reach.
+standard input ends. Its limits are the defaults except for the number of connections and each peer's share, which the
+benchmark has to exceed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MACHINE: Final = MachineResources(
     simulated=True,
 )
 OFFER: Final = OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=MACHINE.gpus)
-# Out of the way: one load is one peer, and asks for all that there is.
+# High enough to have no effect: one load generator is one peer, and requests everything.
 PLENTY: Final = Share(
     requests=1e9,
     requests_burst=1e9,
@@ -51,9 +51,9 @@ PLENTY: Final = Share(
 
 
 async def provide(home: Path) -> None:
-    """Answers until the standard input ends."""
+    """Answer until standard input ends."""
     identity = new_identity()
-    # All come from this one machine.
+    # All connections come from this one machine.
     limits = replace(
         HostLimits(),
         max_connections=CONNECTIONS,

@@ -1,12 +1,12 @@
-"""The benchmark: our peer beside plain ones on go-libp2p and js-libp2p, in one run, two processes on loopback.
+"""The benchmark: our peer compared with plain ones on go-libp2p and js-libp2p, in one run, two processes on loopback.
 
     python tests/benchmarks/run.py [--only a,d] [--rounds 5] [--seconds 0.5] [--json FILE] [--history] [--docs]
     python tests/benchmarks/run.py --show FILE [--docs]
 
 The parts are (a) queries on one stream, (b) signed bids, (c) durable commits, (d) queries on a stream each, (e) new
 connections, (f) memory of idle connections, (g) start-up of a command. Every round measures everything once, so that a
-busy moment of the machine meets all; the tables show medians, and ratios are medians of the ratios of the rounds.
-Go and Node are used where they are installed; without Go our own requester alone asks.
+busy moment of the machine affects all; the tables show medians, and ratios are medians of the ratios of the rounds. Go
+and Node are used if they are installed; without Go only our own requester queries.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def measured_version() -> str:
 
 
 def parts_of(text: str) -> str:
-    """The letters of the parts, as they were asked for: `a,d` or `ad`."""
+    """The letters of the requested parts: `a,d` or `ad`."""
     letters = text.replace(",", "")
     if not letters or set(letters) - set(PARTS):
         raise argparse.ArgumentTypeError(f"the parts are {', '.join(PARTS)}")
@@ -69,7 +69,7 @@ def parts_of(text: str) -> str:
 
 
 def options() -> argparse.Namespace:
-    """What the command line says."""
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=parts_of, default="".join(PARTS), metavar="PARTS", help="such as a,d")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default: 5)")
@@ -89,7 +89,7 @@ def options() -> argparse.Namespace:
 
 
 def measured_run(chosen: argparse.Namespace) -> Run:
-    """Everything that was asked for, measured now."""
+    """Everything that was requested, measured now."""
     package_path()
     with (
         tempfile.TemporaryDirectory(dir=chosen.folder) as folder,
@@ -110,7 +110,7 @@ def measured_run(chosen: argparse.Namespace) -> Run:
 
 
 def main() -> None:
-    """Measures or reads, shows, and writes what was asked for."""
+    """Measure or read, show, and write what was requested."""
     chosen = options()
     run = read_run(chosen.show) if chosen.show else measured_run(chosen)
     show_run(run)

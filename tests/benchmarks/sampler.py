@@ -1,10 +1,10 @@
-"""What it costs to watch the machine, as a share of one core.
+"""Measures the cost of watching the machine, as a share of one core.
 
     python tests/benchmarks/sampler.py [--seconds 60] [--json]
 
-Runs the usage monitor as a peer does, at its default intervals, and counts the CPU time of this process with all its
-threads, and of the process that asks the GPUs' library where there is one. Then takes many samples and surveys in a
-row, to tell what one of each costs.
+It runs the usage monitor as a peer does, at its default intervals, and counts the CPU time of this process with all its
+threads, and of the process that queries the GPUs' library if there is one. Then it takes many samples and surveys in a
+row, for the cost of each.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Figures:
 
 
 def child_seconds() -> float:
-    """CPU seconds of the processes that this one has started and that still run."""
+    """CPU seconds of the running child processes."""
     times = [child.cpu_times() for child in psutil.Process().children()]
     return sum(one.user + one.system for one in times)
 
@@ -60,7 +60,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 async def watch(machine: MachineResources, seconds: float) -> tuple[float, float]:
-    """The CPU seconds of a monitor that runs for so long: in this process, and in the one that asks the GPUs."""
+    """The CPU seconds of a monitor that runs for this time: in this process, and in the one that queries the GPUs."""
     monitor = UsageMonitor(machine, Path.cwd())
     async with trio.open_nursery() as nursery:
         await nursery.start(monitor.run)
@@ -90,7 +90,7 @@ def measure(seconds: float) -> Figures:
 
 
 def show(figures: Figures) -> None:
-    """Prints the figures for a person."""
+    """Print the figures for a person."""
     print(f"{figures.cpu}, {figures.cores} logical CPUs, {figures.gpus} GPUs, watched for {figures.seconds:g} s")
     print(f"the monitor at its default intervals: {figures.percent_of_a_core:.3f} % of one core")
     print(f"of that in the process that asks the GPUs: {figures.percent_in_gpu_process:.3f} %")
@@ -98,7 +98,7 @@ def show(figures: Figures) -> None:
 
 
 def main() -> None:
-    """Reads the options, measures and prints."""
+    """Read the options, measure and print."""
     options = argparse.ArgumentParser(description="The cost of watching the machine, as a share of one core.")
     options.add_argument("--seconds", type=float, default=60.0, help="how long to watch (default: 60)")
     options.add_argument("--json", action="store_true", help="print one JSON object")

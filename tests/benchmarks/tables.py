@@ -15,14 +15,14 @@ from rich.table import Table as RichTable
 
 @dataclass(frozen=True)
 class Table:
-    """A heading and rows of text, the first of them naming the columns."""
+    """A heading and rows of text. The first row has the names of the columns."""
 
     title: str
     rows: list[list[str]]
 
 
 def tables(run: Run) -> Iterator[Table]:
-    """One for each part, and one of the aims."""
+    """One table for each part, and one for the aims."""
     for part in distinct(figure.part for figure in run.figures):
         yield part_table(run, part)
     reached = [[f"({aim.part})", aim.aim, aim.reached, "met" if aim.met else "missed"] for aim in aims(run)]
@@ -31,11 +31,11 @@ def tables(run: Run) -> Iterator[Table]:
 
 
 def part_table(run: Run, part: str) -> Table:
-    """The medians of a part, a column for each series, and the first of them against each of the others."""
+    """The medians of a part, a column for each series, and the ratios of the first to each of the others."""
     figures = run.of_part(part)
     series, unit = distinct(figure.series for figure in figures), figures[0].unit
     ours, *others = series
-    # What our own requester gets is no measure for others.
+    # Results of our own requester are not compared with the others.
     others = [one for one in others if one != OURS_TO_OURS]
     head = [unit, *series, *(f"{ours} / {other}" for other in others)]
     rows = []
@@ -47,7 +47,7 @@ def part_table(run: Run, part: str) -> Table:
 
 
 def amount(run: Run, part: str, what: str, series: str) -> str:
-    """A median with three digits that count."""
+    """A median with three significant digits."""
     figure = run.figure(part, what, series)
     if figure is None:
         return ""
@@ -55,13 +55,13 @@ def amount(run: Run, part: str, what: str, series: str) -> str:
 
 
 def description(run: Run) -> str:
-    """What was measured, on what, with what."""
+    """What was measured, on which machine, with which versions."""
     software = ", ".join(f"{name} {version}" for name, version in run.software.items())
     return f"Version {run.version}, {run.date}, {run.machine}; {software}; medians of {run.rounds} rounds."
 
 
 def show_run(run: Run) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     console = Console()
     console.print(description(run))
     for table in tables(run):
@@ -74,7 +74,7 @@ def show_run(run: Run) -> None:
 
 
 def markdown(run: Run) -> str:
-    """The tables as they stand in the page."""
+    """The tables in the form of the page."""
     lines = [description(run), ""]
     for table in tables(run):
         lines += [f"### {table.title[0].upper()}{table.title[1:]}", ""]
@@ -94,7 +94,7 @@ def markdown_table(rows: list[list[str]], align: str = "---:") -> list[str]:
 
 
 def write_page(page: Path, name: str, text: str) -> None:
-    """Puts a text between the page's markers of that name."""
+    """Put a text between the page's markers of that name."""
     begin, end = f"<!-- {name}: written by the run -->\n", f"<!-- end of the {name} -->\n"
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, found, after = rest.partition(end)

@@ -1,4 +1,4 @@
-"""Two runs of the benchmark compared: what changed, and what only looks so."""
+"""Compares two runs of the benchmark: real changes, and differences that are only noise."""
 
 from __future__ import annotations
 

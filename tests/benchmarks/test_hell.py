@@ -1,4 +1,4 @@
-"""The day in hell, so short that it shows only that its peers do what they are for."""
+"""`hell.py`, so short that it shows only that its peers do what they are for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark runs, as far as Python alone goes: one short round, whose figures mean nothing."""
+"""The benchmark runs with Python alone: one short round, whose figures mean nothing."""
 
 from __future__ import annotations
 

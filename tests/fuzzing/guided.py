@@ -2,8 +2,8 @@
 
     python tests/fuzzing/guided.py cbor -runs=1000000 [any other option of libFuzzer]
 
-What was found interesting is kept beside this file in `corpus/TARGET`, and used again. Ends with 0 when all runs were
-clean; an input that failed is left in the working directory as `crash-...`.
+Interesting inputs are kept beside this file in `corpus/TARGET`, and used again. Exits with 0 if all runs were clean. A
+failed input is written to the working directory as `crash-...`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["dms_peer", "dms_protocols", "dms_resou
 
 
 def main() -> None:
-    """Never returns: libFuzzer ends the process."""
+    """Never returns, because libFuzzer ends the process."""
     if len(sys.argv) < 2 or sys.argv[1] not in PARSERS:
         raise SystemExit(f"usage: guided.py {{{','.join(PARSERS)}}} [-runs=N] [libFuzzer options]")
     target = sys.argv.pop(1)

@@ -1,9 +1,9 @@
-"""Fuzzing for as long as one likes, by seeded mutations of the test vectors; `guided.py` looks for new paths instead.
+"""Fuzzing for any length of time, by seeded mutations of the test vectors. `guided.py` searches for new paths instead.
 
     python tests/fuzzing/run.py --inputs 1000000 [--target cbor]
 
-A target fails when something but its own coded error leaves the reader, or when memory grows. The input that did it is
-written beside this file as `crash-TARGET.bin`; `--input FILE` feeds it again.
+A target fails if anything but its own coded error leaves the reader, or if memory grows. The failed input is written
+beside this file as `crash-TARGET.bin`; `--input FILE` repeats it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from dms_fuzzing.parsers import PARSERS
 
 CONVERSATIONS = ("service", "client")
 TARGETS = (*PARSERS, *CONVERSATIONS)
-# Bytes that a process may grow by while it is fed: caches fill up, arenas are not given back.
+# Bytes by which a process may grow while it is fed: caches fill up, and arenas are not returned.
 GROWTH = 64 * 1024 * 1024
 WARM_UP = 2000
 
 
 def main() -> int:
-    """Feeds the chosen targets; 0 when nothing was found."""
+    """Feed the chosen targets. Returns 0 if nothing was found."""
     options = _options()
     targets = [options.target] if options.target else list(TARGETS)
     failed = [target for target in targets if not _run(target, options)]

@@ -1,4 +1,4 @@
-"""Hostile bytes for everything that reads bytes of others: a little of what `tests/fuzzing/run.py` does for hours."""
+"""Hostile bytes for all code that reads bytes of others: a small part of what `tests/fuzzing/run.py` does for hours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dms_fuzzing.corpus import corpus
 from dms_fuzzing.mutation import mutated
 from dms_fuzzing.parsers import PARSERS, message_types
 
-# The slow ones write a file or parse YAML for each input.
+# The slow targets write a file or parse YAML for each input.
 INPUTS = {"ledgers": 150, "ensembles": 300, "owner_files": 300, "tokens": 1000}
 
 

@@ -1,4 +1,4 @@
-"""Addresses: what is read, why the rest is refused, and which ones a host tells."""
+"""Addresses: which ones are read, why others are refused, and which ones a host announces."""
 
 from __future__ import annotations
 

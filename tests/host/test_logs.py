@@ -11,7 +11,7 @@ from dms_host.logs import RateLimiter, _FirstLines, log_limited, route_library_l
 
 @pytest.fixture(autouse=True)
 def library_logger(monkeypatch):
-    """The library's logger as it was, with whatever the test hangs on it taken off again."""
+    """The library's logger as it was before, without the handlers that the test added."""
     monkeypatch.delenv("LIBP2P_DEBUG", raising=False)
     logger = logging.getLogger("libp2p")
     before = logger.handlers[:], logger.level, logger.propagate

@@ -1,4 +1,4 @@
-"""How many packets things take: frames that nobody waits for travel with those that somebody does."""
+"""The number of packets: frames without a waiting task are sent together with other frames."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REFUSAL = b"\x03na\n"
 
 @pytest.fixture
 def never_soon(monkeypatch):
-    """What is to be written soon is not written of itself."""
+    """Frames that may be delayed are not sent by themselves."""
     monkeypatch.setattr(yamux, "REPLY_DELAY", 1e6)
 
 
@@ -114,7 +114,7 @@ async def test_writing_soon_keeps_the_rules_of_writing(yamux_pair) -> None:
 
 async def test_hundreds_of_streams_that_begin_and_end_at_once_are_no_offence(yamux_pair) -> None:
     many = 3 * yamux.MAX_REPLIES
-    # None of these streams carries anything, which a peer that goes on like this cannot afford.
+    # None of these streams carries data. A peer that opens many such streams is dropped.
     limits = HostLimits(max_inbound_streams=many // 2, max_outbound_streams=many, max_empty_frames=10 * many)
     async with yamux_pair(limits) as (dialer, listener):
         streams = [await dialer.open_stream() for _ in range(many)]
@@ -141,7 +141,7 @@ async def test_hundreds_of_frames_in_one_packet_are_answered(yamux_attacker) -> 
 
 @asynccontextmanager
 async def negotiation(yamux_attacker, *protocols: str):
-    """Negotiates these protocols with a peer that is ours to speak for: `as (frames, outcome)`."""
+    """Negotiates these protocols with a peer that the test controls: `as (frames, outcome)`."""
     outcome: list[object] = []
 
     async def negotiate(stream: NetStream) -> None:
@@ -191,7 +191,7 @@ async def test_whatever_else_is_answered_is_an_error_with_a_code(yamux_attacker,
 
 
 class Turns(trio.abc.Instrument):
-    """Counts how often the scheduler lets a task run."""
+    """Counts how often the scheduler runs a task."""
 
     count = 0
 
@@ -212,12 +212,12 @@ async def test_a_question_on_a_stream_of_its_own_takes_few_turns_of_the_schedule
         assert await stream.receive_some() == b"question"
         await stream.aclose()
 
-    # What connecting leaves to do is done meanwhile.
+    # Meanwhile the rest of the work of connecting is done.
     for _ in range(questions):
         await ask()
     trio.lowlevel.add_instrument(turns)
     for _ in range(questions):
         await ask()
     trio.lowlevel.remove_instrument(turns)
-    # Of both sides together: 33, and 47 or more when one of the measures is taken away.
+    # Of both sides together: 33, and 47 or more without one of the measures.
     assert turns.count / questions < 40

@@ -1,4 +1,4 @@
-"""Background tasks, shields, and the dictionary that forgets."""
+"""Background tasks, shields, and the bounded dictionary."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Peers of three languages as processes, built once: `dms-peer`, and the programs in `go` and `js`.
 
-They are used where DMS_INTEROP is 1 (or `write`, which writes the matrix anew) and the language is installed.
+They are used if DMS_INTEROP is 1 (or `write`, which rewrites the matrix) and the language is installed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OFFER = ["--cpu", "4", "--ram", "16GiB", "--disk", "100GiB"]
 
 @dataclass(frozen=True)
 class RunningPeer:
-    """A provider in another process, what it said first, and the process."""
+    """A provider in another process, its first message, and the process."""
 
     ready: dict[str, Any]
     process: subprocess.Popen[str]
@@ -58,14 +58,14 @@ class RunningPeer:
 
 
 class Programs:
-    """How the peers of each language are started; a language that is not there skips the test that wants it."""
+    """Starts the peers of each language. If a language is not installed, a test that needs it is skipped."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
         self._built: dict[str, list[str]] = {}
 
     def need(self, *languages: str) -> None:
-        """Builds what is not built yet; skips the test where that cannot be."""
+        """Build what is not built yet. Skips the test if that is not possible."""
         if not INTEROP:
             pytest.skip("DMS_INTEROP is not set: clients and providers in Go and JavaScript are not tried")
         for language in languages:
@@ -73,14 +73,14 @@ class Programs:
                 self.command(language)
 
     def command(self, language: str) -> list[str]:
-        """The command of a language's program, which is built at the first time."""
+        """The command of a language's program, which is built at the first use."""
         build = {"Go": self._go, "JavaScript": self._javascript}[language]
         if language not in self._built:
             self._built[language] = build()
         return self._built[language]
 
     def ask(self, language: str, *arguments: str) -> dict[str, Any]:
-        """What a program prints, options before its command; it fails where the program does."""
+        """The output of a program, with the options before its command. It fails if the program fails."""
         self.need(language)
         done = subprocess.run(
             [*self.command(language), *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -90,14 +90,14 @@ class Programs:
 
     @contextmanager
     def provider(self, language: str, *options: str) -> Iterator[RunningPeer]:
-        """A provider on loopback that offers 4 cores, 16 GiB and 100 GiB; ours knows no options and offers all."""
+        """A provider on loopback that offers 4 cores, 16 GiB and 100 GiB. Ours has no options and offers everything."""
         command = self._dms_peer() if language == "Python" else [*self.command(language), *options, "provider"]
         with _running(command) as peer:
             yield peer
 
     @contextmanager
     def running(self, language: str, *arguments: str) -> Iterator[RunningPeer]:
-        """A program that goes on until the block ends, once it has said that it is ready."""
+        """A program that runs until the block ends, after it has reported that it is ready."""
         self.need(language)
         with _running([*self.command(language), *arguments]) as peer:
             yield peer
@@ -141,7 +141,7 @@ def _build(command: Sequence[str], where: Path) -> None:
 @contextmanager
 def _running(command: Sequence[str]) -> Iterator[RunningPeer]:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment())
-    # Nobody waits for ever for a line that does not come.
+    # No test waits for ever for a line that does not arrive.
     watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
     try:

@@ -1,7 +1,7 @@
-"""Why QUIC is not offered (docs/interop.md): a reader that is slow over py-libp2p's QUIC does not read what was sent.
+"""Why QUIC is not offered (docs/interop.md): over py-libp2p's QUIC a slow reader does not get all data.
 
-Run by hand: `python tests/interop/quic_slow_reader.py`. The library says of it "receive buffer overflow, dropping", has
-acknowledged the bytes already, and ends the stream as if it were whole.
+Run it by hand: `python tests/interop/quic_slow_reader.py`. The library logs "receive buffer overflow, dropping"
+although it has acknowledged the bytes, and ends the stream as if it were complete.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The benchmark with all three providers and the load in Go: one short round, whose figures mean nothing."""
+"""The benchmark with all three providers and the load generator in Go: one short round, whose figures mean nothing."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ async def open_peer() -> Any:
 
 
 class GoPeer:
-    """What the program has said so far."""
+    """The events of the program so far."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -61,7 +61,7 @@ class GoPeer:
         self.said: list[dict[str, Any]] = []
 
     async def wait_for(self, event: str, peer_id: str | None = None) -> dict[str, Any]:
-        """The first such event, about that peer."""
+        """The first event of this kind, about that peer."""
         seen = 0
         while True:
             for one in self.said[seen:]:
@@ -113,7 +113,7 @@ async def test_go_and_ours_find_each_other_by_class_and_by_mdns(go_discovery: st
                     (candidate,) = [one async for one in candidates]
                 assert candidate.peer_id == theirs
                 assert await dial(other, candidate.addrs[0]) == theirs
-                # A server as good as ours.
+                # A server like ours.
                 assert dht._table.peer_in_table(other.get_id())
                 while theirs not in mdns.peers():
                     await mdns.wait_changed()

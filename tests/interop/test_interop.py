@@ -1,4 +1,4 @@
-"""Clients and providers of another hand: every language with every other, over loopback."""
+"""Clients and providers of other languages: every language with every other, over loopback."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DEMAND = {"cpu": {"cores": 1}, "ram": {"size": GIB}, "disk": {"size": GIB}}
 
 
 def dms_peer(*arguments: str) -> dict[str, Any]:
-    """What a command prints with --json."""
+    """The output of a command with --json."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
         run_command([*arguments, "--json"])
@@ -55,7 +55,7 @@ def dms_peer(*arguments: str) -> dict[str, Any]:
 
 
 def ask_in_python(address: str, home: Path) -> dict[str, Any]:
-    """The way of the other clients, by commands."""
+    """The same steps as the other clients, by commands."""
 
     def ask(command: str, *arguments: str) -> dict[str, Any]:
         return dms_peer(command, address, *arguments, "--home", str(home))
@@ -138,7 +138,7 @@ def check_refusals(report: dict[str, Any]) -> None:
 
 
 def check_envelope(report: dict[str, Any], provider: str) -> None:
-    """What the clients of another hand tell beyond the commands: their own library opened the envelope."""
+    """What the clients in other languages report in addition to the commands: their own library opened the envelope."""
     assert report["signer"] == provider
     assert report["digest"] == report["bid"]["request_digest"]
     assert report["lease_id"] == report["bid"]["lease_id"]
@@ -156,7 +156,7 @@ def _octets(value: Any) -> bytes:
 
 
 class Matrix:
-    """Every pair that was tried, with what it agreed on, and the versions of who was there."""
+    """Every tested pair, with the negotiated protocols, and the versions of the software."""
 
     def __init__(self, programs: Any, scratch: Callable[[str], Path]) -> None:
         self._programs = programs
@@ -181,12 +181,12 @@ class Matrix:
                 check_envelope(report, peer.peer_id)
                 self._versions[client] = report["versions"]
             if provider in FOREIGN:
-                # The provider says the same of the connection.
+                # The provider reports the same about the connection.
                 assert peer.next_line() == {"connected": report["peer_id"], "connection": AGREED}
         self._agreed[client, provider] = report["connection"]
 
     def result(self) -> dict[str, Any]:
-        """What there is to show when all pairs were tried."""
+        """The results when all pairs were tested."""
         pairs = [(client, provider) for client in LANGUAGES for provider in LANGUAGES]
         for client, provider in pairs:
             self.trade(client, provider)
@@ -243,7 +243,7 @@ def test_our_client_and_a_provider_of_another_hand_agree_on_the_newest_version_t
     assert digest == agreed.digest(to_map(WHOLE))
 
 
-# Its numbers are floats, also those that are whole: the versions have different digests of it.
+# Its numbers are floats, even whole ones: the versions have different digests of it.
 WHOLE = EnsembleRequest(
     id="e", nonce=2**60, deadline=2e9, request=(NodeRequest(node_id="n", resources=from_map(DEMAND, Demand)),)
 )
@@ -252,7 +252,7 @@ WHOLE = EnsembleRequest(
 async def _digest_of_a_bid(address: str) -> bytes:
     async with open_host(new_identity()) as host:
         peer_id = await dial(host, address)
-        # What is believed is believed by its digest.
+        # A bid is accepted only if its digest matches.
         async with open_bids(host, peer_id) as bids:
             (signed,) = (await bids.request_bids(WHOLE)).bids
             return signed.bid.request_digest
@@ -299,7 +299,7 @@ def test_the_page_shows_the_matrix() -> None:
 
 
 def _lasting(result: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from one machine to the next: runtimes, and the patch release of py-libp2p."""
+    """Without what differs between machines: runtimes, and the patch release of py-libp2p."""
     libraries = {language: one["libp2p"] for language, one in result["versions"].items()}
     return {**result, "versions": {**libraries, "Python": libraries["Python"].rpartition(".")[0]}}
 

@@ -1,4 +1,4 @@
-"""A private network of two libraries: what we encrypt, go-libp2p reads, and the other way round."""
+"""A private network of two libraries: go-libp2p reads what we encrypt, and vice versa."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ async def test_a_go_peer_of_our_network_dials_us_and_no_other(programs: Any, key
         for stranger in (("-psk", str(other)), ()):
             assert "failed to negotiate security protocol" in await ask(*stranger)
         assert not callers
-        # It is let in as far as the protocol, where this host has nothing to say to it.
+        # It is admitted up to the protocol negotiation, where this host serves nothing for it.
         await ask("-psk", str(ours))
         assert len(callers) == 1

@@ -38,7 +38,7 @@ async def test_a_go_peer_is_reached_through_our_relay(programs: Any) -> None:
         open_host(new_identity()) as caller,
     ):
         running = programs.running("Go", "hidden", host_addresses(relay)[0])
-        # It talks to our relay before it is ready, so that this thread must not wait for it.
+        # It connects to our relay before it is ready, so this thread must not wait for it.
         hidden = await trio.to_thread.run_sync(running.__enter__)
         try:
             await ping(caller, hidden.address)

@@ -1,1 +1,1 @@
-"""Feeds hostile bytes to everything here that reads bytes of others."""
+"""Feeds hostile bytes to all code that reads bytes of others."""

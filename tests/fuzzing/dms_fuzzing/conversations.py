@@ -1,4 +1,4 @@
-"""Targets that talk: a whole service is sent hostile bytes, and a whole client is answered with them."""
+"""Targets with a protocol: a whole service gets hostile bytes, and a whole client gets hostile answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ async def provider() -> AsyncIterator[tuple[list[Operations], Callable[[], None]
 
 
 async def fuzz_service(data: bytes, services: list[Operations]) -> None:
-    """Sends the bytes to each service and ends the stream: it answers what it can and ends, raising nothing."""
+    """Send the bytes to each service and end the stream. The service answers what it can and ends, and
+    raises nothing.
+    """
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for operations in services:
@@ -61,7 +63,7 @@ async def fuzz_service(data: bytes, services: list[Operations]) -> None:
 
 
 async def fuzz_client(data: bytes) -> None:
-    """Answers two calls with the bytes: each ends with an answer or a ProtocolError."""
+    """Answer two calls with the bytes. Each ends with an answer or a ProtocolError."""
     ours, theirs = trio.testing.memory_stream_pair()
     ensemble = EnsembleRequest(
         id="e",

@@ -1,4 +1,4 @@
-"""Seeds for the fuzzing: valid bytes of each kind, of the test vectors and of what this peer itself writes."""
+"""Seeds for fuzzing: valid bytes of each kind, from the test vectors and from this peer's own code."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _published() -> list[bytes]:
 
 
 def _gossiped() -> bytes:
-    """An RPC with some of everything."""
+    """Every map within the vectors, at any depth."""
     identity = new_identity(bytes(32))
     origin = ID.from_base58(identity.peer_id).to_bytes()
     message = rpc_pb2.Message(data=b"news", topicIDs=[FUZZED_TOPIC], from_id=origin, seqno=bytes(8))
@@ -157,7 +157,7 @@ def _as_bid(value: dict[str, Any]) -> Bid | None:
 
 
 def _ledger() -> bytes:
-    """The file of a ledger in which something happened."""
+    """The file of a ledger with some history."""
 
     async def keep(path: Path) -> None:
         async with open_manager(path, _MACHINE) as manager:

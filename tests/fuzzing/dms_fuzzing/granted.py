@@ -1,4 +1,4 @@
-"""Tokens that were really granted, for the fuzzing to change."""
+"""Valid tokens, for the fuzzing to change."""
 
 from __future__ import annotations
 

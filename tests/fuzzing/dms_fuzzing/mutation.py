@@ -1,4 +1,4 @@
-"""Makes hostile bytes out of valid ones; the same seed gives the same bytes."""
+"""Makes hostile bytes from valid ones. The same seed gives the same bytes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 
 __all__ = ["mutated"]
 
-# Numbers at which lengths and headers go wrong.
+# Values at which lengths and headers often go wrong.
 _EDGES = (b"\x00", b"\x7f", b"\x80", b"\xff", b"\x1b", b"\x5f", b"\x9f", b"\xbf", b"\xdb", b"\xfb" + b"\xff" * 8)
 _MOST_BYTES = 65536
 
 
 def mutated(seeds: Sequence[bytes], chance: random.Random) -> Iterator[bytes]:
-    """Endless variations of the seeds: flipped, cut, doubled, spliced with each other, filled with edges."""
+    """Endless variations of the seeds: flipped, truncated, doubled, spliced, filled with edge values."""
     while True:
         data = bytearray(chance.choice(seeds))
         for _ in range(chance.choice((1, 1, 1, 2, 4, 16))):

@@ -1,6 +1,7 @@
-"""Targets that read bytes: each takes any bytes and raises only where something is wrong with the reader.
+"""Targets that read bytes: each accepts any bytes and raises only if the reader has a defect.
 
-A reader may refuse with its own coded error and nothing else; what it accepts survives being written and read again.
+A reader may refuse with its own coded error and nothing else. What it accepts is the same after it is written and read
+again.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ __all__ = ["FUZZED_AT", "FUZZED_TOPIC", "PARSERS", "message_types"]
 
 FUZZED_TOPIC: Final = "/fuzzed/topic/1.0.0"
 FUZZED_AT: Final = 1_700_000_000.0
-"""When adverts and broadcast requests are read (Unix seconds)."""
+"""The time at which adverts and broadcast requests are read (Unix seconds)."""
 
 _FRAME_LIMIT: Final = 4096
 _SKIP_LIMIT: Final = 16384
 
 
 def fuzz_frames(data: bytes) -> None:
-    """The reader of frames: the same frames whether the bytes come whole or in pieces, and little is kept."""
+    """The reader of frames: the frames are the same whether the bytes arrive whole or in pieces, and little is kept."""
     assert _frames(data, len(data) or 1) == _frames(data, 1 + data[0] % 7 if data else 1)
 
 
@@ -101,7 +102,7 @@ _TYPES: Final = tuple(message_types().values())
 
 
 def fuzz_messages(data: bytes) -> None:
-    """Every type of message: refused with the path of what is wrong, or kept as it is."""
+    """Every type of message: refused with the path of the invalid field, or accepted unchanged."""
     try:
         decoded = decode_map(data, max_depth=16, max_items=4096)
     except CBORError:
@@ -118,7 +119,7 @@ def fuzz_messages(data: bytes) -> None:
 
 
 def fuzz_envelopes(data: bytes) -> None:
-    """Signed envelopes: BadEnvelopeError, or bytes that somebody has really signed."""
+    """Signed envelopes: BadEnvelopeError, or bytes that were really signed."""
     with contextlib.suppress(BadEnvelopeError):
         open_envelope(data, BID_DOMAIN, BID_PAYLOAD_TYPE)
     with contextlib.suppress(ProtocolError):
@@ -136,7 +137,7 @@ def fuzz_adverts(data: bytes) -> None:
 
 
 def fuzz_gossip(data: bytes) -> None:
-    """RPCs of gossipsub: refused, or cut to what the library can bear and to its bounds."""
+    """RPCs of gossipsub: refused, or reduced to what is allowed and within its limits."""
     limits = GossipLimits()
     try:
         rpc = read_rpc(data, {FUZZED_TOPIC}, limits)
@@ -158,7 +159,7 @@ _GRANTED: Final = [CHECKER.check(token, operation="commit", peer=GRANTER) for to
 
 
 def fuzz_tokens(data: bytes) -> None:
-    """Tokens: an AccessError, or what the granter really granted."""
+    """Tokens: an AccessError, or what was really granted."""
     with contextlib.suppress(AccessError):
         assert CHECKER.check(data, operation="commit", peer=GRANTER) in _GRANTED, "nobody grants in another's name"
     with contextlib.suppress(AccessError):
@@ -166,7 +167,7 @@ def fuzz_tokens(data: bytes) -> None:
 
 
 def fuzz_owner_files(data: bytes) -> None:
-    """The owner's other files: terms, access, limits; each a DocumentError with its place, or settings."""
+    """The owner's other files: terms, access, limits. Each gives a DocumentError with a position, or settings."""
     with contextlib.suppress(DocumentError):
         parse_terms(data, "file.yaml", Path("/nowhere"))
     with contextlib.suppress(DocumentError):
@@ -199,7 +200,7 @@ def _ledger_path() -> Path:
 
 
 def fuzz_ledgers(data: bytes) -> None:
-    """Ledger files: opened and read, or refused with what to do; never emptied in silence."""
+    """Ledger files: opened and read, or refused with a hint; never emptied silently."""
     path = _ledger_path()
     for leftover in path.parent.iterdir():
         leftover.unlink()

@@ -1,4 +1,4 @@
-"""What peers say of themselves: within bounds it is kept, beyond them it is passed over before it costs anything."""
+"""Identify messages: within the limits they are accepted, beyond them they are ignored before they cost anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IDENTIFY = "/ipfs/id/1.0.0"
 
 @pytest.fixture
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the messages that the library looks at."""
+    """The sizes of the messages that the library handles."""
     sizes: list[int] = []
     update = identify.update_peerstore_from_identify
 
@@ -36,7 +36,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def with_addresses(host: Any, count: int) -> bytes:
-    """A message with a signed record of so many addresses."""
+    """A message with a signed record of this many addresses."""
     addresses = [Multiaddr(f"/ip4/192.0.2.{number % 250}/tcp/{number + 1}") for number in range(count)]
     record = PeerRecord(host.get_id(), addresses, seq=1)
     return Identify(signedPeerRecord=seal_record(record, host.get_private_key()).marshal_envelope()).SerializeToString()
@@ -64,7 +64,7 @@ async def test_neither_is_it_where_it_answers_a_question(server, client, looked_
     many = with_addresses(client, 1000)
 
     async def answer(stream: Any) -> None:
-        # Behind a length that is too long the library reads what follows as a message without one.
+        # After a length that is too large, the library reads the rest as a message without a length.
         await stream.write(b"\xff\xff\xff\x7f" + many)
         answered.set()
 

@@ -143,7 +143,7 @@ SIGNED = make_unsigned(DOMAIN, TYPE, b"payload")
 
 
 def rsa_parts(bits: int = 2048):
-    """The DER encoding of an RSA key, and what signs with it."""
+    """The DER encoding of an RSA key, and a function that signs with it."""
     key = generate_private_key(65537, bits)
     der = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return der, lambda data: key.sign(data, PKCS1v15(), SHA256())

@@ -1,4 +1,4 @@
-"""RSA keys of strangers: those that are none, or far too large, are refused before anybody computes with them."""
+"""RSA keys of strangers: invalid or far too large ones are refused before any computation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def public(bits: int, exponent: int = 65537) -> bytes:
 
 
 def private() -> bytes:
-    # Small enough to be read if it came to that, and what a stranger has to send for primes to be tested.
+    # Small enough to be read in the worst case. A stranger has to send such a key to have primes tested.
     return bytes(RSA.generate(1024).export_key("DER"))
 
 
@@ -41,7 +41,7 @@ def protobuf(key: bytes) -> bytes:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of the keys that the library reads itself."""
+    """The lengths of the keys that the library itself reads."""
     lengths: list[int] = []
     import_key = RSA.import_key
 

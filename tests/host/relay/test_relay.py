@@ -1,4 +1,4 @@
-"""Reaching a peer through a relay: secured end to end, within bounds, and given up in good order."""
+"""Reaching a peer through a relay: secured end to end, within limits, and closed in an orderly way."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def open_relay(limits: RelayLimits = ROOMY, **options):
 
 @asynccontextmanager
 async def open_hidden(at, limits: HostLimits | None = None, **options):
-    """A host that listens nowhere and has a place at the relay `at`."""
+    """A host that does not listen and has a reservation at the relay `at`."""
     async with open_host(new_identity(), limits=limits, reserve_at=[host_addresses(at)[0]], **options) as host:
         with trio.fail_after(10):
             while not host.relayed_addresses:  # noqa: ASYNC110  # nothing announces it
@@ -84,7 +84,7 @@ def connection_to(host, peer):
     return connection
 
 
-# Reaching
+# Dialling
 
 
 async def test_a_hidden_peer_is_reached_through_its_relay(relay, hidden, client) -> None:
@@ -120,7 +120,7 @@ async def test_the_relay_sees_noise(relay, hidden, client) -> None:
     await ping(client, peer_id_of(hidden), secret)
     assert len(heard) > 500
     assert secret not in heard
-    # The handshake itself is seen, and nothing after it.
+    # The relay sees the handshake itself, and nothing after it.
     assert heard.count(b"/noise") > 0
     assert b"ping" not in heard
     assert b"yamux" not in heard
@@ -149,7 +149,7 @@ async def test_who_is_not_allowed_is_not_allowed_through_a_relay(relay, client, 
     async with open_hidden(relay, gate=ConnectionGater(deny_peers=[peer_id_of(client)])) as hidden:
         assert (await refusal(client, host_addresses(hidden)[0])).code == "handshake_failed"
         await eventually(lambda: hidden.swarm.inbound_connections == 0)
-    # The lists of addresses are about the relay, which connects in person.
+    # The lists of addresses apply to the relay, which connects directly.
     async with open_hidden(relay, gate=ConnectionGater(allow_addresses=["127.0.0.0/8"])) as hidden:
         await dial(client, host_addresses(hidden)[0])
         await ping(client, peer_id_of(hidden))
@@ -184,7 +184,7 @@ async def test_a_direct_address_that_says_nothing_does_not_keep_from_the_relay(h
         assert reached == targets[1]
 
 
-# Failing
+# Failures
 
 
 async def test_a_peer_without_a_reservation_is_not_reached(relay, client) -> None:
@@ -227,7 +227,7 @@ async def test_a_cancelled_dial_leaves_no_circuit(relay, hidden, client, eventua
     assert not relay.relay._circuits
 
 
-# Bounds
+# Limits
 
 
 async def test_reservations_are_bounded(eventually) -> None:
@@ -244,7 +244,7 @@ async def test_a_place_is_renewed_and_given_on(eventually) -> None:
     async with open_relay(RelayLimits(max_reservations=1)) as relay, open_host(new_identity()) as one:
         for _ in range(3):
             assert (await reserve(one, relay)).status == Status.OK
-        # A place of which the connection is gone is free.
+        # A reservation whose connection has ended is free.
         for connection in one.get_network().get_connections():
             await connection.close()
         await eventually(lambda: not relay.get_connected_peers())
@@ -356,7 +356,7 @@ async def test_a_reservation_names_the_relay_and_its_bounds(relay, client) -> No
 
 
 async def test_each_direction_of_a_circuit_ends_by_itself(relay, client) -> None:
-    """Raw streams: the one says all before the other says anything."""
+    """Raw streams: one side sends everything before the other sends anything."""
 
     async def answer_after_the_end(stream, peer_id: str) -> None:
         offer = await read_message(stream, StopMessage)
@@ -467,7 +467,7 @@ async def test_a_circuit_comes_only_from_where_a_place_was_taken(hidden, client,
         assert (await read_message(stream, StopMessage)).status == Status.PERMISSION_DENIED
 
 
-# Keeping a place
+# Keeping a reservation
 
 
 async def test_a_place_is_taken_again_when_the_relay_comes_back(client, eventually) -> None:

@@ -1,4 +1,4 @@
-"""Handlers that fail, registered directly on the host as any libp2p protocol is."""
+"""Handlers that fail, registered directly on the host as for any libp2p protocol."""
 
 import logging
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ async def test_a_handler_that_raises_costs_its_stream_only(server, client, caplo
                 await stream.receive_some()
             await stream.aclose()
             assert await is_served(client, peer_id)
-    # The limit on lines is of the process: earlier tests may have used it up, which the next line reports first.
+    # The limit on lines applies to the process: earlier tests may have used it up, which the next line reports first.
     records = [one for one in caplog.records if one.name == "dms_host.streams.handlers"]
     lines = [one for one in records if "left out" not in one.getMessage()]
     assert len(lines) == 3
@@ -82,7 +82,7 @@ async def test_an_error_beside_a_cancellation_ends_in_the_cage_and_the_cancellat
 
 
 class RecordingStream:
-    """As much of a stream as a cage uses."""
+    """The part of a stream that the wrapper uses."""
 
     muxed_conn = SimpleNamespace(peer_id="somebody")
 
@@ -117,7 +117,7 @@ async def test_a_handler_that_returns_leaves_no_stream_behind(server, client, ev
 
 
 class Watcher(INotifee):
-    """Notes what it is told, and may fail at it."""
+    """Records the events that it gets, and may fail at them."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.told: list[str] = []

@@ -27,7 +27,7 @@ async def test_it_is_a_stream_as_trio_knows_them(stream_pair) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send_and_end, ours, BIG)
         assert await receive_all(theirs) == BIG
-        # Half closed: the other direction goes on.
+        # Half closed: the other direction continues.
         nursery.start_soon(send_and_end, theirs, BIG)
         assert await receive_all(ours) == BIG
     assert await ours.receive_some() == b""
@@ -146,7 +146,7 @@ async def test_a_write_cancelled_halfway_resets_its_stream_and_no_other(stream_p
     ours, theirs = await stream_pair()
     other, their_other = await stream_pair()
     with trio.move_on_after(0.05) as scope:
-        # Nobody reads: it stops at the end of the window.
+        # The other side does not read, so it stops at the end of the window.
         await ours.send_all(BIG)
     assert scope.cancelled_caught
     with trio.fail_after(5):
@@ -181,7 +181,7 @@ async def test_arguments_are_checked(stream_pair) -> None:
     assert await receive_all(theirs) == b"abcd"
 
 
-# On somebody else's host
+# On a plain host
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Who may connect: lists of peers and addresses, before the handshake where possible, and no machine takes all."""
+"""Which peers may connect: lists of peers and addresses, checked before the handshake if possible, and limits for one
+machine.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,13 @@ SOMEBODY = new_identity(b"somebody".ljust(32)).peer_id
         ((), ("192.0.2.0/24",), "192.0.2.1", False),
         ((), ("192.0.2.0/24",), "192.0.3.1", True),
         ((), ("192.0.2.7",), "192.0.2.7", False),
-        # A range whose host bits are set is taken for the range it is in.
+        # A range with host bits set counts as the range that contains it.
         ((), ("192.0.2.7/24",), "192.0.2.1", False),
         (("10.0.0.0/8",), (), "10.1.2.3", True),
         (("10.0.0.0/8",), (), "192.0.2.1", False),
         (("10.0.0.0/8",), (), "2001:db8::1", False),
         (("10.0.0.0/8",), (), "", False),
-        # Deny wins.
+        # A denial overrides.
         (("10.0.0.0/8",), ("10.1.0.0/16",), "10.1.2.3", False),
         (("10.1.2.3",), ("10.0.0.0/8",), "10.1.2.3", False),
         ((), ("2001:db8::/32",), "2001:db8:1::1", False),
@@ -118,7 +120,7 @@ def test_what_one_customer_of_a_network_may_have(address: str, site: str) -> Non
 
 
 async def turned_away(address: str, source: str | None = None) -> bool:
-    """Whether a host hangs up on a stranger without a word; a host that takes it speaks first."""
+    """Whether a host closes a stranger's connection at once. A host that accepts it sends first."""
     target = parse_peer_address(address)
     stranger = await trio.open_tcp_stream(target.host, target.port, local_address=source)
     async with stranger:
@@ -140,7 +142,7 @@ async def test_a_denied_address_takes_no_slot(caplog) -> None:
     limits = HostLimits(max_inbound_connections=1)
     async with open_host(new_identity(), [LOOPBACK], limits, gate=gate) as host:
         address = host_addresses(host)[0]
-        # With all slots in use, only what comes before the slots can say why.
+        # If all slots are in use, only a check before the slots can be the reason.
         host.swarm.inbound_connections = 1
         assert await turned_away(address)
         assert [record.getMessage() for record in caplog.records] == [
@@ -206,7 +208,7 @@ async def test_machines_that_say_nothing_do_not_keep_others_from_shaking_hands(c
             await dial(client, address)
             for connection in client.get_network().get_connections():
                 await connection.close()
-        # The oldest of those gave way who had most.
+        # The oldest connections of the address with the most connections were closed.
         with trio.fail_after(5):
             while await silent[0].receive_some():
                 pass
@@ -229,7 +231,7 @@ async def test_an_address_with_few_handshakes_does_not_give_way_to_one_with_as_m
 
 
 class Silent:
-    """A connection that says nothing until it is closed."""
+    """A connection that sends nothing until it is closed."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -239,7 +241,7 @@ class Silent:
         return b""
 
     async def write(self, data: bytes) -> None:
-        """Taken."""
+        """Accept the data."""
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -276,7 +278,7 @@ async def refusal(host, address: str) -> DialError:
 
 @pytest.fixture
 def dialled(monkeypatch) -> list[tuple[str, int]]:
-    """The addresses to which sockets are opened, which all fail."""
+    """The addresses to which sockets are opened. All of them fail."""
     found: list[tuple[str, int]] = []
 
     async def refuse(host: str, port: int, **options) -> None:
@@ -295,7 +297,7 @@ async def test_a_denied_address_is_not_dialled(listen: str, dialled) -> None:
         with pytest.raises(BaseLibp2pError):
             await caller.connect(info_from_p2p_addr(Multiaddr(host_addresses(host)[0])))
         assert dialled == []
-        # What is allowed would have been.
+        # With empty lists it would have been allowed.
         await caller.change_gater(ConnectionGater())
         assert (await refusal(caller, host_addresses(host)[0])).code == "unreachable"
         assert len(dialled) == 1
@@ -347,7 +349,7 @@ async def test_a_changed_list_closes_what_it_does_not_allow(server, eventually) 
         assert (await refusal(foe, host_addresses(server)[0])).code == "handshake_failed"
         assert await server.change_gater(ConnectionGater(deny_addresses=["127.0.0.1"])) == 1
         await eventually(lambda: not friend.get_connected_peers())
-        # Both directions: the one who dialled may be the one whose lists change.
+        # In both directions: the lists of the dialling side may change too.
         assert await server.change_gater(ConnectionGater()) == 0
         await dial(friend, host_addresses(server)[0])
         assert await friend.change_gater(ConnectionGater(deny_addresses=["127.0.0.1"])) == 1

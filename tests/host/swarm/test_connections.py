@@ -1,4 +1,4 @@
-"""Connections come and go, and the host stays."""
+"""Connections come and go, and the host continues."""
 
 import signal
 import subprocess
@@ -25,7 +25,7 @@ PING = "/ipfs/ping/1.0.0"
 
 
 async def cut(host) -> None:
-    """Close the sockets of a host's connections without a word."""
+    """Close the sockets of a host's connections without notice."""
     for connection in host.get_network().get_connections():
         await connection.muxed_conn.secured_conn.close()
         await connection.muxed_conn.event_closed.wait()
@@ -82,7 +82,7 @@ async def test_handshakes_under_way_are_bounded(eventually) -> None:
 async def test_one_peer_cannot_hold_many_connections(server, eventually) -> None:
     identity = new_identity()
     address = host_addresses(server)[0]
-    # The same key in five processes, as the host sees it.
+    # The host sees the same key in five processes.
     async with (
         open_host(identity) as a,
         open_host(identity) as b,
@@ -93,7 +93,7 @@ async def test_one_peer_cannot_hold_many_connections(server, eventually) -> None
         for host in (a, b, c, d, e):
             await dial(host, address)
         await eventually(lambda: server.swarm.inbound_connections == 2)
-        # The newest ones stay.
+        # The newest connections are kept.
         assert [bool(host.get_connected_peers()) for host in (d, e)] == [True, True]
 
 
@@ -177,7 +177,7 @@ async def test_peers_that_take_nothing_do_not_hold_up_the_closing() -> None:
 
 
 def stall(secured) -> None:
-    """Let writes block until the socket is closed, as they do when the other machine takes nothing."""
+    """Let writes block until the socket is closed, as if the other machine did not read."""
     closed, close = trio.Event(), secured.close
 
     async def write_when_closed(data: bytes) -> None:
@@ -210,7 +210,7 @@ async def test_the_librarys_own_dial_tries_once_and_waits_for_nothing(client, mo
     with pytest.raises(SwarmException):
         await client.connect(PeerInfo(somebody, [Multiaddr("/ip4/127.0.0.1/tcp/1")]))
     assert len(attempts) == 1
-    # With more, a dial that has succeeded is waited on for another quarter of a second.
+    # With more than one, a successful dial takes a quarter of a second longer.
     assert client.swarm.connection_config.max_connections_per_peer == 1
 
 
@@ -230,7 +230,7 @@ trio.run(main)
 
 @pytest.fixture
 def peer_process():
-    """A host in a process of its own, whose first line of output is its address."""
+    """A host in a separate process. The first line of its output is its address."""
     environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
     with subprocess.Popen([sys.executable, "-c", STOPPABLE], env=environment, stdout=subprocess.PIPE) as process:
         yield process
@@ -260,7 +260,7 @@ async def test_a_cancelled_host_closes_its_sockets(server, eventually) -> None:
 
 
 async def test_who_uses_a_host_may_finish_when_all_is_cancelled(server) -> None:
-    """Its sockets are open until then: gossip asked a closed one for its address, and failed with EBADF."""
+    """Its sockets are open until then. Gossip once used a closed one to find its address, and failed with EBADF."""
     with trio.fail_after(20), trio.CancelScope() as scope:
         async with open_host(new_identity(), [LOOPBACK]) as host:
             addresses = host_addresses(host)
@@ -290,7 +290,7 @@ async def test_what_is_turned_away_is_counted_by_its_limit() -> None:
         target = parse_peer_address(host_addresses(host)[0])
         silent = [await trio.open_tcp_stream(target.host, target.port) for _ in range(2)]
         with trio.fail_after(5):
-            # The second one is one handshake too many, and is closed.
+            # The second one exceeds the limit of handshakes, and is closed.
             assert await silent[1].receive_some() == b""
         assert host.swarm.limits_hit == {"inbound_handshakes": 1}
         for stream in silent:

@@ -1,4 +1,4 @@
-"""Dialing real sockets: right, wrong, silent, moved, cancelled."""
+"""Dialling real sockets: right, wrong, silent, moved, cancelled."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ PING = "/ipfs/ping/1.0.0"
 
 @pytest.fixture
 async def silent_listener():
-    """The port of a TCP listener that takes connections and says nothing."""
+    """The port of a TCP listener that accepts connections and sends nothing."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     yield listener.socket.getsockname()[1]
     await listener.aclose()
@@ -37,7 +37,7 @@ async def refusal(host, address: str, **options: float) -> DialError:
 
 
 def open_sockets() -> list[str]:
-    # Without the standard streams; epoll and wake-up descriptors of trio are no sockets.
+    # Without the standard streams. The epoll and wake-up descriptors of trio are not sockets.
     found = []
     for descriptor in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -129,10 +129,10 @@ async def test_a_peer_that_moved_is_found_at_its_new_address(client, eventually)
         old = host_addresses(host)[0]
         await dial(client, old)
     await eventually(lambda: not client.get_connected_peers())
-    # The library would now remember that the peer cannot be reached, for a minute.
+    # The library would now refuse the peer for a minute.
     assert (await refusal(client, old)).code == "refused"
     client.get_peerstore().add_addr(ID.from_string(identity.peer_id), Multiaddr(old.partition("/p2p/")[0]), 1000)
-    # The peer itself would tell its address, a moment later.
+    # Otherwise the peer itself would report its address a moment later.
     client._schedule_identify = lambda peer_id, *, reason: None
     async with open_host(identity, [LOOPBACK]) as host:
         assert host_addresses(host)[0] != old
@@ -152,11 +152,11 @@ async def test_a_dead_connection_is_not_taken_for_a_living_one(eventually) -> No
         await dial(visitor, host_addresses(host)[0])
         (dead,) = visitor.get_network().get_connections()
         (seen_there,) = await connections_of(host, eventually)
-        # Identify goes both ways; after it nothing is on the wire.
+        # Identify runs in both directions; after it nothing is sent.
         for end, other in ((visitor, host), (host, visitor)):
             await eventually(lambda end=end, other=other: other.get_id() in end._identified_peers)
         await eventually(lambda: not dead.muxed_conn.streams and not seen_there.muxed_conn.streams)
-        # It takes what is sent and gives nothing back, like a machine that is stopped.
+        # It accepts data and sends nothing back, like a stopped machine.
         dead.muxed_conn.secured_conn.write = swallow
         await dial(visitor, host_addresses(host)[0])
         assert dead.is_closed

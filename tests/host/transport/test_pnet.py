@@ -1,4 +1,4 @@
-"""A private network: its members talk, and nobody else gets further than the first bytes."""
+"""A private network: its members can communicate, and others get no further than the first bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dms_host.transport.pnet import GREETING, OtherNetworkError, ProtectedConnec
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 PING = "/ipfs/ping/1.0.0"
 KEY = bytes(range(32))
-# Nobody is to wait for this one.
+# No test waits for this timeout.
 PATIENT = HostLimits(handshake_timeout=60)
 
 
@@ -53,7 +53,7 @@ def test_the_cipher_is_that_of_libsodium() -> None:
 
 
 class Wire:
-    """A raw connection over a memory stream, which hands out at most `piece` bytes at once."""
+    """A raw connection over a memory stream, which returns at most `piece` bytes at once."""
 
     is_initiator = True
 
@@ -149,7 +149,7 @@ async def test_others_are_refused_at_once(ours, theirs, eventually) -> None:
         with trio.fail_after(5):
             await eventually(lambda: not host.swarm.inbound_handshakes)
         assert host.get_connected_peers() == caller.get_connected_peers() == []
-        # And the host goes on.
+        # The host continues.
         async with open_host(new_identity(), psk=ours) as member:
             await assert_talking(member, host)
 
@@ -170,7 +170,7 @@ async def test_a_host_outside_hangs_up_on_what_it_cannot_read() -> None:
     async with open_host(new_identity(), [LOOPBACK], PATIENT) as host:
         target = parse_peer_address(host_addresses(host)[0])
         async with await trio.open_tcp_stream(target.host, target.port) as member:
-            # The first byte of a nonce may be the length of a line that never comes.
+            # The first byte of a nonce may look like the length of a line that never arrives.
             await member.send_all(bytes([120]) + secrets.token_bytes(43))
             with trio.fail_after(5):
                 while await member.receive_some():

@@ -21,7 +21,7 @@ from dms_host.limits import STREAM_WINDOW
 
 
 async def answer_to(connection, protocol: bytes) -> bytes:
-    """What multistream-select answers to a proposal; b"" when the other side hangs up."""
+    """The answer of multistream-select to a proposal; b"" if the other side closes the connection."""
     for line in (b"/multistream/1.0.0\n", protocol + b"\n"):
         await connection.write(bytes([len(line)]) + line)
     for _ in range(2):
@@ -36,14 +36,14 @@ async def test_only_noise_secures_a_connection(server, still_serves, security: b
     async with await trio.open_tcp_stream(target.host, target.port) as stream:
         stranger = TrioTCPStream(stream)
         assert await answer_to(stranger, security) == b"na"
-        # As libp2p/specs plaintext/README.md has it: "I am this key", which needs no answer.
+        # According to libp2p/specs plaintext/README.md: "I am this key", which needs no answer.
         await stranger.write(b"\x04\x0a\x02me")
         assert server.get_connected_peers() == []
     await still_serves(server)
 
 
 async def test_an_impostor_without_noise_gets_no_session(server) -> None:
-    """The attack itself: somebody else's public key, announced over plaintext by the library's own client."""
+    """The attack itself: another peer's public key, announced over plaintext by the library's own client."""
     victim = new_identity()
     target = parse_peer_address(host_addresses(server)[0])
     raw = RawConnection(TrioTCPStream(await trio.open_tcp_stream(target.host, target.port)), True)
@@ -66,7 +66,7 @@ async def test_mplex_gets_no_session(server, noise_attacker, still_serves) -> No
 async def test_a_plain_libp2p_host_gets_a_session(server, foreign) -> None:
     await foreign.connect(info_from_p2p_addr(Multiaddr(host_addresses(server)[0])))
     assert server.get_connected_peers() == [foreign.get_id()]
-    # The library leaves the sockets that it dialed open when its host ends.
+    # The library does not close the sockets that it dialled when its host ends.
     await foreign.disconnect(server.get_id())
 
 
@@ -122,7 +122,7 @@ async def test_random_bytes_that_noise_cannot_decrypt(server, frame_attacker, st
     [
         bytes(range(256)),
         b"\xff" * 100,
-        # A line of a gigabyte, of which the beginning comes.
+        # The beginning of a line of a gigabyte.
         b"\x80\x80\x80\x80\x04" + bytes(100_000),
         # A line that is not UTF-8, and one without its end.
         b"\x13/multistream/1.0.0\n\x05\xff\xfe\xfd\xfc\n",
@@ -137,7 +137,7 @@ async def test_garbage_where_a_protocol_is_negotiated(server, frame_attacker, st
     async with frame_attacker(host_addresses(server)[0]) as frames:
         await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
         await frames.send_data(1, garbage, flags=frames.FIN)
-        # The stream ends, one way or the other; its connection and its host do not.
+        # The stream ends in one of the two ways, but its connection and its host do not.
         kinds = (frames.RST, frames.FIN)
         with trio.fail_after(5):
             while not ((frame := await frames.receive())[2] == 1 and frame[1] in kinds):
@@ -150,7 +150,7 @@ async def test_garbage_where_a_protocol_is_negotiated(server, frame_attacker, st
 async def test_a_negotiation_line_is_refused_by_its_length(server, frame_attacker) -> None:
     async with frame_attacker(host_addresses(server)[0]) as frames:
         await frames.send(frames.WINDOW_UPDATE, frames.SYN, 1)
-        # The line announced is longer than allowed: nobody waits for the rest of it.
+        # The announced line exceeds the limit, so its rest is not waited for.
         await frames.send_data(1, b"\x80\x80\x80\x80\x04")
         with trio.fail_after(5):
             await frames.receive_until(frames.WINDOW_UPDATE, frames.RST, 1)
@@ -196,7 +196,7 @@ async def test_unread_bytes_of_a_real_peer_are_bounded(server, frame_attacker, s
 
 
 async def flood(frames) -> None:
-    # Well-formed, and never stopping where the window ends.
+    # Well-formed frames that continue beyond the end of the window.
     for _ in range(1000):
         await frames.send_data(1, bytes(64 * 1024))
 

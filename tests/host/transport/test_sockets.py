@@ -53,7 +53,7 @@ async def test_what_has_come_is_fetched_once_and_read_in_pieces(socket_pair) -> 
     assert await socket.read(4) + await socket.read() == b"the rest"
     await ours.aclose()
     assert await socket.read(2) == b""
-    # The library would ask a hundred times.
+    # The library would read a hundred times.
     fetched = counted.reads
     for _ in range(2):
         with pytest.raises(ConnectionClosedError):

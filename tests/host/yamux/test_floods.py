@@ -1,6 +1,6 @@
-"""Frames that carry nothing: their sender pays, is dropped and named once, and others get their turns meanwhile.
+"""Frames without content: their sender is charged, dropped and named once, and other peers are served meanwhile.
 
-Everything is counted: charges, frames handled, turns of the scheduler. No test looks at a clock.
+Everything is counted: charges, frames handled, turns of the scheduler. No test reads a clock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dms_host.yamux.accounts import OWN_ALLOWANCE, STREAM_PACE, Accounts, Addres
 from dms_host.yamux.connection import FRAMES_PER_TURN, BoundedYamux
 from dms_host.yamux.frames import ACK, DATA, FIN, PING, RST, SYN, WINDOW_UPDATE, pack_frame
 
-# Nothing comes back by waiting: what is counted is what was sent.
+# Nothing is restored by waiting, so that the counts are those of sent frames.
 LIMITS = HostLimits(max_empty_frames=100, empty_frames_per_second=1e-6)
 PAYABLE = OWN_ALLOWANCE + LIMITS.max_empty_frames
 
@@ -30,7 +30,7 @@ OPEN = pack_frame(WINDOW_UPDATE, SYN, 1, 0)
 
 
 class Victim:
-    """A BoundedYamux to which whole messages are handed, one for each read, with no task in between."""
+    """A BoundedYamux that gets whole messages, one for each read, without a task in between."""
 
     def __init__(self, messages: list[bytes], address: AddressAccount | None = None) -> None:
         self.is_initiator = False
@@ -52,7 +52,7 @@ class Victim:
         return "192.0.2.7", 4001
 
     async def run(self) -> bool:
-        """Handle everything; whether the connection was dropped."""
+        """Handle everything. Returns whether the connection was dropped."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.yamux.start)
             await trio.testing.wait_all_tasks_blocked(0.01)
@@ -82,7 +82,7 @@ FLOODS = {
 
 @pytest.mark.parametrize("frame", FLOODS.values(), ids=FLOODS)
 async def test_whoever_sends_nothing_else_is_dropped(frame: bytes) -> None:
-    # All in one message: nothing but the count of frames stands against them.
+    # All in one message: only the count of frames can stop them.
     assert await Victim([OPEN + frame * 5000]).run()
 
 
@@ -122,7 +122,7 @@ async def test_one_byte_in_a_message_costs_its_sender_though_the_frames_are_good
 
 
 async def test_data_earns_back_what_frames_cost() -> None:
-    # A peer that writes the length of each message in a frame of its own, as some do.
+    # Some peers write the length of each message in a separate frame.
     message = pack_frame(DATA, 0, 1, 1, b"\x40") + pack_frame(DATA, 0, 1, 64, bytes(64))
     assert not await Victim([OPEN + message * 1000]).run()
 
@@ -140,7 +140,7 @@ async def test_window_for_what_was_sent_costs_nothing() -> None:
 
 
 class Turns(trio.abc.Instrument):
-    """What one task had done each time another one ran."""
+    """The number of frames that one task had handled each time another one ran."""
 
     def __init__(self, victim: Victim) -> None:
         self.victim = victim

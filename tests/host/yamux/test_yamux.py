@@ -1,4 +1,4 @@
-"""BoundedYamux alone: two in memory, or one against frames made by hand, in virtual time."""
+"""BoundedYamux alone: two in memory, or one with frames made by hand, in virtual time."""
 
 import pytest
 import trio
@@ -63,7 +63,7 @@ async def test_a_reader_may_be_cancelled_at_any_moment_and_loses_nothing(yamux_p
         nursery.start_soon(ours.write, sent)
         while len(received) < len(sent):
             attempts += 1
-            # trio runs the tasks of one round in random order: the cancellation falls before, amid or after the read.
+            # trio runs the tasks of one round in random order: the cancellation comes before, during or after the read.
             with trio.CancelScope() as scope:
                 nursery.start_soon(cancel_in, attempts % 4, scope)
                 received += await theirs.read(999)
@@ -83,7 +83,7 @@ async def test_a_read_that_must_announce_room_is_not_lost_when_cancelled(yamux_p
         with trio.move_on_after(1):
             while listener.unread_bytes < STREAM_WINDOW:
                 await trio.lowlevel.checkpoint()
-        # The window update stands still in the middle of its frame while the reader is cancelled.
+        # The window update stops in the middle of its frame while the reader is cancelled.
         connection = listener.secured_conn
         connection.gate, connection.at_gate = trio.Event(), trio.Event()
         received = []
@@ -122,7 +122,7 @@ async def test_a_cancelled_write_sends_whole_frames_only(yamux_pair) -> None:
         connection.gate.set()
         await other.write(b"the connection is whole")
         assert await their_other.read() == b"the connection is whole"
-        # One frame went out, whole; the next did not; the stream says so to whoever stands on it.
+        # One whole frame was sent, the next was not, and the stream reports it to its user.
         assert 0 < len(await theirs.read()) < 100 * KIB
         assert ours.torn
 
@@ -146,7 +146,7 @@ async def test_a_write_that_nobody_takes_drops_the_connection(yamux_pair, autoju
         with pytest.raises(MuxedStreamReset):
             await ours.write(b"anything")
         assert trio.current_time() - started == pytest.approx(7)
-        # At once, not only when a ping goes unanswered: nothing may follow half a frame.
+        # At once, not only when a ping is not answered: nothing may follow half a frame.
         assert dialer.event_shutting_down.is_set()
         await dialer.event_closed.wait()
         assert dialer.secured_conn.closed
@@ -209,7 +209,7 @@ async def test_only_so_many_streams_can_be_opened_and_again_when_one_ends(yamux_
         with pytest.raises(MuxedStreamError, match="3 streams"):
             await dialer.open_stream()
         ours, theirs = pairs[0]
-        # Ours alone is not enough: to the other side the stream is still open.
+        # Closing our side is not enough: for the other side the stream is still open.
         await ours.close()
         with pytest.raises(MuxedStreamError):
             await dialer.open_stream()
@@ -229,7 +229,7 @@ async def test_a_peer_beyond_its_streams_is_reset_and_the_others_go_on(yamux_att
         first = await victim.accept_stream()
         await frames.send_data(1, b"still served")
         assert await first.read() == b"still served"
-        # Room for one more as soon as one has ended.
+        # There is a slot again as soon as one stream has ended.
         await frames.send(frames.WINDOW_UPDATE, frames.RST, 3)
         await frames.send(frames.WINDOW_UPDATE, frames.SYN, 201)
         await frames.receive_until(frames.WINDOW_UPDATE, frames.ACK, 201)

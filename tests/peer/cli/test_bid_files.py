@@ -1,4 +1,4 @@
-"""Files with signed bids, whatever is in them."""
+"""Files with signed bids, with any content."""
 
 from __future__ import annotations
 

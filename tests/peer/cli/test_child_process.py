@@ -1,4 +1,4 @@
-"""The command of a reservation ends with the process that runs it, however that ends. Real processes."""
+"""The command of a reservation ends with the process that runs it, however that process ends. Real processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import sys, trio
 from dms_peer.cli.child_process import run_child
 sys.exit(trio.run(run_child, sys.argv[1:], {}))
 """
-# A command that starts another process, says both ids, and goes on.
+# A command that starts another process, prints both ids, and continues.
 FAMILY = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -73,7 +73,7 @@ async def test_the_command_and_what_it_started_die_with_the_runner(ids: Path, nu
     if number == signal.SIGKILL:
         await all_gone(processes)
     else:
-        # SIGTERM is the command's: what it left behind when it ended is its own.
+        # SIGTERM is for the command: processes that it left behind when it ended are not ended.
         await all_gone(processes[:1])
         os.kill(processes[1], signal.SIGKILL)
 

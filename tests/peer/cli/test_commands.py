@@ -1,4 +1,4 @@
-"""The command line without a peer: what it prints, its exit codes, and what it makes of bad input."""
+"""The command line without a peer: its output, its exit codes, and its errors for bad input."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def machine_file(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What --color and -q change is changed back after each test."""
+    """The effects of --color and -q are undone after each test."""
     monkeypatch.setattr("dms_peer.cli.output._quiet", False)
     monkeypatch.setattr("dms_peer.telemetry.logs._verbosity", None)
     for name in ("NO_COLOR", "FORCE_COLOR"):
@@ -59,7 +59,7 @@ def home(tmp_path: Path) -> str:
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command that has to succeed and gives what it prints, as JSON where it was asked for."""
+    """Runs a command that has to succeed and returns what it prints, as JSON if requested."""
 
     def run(*arguments: str) -> Any:
         code = run_command(arguments)
@@ -72,7 +72,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Any:
 
 @pytest.fixture
 def failing(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command that has to fail, with and without --json; gives exit code, error object and line."""
+    """Runs a command that has to fail, with and without --json. Returns exit code, error object and line."""
 
     def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
         code = run_command(arguments)
@@ -113,7 +113,7 @@ def test_onboarding_is_kept_without_a_peer(cli: Any, home: str, machine_file: st
     assert answer["onboarded"]["cpu"]["cores"] == 2
     assert answer["onboarded"]["ram"]["size"] == 4 * GIB
     assert [(gpu["uuid"], gpu["vram"]) for gpu in answer["onboarded"]["gpus"]] == [("GPU-a", 8 * GIB)]
-    # The machine is remembered: no --machine here.
+    # The machine is remembered: --machine is not given here.
     status = cli("status", "--home", home, "--json")
     assert status["onboarded"] == answer["onboarded"]
     assert status["simulated"] is True
@@ -347,7 +347,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def in_shell(redirection: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command as a shell does, with its streams as `redirection` says."""
+    """Runs a command as a shell does, with its streams redirected as `redirection` says."""
     line = f'exec "$0" -m dms_peer "$@" {redirection}'
     return subprocess.run(
         ["sh", "-c", line, sys.executable, *arguments], env={**ENVIRONMENT, **environment}, capture_output=True,

@@ -1,4 +1,4 @@
-"""A command is loaded without looking for garbage, and works with it."""
+"""A command is loaded without garbage collection, and runs with it."""
 
 from __future__ import annotations
 

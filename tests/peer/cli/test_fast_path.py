@@ -1,4 +1,4 @@
-"""The short way of a command says what the long way says, and takes only what it understands."""
+"""The fast path of a command prints the same as the slow path, and accepts only what it understands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             assert peer.stdout is not None
             assert json.loads(peer.stdout.readline())["event"] == "ready"
-            # What is in use is looked at once, and not while the two ways are compared.
+            # The use is sampled once, and not while the two paths are compared.
             while read_status(Home(Path(home))).usage is None:
                 pass
             yield home
@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def outcome(arguments: list[str]) -> tuple[int, str, str]:
-    """Exit code and what was printed, without the age of the last sample of the machine's use."""
+    """Exit code and output, without the age of the last sample of the machine's use."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = program.run_command(arguments)

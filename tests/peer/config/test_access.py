@@ -1,4 +1,4 @@
-"""The owner's rules as a file: the one in the docs, what is refused and where, and any bytes at all."""
+"""The access file: the example in the docs, what is refused and where, and arbitrary bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ensemble files: the one in the docs, what is refused and where, and any bytes at all."""
+"""Ensemble files: the example in the docs, what is refused and where, and arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_peer_is_not_asked_about_nodes_that_are_pinned_to_another() -> None:
 
 
 def node(*lines: str) -> str:
-    """A file with one node that has these lines too; they begin on line 4."""
+    """A file with one node and these additional lines, which begin on line 4."""
     return "\n".join(["request:", "- node_id: a", f"  {SMALL}", *(f"  {line}" for line in lines)])
 
 

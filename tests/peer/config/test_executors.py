@@ -1,4 +1,4 @@
-"""The section `executors` of peer.yaml: what it says, and each way to get it wrong."""
+"""The section `executors` of peer.yaml: its values, and each kind of invalid value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The owner's limits: read exactly, refused with line and field, and all of them on one page."""
+"""The limits file: read exactly, refused with line and field, and all limits on one page."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_every_limit_can_be_written(tmp_path: Path) -> None:
 
 
 def test_the_page_has_every_limit_as_it_is() -> None:
-    # On purpose: python tests/limits_page.py > docs/limits.md
+    # If this was intended: python tests/limits_page.py > docs/limits.md
     written = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "limits_page.py")],
         capture_output=True,

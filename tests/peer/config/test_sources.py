@@ -1,4 +1,4 @@
-"""The configuration file, the environment and options: which wins, what is wrong, and where each value comes from."""
+"""The configuration file, the environment and options: which overrides which, errors, and the source of each value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dms_peer.config.settings import SETTINGS, PeerConfig
 from dms_peer.config.sources import ConfigSources
 from dms_peer.errors import DocumentError
 
-# Setting lines have no space after the `#`, or two.
+# Lines with settings have no space after the `#`, or two.
 UNCOMMENTED = re.sub(r"(?m)^#(?! \S)", "", EXAMPLE)
 
 
@@ -71,7 +71,7 @@ def test_a_section_may_stand_in_a_file_of_its_own(tmp_path: Path, monkeypatch: p
     (other / "access.yaml").write_text("others: token\n")
     text = "terms: other/terms.yaml\nlimits:\n  service: {depth: 9}\n"
     monkeypatch.chdir(other)
-    # A path in the file starts at the file, a path in an option at the working directory.
+    # A path in the file is relative to the file; a path in an option, to the working directory.
     loaded = sources(tmp_path, text, access="access.yaml").load()
     values = config_values(loaded.config)
     assert (values["terms.prices.core"], values["access.others"], values["limits.service.depth"]) == ("0.5", "token", 9)

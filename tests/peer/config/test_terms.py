@@ -1,4 +1,4 @@
-"""The owner's terms: the file in the docs, what is refused and where, and any bytes at all."""
+"""The terms file: the example in the docs, what is refused and where, and arbitrary bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections to peers over real sockets: shared, reused, closed when idle, found again, and never leaked."""
+"""Connections to peers over real sockets: shared, reused, closed when idle, dialled again, and never leaked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EchoAnswer(msgspec.Struct, frozen=True):
 
 
 class Provider:
-    """A host that answers echoes, and how many streams it was opened."""
+    """A host that echoes, and the number of streams that were opened to it."""
 
     def __init__(self, host) -> None:
         self.host = host
@@ -89,7 +89,7 @@ def addresses_of(ports, peer_id: str = SOMEBODY) -> list[str]:
 
 @asynccontextmanager
 async def silent_listeners(count: int):
-    """The ports of TCP listeners that take connections and say nothing, and the connections they took."""
+    """The ports of TCP listeners that accept connections and send nothing, and the accepted connections."""
     taken: list[trio.SocketStream] = []
 
     async def keep(stream) -> None:
@@ -124,7 +124,7 @@ async def test_all_users_share_one_stream_on_one_connection(provider, client) ->
                 nursery.start_soon(ask, number)
         assert sorted(texts, key=int) == [str(number) for number in range(30)]
         assert provider.streams == 1
-        # Nor does it take the addresses: the stream is there.
+        # The addresses are not used either: the stream exists.
         async with connections.client(provider.peer_id, ECHO) as shared:
             await echo(shared, "again")
         async with connections.client(provider.peer_id, OTHER) as shared:
@@ -214,7 +214,7 @@ async def test_an_idle_stream_and_then_an_idle_connection_are_closed(provider, c
     async with open_connections(client, limits=QUICK) as connections:
         async with connections.client(provider.peer_id, ECHO, provider.addrs) as shared:
             await echo(shared, "once")
-            # In use it is not idle, however long nobody asks: several of its periods pass here.
+            # In use it is not idle, even if nothing is sent: several idle periods pass here.
             await trio.sleep(0.2)
             await echo(shared, "twice")
         await eventually(lambda: connections.statistics.clients == 0)
@@ -308,7 +308,7 @@ async def test_dials_at_once_are_bounded(client, eventually) -> None:
             assert connections.statistics.dials_running == 4
             assert len(taken) == 4
             nursery.cancel_scope.cancel()
-        # Those that nobody waits for any more give their turn back.
+        # Cancelled dials free their slots.
         await eventually(lambda: not connections.statistics.dials_running and not connections.statistics.clients)
 
 
@@ -353,7 +353,7 @@ async def test_addresses_of_one_dial_are_bounded(client, eventually) -> None:
 async def test_addresses_of_others_and_nonsense_are_passed_over(provider, client) -> None:
     addrs = ["nonsense", *addresses_of([1]), provider.addrs[0].partition("/p2p/")[0]]
     async with open_connections(client) as connections:
-        # The last one names no peer; it is taken for an address of the one who is asked.
+        # The last one names no peer, and counts as an address of the queried peer.
         async with connections.client(provider.peer_id, ECHO, addrs) as shared:
             await echo(shared, "found")
         assert (await refusal(connections, SOMEBODY, ["nonsense", *provider.addrs])).code == "no_address"
@@ -361,7 +361,7 @@ async def test_addresses_of_others_and_nonsense_are_passed_over(provider, client
         assert (await refusal(connections, connections.peer_id, provider.addrs)).code == "self_dial"
 
 
-# Failing
+# Failures
 
 
 async def test_a_peer_that_was_not_reached_is_left_alone_for_a_while(client) -> None:
@@ -386,7 +386,7 @@ async def test_a_peer_that_moved_is_found_at_its_new_address(client, eventually)
         assert (await refusal(connections, identity.peer_id, old)).code == "refused"
         async with open_provider(identity) as provider:
             assert provider.addrs != old
-            # What was known already is left alone, what is new is tried at once.
+            # Known addresses are not dialled during the back-off, new ones are.
             assert (await refusal(connections, identity.peer_id, old)).code == "backing_off"
             async with connections.client(identity.peer_id, ECHO, [*old, *provider.addrs]) as shared:
                 assert (await echo(shared, "moved")).text == "moved"
@@ -481,7 +481,7 @@ async def test_who_comes_after_a_forgotten_client_gets_another(provider, server)
                 await echo(another, "of my own")
             with pytest.raises(ConnectionLostError):
                 await echo(shared, "too late")
-        # The connection is the peer's, so it stays.
+        # The peer made the connection, so it stays.
         assert len(server.get_network().get_connections()) == 1
         assert provider.streams == 2
 
@@ -528,7 +528,7 @@ async def test_cycles_that_are_cancelled_anywhere_leave_nothing_behind(provider,
     await trio.testing.wait_all_tasks_blocked(0.05)
     sockets, before = open_sockets(), tasks()
     for number in range(200):
-        # A dial takes some hundred turns of the scheduler: this cancels in all of its parts.
+        # A dial takes some hundred turns of the scheduler, so this cancels in all of its parts.
         await cycle(number * 2)
     await settle()
     await eventually(lambda: tasks() <= before)

@@ -1,4 +1,4 @@
-"""Where a peer is looked for, in which order, and when again."""
+"""Which addresses of a peer are dialled, in which order, and when again."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_where_it_was_reached_comes_first(routes: Routes) -> None:
     routes.reached(PEER, routes.order(PEER, at(1, 2, 3))[2])
     assert ports(routes, at(1, 2, 3)) == [3, 1, 2]
     assert ports(routes, []) == [3]
-    # A connection that was there says nothing of addresses.
+    # An existing connection says nothing about addresses.
     routes.reached(PEER, None)
     assert ports(routes, at(1)) == [3, 1]
 

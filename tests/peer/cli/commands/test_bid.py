@@ -25,7 +25,7 @@ from dms_protocols.rpc.limits import Shares
 from dms_resources.components import PortRange
 from dms_resources.units import GIB, Cores
 
-# These tests are not about strangers: anyone may have the whole offer.
+# These tests are not about strangers: anyone may take the whole offer.
 WHOLE_OFFER = OwnerAccess(shares=Shares())
 
 
@@ -79,7 +79,7 @@ async def ready(tmp_path: Path) -> AsyncIterator[Ready]:
 
 @pytest.fixture
 def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Awaitable[tuple[int, str, str]]]:
-    """Runs a command of the requester; gives its exit code, and what it prints on stdout and on stderr."""
+    """Runs a command of the requester. Returns its exit code, and what it prints on stdout and on stderr."""
 
     async def run(*arguments: str) -> tuple[int, str, str]:
         line = [*arguments, "--home", str(tmp_path / "requester")]
@@ -92,7 +92,7 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 
 @pytest.fixture
 def file(tmp_path: Path) -> Callable[..., str]:
-    """Writes an ensemble file and gives its name."""
+    """Writes an ensemble file and returns its name."""
 
     def write(*, head: str = "", cores: int = 1, ram: str = "1GiB", peer: str = OTHER) -> str:
         path = tmp_path / "ensemble.yaml"
@@ -190,7 +190,7 @@ async def test_the_options_for_one_node(ready: Ready, command: Any) -> None:
     assert await code("--executor", "docker", "--executor", "firecracker") == "executor"
     assert await code("--port", "20000", "--port", "20001", "--ports", "3") == "bid"
     assert await code("--port", "80") == "ports"
-    # So many may be asked for, and more than are here.
+    # This many may be requested, which is more than there are.
     assert await code("--ports", "1024") == "ports"
     assert await code("--ports", "1024", "--dry-run") == "ports"
     assert await code("--port", "20000", "--ports", "999", "--dry-run") == "bid"

@@ -1,4 +1,4 @@
-"""Commands that go to the network through the running peer of their home, and what that home holds elsewhere."""
+"""Commands that reach the network through the running peer of their home, and what that home holds elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dms_peer.owner.offers import Offer
 from dms_protocols.rpc.limits import Shares
 from dms_resources.units import GIB, Cores
 
-# These tests are not about strangers: anyone may have the whole offer.
+# These tests are not about strangers: anyone may take the whole offer.
 WHOLE_OFFER = OwnerAccess(shares=Shares())
 
 
@@ -43,7 +43,7 @@ Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 @pytest.fixture
 async def peers(tmp_path: Path) -> AsyncIterator[tuple[Ready, Ready]]:
-    """A provider, and a requester's peer that offers capacity itself; both run."""
+    """A provider, and a requester's peer that offers capacity itself. Both run."""
     machine = tmp_path / "machine.json"
     machine.write_text(json.dumps(MACHINE))
     ready: list[Ready] = []
@@ -58,7 +58,7 @@ async def peers(tmp_path: Path) -> AsyncIterator[tuple[Ready, Ready]]:
 
 @pytest.fixture
 def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in the home `own`, in a thread; gives its exit code and what it prints."""
+    """Runs a command in the home `own`, in a thread. Returns its exit code and what it prints."""
 
     async def run(*arguments: str, home: str = "own") -> tuple[int, str, str]:
         code = await trio.to_thread.run_sync(run_command, [*arguments, "--home", str(tmp_path / home)])
@@ -86,7 +86,7 @@ async def test_all_operations_at_a_peer_that_is_named_by_the_start_of_its_id(
     peers: tuple[Ready, Ready], command: Command, tmp_path: Path
 ) -> None:
     provider, short, bid = peers[0], short_peer_id(peers[0].peer_id), tmp_path / "bid.cbor"
-    # Known from the first answer on.
+    # Known after the first answer.
     assert (await command("free", provider.addrs[0]))[0] == 0
     code, out, _ = await command("free", short, "--json")
     assert (code, json.loads(out)["peer_id"]) == (0, provider.peer_id)
@@ -94,7 +94,7 @@ async def test_all_operations_at_a_peer_that_is_named_by_the_start_of_its_id(
     pongs = [json.loads(line) for line in out.splitlines()]
     assert [(pong["peer_id"], pong["relayed"]) for pong in pongs] == [(provider.peer_id, False)] * 2
     assert all(0 < pong["round_trip"] < 10 for pong in pongs)
-    # The hardware in detail is nothing for strangers, unless the owner says so.
+    # Strangers may not see the hardware in detail, unless the owner allows it.
     assert json.loads((await command("hardware", short, "--json"))[1])["error"]["code"] == "forbidden"
     assert json.loads((await command("hardware", peers[1].peer_id, "--json"))[1])["cpu"]["cores"] == 8
     assert json.loads((await command("usage", peers[1].peer_id, "--json"))[1])["peer_id"] == peers[1].peer_id
@@ -134,7 +134,7 @@ async def test_a_peer_is_its_own_requester(peers: tuple[Ready, Ready], command: 
     assert (await command("commit", own.peer_id, str(bid)))[0] == 0
     (held,) = json.loads((await command("leases", "--json"))[1])["leases"]
     assert (await command("allocate", held["lease"]["lease_id"][:8]))[0] == 0
-    # An allocation is renewed in version 1.1 of the protocol alone.
+    # An allocation can be renewed only in version 1.1 of the protocol.
     code, out, err = await command("renew", held["lease"]["lease_id"][:8], "--ttl", "5m", "--json")
     assert (code, json.loads(out)["state"]) == (0, "allocated"), err
     status = await trio.to_thread.run_sync(owner.read_status, Home(tmp_path / "own"))
@@ -153,7 +153,7 @@ async def test_release_all_gives_back_what_a_lost_answer_left(
         assert (await command("bid", place.addrs[0], *SMALL, "-o", str(bid)))[0] == 0
         assert (await command("commit", place.addrs[0], str(bid)))[0] == 0
     journal = LeaseJournal(tmp_path / "own")
-    # As after a commitment whose answer never came: only the provider is known.
+    # As after a commitment whose answer was lost: only the provider is known.
     journal.forget(provider.peer_id, [held.lease.lease_id for held in journal.leases()])
     assert len(journal.leases()) == 1
     code, out, err = await command("release", "--all", "--json")
@@ -239,7 +239,7 @@ async def reserving(tmp_path: Path, *words: str) -> trio.Process:
 async def test_reserve_through_the_running_peer_takes_its_own_capacity_too(
     peers: tuple[Ready, Ready], command: Command, tmp_path: Path
 ) -> None:
-    # Known from the first answer on.
+    # Known after the first answer.
     assert (await command("free", peers[0].addrs[0]))[0] == 0
     script = "import os, sys; print(os.environ['DMS_PEER_IDS']); sys.exit(7)"
     process = await reserving(tmp_path, "--", sys.executable, "-c", script)
@@ -249,7 +249,7 @@ async def test_reserve_through_the_running_peer_takes_its_own_capacity_too(
     err = b"".join([part async for part in process.stderr]).decode()
     assert await process.wait() == 7, err
     assert set(out.split()) == {peers[0].peer_id, peers[1].peer_id}
-    # All was released before the command ended.
+    # Everything was released before the command ended.
     assert [await leases_at(tmp_path, name) for name in ("provider", "own")] == [0, 0]
     assert {one.peer_id for one in LeaseJournal(tmp_path / "own").providers()} == set(out.split())
 
@@ -257,7 +257,7 @@ async def test_reserve_through_the_running_peer_takes_its_own_capacity_too(
 async def test_a_reservation_of_a_running_peer_that_cannot_be_had_says_why(
     peers: tuple[Ready, Ready], tmp_path: Path
 ) -> None:
-    # One provider alone is known, and the nodes are for different peers.
+    # Only one provider is known, and the nodes are for different peers.
     process = await reserving(tmp_path, "--json", "--timeout", "3", "--", "true")
     assert process.stdout is not None
     out = b"".join([part async for part in process.stdout]).decode()

@@ -33,7 +33,7 @@ from dms_peer.requesting.reports import FoundRow
 from dms_protocols.rpc.limits import Shares
 from dms_resources.units import GIB, Cores
 
-# These tests are not about strangers: anyone may have the whole offer.
+# These tests are not about strangers: anyone may take the whole offer.
 WHOLE_OFFER = OwnerAccess(shares=Shares())
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB"}, "gpus": [{"vram": "24GiB"}]}
@@ -44,7 +44,7 @@ request:
 - {{node_id: b, resources: {{cpu: {{cores: {cores}}}, ram: {{size: 4GiB}}, disk: {{size: 1GiB}}}}}}
 """
 QUIET = DiscoverySettings(mdns=False, dht=False, exchange=False, broadcast=False)
-# What the commands are told here: only the peers that are named.
+# The commands use only the named peers.
 ALONE = ("--no-mdns", "--no-dht", "--no-exchange")
 
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
@@ -69,7 +69,7 @@ async def providers(tmp_path: Path) -> AsyncIterator[list[Ready]]:
 
 @pytest.fixture
 def command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in a process of its own; gives its exit code, and what it prints on stdout and on stderr."""
+    """Runs a command in a separate process. Returns its exit code, and what it prints on stdout and on stderr."""
 
     async def run(*arguments: str) -> tuple[int, str, str]:
         words = list(arguments)
@@ -110,7 +110,7 @@ async def test_discover_finds_who_would_take_it_and_says_why_others_would_not(
     assert all(peer["age"] == 0 and peer["free"]["ram"]["size"] == 16 * GIB for peer in peers)
     assert (done["event"], done["able"], done["progress"]["refused"]) == ("done", 2, {"resources": 1})
 
-    # They are remembered: no address is needed again, and the ages of all figures are seen.
+    # They are remembered: no address is needed again, and the ages of all figures are shown.
     code, out, _ = await command("discover", *asked, *ALONE, "--count", "2")
     assert code == 0
     assert "2 peers would take it" in out
@@ -263,7 +263,7 @@ async def test_a_signal_to_the_command_is_its_exit_code() -> None:
 
 
 async def test_a_signal_that_ends_the_command_is_not_taken_for_ours() -> None:
-    # Both at once, as from a terminal: whichever is seen first, the exit code is the command's.
+    # Both at once, as from a terminal: whichever is noticed first, the exit code is the command's.
     code = await run_child(
         [sys.executable, "-c", "import os, signal; os.kill(os.getppid(), signal.SIGINT); os._exit(3)"], {}
     )

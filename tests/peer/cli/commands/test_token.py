@@ -43,7 +43,7 @@ def home(tmp_path: Path) -> str:
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs a command that has to succeed and gives what it prints, as JSON where it was asked for."""
+    """Runs a command that has to succeed and returns what it prints, as JSON if requested."""
 
     def run(*arguments: str) -> Any:
         code = run_command(arguments)
@@ -56,7 +56,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
 
 @pytest.fixture
 def failing(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs a command that has to fail; gives its error and exit code."""
+    """Runs a command that has to fail. Returns its error and exit code."""
 
     def run(*arguments: str) -> tuple[str, int]:
         code = run_command([*arguments, "--json"])
@@ -94,7 +94,7 @@ def test_an_owner_grants_and_an_organisation_passes_half_on(cli: Any, home: str,
     assert (second.terms.peers, second.terms.providers) == (frozenset({PEER}), frozenset({PEER}))
     assert second.terms.operations == frozenset({"commit"})
     assert second.id in shown
-    # Cash is for its owner's eyes alone.
+    # Only the owner may read a token.
     assert stat.S_IMODE(os.stat(half).st_mode) == 0o600
 
 
@@ -260,7 +260,7 @@ JOB = ("--ram", "1GiB", "--disk", "1GiB")
 
 
 async def command(*arguments: str) -> int:
-    """A command of another process, as far as the running peer can tell."""
+    """A command of another process, from the running peer's point of view."""
     return await trio.to_thread.run_sync(partial(run_command, arguments))
 
 
@@ -309,7 +309,7 @@ async def test_an_ensemble_is_reserved_with_a_token(running: Any, home: str, tmp
         ask = ("--home", str(tmp_path / "other"), *alone, "-f", str(ensemble), "--timeout", "8s", "--json")
 
         async def run(*words: str) -> tuple[int, str]:
-            # `reserve` is for the main thread of a process.
+            # `reserve` needs the main thread of a process.
             program = [sys.executable, "-m", "dms_peer", *words]
             done = await trio.run_process(program, capture_stdout=True, capture_stderr=True, check=False)
             return done.returncode, done.stdout.decode()

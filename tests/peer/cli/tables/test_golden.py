@@ -1,6 +1,6 @@
 """Each table of the owner's commands at 80 columns, as a golden file.
 
-`DMS_WRITE_GOLDEN=1 pytest tests/peer/cli/tables/test_golden.py` writes the files anew: look at what changed.
+`DMS_WRITE_GOLDEN=1 pytest tests/peer/cli/tables/test_golden.py` rewrites the files. Review the changes.
 """
 
 from __future__ import annotations
@@ -183,5 +183,5 @@ def test_a_table_at_80_columns(name: str, capsys: pytest.CaptureFixture[str], mo
     if os.environ.get("DMS_WRITE_GOLDEN"):
         path.write_text(shown, encoding="utf-8")
     assert shown == path.read_text(encoding="utf-8")
-    # An address is to be copied as a whole.
+    # An address has to be copied as a whole.
     assert all(len(line) <= 80 or "/p2p/" in line or line.startswith("peer ") for line in shown.splitlines())

@@ -1,4 +1,4 @@
-"""Tables: drawn on a terminal, plain in a pipe, and never steered by what they show."""
+"""Tables: drawn on a terminal, plain in a pipe, and never controlled by what they show."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGE = Resources(
 
 
 class Terminal(io.StringIO):
-    """A terminal, as far as a table can tell."""
+    """A terminal, as far as a table can detect."""
 
     def isatty(self) -> bool:
         return True
