@@ -104,7 +104,7 @@ def _published() -> list[bytes]:
 
 
 def _gossiped() -> bytes:
-    """Every map within the vectors, at any depth."""
+    """An RPC with some of everything."""
     identity = new_identity(bytes(32))
     origin = ID.from_base58(identity.peer_id).to_bytes()
     message = rpc_pb2.Message(data=b"news", topicIDs=[FUZZED_TOPIC], from_id=origin, seqno=bytes(8))
@@ -131,7 +131,7 @@ def _vectors() -> dict[str, Any]:
 
 
 def _maps(value: Any) -> list[dict[str, Any]]:
-    """Every map within the vectors, however deep."""
+    """Every map within the vectors, at any depth."""
     if isinstance(value, list):
         return [found for one in value for found in _maps(one)]
     if not isinstance(value, dict):
