@@ -76,10 +76,10 @@ class Engine:
         async with self._short:
             return await self._send(method, prefix + path, query, content, seconds)
 
-    async def look(self, path: str) -> EngineAnswer:
-        """A request that belongs to no version, such as that for the versions themselves."""
+    async def look(self, path: str, *, method: str = "GET", content: Any = None) -> EngineAnswer:
+        """A short request whose path has its version or needs none, such as that for the versions themselves."""
         async with self._short:
-            return await self._send("GET", path, None, None, _SECONDS)
+            return await self._send(method, path, None, content, _SECONDS)
 
     async def version(self) -> str:
         """The version of the API that is spoken, such as "1.41".

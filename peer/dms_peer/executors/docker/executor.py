@@ -6,48 +6,41 @@ of the engine, or of both. Nothing that matters is kept in memory.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Final
 
 import trio
 import trio.abc
 
-from dms_protocols.messages.job import JobConsumption, JobExit
+from dms_protocols.messages.job import JobConsumption
 
 from ..executor import Capabilities, ExecutorError, FoundJob, JobSpec, OnPull, OutputPiece
-from ..process_groups import consumption, counted_group, process_groups, start_of_process
+from ..process_groups import consumption, counted_group, process_groups
 from ..settings import DockerSettings
-from .containers import Container, Containers, is_ours, is_started, process_of
-from .create_body import LABEL, ContainerPlan, create_body, refused_variable
-from .devices import plan_devices
+from .containers import Containers, is_ours, process_of
+from .create_body import refused_variable
 from .engine import Engine, open_engine
-from .exits import MemoryEvidence, SurroundingGroup, container_exit, read_evidence
+from .exits import SurroundingGroup
 from .images import Images
 from .namespaces import connect_inside, open_namespace
+from .networks import JobNetworks
 from .output import open_output
+from .probing import EngineFacts, notes_for_owner, read_facts
 from .references import ImageReference, is_allowed, parse_image
-from .verification import wrong_start
+from .starting import ContainerStarter
+from .watching import ContainerWatch
 
 __all__ = ["DockerExecutor", "open_docker"]
 
-_log = logging.getLogger(__name__)
-
-Value = TypeVar("Value")
-
-_CREATE_TRIES: Final = 5
-_SAMPLE_SECONDS: Final = 1.0
-_LOOK_SECONDS: Final = 10.0
+_PROBE_SECONDS: Final = 30.0
 _PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 _KILL_SECONDS: Final = 10.0
-_READ: Final = 64 * 1024
-_DISK_EXCEEDED: Final = "disk-exceeded"
 
 
 class DockerExecutor:
@@ -60,12 +53,10 @@ class DockerExecutor:
         self._engine = engine
         self._containers = Containers(engine)
         self._images = Images(engine, settings)
-        self._threads = trio.CapacityLimiter(8)
-        self._evidence: dict[str, MemoryEvidence] = {}
-        self._podman = False
-        self._surrounds = False
-        self._disk_bounded: bool | None = None
-        self._looked = False
+        self._networks = JobNetworks(engine)
+        self._watch = ContainerWatch(self._containers, folder)
+        self._starter = ContainerStarter(settings, folder, self._containers, self._images, self._networks, self._watch)
+        self._facts: EngineFacts | None = None
 
     @property
     def name(self) -> str:
@@ -74,43 +65,27 @@ class DockerExecutor:
 
     async def probe(self) -> Capabilities:
         """Asks the engine what it is. What it enforces is read from the kernel at the start of each job."""
+        self._facts = None
         try:
-            with trio.fail_after(30):
-                version, notes = await self._look()
+            with trio.fail_after(_PROBE_SECONDS):
+                facts = await self._known_facts()
         except (ExecutorError, trio.TooSlowError) as error:
             return Capabilities(works=False, problem=str(error) or "the engine does not answer")
-        return Capabilities(works=True, version=version, notes=tuple(notes))
+        notes = notes_for_owner(facts, self._settings, self._watch.disk_bounded)
+        return Capabilities(works=True, version=f"{facts.kind} {facts.version} (API {facts.api})", notes=tuple(notes))
 
-    async def _look(self) -> tuple[str, list[str]]:
-        api = await self._engine.version()
-        answers = await self._engine.look("/version"), await self._engine.call("GET", "/info")
-        said, info = (one.content if isinstance(one.content, dict) else {} for one in answers)
-        if not all(one.succeeded for one in answers):
-            raise ExecutorError(f"the engine fails: {answers[1].message}", code="unavailable")
-        components = [str(one.get("Name", "")) for one in said.get("Components") or []]
-        self._podman = any("podman" in one.lower() for one in components)
-        rootless = bool(info.get("Rootless")) or any(
-            "rootless" in str(one) for one in info.get("SecurityOptions") or []
-        )
-        self._surrounds = info.get("CgroupDriver") == "cgroupfs" and not rootless and os.geteuid() == 0
-        self._looked = True
-        notes = []
-        if not rootless:
-            notes.append("who may open its socket is root on this machine; a rootless engine is safer")
-        if os.geteuid():
-            notes.append("tunnels into jobs need CAP_SYS_ADMIN, which the peer has not")
-        if not self._settings.images:
-            notes.append("no image is allowed: name some under `images`")
-        if self._disk_bounded is False:
-            notes.append("the disk of a job is watched, not bounded: a job that writes more than its lease is ended")
-        engine = "Podman" if self._podman else "Docker"
-        return f"{engine} {said.get('Version', '')} (API {api})", notes
+    async def _known_facts(self) -> EngineFacts:
+        if self._facts is None:
+            self._facts = await read_facts(self._engine)
+            self._watch.surrounds = self._facts.surrounds
+        return self._facts
 
     def check(self, spec: JobSpec) -> None:
         """Raises ExecutorError `refused` for an image, a network or a variable that the owner does not allow."""
         self._reference(spec)
-        if spec.job.network not in self._settings.networks:
-            allowed = ", ".join(self._settings.networks) or "nothing"
+        unfiltered = spec.job.network == "outbound" and self._facts is not None and not self._facts.filters
+        if spec.job.network not in self._settings.networks or unfiltered:
+            allowed = ", ".join(one for one in self._settings.networks if one != spec.job.network) or "nothing"
             raise _refused(f"the network {spec.job.network!r} is not offered; jobs may have: {allowed}")
         if variable := refused_variable(spec):
             raise _refused(f"the variable {variable[:64]} is not a job's to set")
@@ -140,228 +115,34 @@ class DockerExecutor:
 
     async def start(self, spec: JobSpec) -> FoundJob:
         """Creates and starts the container, unless it was started before; verifies what the kernel enforces."""
-        if not self._looked:
-            await self._look()
-        container = await self._create(spec)
-        if not is_started(container):
-            await self._blocking(lambda: self._surround(spec))
-            answer = await self._containers.start(spec.name)
-            container = await self._containers.find(spec.name) or {}
-            if not is_started(container):
-                raise ExecutorError(f"the engine cannot start it: {answer.message}", code="failed")
-        process = process_of(container)
-        if process is not None:
-            plan = await self._blocking(lambda: plan_devices(spec.devices, self._podman))
-            problem = await self._blocking(lambda: wrong_start(process, spec, self._settings, plan))
-            # A job that has exited meanwhile leaves nothing to read.
-            if problem and await self._blocking(lambda: start_of_process(process)) is not None:
-                await self._containers.kill(spec.name, signal.SIGKILL)
-                raise ExecutorError(f"the engine does not hold the lease: {problem}", code="failed")
+        await self._starter.start(spec, self._reference(spec), await self._known_facts())
         found = await self.find(spec)
         if found is None:
             raise ExecutorError("it was removed while it started", code="failed")
         return found
 
-    async def _create(self, spec: JobSpec) -> Container:
-        """The container of the job, created if there is none. Tries some times: a name may be in use by a removal."""
-        problem = ""
-        for attempt in range(_CREATE_TRIES):
-            found = await self._containers.find(spec.name)
-            if found is not None:
-                self._check_ours(found, spec)
-                return found
-            image = await self._images.find(self._reference(spec))
-            if image is None:
-                raise ExecutorError(f"the image {spec.job.execution.image[:200]} is not there", code="failed")
-            if not image.has_command and not spec.job.execution.cmd and not spec.job.execution.entrypoint:
-                raise _refused("neither the job nor its image has a command")
-            await trio.sleep(_PAUSE * attempt)
-            devices = await self._blocking(lambda: plan_devices(spec.devices, self._podman))
-            files = await self._blocking(lambda: self._write_files(spec))
-            plan = ContainerPlan(
-                image=image.id,
-                network=_NETWORK_MODES[spec.job.network],
-                volumes=image.volumes,
-                cgroup_parent=SurroundingGroup(spec.name).path if self._surrounds else "",
-                device_requests=devices.requests,
-                devices=devices.devices,
-                files=files,
-                disk=spec.resources.disk.size if self._disk_bounded is not False else 0,
-            )
-            answer = await self._containers.create(spec.name, create_body(spec, self._settings, plan))
-            if plan.disk:
-                if answer.succeeded:
-                    self._disk_bounded = True
-                elif await self._containers.find(spec.name) is None:
-                    # Whether a storage driver bounds the disk is only known from trying.
-                    bare = plan._replace(disk=0)
-                    answer = await self._containers.create(spec.name, create_body(spec, self._settings, bare))
-                    self._disk_bounded = False if answer.succeeded else self._disk_bounded
-            problem = answer.message
-        raise ExecutorError(f"the engine cannot create it: {problem}", code="failed")
-
-    def _check_ours(self, found: Container, spec: JobSpec) -> None:
-        labels = (found.get("Config") or {}).get("Labels") or {}
-        if not is_ours(found, spec) or labels.get(f"{LABEL}digest") != spec.digest.hex():
-            raise _refused(f"a different container {spec.name} is there")
-
-    def _surround(self, spec: JobSpec) -> None:
-        if self._surrounds:
-            SurroundingGroup(spec.name).make()
-
-    def _write_files(self, spec: JobSpec) -> str:
-        """Writes the job's files, readable for whatever user it has; the folders above them are the peer's only."""
-        if not spec.job.files:
-            return ""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target = self._job_folder(spec) / "files"
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        target.chmod(0o755)
-        for file in spec.job.files:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(target / file.name, flags, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                os.fchmod(descriptor, 0o555 if file.executable else 0o444)
-                stream.write(file.content)
-        return str(target.absolute())
-
-    def _job_folder(self, spec: JobSpec) -> Path:
-        return self._folder / spec.name
-
     async def find(self, spec: JobSpec) -> FoundJob | None:
         """The job as its engine and the kernel show it."""
+        await self._known_facts()
         container = await self._containers.find(spec.name)
         if container is None or not is_ours(container, spec):
             return None
-        return await self._found(spec.name, container)
+        return await self._watch.found(spec.name, container)
 
     async def list(self, peer_id: str, home_id: str) -> list[FoundJob]:
         """All containers of this peer and home."""
+        await self._known_facts()
         found: list[FoundJob] = []
         for name in await self._containers.names(peer_id, home_id):
             container = await self._containers.find(name)
             if container is not None:
-                found.append(await self._found(name, container))
+                found.append(await self._watch.found(name, container))
         return found
-
-    async def _found(self, name: str, container: Container) -> FoundJob:
-        labels = container["Config"]["Labels"]
-        process = process_of(container)
-        started = None if process is None else await self._blocking(lambda: start_of_process(process))
-        group = None if process is None else await self._blocking(lambda: counted_group(process))
-        state: Literal["created", "running", "exited"] = "exited" if is_started(container) else "created"
-        if process is not None:
-            state = "running"
-        return FoundJob(
-            name=name,
-            lease_id=labels.get(f"{LABEL}lease", ""),
-            fence=int(labels.get(f"{LABEL}fence", 0)),
-            digest=bytes.fromhex(labels.get(f"{LABEL}digest", "")),
-            created=float(labels.get(f"{LABEL}created", 0)),
-            state=state,
-            exit=await self._exit(name, container) if state == "exited" else None,
-            pid=process,
-            started=started,
-            cgroup=group,
-        )
-
-    async def _exit(self, name: str, container: Container) -> JobExit:
-        evidence = self._evidence.get(name, MemoryEvidence())
-        if self._surrounds:
-            evidence |= await self._blocking(SurroundingGroup(name).evidence)
-        limit = int((container.get("HostConfig") or {}).get("Memory") or 0)
-        exceeded = await self._blocking((self._folder / name / _DISK_EXCEEDED).exists)
-        return container_exit(container["State"], evidence, limit or 2**63, exceeded)
 
     async def wait(self, spec: JobSpec) -> FoundJob | None:
         """Returns when the job has exited: by the engine's word, and beside that by looking at its process."""
-        told = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen, spec.name, told)
-            found = await self._watch(spec, told)
-            nursery.cancel_scope.cancel()
-        return found
-
-    async def _listen(self, name: str, told: trio.Event) -> None:
-        # An engine that restarts breaks this off: then the looks below see the end.
-        try:
-            await self._containers.wait(name)
-        except ExecutorError:
-            return
-        told.set()
-
-    async def _watch(self, spec: JobSpec, told: trio.Event) -> FoundJob | None:
-        look_at = 0.0
-        process: int | None = None
-        dead_looks = 0
-        while True:
-            alive = process is not None and await self._sample(spec.name, process)
-            if told.is_set() or not alive or trio.current_time() >= look_at:
-                container = await self._containers.find(spec.name, size=True)
-                if container is None:
-                    return None
-                found = await self._found(spec.name, container)
-                if found.state != "running":
-                    if found.state == "exited":
-                        return found
-                    process = None
-                else:
-                    # A container whose watcher was killed is said to run for ever.
-                    dead_looks = dead_looks + 1 if found.started is None else 0
-                    process = found.pid
-                    if dead_looks > 2:
-                        return await self._lost(spec, found)
-                    await self._bound_disk(spec, container)
-                look_at = trio.current_time() + _LOOK_SECONDS
-            if told.is_set():
-                # The engine may say so a moment before an inspection does.
-                await trio.sleep(_PAUSE)
-            else:
-                with trio.move_on_after(_SAMPLE_SECONDS):
-                    await told.wait()
-
-    async def _sample(self, name: str, process: int) -> bool:
-        """Reads what the kernel counted of a running job; whether its process is there."""
-
-        def read() -> MemoryEvidence | None:
-            if start_of_process(process) is None:
-                return None
-            groups = process_groups(process)
-            return read_evidence(groups.get("memory", groups.get("")))
-
-        evidence = await self._blocking(read)
-        if evidence is not None:
-            # The peak of a group counts caches too; only that of the surrounding group is read at the end.
-            kills = MemoryEvidence(evidence.oom_kills, 0)
-            self._evidence[name] = self._evidence.get(name, MemoryEvidence()) | kills
-        return evidence is not None
-
-    async def _lost(self, spec: JobSpec, found: FoundJob) -> FoundJob:
-        message = "its processes are gone, and its engine has not seen it"
-        return FoundJob(
-            name=found.name,
-            lease_id=found.lease_id,
-            fence=found.fence,
-            digest=found.digest,
-            created=found.created,
-            state="exited",
-            exit=JobExit(kind="lost", message=message, oom_kills=self._evidence.get(spec.name, MemoryEvidence())[0]),
-        )
-
-    async def _bound_disk(self, spec: JobSpec, container: Container) -> None:
-        """Ends a job that wrote more than its lease has, where the storage does not bound it."""
-        written = container.get("SizeRw")
-        if self._disk_bounded or not isinstance(written, int) or written <= spec.resources.disk.size:
-            return
-        _log.warning("%s wrote %d bytes, more than the disk of its lease: it is ended", spec.name, written)
-        await self._blocking(lambda: self._note_disk_exceeded(spec))
-        await self._containers.kill(spec.name, signal.SIGKILL)
-
-    def _note_disk_exceeded(self, spec: JobSpec) -> None:
-        folder = self._job_folder(spec)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / _DISK_EXCEEDED).touch()
+        await self._known_facts()
+        return await self._watch.wait(spec)
 
     @asynccontextmanager
     async def output(self, spec: JobSpec, offset: int) -> AsyncIterator[AsyncIterator[OutputPiece]]:
@@ -377,6 +158,7 @@ class DockerExecutor:
 
     async def remove(self, spec: JobSpec) -> None:
         """Kills what runs, and removes the container and all that belongs to it; tries until nothing is left."""
+        facts = await self._known_facts()
         pause = _PAUSE
         force_at = trio.current_time() + _KILL_SECONDS
         while True:
@@ -391,16 +173,17 @@ class DockerExecutor:
                 await self._containers.remove(spec.name, force=process is not None)
             await trio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-        while self._surrounds and not await self._blocking(SurroundingGroup(spec.name).is_empty):
+        group = SurroundingGroup(spec.name)
+        while facts.surrounds and not await self._watch.blocking(group.is_empty):
             await trio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-        await self._blocking(lambda: self._forget(spec))
-
-    def _forget(self, spec: JobSpec) -> None:
-        if self._surrounds:
-            SurroundingGroup(spec.name).remove()
-        shutil.rmtree(self._job_folder(spec), ignore_errors=True)
-        self._evidence.pop(spec.name, None)
+        while spec.job.network == "outbound" and not await self._networks.remove(spec.name):
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        if facts.surrounds:
+            await self._watch.blocking(group.remove)
+        await self._watch.blocking(lambda: shutil.rmtree(self._folder / spec.name, ignore_errors=True))
+        self._watch.forget(spec.name)
 
     async def usage(self, spec: JobSpec) -> JobConsumption | None:
         """What the kernel has counted of a running job."""
@@ -413,7 +196,7 @@ class DockerExecutor:
             folders = tuple(str(folder) for folder in process_groups(process).values())
             return consumption(folders, counted_group(process) or "")
 
-        return await self._blocking(read)
+        return await self._watch.blocking(read)
 
     async def connect(self, spec: JobSpec, port: int) -> trio.abc.HalfCloseableStream:
         """Connects inside the job's network namespace, whatever network it has."""
@@ -421,23 +204,15 @@ class DockerExecutor:
         process = process_of(container) if container is not None and is_ours(container, spec) else None
         if process is None:
             raise ExecutorError("the job does not run", code="failed")
-        namespace = await self._blocking(lambda: open_namespace(process))
+        namespace = await self._watch.blocking(lambda: open_namespace(process))
         try:
             # The number may have gone to another process before it was opened: then the container has another one now.
             if process_of(await self._containers.find(spec.name) or {}) != process:
                 raise ExecutorError("the job does not run", code="failed")
-            connection = await self._blocking(lambda: connect_inside(namespace, port))
+            connection = await self._watch.blocking(lambda: connect_inside(namespace, port))
         finally:
             os.close(namespace)
         return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-
-    async def _blocking(self, run: Callable[[], Value]) -> Value:
-        # The stubs of trio that libp2p installs lose the type.
-        found: Any = await trio.to_thread.run_sync(run, limiter=self._threads)
-        return found  # type: ignore[no-any-return]
-
-
-_NETWORK_MODES: Final = {"none": "none", "full": "bridge", "outbound": "bridge"}
 
 
 def _refused(problem: str) -> ExecutorError:

@@ -73,7 +73,14 @@ async def open_output(
 ) -> AsyncIterator[AsyncIterator[OutputPiece]]:
     """Opens the output of a container from byte `offset` on; reading ends with the block."""
     found = ContainerOutput()
+    problem: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(found.follow, engine, containers, name, offset, rate)
-        yield found
+        try:
+            yield found
+        except Exception as error:
+            # Raised outside, so that it is not in a group.
+            problem = error
         nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
