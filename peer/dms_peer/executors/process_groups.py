@@ -64,11 +64,11 @@ def _first(folder: Path | None, *names: str) -> int | None:
 def _memory_and_swap(folder: Path | None) -> int | None:
     if folder is None:
         return None
-    together = _first(folder, "memory.memsw.limit_in_bytes")
-    if together is not None:
-        return together
-    memory, swap = _first(folder, "memory.max", "memory.limit_in_bytes"), _first(folder, "memory.swap.max")
-    if memory is None or swap is not None:
+    if (folder / "memory.memsw.limit_in_bytes").exists():
+        return _first(folder, "memory.memsw.limit_in_bytes")
+    memory = _first(folder, "memory.max", "memory.limit_in_bytes")
+    if (folder / "memory.swap.max").exists():
+        swap = _first(folder, "memory.swap.max")
         return None if memory is None or swap is None else memory + swap
     # A kernel that does not account for swap has neither file; without a swap device there is nothing to use either.
     swaps = (read_text(HOST.proc / "swaps") or "").splitlines()

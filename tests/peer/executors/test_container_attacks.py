@@ -71,18 +71,20 @@ async def test_a_job_sees_nothing_of_the_machine(containers: Containers, engine:
 
 async def test_a_job_makes_no_devices_and_changes_no_kernel_setting(containers: Containers) -> None:
     text = """
-mknod /tmp/disk b 8 0 && echo made
-head -c 1 /proc/kcore && echo kcore
-(echo x > /proc/sysrq-trigger) && echo sysrq
-(echo /x > /proc/sys/kernel/core_pattern) && echo pattern
-mount -t tmpfs none /tmp && echo mounted
-(echo 1 > /sys/fs/cgroup/cgroup.procs) && echo group
-ls /dev/mem /dev/sda /dev/kmsg && echo devices
-true
+mknod /tmp/disk b 8 0 && echo GOT device
+head -c 1 /proc/kcore && echo GOT kcore
+(echo x > /proc/sysrq-trigger) && echo GOT sysrq
+(echo /x > /proc/sys/kernel/core_pattern) && echo GOT core_pattern
+mount -t tmpfs none /tmp && echo GOT mount
+(echo 1 > /sys/fs/cgroup/cgroup.procs) && echo GOT group
+ls /dev/mem && echo GOT memory
+ls /dev/sda /dev/vda && echo GOT disks
+ls /dev/kmsg && echo GOT log
+echo end
 """
     said = await _output(containers, container_spec(*shell(text)))
-    for word in ("made", "kcore\n", "sysrq\n", "pattern", "mounted", "group\n", "devices"):
-        assert word not in said
+    assert "GOT" not in said
+    assert "end\n" in said
 
 
 @pytest.mark.parametrize(
@@ -151,28 +153,27 @@ async def test_a_published_port_answers_and_a_second_job_cannot_take_it(containe
 
 async def test_a_job_that_fills_the_disk_is_ended(containers: Containers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.5)
-    text = "dd if=/dev/zero of=/fill bs=1M count=300; echo written; sleep 600"
+    text = "dd if=/dev/zero of=/data/fill bs=1M count=300; echo written; sleep 600"
     spec = container_spec(*shell(text), ram=256 * MIB, disk=20 * MIB)
     async with containers(spec) as executor:
         await executor.start(spec)
         exited = await _exit(executor, spec)
-        assert exited.kind in ("evicted", "code")
-        if exited.kind == "evicted":
-            assert "disk" in exited.message
-            async with containers() as restarted:
-                assert (await restarted.find(spec)).exit == exited
+        assert exited.kind == "evicted"
+        assert "disk" in exited.message
+        async with containers() as restarted:
+            assert (await restarted.find(spec)).exit == exited
 
 
 async def test_a_flood_of_output_is_bounded_where_the_engine_keeps_it(
     containers: Containers, engine: RunningEngine
 ) -> None:
-    spec = container_spec(*shell("yes | head -c 60000000; echo end"))
-    async with containers(spec, output_bytes=256 * 1024) as executor:
+    spec = container_spec(*shell("yes | head -c 6000000; echo end"))
+    async with containers(spec, output_bytes=64 * 1024) as executor:
         await executor.start(spec)
         await _exit(executor, spec)
         logs = [file for file in engine.folder.rglob("*") if file.name.endswith(("-json.log", "ctr.log"))]
         assert logs
-        assert sum(file.stat().st_size for file in logs) < 4 * MIB
+        assert sum(file.stat().st_size for file in logs) < MIB
 
 
 async def test_a_terminal_is_never_made(containers: Containers) -> None:
@@ -242,6 +243,8 @@ def test_the_network_of_the_machine_is_never_entered() -> None:
         open_namespace(os.getpid())
 
 
+_GET = "(echo 'GET /index.html HTTP/1.0'; echo; sleep 1)"
+
 # A host on the public internet, with an address that is nobody's; and a metadata service on this machine.
 PUBLIC = "203.0.113.2"
 METADATA = "169.254.169.254"
@@ -289,8 +292,7 @@ async def test_what_a_job_reaches(containers: Containers, internet: int, network
     own = _own_address()
     targets = {"public": PUBLIC, "metadata": METADATA, "machine": own, "loopback": "127.0.0.1"}
     text = "; ".join(
-        f"wget -q -T 3 -O - http://{address}:{internet}/index.html > /dev/null && echo {name}"
-        for name, address in targets.items()
+        f"{_GET} | nc -w 3 {address} {internet} | grep -q answered && echo {name}" for name, address in targets.items()
     )
     spec = container_spec(*shell(text + "; true"), network=network)
     said = await _output(containers, spec, networks=("none", "outbound", "full"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,9 @@ Value = TypeVar("Value")
 _SAMPLE_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 10.0
 _PAUSE: Final = 0.05
-_DEAD_LOOKS: Final = 3
+_LOST_SECONDS: Final = 10.0
 _DISK_EXCEEDED: Final = "disk-exceeded"
+_LOST: Final = "lost"
 
 
 class ContainerWatch:
@@ -45,10 +47,12 @@ class ContainerWatch:
     async def found(self, name: str, container: Container) -> FoundJob:
         """A container as a job."""
         labels = container["Config"]["Labels"]
-        process = process_of(container)
-        started = None if process is None else await self.blocking(lambda: start_of_process(process))
-        group = None if process is None else await self.blocking(lambda: counted_group(process))
+        process = number = process_of(container)
+        started = None if number is None else await self.blocking(lambda: start_of_process(number))
+        group = None if number is None else await self.blocking(lambda: counted_group(number))
         state: Literal["created", "running", "exited"] = "exited" if is_started(container) else "created"
+        if process is not None and started is None and await self.blocking((self._folder / name / _LOST).exists):
+            process = None
         if process is not None:
             state = "running"
         return FoundJob(
@@ -69,6 +73,9 @@ class ContainerWatch:
         if self.surrounds:
             evidence |= await self.blocking(SurroundingGroup(name).evidence)
         limit = int((container.get("HostConfig") or {}).get("Memory") or 0)
+        if await self.blocking((self._folder / name / _LOST).exists):
+            message = "its processes are gone, and its engine has not seen it"
+            return JobExit(kind="lost", message=message, oom_kills=evidence.oom_kills)
         exceeded = await self.blocking((self._folder / name / _DISK_EXCEEDED).exists)
         return container_exit(container["State"], evidence, limit or 2**63, exceeded)
 
@@ -118,19 +125,9 @@ class ContainerWatch:
             self._evidence[name] = self._evidence.get(name, MemoryEvidence()) | kills
         return evidence is not None
 
-    def lost(self, found: FoundJob) -> FoundJob:
-        """The job, whose processes are gone while its engine says that it runs."""
-        kills = self._evidence.get(found.name, MemoryEvidence()).oom_kills
-        message = "its processes are gone, and its engine has not seen it"
-        return FoundJob(
-            name=found.name,
-            lease_id=found.lease_id,
-            fence=found.fence,
-            digest=found.digest,
-            created=found.created,
-            state="exited",
-            exit=JobExit(kind="lost", message=message, oom_kills=kills),
-        )
+    async def note_lost(self, name: str) -> None:
+        """Notes that the processes of a job are gone while its engine says that it runs."""
+        await self.blocking(lambda: self._note(name, _LOST))
 
     async def bound_disk(self, spec: JobSpec, container: Container) -> None:
         """Ends a job that wrote more than its lease has, where the storage does not bound it."""
@@ -138,13 +135,13 @@ class ContainerWatch:
         if self.disk_bounded or not isinstance(written, int) or written <= spec.resources.disk.size:
             return
         _log.warning("%s wrote %d bytes, more than the disk of its lease: it is ended", spec.name, written)
-        await self.blocking(lambda: self._note_disk_exceeded(spec))
+        await self.blocking(lambda: self._note(spec.name, _DISK_EXCEEDED))
         await self._containers.kill(spec.name, signal.SIGKILL)
 
-    def _note_disk_exceeded(self, spec: JobSpec) -> None:
-        folder = self._folder / spec.name
+    def _note(self, name: str, note: str) -> None:
+        folder = self._folder / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (folder / _DISK_EXCEEDED).touch()
+        (folder / note).touch()
 
     def forget(self, name: str) -> None:
         """Drops what was counted of a job that is removed."""
@@ -165,7 +162,7 @@ class _Watch:
         self._spec = spec
         self._told = told
         self._process: int | None = None
-        self._dead_looks = 0
+        self._gone_since = math.inf
         self.problem: ExecutorError | None = None
 
     async def run(self) -> FoundJob | None:
@@ -181,9 +178,10 @@ class _Watch:
                     return found
                 # A container whose watcher was killed is said to run for ever.
                 gone = found.state == "running" and found.started is None
-                self._dead_looks = self._dead_looks + 1 if gone else 0
-                if self._dead_looks >= _DEAD_LOOKS:
-                    return self._watch.lost(found)
+                self._gone_since = min(self._gone_since, trio.current_time()) if gone else math.inf
+                if trio.current_time() - self._gone_since > _LOST_SECONDS:
+                    await self._watch.note_lost(self._spec.name)
+                    continue
                 self._process = found.pid
                 await self._watch.bound_disk(self._spec, container)
                 look_at = trio.current_time() + _LOOK_SECONDS
