@@ -56,8 +56,9 @@ async def main(home: Path, disturb: bool) -> None:
 
 
 def wait_alone() -> None:
-    """Returns when the threads that opened the ledger have ended: one that wakes asks the first for the interpreter,
-    and this answers with system calls of its own."""
+    """Return when the threads that opened the ledger have ended: a thread that wakes requests the interpreter from the
+    first one, which answers with system calls of its own.
+    """
     while len(os.listdir("/proc/self/task")) > 1:
         time.sleep(0.01)
 
@@ -76,6 +77,6 @@ def answer_all(operations, bid, count: int) -> None:
 
 
 if __name__ == "__main__":
-    # Threads that have nothing to do end at once, and not after ten seconds.
+    # Idle threads end at once, and not after ten seconds.
     _thread_cache.IDLE_TIMEOUT = 0.01
     trio.run(main, Path(sys.argv[1]), sys.argv[2] == "disturb")

@@ -1,4 +1,4 @@
-"""What the peer remembers never stops it: each damaged file is put aside by name, and the peer starts."""
+"""The peer's remembered state never prevents its start: each damaged file is renamed, and the peer starts."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ async def test_a_directory_in_the_place_of_the_socket_is_put_aside(home: Home) -
 
 @pytest.mark.parametrize("damage", [half_written, fifo, directory, link], ids=lambda one: one.__name__)
 async def test_revocations_and_keys_are_never_put_aside(home: Home, damage: Callable[[Path], None]) -> None:
-    """Without them a revoked grant would count again, or the peer would be another one: the owner has to decide."""
+    """Without them a revoked grant would be valid again, or the peer would be another one, so the owner has
+    to decide.
+    """
     damage(home.revocations_path)
     with trio.fail_after(30), pytest.raises(PeerError, match="revoked"):
         async with Node(home=home).open():

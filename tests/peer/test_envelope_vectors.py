@@ -1,4 +1,4 @@
-"""The envelopes among the test vectors, opened with the code that a peer runs."""
+"""The envelopes in the test vectors, opened with the code of a running peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every door of a running peer, walked by a stranger with each fact closed in turn."""
+"""Every way in which a running peer discloses facts, tried by a stranger with each fact closed in turn."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ SETTINGS = DiscoverySettings(mdns=False, dht=False, gossip=False, exchange=True,
 
 
 class EverybodysJobs:
-    """Runs one job, which is that of every caller."""
+    """Runs one job, which belongs to every caller."""
 
     STATUS = job.JobStatus(
         lease_id="lease", fence=1, digest=b"d" * 32, executor="docker", state="running", created=1.0, since=1.0
@@ -130,7 +130,7 @@ async def provider(folder: Path, rules: AccessRules) -> AsyncIterator[str]:
 
 
 class Stranger:
-    """Tries every door, and notes which facts it learned."""
+    """Tries every way, and records which facts it learned."""
 
     def __init__(self, pool: Any, address: str) -> None:
         self.pool = pool
@@ -240,7 +240,8 @@ async def test_by_default_the_hardware_is_not_for_strangers(tmp_path: Path) -> N
 async def test_a_closed_fact_leaves_by_no_door(tmp_path: Path, fact: str) -> None:
     rules = AccessRules(operations={**EVERYTHING_OPEN.operations, FACTS[fact][0]: NOBODY})
     learned = await learn(tmp_path, rules)
-    # A shortage tells two facts and is shown only where both are open; the other fact is still told by its operation.
+    # A shortage discloses two facts and is shown only if both are open. The other fact is still disclosed by its
+    # operation.
     assert learned == set(FACTS) - {fact}
 
 
@@ -249,7 +250,7 @@ async def test_with_everything_closed_a_stranger_learns_nothing(tmp_path: Path) 
 
 
 class CountingDht:
-    """A DHT in which somebody is always there to be told."""
+    """A DHT in which there is always a peer that accepts announcements."""
 
     def __init__(self) -> None:
         self.peers, self.announced = 3, 0

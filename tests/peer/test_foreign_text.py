@@ -1,4 +1,4 @@
-"""Text of other peers: every table and every printer shows it, and none is steered by it."""
+"""Text of other peers: every table and every printer shows it, and it controls none of them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ from dms_resources.units import GIB, Cores
 from hostile_text import HOSTILE
 
 EVIL = "".join(HOSTILE)
-# What may be on a terminal beside printable characters: the end of a line, and this program's own colors.
+# What a terminal may get besides printable characters: line ends, and this program's own colors.
 OWN_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -307,7 +307,7 @@ def test_errors_are_one_printable_line(error: Exception, capsys: pytest.CaptureF
 
 
 def test_commands_write_through_one_module() -> None:
-    """No `print`, `typer.echo` or write to a stream outside of `cli/output.py`; rich is given no plain f-string."""
+    """No `print`, `typer.echo` or write to a stream outside of `cli/output.py`; rich gets no plain f-string."""
     found = []
     for path in (Path(dms_peer.__file__).parent / "cli").rglob("*.py"):
         if path.name == "output.py":

@@ -1,4 +1,4 @@
-"""Rules that are replaced while a peer serves hold for the next request, also on a stream that is open."""
+"""Rules that are replaced while a peer serves apply to the next request, even on an open stream."""
 
 from __future__ import annotations
 

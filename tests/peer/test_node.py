@@ -1,4 +1,4 @@
-"""The running peer, in this process: its home, its socket, and what its owner can do while it runs."""
+"""The running peer, in this process: its home, its socket, and the owner's operations while it runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OFFER = Offer(cpu=Cores.of(4), ram=16 * GIB, disk=100 * GIB, gpus=(GPUChoice(dev
 
 
 async def in_thread(ask: Any, *arguments: Any, **options: Any) -> Any:
-    """The owner's commands block, and the peer runs in this very process."""
+    """The owner's commands block, and the peer runs in this process."""
     return await trio.to_thread.run_sync(partial(ask, *arguments, **options))
 
 
@@ -68,7 +68,7 @@ def running(home: Home, machine_file: str) -> Callable[..., AbstractAsyncContext
 
 
 async def _committed(client: HardenedHost, ready: Ready, cores: int = 1) -> str:
-    """The id of a lease that a requester took of the peer."""
+    """The id of a lease that a requester committed at the peer."""
     peer_id = await dial(client, ready.addrs[0])
     node = NodeRequest(node_id="n", resources=Demand(cpu=CPUDemand(cores=Cores.of(cores))))
     ensemble = EnsembleRequest(id="e", nonce=1, deadline=2e9, request=(node,))
@@ -79,7 +79,7 @@ async def _committed(client: HardenedHost, ready: Ready, cores: int = 1) -> str:
 
 
 async def test_the_socket_is_the_owners_alone_and_goes_with_the_peer(home: Home, running: Any) -> None:
-    # Something that a killed peer left behind, which anybody could write to.
+    # A file that a killed peer left behind and that anybody could write to.
     home.prepare()
     home.socket_path.touch(mode=0o666)
     async with running():
@@ -151,7 +151,7 @@ async def test_a_running_peer_keeps_its_machine(home: Home, running: Any, machin
         with pytest.raises(RemoteError) as caught:
             await in_thread(owner.onboard_resources, home, OFFER, str(other))
         assert caught.value.code == "other_machine"
-        # Its own is no contradiction.
+        # Its own offer is no contradiction.
         await in_thread(owner.onboard_resources, home, OFFER, machine_file)
     assert (await in_thread(owner.read_status, home)).free.cpu.cores == Cores.of(4)
 
@@ -234,7 +234,7 @@ async def test_a_second_peer_on_the_same_home_is_refused(home: Home, running: An
         with pytest.raises(LedgerInUseError, match=str(os.getpid())):
             async with running():
                 pytest.fail("two peers on one ledger")
-        # The first one did not suffer.
+        # The first peer was not affected.
         assert (await in_thread(owner.read_status, home)).running
 
 

@@ -1,4 +1,4 @@
-"""The protocols on a host that somebody else made."""
+"""The protocols on a host that another program made."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def manager(tmp_path: Path) -> AsyncIterator[ResourceManager]:
 
 @pytest.fixture
 def noise_only() -> Iterator[object]:
-    """Makes the host of somebody else."""
+    """Makes the host of another program."""
 
     @asynccontextmanager
     async def open_foreign(key_pair: object = None) -> AsyncIterator[IHost]:
@@ -89,7 +89,7 @@ async def test_a_host_serves_once(noise_only, manager) -> None:
             async with serve(host, manager):
                 pytest.fail("attached twice")
         assert caught.value.code == "protocol_taken"
-        # The second attempt took nothing of the first away.
+        # The second attempt removed nothing of the first.
         assert "/dms/bid/1.0.0" in host.get_mux().get_protocols()
 
 

@@ -1,4 +1,4 @@
-"""What an operator sees and decides: metrics, logs, status, who may connect, private networks, relays."""
+"""For operators: metrics, logs, status, which peers may connect, private networks, relays."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OFFER = Offer(cpu=Cores.of(2), ram=GIB, disk=GIB)
 
 
 async def ask_free(home: Home, address: str) -> PeerFree:
-    """What a requester is answered over a host of its own."""
+    """The answer that a requester gets over a host of its own."""
     named = find_peer(home, address)
     answer = await perform(home, RemoteFreeRequest(peer_id=named.peer_id, addrs=named.addrs))
     assert isinstance(answer, PeerFree)
@@ -141,7 +141,7 @@ async def test_a_peer_behind_a_relay_is_reached_through_it(running: Opened, requ
                     free = await ask_free(requester, through)
                     break
                 except DialError:
-                    # The place at the relay is taken in the background.
+                    # The reservation at the relay is made in the background.
                     await trio.sleep(0.1)
     assert free.peer_id == hidden.peer_id
 

@@ -1,4 +1,4 @@
-"""What somebody tries to take that is not theirs, over real hosts: each attempt has a code of its own."""
+"""Attempts to take what belongs to others, over real hosts: each attempt has a code of its own."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def grant_terms(**terms: Any) -> GrantTerms:
 
 
 class Requester:
-    """A peer that asks, with a host of its own."""
+    """A requester with a host of its own."""
 
     def __init__(self, host: IHost) -> None:
         self.host = host
@@ -131,7 +131,7 @@ async def provider(open_provider: Callable[..., Any]) -> Provider:
 
 @pytest.fixture
 async def guarded(open_provider: Callable[..., Any]) -> Provider:
-    """A provider where only holders of a token may commit."""
+    """A provider at which only holders of a token may commit."""
     opened: Provider = await open_provider(TOKENS_ONLY)
     return opened
 
@@ -204,7 +204,7 @@ async def test_nobody_administers_a_peer_from_outside(provider: Provider, mallor
 async def test_a_bid_of_another_peer_cannot_be_taken(provider: Provider, alice: Requester, mallory: Requester) -> None:
     bid = await alice.bid(provider)
     assert await code_of(mallory.commit(provider, bid)) == "not_your_bid"
-    # Not even beside one of one's own.
+    # Not even together with an own one.
     assert await code_of(mallory.commit(provider, await mallory.bid(provider), bid)) == "not_your_bid"
     assert provider.manager.leases() == ()
 
@@ -227,7 +227,7 @@ async def test_a_bid_taken_twice_is_one_lease_and_given_back_it_is_spent(provide
 
 async def test_an_old_bid_is_of_no_use(provider: Provider, alice: Requester) -> None:
     bid = open_bid(await alice.bid(provider), EnvelopeChecker())
-    # As the provider signed it then.
+    # As the provider signed it at that time.
     old = seal_bid(replace(bid, valid_until=time.time() - 1), IdentitySigner(provider.identity))
     assert await code_of(alice.commit(provider, old)) == "bid_expired"
 
@@ -285,7 +285,7 @@ async def test_an_expired_token_is_refused(guarded: Provider, alice: Requester) 
     token = guarded.grant(expires=int(time.time()) + 3600)
     await alice.take(guarded, token)
     assert await code_of(alice.take(guarded, guarded.grant(expires=int(time.time()) - 1))) == "token_expired"
-    # Nor is one that was passed on for a shorter time than it had.
+    # Nor a token that was derived with a shorter time.
     assert await code_of(alice.take(guarded, guarded.cut(token, expires=int(time.time()) - 1))) == "token_expired"
 
 
@@ -302,7 +302,7 @@ async def test_a_token_is_of_no_use_beyond_its_bounds(guarded: Provider, alice: 
     assert await code_of(alice.take(guarded, guarded.grant(providers=frozenset({alice.peer_id})))) == "token_not_here"
     assert guarded.manager.leases() == ()
     lease = await alice.take(guarded, token, cores=8, gpus=1)
-    # What is outstanding counts, and not each commitment by itself.
+    # The sum of what is outstanding counts, not each commitment alone.
     assert await code_of(alice.take(guarded, token, cores=1)) == "token_exceeded"
     await guarded.manager.release(lease.lease_id)
     await alice.take(guarded, token, cores=8)
@@ -313,7 +313,7 @@ async def test_an_organisation_passes_half_of_its_grant_on_and_both_halves_are_n
 ) -> None:
     whole = guarded.grant(millicores=8000, gpus=1, expires=int(time.time()) + 3600)
     half = guarded.cut(whole, millicores=4000, peers=frozenset({alice.peer_id}))
-    # Cut again: more than its own half it does not get.
+    # Derived again: it grants no more than its own half.
     greedy = guarded.cut(half, millicores=8000)
     assert await code_of(alice.take(guarded, greedy, cores=5)) == "token_exceeded"
     await alice.take(guarded, half, cores=4)
@@ -346,5 +346,5 @@ async def test_an_owner_of_several_machines_grants_with_one_key(
     token = create_token(office.seed, office.peer_id, grant_terms(millicores=1000))
     for provider in (first, second):
         await alice.take(provider, token)
-    # Each provider counts for itself.
+    # Each provider counts separately.
     assert await code_of(alice.take(first, token)) == "token_exceeded"

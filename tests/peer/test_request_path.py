@@ -1,4 +1,4 @@
-"""No system call, and so no disk, on the path of a query or a bid: a tracer counts them."""
+"""No system call, and therefore no disk access, on the path of a query or a bid: a tracer counts them."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-# The interpreter gets and returns memory as it likes; the numbers are those of x86_64 and of the generic table.
+# The interpreter may allocate and free memory. The numbers are those of x86_64 and of the generic table.
 MEMORY_CALLS = {"x86_64": {9, 11, 12, 25, 28}, "aarch64": {214, 215, 216, 222, 233}}
 
 

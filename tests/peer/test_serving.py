@@ -1,4 +1,4 @@
-"""Attaching protocols to our own host and to one that somebody else made."""
+"""Attaching protocols to our own host and to one that another program made."""
 
 from contextlib import AsyncExitStack
 
@@ -84,7 +84,7 @@ async def test_peers_that_are_connected_already_are_told(host, client, eventuall
 
 
 def count_messages(client) -> list:
-    """What others told the client of themselves from now on."""
+    """What others reported to the client from now on."""
     original, told = client.get_mux().handlers[ID_PUSH], []
 
     async def count(stream) -> None:
@@ -136,7 +136,7 @@ async def test_who_is_attached_longer_than_another_is_told_of_too(foreign, clien
 async def test_an_announcement_that_is_cut_off_leaves_a_foreign_connection_whole(
     foreign, client, eventually, monkeypatch
 ) -> None:
-    """A write or a read that is cancelled on the library's own streams would end the connection below them."""
+    """A cancelled write or read on the library's own streams would end the connection below them."""
     monkeypatch.setattr(announcements, "_SETTLING", 0)
     await dial(client, host_addresses(foreign)[0])
     known = client.get_peerstore()
@@ -219,7 +219,7 @@ async def test_calls_that_do_not_finish_are_cancelled_and_seen_to_be_cut(host, c
     with pytest.raises(trio.BrokenResourceError):
         await stream.receive_some()
     await stream.aclose()
-    # The host itself goes on.
+    # The host itself continues.
     async with attach_protocols(host, {ECHO: echo}):
         assert await call(client, peer_id) == b"hello"
 
@@ -232,7 +232,7 @@ async def test_a_stream_agreed_on_just_before_the_end_is_reset(server, client) -
 
     async with attach_protocols(server, {ECHO: remember}):
         handler = server.get_mux().handlers[ECHO]
-    # As if the negotiation had looked it up while it was there.
+    # As if the negotiation had looked it up while it was registered.
     server.set_stream_handler(ECHO, handler)
     peer_id = await dial(client, host_addresses(server)[0])
     stream = await open_stream(client, peer_id, [ECHO])

@@ -27,7 +27,7 @@ LITTLE = Offer(cpu=Cores(1), ram=MIB, disk=0, port_range=PortRange(first=20000, 
 
 @pytest.fixture(autouse=True)
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A registry of this test's own: other tests run peers on this machine at the same time."""
+    """A registry of this test alone, because other tests run peers on this machine at the same time."""
     monkeypatch.setattr("dms_resources.machine.registry.shared_folder", lambda: tmp_path / "registry")
     return tmp_path / "registry"
 

@@ -1,4 +1,4 @@
-"""SIGHUP over real processes: a new configuration, one with an error, and a terminal that goes away."""
+"""SIGHUP with real processes: a new configuration, an invalid one, and a terminal that is closed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(home: Home, *options: str) -> list[str]:
 
 @contextmanager
 def running(home: Home, *options: str, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A peer without a terminal that is ready."""
+    """A running peer without a terminal."""
     with subprocess.Popen(
         command(home, *options), stdout=-1, stderr=-1, env=ENVIRONMENT, start_new_session=True, **how
     ) as process:

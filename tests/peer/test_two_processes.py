@@ -121,7 +121,7 @@ async def _free(host: HardenedHost, peer_id: str) -> FreeResources:
 
 
 def _assert_less(before: FreeResources, after: FreeResources) -> None:
-    """Holds when `after` is `before` less exactly the demand."""
+    """Assert that `after` is `before` without exactly the demand."""
     assert after.cpu.cores == before.cpu.cores - Cores.of("1.3")
     assert after.ram.size == before.ram.size - 3 * GIB
     assert after.disk.size == before.disk.size - (7 * GIB + 1)
@@ -191,7 +191,7 @@ async def test_a_signal_stops_the_peer_in_good_order(home: Home, client: Hardene
     async with _running(home) as provider:
         peer_id = await dial(client, provider.address)
         async with open_resources(client, peer_id) as resources, resources.watch() as changes:
-            # Somebody is there who asks for more.
+            # Another requester asks for more.
             await anext(changes)
             provider.process.send_signal(number)
             with trio.fail_after(30):
@@ -246,10 +246,10 @@ def _libp2p_accepts(raw: bytes) -> bool:
 
 @pytest.fixture
 def dms_peer(capsys: pytest.CaptureFixture[str]) -> Callable[..., Awaitable[tuple[int, dict[str, Any]]]]:
-    """Runs a command with --json; gives its exit code and what it prints."""
+    """Runs a command with --json. Returns its exit code and what it prints."""
 
     async def run(*arguments: str) -> tuple[int, dict[str, Any]]:
-        # In a thread, with an event loop of its own: a process for each would load libp2p again.
+        # In a thread, with an event loop of its own, because a process for each would load libp2p again.
         code = await trio.to_thread.run_sync(run_command, [*arguments, "--json"])
         return code, json.loads(capsys.readouterr().out)
 
@@ -274,7 +274,7 @@ async def test_the_commands_all_the_way(home: Home, tmp_path: Path, dms_peer: An
         assert bid["bid"]["simulated"] is True
         unmarshal_envelope(bid_file.read_bytes()).validate(BID_DOMAIN)
 
-        # Only who asked for the bid can take it, and only as it was made.
+        # Only the requester of the bid can commit it, and only unchanged.
         code, error = await dms_peer("commit", at, str(bid_file), "--home", str(tmp_path / "other"))
         assert (code, error["error"]["code"]) == (1, "not_your_bid")
         changed = tmp_path / "changed.cbor"
@@ -320,7 +320,7 @@ async def test_the_owner_takes_the_machine_back_from_a_stranger_who_took_all_of_
         code, lease = await dms_peer("commit", at, bid_file, "--ttl", "600s", "--home", stranger)
         assert code == 0
         assert (await dms_peer("allocate", at, lease["lease_id"], "--home", stranger))[0] == 0
-        # The stranger is gone; others are refused, and the owner sees by whom.
+        # The stranger is gone; others are refused, and the owner sees by which peers.
         assert (await dms_peer("bid", at, "--home", stranger, *everything, "--dry-run"))[0] == 3
         _, status = await dms_peer("status", "--home", mine)
         assert [one["lease_id"] for one in status["leases"]] == [lease["lease_id"]]
@@ -375,7 +375,7 @@ async def test_an_interrupted_drain_goes_on_and_says_so(home: Home, tmp_path: Pa
     async with _running(home) as provider:
         await dms_peer("bid", provider.address, "--home", stranger, *DEMANDED, "-o", bid_file)
         await dms_peer("commit", provider.address, bid_file, "--ttl", "600s", "--home", stranger)
-        # A suite that runs in the background of a shell ignores SIGINT, and its children would too.
+        # A suite in the background of a shell ignores SIGINT, and its children would too.
         draining = await trio.lowlevel.open_process(
             [sys.executable, "-m", "dms_peer", "drain", "--home", mine],
             stderr=subprocess.PIPE, env=ENVIRONMENT, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
@@ -411,7 +411,7 @@ async def test_an_allocation_of_a_stranger_who_vanished_ends_with_its_keep_alive
         code, allocated = await dms_peer("allocate", provider.address, lease["lease_id"], "--home", stranger)
         assert (code, allocated["state"]) == (0, "allocated")
         assert allocated["deadline"] - time.time() <= 1
-        # Nobody types anything: the drain only waits for the machine to be free.
+        # Nothing is typed: the drain only waits for the machine to be free.
         code, drained = await dms_peer("drain", "--deadline", "30s", "--home", mine)
         assert (code, drained["leases"]) == (0, 0)
         code, history = await dms_peer("history", "--limit", "10", "--home", mine)

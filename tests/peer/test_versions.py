@@ -1,4 +1,4 @@
-"""Versions of a protocol between real hosts: the newest that both have is agreed on, and each trades in it."""
+"""Versions of a protocol between real hosts: the newest that both have is used, and trading works in each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import GIB, Cores
 
 PARTS = {"cpu": CPU(cores=Cores.of(4)), "ram": RAM(size=8 * GIB), "disk": Disk(size=100 * GIB), "gpus": ()}
-# A deadline that is whole: the versions have different digests of it.
+# The deadline is a whole number: the versions have different digests of it.
 ENSEMBLE = EnsembleRequest(
     id="e",
     nonce=1,
@@ -51,7 +51,7 @@ async def manager(tmp_path: Path) -> AsyncIterator[ResourceManager]:
 
 @pytest.fixture
 def serving(server: HardenedHost, client: HardenedHost, manager: ResourceManager) -> Serving:
-    """A provider of these versions of the bid protocol, to which the client is connected; gives its peer id."""
+    """A provider of these versions of the bid protocol, to which the client is connected. Yields its peer id."""
     operations = peer_operations(manager, host_identity(server))
 
     async def answer(served: Any, stream: Any, peer_id: str) -> None:

@@ -97,7 +97,7 @@ class CountEvent(msgspec.Struct, frozen=True):
 
 
 class Market:
-    """Operations of all three kinds, and what became of them."""
+    """Operations of all three kinds, and their calls."""
 
     def __init__(self) -> None:
         self.finished: list[str] = []
@@ -253,7 +253,7 @@ class HandClock:
 
 
 class Ed25519Signer:
-    """Envelopes of its own small form, signed as libp2p signs: domain, payload type and payload together."""
+    """Envelopes of a small form of its own, signed as libp2p signs: domain, payload type and payload together."""
 
     def __init__(self, seed: int) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
@@ -347,7 +347,7 @@ async def provider(tmp_path: Path, machine: MachineResources, nursery: trio.Nurs
     """A peer that has onboarded the whole machine and allows holds of a minute."""
 
     async def in_place(call: Callable[[], None]) -> None:
-        # Virtual time would run on while a thread works.
+        # Virtual time would continue while a thread works.
         call()
         await trio.lowlevel.checkpoint()
 
@@ -364,7 +364,7 @@ async def provider(tmp_path: Path, machine: MachineResources, nursery: trio.Nurs
 
 @pytest.fixture
 def requester() -> Ed25519Signer:
-    """Who asks."""
+    """The requester."""
     return Ed25519Signer(2)
 
 
@@ -376,7 +376,7 @@ def new_signer() -> Callable[[int], Ed25519Signer]:
 
 @pytest.fixture
 def stranger() -> Ed25519Signer:
-    """Somebody else."""
+    """Another peer."""
     return Ed25519Signer(3)
 
 

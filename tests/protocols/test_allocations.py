@@ -74,7 +74,7 @@ async def test_the_same_commit_twice_answers_the_same_and_takes_once(
         (signed,) = (await bids.request_bids(ask(node(cores=5, gpus=(8,))))).bids
         first = await allocations.commit([signed.envelope], ttl=60)
         assert await allocations.commit([signed.envelope], ttl=60) == first
-        # Also when the bid has expired meanwhile: the answer may have been lost.
+        # Even if the bid has expired meanwhile, because the answer may have been lost.
         await allocations.renew(first[0].lease_id, ttl=1000)
         provider.clock.now += 301
         assert (await allocations.commit([signed.envelope], ttl=60))[0].fence == first[0].fence
@@ -115,7 +115,7 @@ async def test_bids_that_are_not_good(provider: Any, session: Any, requester: An
         assert await code(seal_bid(foreign, stranger)) == "not_my_bid"
         provider.clock.now += 301
         assert await code(signed.envelope) == "bid_expired"
-        # It was made by a clock that was years ahead, and would else be good until then.
+        # It was made by a clock that was years ahead, and would otherwise be valid until then.
         provider.clock.now -= 1e8
         assert await code(signed.envelope) == "bid_expired"
     assert provider.manager.leases() == ()
@@ -160,7 +160,7 @@ async def test_another_device_of_the_same_model_does_when_the_named_one_went(
         await provider.manager.commit_resources("x", taken, holder="other", ttl=600)
         (lease,) = await allocations.commit([signed.envelope], ttl=60)
         assert lease.resources.gpus[0].uuid == "GPU-1"
-        # Also when the first one is free again.
+        # Even if the first one is free again.
         await provider.manager.release("x")
         assert await allocations.commit([signed.envelope], ttl=60) == (lease,)
 

@@ -214,7 +214,7 @@ async def test_the_largest_job_fits_and_a_larger_one_does_not(hosting: Hosting) 
         huge = msgspec.structs.replace(largest, execution=Execution(type="memory", cmd=("w" * 32_768,) * 5))
         with pytest.raises(FrameError):
             await jobs.start(LEASE, fence=FENCE, job=huge)
-        # The stream is as good as before.
+        # The stream still works.
         assert (await jobs.status(LEASE)).state == "running"
     assert MAX_START_BYTES > MAX_JOB_BYTES + MAX_FILES_BYTES
 
@@ -253,7 +253,7 @@ async def test_frames_that_never_end_are_counted_and_cut(hosting: Hosting) -> No
     await second.send_all(begun)
     assert b"busy" in await second.receive_some()
     await trio.testing.wait_all_tasks_blocked()
-    # What others have begun goes on, and what was cut is not counted any more.
+    # Operations of others continue, and what was cut off is not counted any more.
     with trio.move_on_after(0.01) as scope:
         await other.receive_some()
     assert scope.cancelled_caught
@@ -340,7 +340,7 @@ async def test_output_that_is_not_kept_is_counted(hosting: Hosting) -> None:
 
 
 class Lying:
-    """Answers a holder of jobs with what a test says."""
+    """Answers a holder of jobs with what a test chooses."""
 
     def __init__(self, hosting: Hosting, **answers: Any) -> None:
         self.operations = Operations()
@@ -435,7 +435,7 @@ class Revoked:
 
 
 class Ledger:
-    """Has one lease, which counts on a grant."""
+    """Has one lease, which depends on a grant."""
 
     def lease(self, lease_id: str) -> Any:
         return SimpleNamespace(holder=HOLDER, accounts=("grant",))

@@ -1,4 +1,4 @@
-"""The schema names the fields that the code has, and no others."""
+"""The schema has exactly the fields of the code."""
 
 from __future__ import annotations
 

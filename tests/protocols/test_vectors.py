@@ -16,7 +16,7 @@ REQUESTS = [frame for frame in VECTORS["frames"] if frame["meaning"].startswith(
 
 
 def test_the_wire_has_not_changed_by_accident() -> None:
-    # On purpose: python -m dms_protocols.vectors > protocols/dms_protocols/test_vectors.json
+    # If this was intended: python -m dms_protocols.vectors > protocols/dms_protocols/test_vectors.json
     assert make_vectors() == VECTORS
 
 

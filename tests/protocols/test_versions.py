@@ -1,4 +1,4 @@
-"""Two versions of a protocol side by side, and fields that nobody here knows."""
+"""Two versions of a protocol side by side, and unknown fields."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dms_resources.ledger.leases import Lease
 
 @asynccontextmanager
 async def speaking(operations: Operations, protocol: str, caller: str) -> AsyncIterator[Client]:
-    """A client on a stream on which this protocol was agreed, served by these operations."""
+    """A client on a stream with this negotiated protocol, served by these operations."""
     ours, theirs = trio.testing.memory_stream_pair()
     ours.protocol = protocol
     async with trio.open_nursery() as nursery:
@@ -55,7 +55,7 @@ async def test_a_bid_is_believed_and_taken_in_every_version(
     async with speaking(bids_of(provider, version), version.protocol, requester.peer_id) as client:
         (signed,) = (await provider.bidder(client, requester.peer_id).request_bids(ensemble)).bids
     assert signed.bid.request_digest == version.digest(to_map(ensemble))
-    # Whatever the version in which it was asked for: the provider knows its own bid.
+    # Whatever version was used for the request: the provider knows its own bid.
     async with provider.connect(requester.peer_id) as client:
         (lease,) = await AllocationClient(client).commit([signed.envelope], ttl=60)
     assert lease.lease_id == signed.bid.lease_id
@@ -83,7 +83,7 @@ def test_in_the_newer_version_a_number_is_what_it_is_worth() -> None:
     [
         (2.0**53 - 1, 2**53 - 1),
         (-(2.0**53) + 1, -(2**53) + 1),
-        # From here on not every integer is a float: they stay apart.
+        # From here on not every integer is a float, so they stay different.
         (2.0**53, 2.0**53),
         (1e300, 1e300),
         (2**60, 2**60),
@@ -140,7 +140,7 @@ async def test_an_allocation_of_1_0_lasts_a_bounded_time(provider: Any, requeste
         with pytest.raises(RemoteError) as caught:
             await old.renew(lease.lease_id, ttl=60)
         assert caught.value.code == "not_committed", "as ever in 1.0.0"
-        # A newer client cannot make more of it.
+        # A newer client cannot do more with it.
         assert (await new.renew(lease.lease_id, ttl=60)).deadline == lease.deadline
         provider.clock.now += 86399
         assert (await old.list()).leases == (lease,)
@@ -185,7 +185,7 @@ class GreetRequest(msgspec.Struct, frozen=True, tag_field="op", tag="greet"):
 
 
 class LoudGreetRequest(GreetRequest, frozen=True, omit_defaults=True, tag_field="op", tag="greet"):
-    """Of 1.1: with a field more."""
+    """Of 1.1: with one more field."""
 
     loud: bool = False
 
@@ -197,17 +197,17 @@ class Greeting(msgspec.Struct, frozen=True):
 
 
 class CountedGreeting(Greeting, frozen=True, omit_defaults=True):
-    """Of 1.1: with a field more."""
+    """Of 1.1: with one more field."""
 
     count: int | None = None
 
 
 class ForgetRequest(msgspec.Struct, frozen=True, tag_field="op", tag="forget"):
-    """Of 1.1 alone."""
+    """Only in 1.1."""
 
 
 def versions() -> dict[str, Operations]:
-    """What a peer serves: one thing in two versions."""
+    """The served versions of one operation."""
     greeted: list[str] = []
 
     def greet(request: GreetRequest, caller: Caller) -> Greeting:
@@ -237,10 +237,10 @@ async def test_each_version_has_its_own_operations_and_fields() -> None:
     ):
         assert (old.protocol, new.protocol) == ("/greet/1.0.0", "/greet/1.1.0")
         request = LoudGreetRequest("you", loud=True)
-        # What 1.0 does not know, it passes over; what it does not say, is not there.
+        # 1.0 ignores what it does not know. What it does not send is missing.
         assert await old.call(request, CountedGreeting, timeout=5) == CountedGreeting("hello you")
         assert await new.call(request, CountedGreeting, timeout=5) == CountedGreeting("HELLO YOU", 2)
-        # A client of 1.0 on 1.1: what it does not know, it passes over.
+        # A client of 1.0 with 1.1: it ignores what it does not know.
         assert await new.call(GreetRequest("me"), Greeting, timeout=5) == Greeting("hello me")
         with pytest.raises(RemoteError) as caught:
             await old.call(ForgetRequest(), Greeting, timeout=5)
@@ -248,11 +248,11 @@ async def test_each_version_has_its_own_operations_and_fields() -> None:
         assert await new.call(ForgetRequest(), Greeting, timeout=5) == Greeting("who?")
 
 
-# Fields that nobody here knows
+# Unknown fields
 
 
 def with_more(value: Any) -> Any:
-    """The same with a key more in every map."""
+    """The same with one more key in every map."""
     if isinstance(value, dict):
         return {**{key: with_more(item) for key, item in value.items()}, "of a later version": {"x": [1.0, b"\x00"]}}
     return [with_more(item) for item in value] if isinstance(value, list | tuple) else value
@@ -292,7 +292,7 @@ async def test_every_request_may_have_more_fields(provider: Any, serving: Any, a
 async def test_a_bid_with_more_fields_is_believed_and_committed_as_it_came(
     provider: Any, requester: Any, ask: Any
 ) -> None:
-    """A provider of a later version: its bids, its answers and its refusals say more than we know."""
+    """A provider of a later version: its bids, answers and refusals have more fields than we know."""
 
     async def bid_more(request: BidRequest, caller: Caller) -> bytes:
         answer = bids_of(provider, BID_1_0)["bid_request"].handler(request, caller)
@@ -307,7 +307,7 @@ async def test_a_bid_with_more_fields_is_believed_and_committed_as_it_came(
     taken = []
 
     class Recording:
-        """The provider's way to open envelopes, which keeps what it was given."""
+        """The provider's opener of envelopes, which records what it gets."""
 
         def open(self, raw: bytes, domain: str, payload_type: bytes) -> tuple[str, bytes]:
             taken.append(raw)

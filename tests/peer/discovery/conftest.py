@@ -1,4 +1,4 @@
-"""What the tests of discovery share."""
+"""Fixtures for the tests of discovery."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
 
 def _multicast_error() -> str | None:
-    """Why a datagram to a multicast group does not come back over the loopback interface; None when it does."""
+    """Why a datagram to a multicast group does not arrive over the loopback interface; None if it does."""
     try:
         with (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
@@ -51,7 +51,7 @@ def _loopback_multicast():
 
 @pytest.fixture
 def multicast(_loopback_multicast):
-    """Multicast over loopback, and no thread left of it afterwards."""
+    """Multicast over loopback. No thread is left afterwards."""
     before = set(threading.enumerate())
     yield "127.0.0.1"
     deadline = time.monotonic() + 5
@@ -95,9 +95,9 @@ def open_dht_peer():
 
 @pytest.fixture
 def dht_network(open_dht_peer, eventually, monkeypatch):
-    """Opens so many peers that know the first one and through it the others: `async with dht_network(9) as peers`."""
+    """Opens this many peers that know the first one and through it the others: `async with dht_network(9) as peers`."""
 
-    # They get to know each other by the same steps, with shorter pauses in between.
+    # They find each other in the usual way, with shorter pauses.
     monkeypatch.setattr(kademlia, "_BREATH", 0.1)
     monkeypatch.setattr(kademlia, "_LOOK_AGAIN", 0.2)
 

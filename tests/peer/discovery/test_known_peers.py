@@ -83,7 +83,7 @@ async def test_a_candidate_shows_how_old_its_figure_is(clock: Clock) -> None:
     peers = KnownPeers(clock=clock)
     peers.seen("p", ["/a"], free(4))
     clock.now += 60
-    # It answered again, and did not say what it has free: the figure is as old as before.
+    # It answered again without reporting its free capacity: the figure keeps its age.
     peers.seen("p", ["/b"])
     async with peers.candidates(request(1)) as candidates:
         (one,) = [candidate async for candidate in candidates]
@@ -107,7 +107,7 @@ async def test_who_cannot_be_reached_is_left_alone_ever_longer(clock: Clock) -> 
     peers.unreachable("p")
     peers.seen("p", ["/a"])
     assert await found(peers, request(1)) == ["p"]
-    # Nobody has to be remembered who was never there.
+    # A peer that never answered is not remembered.
     peers.unreachable("stranger")
     assert len(peers) == 1
     # A peer that was down for years neither overflows nor stays away for ever.
@@ -149,7 +149,7 @@ async def test_what_is_known_outlives_the_program(tmp_path: Path, clock: Clock) 
     async with open_known_peers(path, clock=clock) as peers:
         assert peers.recent(9) == before
         assert peers.recent(1)[0].failures == 1
-    # And without a file nothing is kept.
+    # Without a file nothing is saved.
     async with open_known_peers(None) as peers:
         peers.seen("p", [])
 
@@ -172,7 +172,7 @@ async def test_it_is_written_at_intervals_and_in_a_thread(
     async with open_known_peers(tmp_path / "peers.json", save_interval=60) as peers:
         peers.seen("p", [])
         await written.wait()
-        # Nothing new, nothing written; neither at the end.
+        # Nothing new, so nothing is written, not even at the end.
         await trio.sleep(600)
     assert writes == [(60, True)]
 

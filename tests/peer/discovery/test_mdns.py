@@ -1,4 +1,4 @@
-"""mDNS with real datagrams: over loopback, and between two network namespaces where the machine allows that."""
+"""mDNS with real datagrams: over loopback, and between two network namespaces if the machine allows that."""
 
 from __future__ import annotations
 
@@ -108,14 +108,14 @@ async def test_no_socket_is_left_open_where_no_interface_can_be_used(
             assert [one async for one in candidates] == []
 
     before = set(threading.enumerate())
-    # It gives up in the middle: an address of nobody (RFC 5737).
+    # It fails midway, because no host has this address (RFC 5737).
     async with open_mdns(PEERS[0], [address(0)], interfaces=["203.0.113.1"]) as mdns:
         await wait_deaf(mdns)
         assert mdns._deaf
     assert opened
     assert {one.fileno() for one in opened} == {-1}
     opened.clear()
-    # It goes on without an interface: one that joins no multicast group.
+    # It continues without an interface that joins no multicast group.
     monkeypatch.setattr("zeroconf._utils.net.add_multicast_member", lambda *_: False)
     async with open_mdns(PEERS[0], [address(0)], interfaces=["127.0.0.1"]) as mdns:
         await wait_deaf(mdns)
@@ -127,12 +127,12 @@ async def test_no_socket_is_left_open_where_no_interface_can_be_used(
 
 async def test_a_machine_without_that_network_costs_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        # An address of nobody (RFC 5737).
+        # An address that no host has (RFC 5737).
         async with (
             open_mdns(PEERS[0], [address(0)], interfaces=["203.0.113.1"]) as mdns,
             mdns.candidates(request()) as candidates,
         ):
-            # Nobody waits for an answer that cannot come.
+            # It does not wait for an answer that cannot arrive.
             with trio.fail_after(1.5):
                 assert [one async for one in candidates] == []
     gc.collect()
@@ -163,7 +163,7 @@ async def test_only_what_could_be_dialled_is_taken(peers: MDNSPeers) -> None:
         )
     )
     assert peers.peers() == {PEERS[1]: (address(1), address(1, "192.0.2.2"))}
-    # This peer itself, and a record that speaks of two.
+    # This peer itself, and a record that names two peers.
     peers.heard(record(f"dnsaddr={address(0)}", name="y"))
     peers.heard(record(f"dnsaddr={address(2)}", f"dnsaddr={address(3)}", name="z"))
     assert set(peers.peers()) == {PEERS[1]}
@@ -217,7 +217,7 @@ async def test_just_after_the_start_candidates_wait_for_answers(peers: MDNSPeers
             found = [(one.peer_id, trio.current_time() - began) async for one in candidates]
         assert found == [(PEERS[1], 0.25), (PEERS[2], 0.5)]
         assert trio.current_time() == began + 1
-    # Later nobody waits.
+    # Later there is no wait.
     async with peers.candidates(request(PEERS[2])) as candidates:
         assert {one.peer_id async for one in candidates} == {PEERS[1], PEERS[3]}
     assert trio.current_time() == began + 1.75

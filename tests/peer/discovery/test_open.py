@@ -1,4 +1,4 @@
-"""All sources together, on real hosts over loopback, and a running peer with them."""
+"""All sources together, on real hosts over loopback, and with a running peer."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_each_source_can_be_switched_off(client: HardenedHost) -> None:
 async def test_all_that_is_taken_off_together_is_told_once(
     foreign: Any, client: HardenedHost, eventually: Any, tmp_path: Path
 ) -> None:
-    """Each attachment said goodbye to each peer, on a host that goes on."""
+    """Otherwise each attachment would announce its removal to each peer, on a host that continues."""
     told: list[Any] = []
     original = client.get_mux().handlers[ID_PUSH]
 
@@ -118,7 +118,7 @@ async def test_all_that_is_taken_off_together_is_told_once(
 async def test_who_asks_by_broadcast_has_the_owners_share_and_no_more(
     tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hold that was too large would become a commitment without being looked at again."""
+    """A hold that exceeds the share would become a commitment without another check."""
     answering: list[Operations] = []
 
     class Recorded(advert_opening.BroadcastAnswers):
@@ -169,7 +169,7 @@ async def test_streams_of_all_protocols_count_against_one_share(
 async def test_the_cheapest_source_comes_first(client: HardenedHost) -> None:
     async with open_discovery(client, new_identity(), replace(QUIET, mdns=True, gossip=True)) as discovery:
         names = [one.name for one in discovery.sources]
-        # Known peers that are not likely to have room come last.
+        # Known peers that are not likely to have free capacity come last.
         assert names == ["known", "adverts", "exchange", "mdns", "dht", "known"]
         assert discovery.broadcast is not None
     async with open_discovery(client, new_identity(), replace(QUIET, gossip=True, broadcast=False)) as discovery:
@@ -205,7 +205,7 @@ async def test_from_one_address_to_a_provider_and_next_time_without_one(
             async with requester.discover(request(4), count=2, deadline=time.time() + 10) as peers:
                 answered = {peer.peer_id async for peer in peers}
             assert answered == {one.peer_id, other.peer_id}
-        # What they had free was noted, and is there for the next program.
+        # What they had free was saved, for the next program.
         listed = await trio.to_thread.run_sync(owner.read_peers, home)
         assert not listed.running
         assert {row.peer_id for row in listed.peers} == {one.peer_id, other.peer_id}
@@ -229,7 +229,7 @@ async def test_the_owner_sees_whom_the_running_peer_knows(open_node: Any, tmp_pa
             return {row.peer_id: row for row in answer.peers}
 
         with trio.fail_after(10):
-            # Until both have told each other what they serve.
+            # Until both have reported what they serve.
             while (row := (await rows()).get(one.peer_id)) is None or not row.sources:  # noqa: ASYNC110
                 await trio.sleep(0.05)
         assert row.connected
@@ -243,7 +243,7 @@ async def test_who_went_away_is_dialled_again(open_node: Any, server: HardenedHo
         peer_id, addrs = ready.peer_id, ready.addrs
     listen = tuple(address.rpartition("/p2p/")[0] for address in addrs)
     async with open_discovery(server, new_identity(), replace(QUIET, bootstrap=addrs)) as discovery:
-        # It is not there yet.
+        # It is not running yet.
         await discovery.peering.wait_tried()
         for _ in range(2):
             async with open_node("a", listen=listen):
@@ -271,7 +271,7 @@ async def test_two_homes_on_one_machine_find_each_other_by_mdns_alone(
             async def met(home: str = home, wanted: str = wanted) -> bool:
                 listed = await trio.to_thread.run_sync(owner.read_peers, Home(tmp_path / home), 1000)
                 rows = [row for row in listed.peers if row.peer_id == wanted]
-                # Heard, and dialled, or been dialled: shown to be who it said.
+                # Heard, and connected in either direction, so that the handshake has proved its id.
                 return any(row.connected and "mdns" in row.sources for row in rows)
 
             with trio.fail_after(60):

@@ -1,4 +1,4 @@
-"""Company in virtual time, and on real hosts who comes and what it says."""
+"""Peering in virtual time, and on real hosts which peers connect and what they report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OWN, BOOTSTRAP, OTHER = (new_identity(bytes([number]) * 32).peer_id for number i
 
 
 class Network:
-    """A host, its network and its connections: whom it reaches is said by the test."""
+    """A host, its network and its connections. The test decides which peers it reaches."""
 
     def __init__(self) -> None:
         self.notifees: list[Any] = []
@@ -70,7 +70,7 @@ def network() -> Network:
 
 @pytest.fixture
 def keep_peering(network: Network, nursery: trio.Nursery) -> Any:
-    """Keeps the company of a host with one bootstrap peer, looking every 30 s."""
+    """Keeps a host with one bootstrap peer connected, checking every 30 s."""
 
     def keep(draw: Any = lambda: 0.5) -> Peering:
         host: Any = network
@@ -101,7 +101,7 @@ async def test_a_dead_bootstrap_peer_is_said_once_and_again_when_something_chang
     await trio.sleep(7200)
     ((level, line),) = said(caplog)
     assert (level, "a bootstrap peer is not there: it failed: refused" in line) == ("WARNING", True)
-    # Left alone by the connections, which says nothing new.
+    # The back-off of the connections says nothing new about the peer.
     network.failure = failed("backing_off")
     await trio.sleep(3600)
     network.failure = failed("refused")
@@ -184,7 +184,7 @@ async def test_who_comes_and_what_it_serves_is_told(
 async def test_two_providers_that_meet_tell_each_other_at_once(
     tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody looks at intervals: without the event neither would ever hear of the other."""
+    """There are no checks at intervals: without the event neither would hear of the other."""
     looks: Counter[Any] = Counter()
     original = AdvertPusher._look
 

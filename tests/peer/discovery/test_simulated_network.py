@@ -1,4 +1,4 @@
-"""The network of `tests/simulation/ten_thousand.py`, small: the same seed gives the same figures, which make sense."""
+"""The network of `tests/simulation/ten_thousand.py`, small: the same seed gives the same plausible figures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_request_has_one_answer_at_most(runs: list[Any]) -> None:
         median, most = row["messages"]
         assert 0 <= median <= most
         if "broadcast" not in row["variant"]:
-            # Three bids need three requests; each request brings one answer, and a dial that fails brings none.
+            # Three bids need three requests. Each request brings at most one answer, and a failed dial brings none.
             assert median >= 3
             assert median < row["frames"][0] <= 2 * most
 
@@ -87,7 +87,7 @@ async def test_a_search_that_begins_with_the_peer_waits_for_the_first_answer(
         await crowd.connect(name, crowd.keyspace.names[crowd.anybody().number])
         dht = CrowdKademlia(crowd, name)
         nursery.start_soon(dht.keep_up)
-        # It is asking the only peer that it knows.
+        # It is querying the only peer that it knows.
         await trio.sleep(0.5)
         async with dht.candidates(wanted) as candidates:
             found = [candidate.peer_id async for candidate in candidates]

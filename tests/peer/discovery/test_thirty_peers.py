@@ -27,7 +27,7 @@ from dms_resources.units import GIB, Cores
 
 LOOPBACK = ["/ip4/127.0.0.1/tcp/0"]
 PEERS = 30
-# What each way of finding is alone with.
+# Each source alone starts from these settings.
 NOTHING = DiscoverySettings(
     known=False, exchange=False, mdns=False, dht=False, gossip=False, broadcast=False, bootstrap_interval=2.0
 )
@@ -80,7 +80,7 @@ async def open_provider(home: Path, number: int, settings: DiscoverySettings) ->
             open_discovery(host, identity, settings, manager=manager) as discovery,
         ):
             yield Provider(identity.peer_id, host_addresses(host), manager, discovery)
-            # So that nobody says goodbye to nobody: thirty farewells to thirty peers are most of this test's time.
+            # So that no goodbyes are sent: thirty goodbyes to thirty peers take most of this test's time.
             await host.close()
 
 
@@ -108,7 +108,7 @@ async def open_newcomer(first: Provider, settings: DiscoverySettings) -> AsyncIt
 
 
 def settled(providers: list[Provider], way: str) -> bool:
-    """Whether the network is one: all have told of themselves, or have somebody to tell it to."""
+    """Whether the network is connected: all have announced themselves, or have a peer to announce to."""
     match way:
         case "by the DHT":
             return all(provider.discovery.dht.announced for provider in providers if provider.discovery.dht)
@@ -120,7 +120,7 @@ def settled(providers: list[Provider], way: str) -> bool:
 
 
 async def finds(discovery: Discovery, asked: EnsembleRequest, able: set[str]) -> bool:
-    """Whether the requester finds these, and no others, before its deadline."""
+    """Whether the requester finds exactly these peers before its deadline."""
     fresh = with_fields(asked, nonce=time.time_ns() >> 11)
     async with discovery.requester().discover(fresh, count=len(able), deadline=time.time() + 15) as peers:
         found = [peer.peer_id async for peer in peers if peer.able]
@@ -136,7 +136,7 @@ async def test_a_new_peer_with_one_address_finds_every_able_provider(way: str, t
         assert len(large) == 5
         await eventually(lambda: settled(providers, way), 120)
         async with open_newcomer(providers[0], settings) as newcomer:
-            # What is on its way arrives; what gossip loses is said again.
+            # Messages on their way arrive, and what gossip loses is sent again.
             with trio.fail_after(180):
                 for asked, able in ((LARGE, large), (ANY, everybody)):
                     while not await finds(newcomer, asked, able):  # noqa: ASYNC110
@@ -146,7 +146,7 @@ async def test_a_new_peer_with_one_address_finds_every_able_provider(way: str, t
 async def test_one_that_fills_up_midway_is_replaced(
     tmp_path: Path, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It bids, and when its bid is taken the capacity has gone to another: the ensemble is found elsewhere."""
+    """It bids, but when its bid is committed another requester has the capacity: the ensemble is placed elsewhere."""
     filled: list[str] = []
     settings = WAYS["by known peers"]
     async with open_thirty(tmp_path, settings) as providers:

@@ -1,4 +1,4 @@
-"""The executor `command`: programs that are ready, end, are killed, and live on without the peer."""
+"""The executor `command`: programs that become ready, end, are killed, and continue without the peer."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_a_signal_reaches_the_program_and_its_number_is_the_exit(running: 
             ended = await executor.wait(stubborn)
         assert ended is not None
         assert ended.exit == JobExit(kind="signal", signal=9)
-        # To a job that is gone, no signal is an error.
+        # A signal to a job that is gone is no error.
         await executor.signal(stubborn, signal.SIGTERM)
 
 

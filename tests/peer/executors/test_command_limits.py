@@ -1,4 +1,4 @@
-"""The cgroups of the executor `command`: they hold what the lease says, where they can be made."""
+"""The cgroups of the executor `command` enforce the lease, where they can be created."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Running = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def limited() -> None:
-    """Skips where no cgroups with limits can be made; the others of this folder run everywhere."""
+    """Skips if no cgroups with limits can be created. The other tests of this folder run everywhere."""
     if find_parents("").missing:
         pytest.skip("no cgroups with limits can be made here")
 

@@ -1,4 +1,4 @@
-"""The output that a supervisor keeps: bounded, in order, and read from any byte on."""
+"""The output that a supervisor keeps: bounded, in order, and readable from any byte on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_is_read_is_what_was_written_less_what_was_dropped(
     files.close()
     live.close()
     whole = b"".join(data for _, data in writes)
-    # A piece may be larger than everything that is kept; whoever follows sees the rest, and how much is missing.
+    # A piece may be larger than everything that is kept. A reader that follows gets the rest, and how much is missing.
     assert len(followed) == len(whole)
     assert all(mine in (0, theirs) for mine, theirs in zip(followed, whole, strict=True))
     (folder / "exit.json").touch()

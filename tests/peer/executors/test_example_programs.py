@@ -78,7 +78,7 @@ async def test_systemd_run_refuses_variables_of_privileged_programs(
 @pytest.mark.skipif(os.geteuid() != 0, reason="the example runs as root")
 async def test_ssh_user_makes_a_user_and_removes_it_when_it_is_stopped(running: Running, tmp_path: Path) -> None:
     log = f"open({str(tmp_path / 'log')!r}, 'a').write(json.dumps(sys.argv) + chr(10))\n"
-    # Stand-ins make no user of the machine: the program is given an entry whose home is a folder of the test.
+    # The stand-ins create no user on the machine: the program gets an entry whose home is a folder of the test.
     path = tools(tmp_path, useradd=log, userdel=log, pkill=log)
     program = tmp_path / "program"
     text = (EXAMPLES / "ssh_user.py").read_text().split("\n", 1)[1]

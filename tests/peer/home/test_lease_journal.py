@@ -1,4 +1,4 @@
-"""The journal of what a home holds: it survives crashes and other writers, and is never a reason not to run."""
+"""The journal of what a home holds: it survives crashes and other writers, and never prevents a command."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_what_has_ended_leaves_a_day_later_and_a_provider_after_a_month(tmp_path
     now[0] += 2
     assert ids(journal) == ["lasts"]
     now[0] = 31 * 86400.0
-    # The provider of what may last is kept.
+    # The provider of a lease that may still exist is kept.
     assert [provider.peer_id for provider in journal.providers()] == ["p"]
     assert journal.providers()[0].addrs == ("/ip4/192.0.2.7/tcp/1",)
 

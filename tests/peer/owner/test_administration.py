@@ -1,4 +1,4 @@
-"""What an owner asks of their own peer, on a real ledger."""
+"""The owner's operations, on a real ledger."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What is proposed to an owner stays within the DMS's limits, and so does every answer."""
+"""The proposals to an owner stay within the DMS's limits, and so does every answer."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""A start is marked as long as it lasts, and no longer, whatever ends it."""
+"""A start is marked as long as it lasts, and no longer, however it ends."""
 
 import os
 import signal

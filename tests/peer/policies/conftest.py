@@ -1,4 +1,4 @@
-"""A question to ask, programs and packages that decide, and a policy set that is opened as the peer opens it."""
+"""A question, programs and packages that decide, and policies that are opened as the peer opens them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from dms_resources.units import GIB, Cores
 
 @pytest.fixture(autouse=True)
 def unlimited_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets every line into the log: the limit is for a minute of a whole process."""
+    """Lets every line into the log: the limit applies to a whole process."""
     monkeypatch.setattr(policy_gate, "_log", LimitedLog(policy_gate._log._logger, lines=10_000))
 
 
 @pytest.fixture
 def question() -> PolicyRequest:
-    """What would be given to a requester for two nodes."""
+    """What a requester would get for two nodes."""
     given = Resources(cpu=CPU(cores=Cores(1500)), ram=RAM(size=GIB), disk=Disk(size=0), gpus=())
     demand = Demand(cpu=CPUDemand(cores=Cores(1500)))
     nodes = (
@@ -47,7 +47,7 @@ def question() -> PolicyRequest:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[..., ExecutableSettings]:
-    """Makes an executable of the body of a Python program that has read its `question`."""
+    """Makes an executable from the body of a Python program that has read its `question`."""
 
     def make(body: str, **bounds: Any) -> ExecutableSettings:
         path = tmp_path / "policy"
@@ -61,7 +61,7 @@ def program(tmp_path: Path) -> Callable[..., ExecutableSettings]:
 
 @pytest.fixture
 def entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Installs a module as the entry point `test-policy` and gives its name."""
+    """Installs a module as the entry point `test-policy` and returns its name."""
 
     def install(body: str) -> str:
         packages = tmp_path / "packages"

@@ -1,4 +1,4 @@
-"""What a policy is asked and answers, whatever the bytes."""
+"""The questions to policies and their answers, with any bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policies behind HTTP: what is sent, what is no answer, and that nobody is followed elsewhere."""
+"""Policies behind HTTP: what is sent, which answers are invalid, and that no redirect is followed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def response(body: bytes = ANSWER, status: str = "200 OK", *headers: str) -> byt
 
 
 class Server:
-    """Answers every request with the same bytes, and remembers the requests and how many connections there were."""
+    """Answers every request with the same bytes, and records the requests and the number of connections."""
 
     def __init__(self) -> None:
         self.answer = response()

@@ -1,4 +1,4 @@
-"""Policies that are Python code: whatever it does, the peer goes on and nothing of it is left."""
+"""Policies that are Python code: whatever the code does, the peer continues and nothing of it is left."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_while_it_blocks_others_are_answered(
     ):
         nursery.start_soon(policy.decide, question)
         await eventually(lambda: marker.exists() and marker.read_text() != "")
-        # One requester gets half of the workers; another one is answered by the other worker.
+        # One requester gets half of the workers. Another one is answered by the other worker.
         with trio.fail_after(30):
             assert (await policy.decide(question)).decisions[0].code == "busy"
             assert await policy.decide(replace(question, requester="another")) == ACCEPTED

@@ -1,4 +1,4 @@
-"""Policies that are programs: what they see and say, and that nothing of them is left or waited for."""
+"""Policies that are programs: their input and output, and that nothing of them is left or waited for."""
 
 from __future__ import annotations
 

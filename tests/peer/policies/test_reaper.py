@@ -1,4 +1,4 @@
-"""What the policies started ends with the peer, also when the peer is killed."""
+"""The processes of policies end with the peer, even if the peer is killed."""
 
 from __future__ import annotations
 

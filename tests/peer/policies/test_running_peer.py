@@ -1,4 +1,4 @@
-"""Terms and policies of a running peer, asked by another one over libp2p."""
+"""Terms and policies of a running peer, used by another one over libp2p."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ MACHINE = {"cpu": {"cores": 8}, "ram": {"size": "32GiB"}, "disk": {"size": "1TiB
 
 
 async def in_thread(ask: Callable[..., Any], *arguments: Any) -> Any:
-    """The owner's commands block, and the peer runs in this very process."""
+    """The owner's commands block, and the peer runs in this process."""
     return await trio.to_thread.run_sync(ask, *arguments)
 
 
 @pytest.fixture
 async def bids_of(tmp_path: Path, client: HardenedHost) -> Any:
-    """Opens a peer with these terms, and a client that asks it for bids: `async with bids_of(text) as bids`."""
+    """Opens a peer with these terms, and a client that requests bids of it: `async with bids_of(text) as bids`."""
     home = Home(tmp_path / "home")
     machine, file = tmp_path / "machine.json", tmp_path / "terms.yaml"
     machine.write_text(json.dumps(MACHINE))
@@ -131,7 +131,7 @@ async def test_while_a_policy_hangs_other_requests_of_the_same_stream_are_answer
             answered.set()
 
         nursery.start_soon(ask)
-        # Refused before the policy would be asked, and answered beside it.
+        # Refused without a question to the policy, in the same answer.
         refused = await bids.request_bids(ensemble(100, nonce=2))
         assert [one.code for one in refused.refusals] == ["resources"]
         assert not answered.is_set()

@@ -25,7 +25,7 @@ async def market(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> Asyn
 
 
 class EverybodyHears:
-    """A broadcast that asks every provider directly, and says when it was used."""
+    """A broadcast that queries every provider directly, and records when it was used."""
 
     def __init__(self, market):
         self.market = market

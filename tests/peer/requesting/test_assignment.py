@@ -1,4 +1,4 @@
-"""Which peer takes which node: compared with trying everything."""
+"""Which peer takes which node, compared with an exhaustive search."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def where(assignment):
     return {node_id: chosen.peer_id for node_id, chosen in assignment.chosen.items()}
 
 
-# What everything tried comes to
+# The exhaustive search
 
 
 def allowed(chosen, rules):
@@ -48,7 +48,7 @@ def cost_of(chosen, crowding):
 
 
 def try_everything(node_ids, options, rules, crowding):
-    """The most nodes that can be covered, and the least that costs."""
+    """The most nodes that can be covered, and the lowest cost of that."""
     choices = [[None, *(one for one in options if one.node_id == node_id)] for node_id in node_ids]
     results = []
     for picked in product(*choices):
@@ -141,7 +141,7 @@ async def test_other_tasks_run_while_many_nodes_go_to_many_peers(different_peers
 
 @st.composite
 def larger_problems(draw):
-    """As large as can be checked without trying everything: each peer's bids go together."""
+    """As large as can be checked without an exhaustive search: each peer's bids can be used together."""
     nodes, peers = draw(st.integers(1, 9)), draw(st.integers(1, 4))
     costs = st.one_of(st.none(), st.integers(-20, 20))
     matrix = [[draw(costs) for _ in range(peers)] for _ in range(nodes)]
@@ -149,7 +149,7 @@ def larger_problems(draw):
 
 
 def relaxed(matrix, step, places):
-    """The most nodes and their least cost, by going through the nodes with every load of the peers."""
+    """The most nodes and their lowest cost, by going through the nodes with every load of the peers."""
     best = {(0,) * len(matrix[0]): (0, 0)}
     for row in matrix:
         following = dict(best)

@@ -1,4 +1,4 @@
-"""Collecting bids: how many peers are asked, when, and which."""
+"""Collecting bids: how many peers are queried, when, and which."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SLOW = LinkConditions(latency=2.0, jitter=0.0)
 SILENT = LinkConditions(stall=1.0)
 
 
-# How many are asked
+# How many are queried
 
 
 async def test_as_many_peers_are_asked_as_bids_are_missing_and_one_more(market, autojump_clock):
@@ -55,7 +55,7 @@ async def test_a_refusal_makes_room_for_the_next_peer(market, autojump_clock):
     received, progress = await collect(market, market.ensemble("a", cores=4), want=1)
     assert received in ([("a", "p06")], [("a", "p07")])
     assert set(progress.refused) == {"resources"}
-    # Nobody was late: nothing but refusals led to more questions.
+    # No peer was late: only refusals led to more queries.
     assert trio.current_time() < RequesterLimits().hedge_delay
     assert progress.asked == 8
 
@@ -299,7 +299,7 @@ async def test_one_peer_bids_on_several_nodes(market, autojump_clock):
 
 
 async def test_different_peers_are_asked_for_different_nodes_first(market, autojump_clock):
-    # Each has room for one node only: if all were asked for the same one first, nobody would bid on the others.
+    # Each has enough for one node only: if all were asked for the same node first, the others would get no bid.
     await start(market, 2, cores=2)
     received, progress = await collect(market, market.ensemble("a", "b", cores=2), want=1)
     assert sorted(node_id for node_id, _ in received) == ["a", "b"]
@@ -308,7 +308,7 @@ async def test_different_peers_are_asked_for_different_nodes_first(market, autoj
 
 
 async def test_a_node_refused_beside_others_is_asked_for_alone(market, autojump_clock):
-    # Only the second peer has a GPU, and there is room for one of the nodes there.
+    # Only the second peer has a GPU, and it has enough for one of the nodes.
     await start(market, 1, cores=2, gpus=(16,))
     small = NodeRequest(node_id="small", resources=simulated_demand(cores=2))
     with_gpu = NodeRequest(node_id="gpu", resources=simulated_demand(cores=2, gpus=(16,)))
@@ -332,7 +332,7 @@ async def test_a_pinned_node_is_asked_of_its_peer_and_of_nobody_else(market, aut
     requester, rules = market.requester(sources=[source]), AssignmentRules(pins={"b": "p03"})
     received, _ = await collect(market, market.ensemble("a", "b"), requester=requester, want=1, rules=rules)
     assert [peer_id for node_id, peer_id in received if node_id == "b"] == ["p03"]
-    # Where all are pinned, nobody has to be found.
+    # If all nodes are pinned, no peer has to be found.
     source.named = 0
     received, progress = await collect(market, market.ensemble("b"), requester=requester, want=3, rules=rules)
     assert received == [("b", "p03")]

@@ -62,7 +62,7 @@ async def test_what_was_known_before_carries_its_age(market, autojump_clock):
     manager = await market.start("p")
     free = manager.get_free_resources()
     await trio.sleep(100)
-    # It answers bids and does not tell what it has free.
+    # It answers requests for bids but does not report what it has free.
     operations = provider_operations(manager, "p")
     del operations[RESOURCES_PROTOCOL]
     market.network.add_host("p", operations)

@@ -1,4 +1,4 @@
-"""What docs/requesting.md shows works as it stands there."""
+"""The example in docs/requesting.md works unchanged."""
 
 from __future__ import annotations
 

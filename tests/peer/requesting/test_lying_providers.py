@@ -1,4 +1,4 @@
-"""A provider that lies in one field of one answer: the requester names the field, and takes another provider."""
+"""A provider that lies in one field of one answer: the requester names the field, and uses another provider."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ LIES_OF_BIDS = {
 
 
 class Liar:
-    """The operations of one protocol of a provider, whose answers of one operation are changed."""
+    """The operations of one protocol of a provider, with changed answers of one operation."""
 
     def __init__(self, operations, name, change):
         self.known, self.name, self.change, self.told = operations, name, change, 0
@@ -85,7 +85,7 @@ class Liar:
 
 
 def lies(market, peer_id, protocols, name, change):
-    """Makes a provider lie; gives the liar of each version."""
+    """Makes a provider lie. Returns the liar of each version."""
     operations = provider_operations(market.manager(peer_id), peer_id, clock=market.clock)
     liars = {protocol: Liar(operations[protocol], name, change) for protocol in protocols}
     market.network.add_host(peer_id, {**operations, **liars})
@@ -110,7 +110,7 @@ BIDS = (BID_PROTOCOL, BID_PROTOCOL_1_1)
 
 
 async def reserved_at(market, name):
-    """Where a reservation goes, and the codes of what failed before."""
+    """Where a reservation is placed, and the codes of the failures before it."""
     async with market.requester().reserve(
         market.ensemble("a", cores=1, seconds=20), strategy=name, want=2, ttl=300
     ) as reservation:
@@ -243,7 +243,7 @@ async def test_a_command_refuses_an_answer_with_a_wrong_field(two, autojump_cloc
             return replace(answer, leases=tuple(replace(one, **lie) for one in answer.leases))
         return replace(answer, lease=replace(answer.lease, **lie))
 
-    # The commands compare with the clock of the machine, which here is that of the market.
+    # The commands use the clock of the machine, which here is that of the market.
     monkeypatch.setattr("time.time", two.clock.wall)
     liars = lies(two, "p0", BIDS if name == "bid_request" else ALLOCATIONS, name, change)
     requests = RemoteRequests(two.network.peer("requester"), SimulatedOpener(), no_ping)

@@ -1,6 +1,6 @@
-"""Whole or nothing, whatever fails: seeded runs, each of which can be played again by its number.
+"""All or nothing, whatever fails: seeded runs, each of which can be repeated by its number.
 
-`python tests/simulation/reservation_faults.py SEED` tells what happens in one of them.
+`python tests/simulation/reservation_faults.py SEED` prints what happens in one of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def test_an_ensemble_is_taken_as_a_whole_or_not_at_all_and_nothing_is_left_behin
         for count, what in re.findall(r"^ *(\d+) ([a-z_ ]+)$", outcome(process), re.MULTILINE):
             counts[what] += int(count)
     assert counts["reserving"] == RUNS
-    # The runs are worth something only while all of this happens in them.
+    # The runs are useful only if all of this happens in them.
     assert counts["used"] > RUNS / 4
     for what in ("died", "filled", "drained", "allocated", "cancelled", "killed", "error", "lost", "not_taken"):
         assert counts[what] >= 10, (what, counts)

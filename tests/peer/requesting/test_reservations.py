@@ -1,4 +1,4 @@
-"""All or nothing, kept while a block runs, and given back."""
+"""All or nothing, kept while a block runs, and released."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dms_simulation.scheduling import EPOCH
 
 
 def promised(market):
-    """Who has something of the requester's, and how much."""
+    """The providers that have leases of the requester, and how many."""
     counts = {
         peer_id: len(market.manager(peer_id).leases("requester"))
         for peer_id in market.peer_ids
@@ -53,13 +53,13 @@ async def start_near_and_far(market, count, **sizes):
 
 
 async def fill(market, peer_id, ttl=1000.0, **demand):
-    """Somebody else takes something."""
+    """Another requester takes something."""
     ids = random.Random(len(market.manager(peer_id).leases())).getrandbits(32)
     await market.manager(peer_id).commit_resources(f"t{ids}", simulated_demand(**demand), holder="tenant", ttl=ttl)
 
 
 class Before:
-    """The operations of a provider, with something that happens just before one of them, the first time."""
+    """The operations of a provider, with an event just before the first call of one of them."""
 
     def __init__(self, market, peer_id, name, happens):
         manager = market.manager(peer_id)
@@ -168,7 +168,7 @@ async def test_a_time_to_live_that_is_none_is_refused_at_once(market, autojump_c
     for ttl in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="a commitment of"):
             market.requester().reserve(market.ensemble("a"), ttl=ttl)
-    # One that only the provider knows to be too long is not asked for again and again.
+    # A time that only the provider knows to be too long is not requested again and again.
     with pytest.raises(ReservationError) as caught:
         async with market.requester().reserve(market.ensemble("a", seconds=1000), ttl=1e12):
             pass
@@ -284,7 +284,7 @@ class Liar(Before):
 
 @pytest.mark.parametrize(("liars", "want"), [(1, 1), (3, 3), (12, 3)])
 async def test_peers_that_never_keep_their_bids_do_not_keep_it_from_those_that_do(market, autojump_clock, liars, want):
-    # They answer faster than the only one that is honest.
+    # They answer faster than the only honest one.
     await start_near_and_far(market, liars + 1, cores=2)
     lying = [Liar(market, f"p{number}") for number in range(liars)]
     async with market.requester().reserve(market.ensemble("a", cores=2), want=want) as reservation:
@@ -299,7 +299,7 @@ async def test_bids_that_lapse_at_once_do_not_stand_in_the_way_of_others(market,
     await market.start("lapses", simulated_machine(cores=2), terms=BidTerms(valid_seconds=valid), conditions=near)
     await market.start("stays", simulated_machine(cores=2), conditions=far)
     async with market.requester().reserve(market.ensemble("a", cores=2), want=want) as reservation:
-        # It may as well have been fast enough.
+        # It may also have been fast enough.
         assert list(reservation.peers) == ["a"]
         assert reservation.peers["a"] == "stays" or valid > 0.02
 
@@ -331,7 +331,7 @@ async def test_a_peer_that_dies_while_it_commits_is_replaced_and_the_rest_stays(
 
 
 async def test_a_commitment_that_stands_in_the_way_is_given_back_before_its_room_is_taken(market, autojump_clock):
-    # p1 has room for one of the nodes; "a" is cheapest there, until "b" finds no other place.
+    # p1 has enough for one of the nodes. "a" is cheapest there, until "b" finds no other place.
     await market.start("p0", simulated_machine(cores=4), terms=priced(50))
     await market.start("p1", simulated_machine(cores=2), terms=priced(10))
     await market.start("p2", simulated_machine(cores=2), terms=priced(10))
@@ -381,13 +381,13 @@ async def test_nothing_is_kept_for_long_while_the_rest_cannot_be_had(market, aut
         nursery.start_soon(watch)
         async with market.requester().reserve(market.ensemble("a", "b", cores=2, seconds=60), wait=True):
             nursery.cancel_scope.cancel()
-    # It had the half of it, gave that back, and held nothing for most of the time until the other half was free.
+    # It had one half, released it, and held nothing most of the time until the other half was free.
     assert held.index(True) < 30
     assert held.count(True) < len(held) / 4
 
 
 class AnswerLost(Before):
-    """A provider that commits, and whose answer comes far too late."""
+    """A provider that commits, and whose answer arrives far too late."""
 
     def __getitem__(self, name):
         operation = super().__getitem__(name)
@@ -403,7 +403,7 @@ class AnswerLost(Before):
 
 
 class Delayed(Before):
-    """A provider that takes its time with one operation."""
+    """A provider that is slow with one operation."""
 
     def __init__(self, market, peer_id, name, seconds):
         super().__init__(market, peer_id, name, trio.lowlevel.checkpoint)
@@ -550,7 +550,7 @@ async def test_it_gives_up_at_its_deadline(market, autojump_clock):
             pass
     assert caught.value.code == "no_bids"
     assert 30 < trio.current_time() - started < 42
-    # Whoever waits asks ever more rarely.
+    # A requester that waits repeats its requests less and less often.
     assert market.network.traffic.streams < 20
 
 
@@ -566,7 +566,7 @@ async def test_commitments_outlive_their_time_while_the_block_runs(market, autoj
         assert states(market, reservation) == dict.fromkeys("ab", LeaseState.COMMITTED)
         assert all(reservation.leases[node].deadline > first[node].deadline + 400 for node in "ab")
         assert all(reservation.leases[node].fence == first[node].fence for node in "ab")
-    # Each at a third of its time, with the number by which a holder who overslept is told so.
+    # Each at a third of its time, with the fencing number, so that a holder that was suspended gets an error.
     for renewal in renewals:
         assert renewal.calls in (49, 50)
         assert {request.fence for request in renewal.requests} <= {lease.fence for lease in first.values()}
@@ -594,7 +594,7 @@ async def test_the_block_is_cancelled_when_a_provider_is_away_for_too_long(marke
                 await trio.sleep(100)
             finally:
                 assert reservation.lost.is_set()
-                # Never later than the provider's own deadline, after which it may be somebody else's.
+                # Never later than the provider's own deadline, after which another requester may have it.
                 assert trio.current_time() < started + 31
 
     with pytest.raises(ReservationLostError) as caught:
@@ -649,7 +649,7 @@ async def test_everything_is_given_back_when_it_is_cancelled_while_it_takes(mark
 
 
 class CancelAt(trio.abc.Instrument):
-    """Cancels a scope when all tasks together have made so many steps."""
+    """Cancels a scope after this many steps of all tasks together."""
 
     def __init__(self, steps, scope):
         self.left = steps
@@ -682,7 +682,7 @@ async def test_everything_is_given_back_at_whatever_step_it_is_cancelled(market,
 
 
 class Busy(Before):
-    """A provider that says of one operation for some seconds that it is busy, and when to come back."""
+    """A provider that answers one operation with `busy` and a time to retry, for some seconds."""
 
     def __init__(self, market, peer_id, name, until, retry_after):
         async def nothing():

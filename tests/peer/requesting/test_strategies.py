@@ -1,4 +1,4 @@
-"""Strategies: what each prefers, and where own ones come from."""
+"""Strategies: what each prefers, and where additional ones come from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dms_simulation.providers import simulated_demand
 
 
 def bid(peer_id="p", *, price=None, currency="EUR", round_trip=0.1, free=None, **demand):
-    """What a strategy looks at of a received bid."""
+    """The parts of a received bid that a strategy reads."""
     return SimpleNamespace(
         peer_id=peer_id,
         bid=SimpleNamespace(
@@ -64,7 +64,7 @@ def test_nearest_takes_the_lowest_round_trip():
 def test_spread_prefers_any_number_of_peers_to_one_more_on_the_same():
     spread = strategy_named("spread")
     assert list(spread.costs([bid(), bid()])) == [0, 0]
-    # Three on one peer and two on another, against five on one: more peers first, then even ones.
+    # Three on one peer and two on another, compared with five on one: more peers first, then even numbers.
     assert spread.crowding(1) + spread.crowding(2) + spread.crowding(1) < sum(map(spread.crowding, range(1, 5)))
 
 
@@ -82,7 +82,7 @@ def test_an_unknown_strategy_is_refused_with_those_that_there_are():
 
 
 class Dearest:
-    """A strategy of somebody else."""
+    """A strategy of another package."""
 
     needs_free = False
 

@@ -1,4 +1,4 @@
-"""Memory goes back to the system: in processes of their own, since what was allocated here before says nothing."""
+"""Memory is returned to the system: in separate processes, because earlier allocations here would affect the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAY = """
 print(json.dumps([os.environ.get("PYTHONMALLOC"), sys.argv, sys.orig_argv[1:]]))
 """
 
-# One in a hundred stays of what a crowd took: enough to keep each of Python's arenas, not each page.
+# One in a hundred of a crowd's allocations stays: enough to keep each of Python's arenas, but not each page.
 CROWD = """
 import psutil, trio
 size = lambda: psutil.Process().memory_info().rss
@@ -77,6 +77,6 @@ def test_what_a_crowd_took_goes_back(tmp_path: Path) -> None:
 
 
 def test_pythons_own_allocator_keeps_it(tmp_path: Path) -> None:
-    """Else none of this is needed any more."""
+    """Otherwise none of this is needed any more."""
     *_, left = run_script(tmp_path, BEGIN + CROWD.replace("SECONDS", "0.5"), PYTHONMALLOC="pymalloc")
     assert float(left) > 0.9

@@ -1,4 +1,4 @@
-"""Log lines: one per event whatever is in it, and only so many for each peer."""
+"""Log lines: one per event whatever it contains, and a limited number for each peer."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_many_names_have_a_share_together_and_no_endless_table(monkeypatch: pyte
 
 @pytest.fixture
 def loggers() -> Iterator[list[logging.Logger]]:
-    """The loggers of the three rooms; everything is as it was afterwards."""
+    """The loggers of the three packages. Everything is restored afterwards."""
     root, rooms = logging.getLogger(), [logging.getLogger(f"dms_{room}") for room in ("peer", "protocols", "resources")]
     before = root.handlers[:], root.level, [room.level for room in rooms]
     yield rooms

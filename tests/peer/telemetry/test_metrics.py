@@ -1,4 +1,4 @@
-"""Metrics: what Prometheus fetches, and what others who connect there get."""
+"""Metrics: what Prometheus fetches, and what other clients get."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ async def test_an_address_in_use_is_a_clear_error(served: Any, manager: Any) -> 
     ],
 )
 async def test_on_loopback_a_name_of_elsewhere_is_refused(served: Any, host: str, status: int) -> None:
-    """A page in the owner's browser may rebind its own name to loopback, and read what it gets."""
+    """A page in the owner's browser may point its own name at loopback, and read the metrics."""
     url, _ = served
     async with httpx.AsyncClient(trust_env=False) as client:
         response = await client.get(url, headers={"Host": host})

@@ -1,4 +1,4 @@
-"""Adverts are believed only when they prove themselves, and the table keeps the right ones."""
+"""Adverts are accepted only with a proof, and the table keeps the right ones."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_the_table_is_what_a_plain_one_would_be(opener: Opener, clock: Clock) ->
             continue
         outcome = table.accept(sealed(peer_id, sequence=sequence, ttl=ttl, issued_at=clock.now)).outcome
         plain = {one: (number, end) for one, (number, end) in plain.items() if end >= clock.now or one == peer_id}
-        # An advert that has expired is replaced by a later one only, until it is swept.
+        # An expired advert is replaced only by a later one, until it is removed.
         if outcome == "new":
             plain[peer_id] = (sequence, clock.now + ttl)
         alive = {one for one, (_, end) in plain.items() if end >= clock.now}

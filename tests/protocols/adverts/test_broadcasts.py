@@ -1,4 +1,4 @@
-"""Broadcast requests prove who asks, and bids on them reach whoever waits and nobody else."""
+"""Broadcast requests prove their requester, and bids on them reach only a requester that waits."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ async def test_as_many_deliver_as_may(market: Market, requester: Any, ask: Any) 
     with market.deliveries.expected(opened(requester, ask()), most=1) as arriving:
         async with market.connected() as delivery:
             await delivery.deliver("e1", 1, bids, ())
-        # Nobody reads yet, and nothing is lost.
+        # There is no reader yet, and nothing is lost.
         assert await refused(market, bids, peer_id="another") == "not_waiting"
         assert (await arriving.receive()).bids.bids
 

@@ -85,7 +85,7 @@ def test_a_huge_machine_is_announced_as_often_as_there_are_classes() -> None:
         (demand(), ["cores ≥ 1"]),
         (demand(cores=0.5, ram=GIB, disk=GIB), ["cores ≥ 1"]),
         (demand(cores=3, ram=4 * GIB), ["ram ≥ 4 GiB", "cores ≥ 2"]),
-        # Memory that everybody has does not narrow down; that of a large server does.
+        # Memory that most machines have does not narrow the search; that of a large server does.
         (demand(cores=64, ram=4 * GIB), ["cores ≥ 64", "ram ≥ 4 GiB"]),
         (demand(cores=64, ram=2 * TIB), ["ram ≥ 1 TiB", "cores ≥ 64"]),
         (demand(cores=2, vram=(24 * GIB,)), ["vram ≥ 16 GiB", "gpus ≥ 1", "cores ≥ 2"]),

@@ -1,4 +1,4 @@
-"""Adverts are brought by their own peers and given to whoever asks, in pages."""
+"""Peers push their own adverts, and get those of others in pages."""
 
 from __future__ import annotations
 

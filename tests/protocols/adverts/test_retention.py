@@ -1,4 +1,4 @@
-"""A flood of adverts displaces the flood, whatever the adverts say of themselves."""
+"""A flood of adverts displaces the flood itself, whatever the adverts claim."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PlainSigner:
 
 
 class PlainOpener:
-    """Takes every payload for signed by the peer that it names."""
+    """Takes every payload as signed by the peer that it names."""
 
     def open(self, raw: bytes, domain: str, payload_type: bytes) -> tuple[str, bytes]:
         return str(decode_map(raw)["peer_id"]), raw

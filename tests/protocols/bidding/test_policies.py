@@ -1,4 +1,4 @@
-"""Policies in bids: what they see, what they decide, and that a price once given stands."""
+"""Policies in bids: their input, their decisions, and that a price once given stays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def ask_for_bids(provider: Any, peer: Any, ensemble: Any, **options: Any) 
 
 
 class Recorded:
-    """Decides by a function of each offer, and remembers what it was asked."""
+    """Decides by a function of each offer, and records its questions."""
 
     def __init__(self, decide: Callable[[Any], Decision]) -> None:
         self.requests: list[PolicyRequest] = []
@@ -122,14 +122,14 @@ async def test_policies_that_do_not_wait_are_answered_in_place(provider: Any, re
     provider.terms = BidTerms(
         policies=(PeerList(allow=frozenset({"somebody"})),), async_policies=(InItsOwnTime(accept),)
     )
-    # Nothing is left that the slow one could be asked about.
+    # There is no node left for the slow policy.
     answer = answer_of(provider, requester, ask())
     assert isinstance(answer, BidAnswer)
     assert [refusal.code for refusal in answer.refusals] == ["policy"]
     provider.terms = BidTerms(async_policies=(InItsOwnTime(accept),))
     answer = answer_of(provider, requester, ask())
     assert inspect.iscoroutine(answer)
-    # A service that has too much to do closes it without having begun: nothing may complain.
+    # An overloaded service closes it before it has begun: there must be no warning.
     answer.close()
 
 
@@ -204,7 +204,7 @@ async def test_the_price_of_a_bid_counts_when_it_is_taken_later(provider: Any, r
     provider.terms = BidTerms(policies=(DEAR,))
     (lease,) = await commit(provider, requester, signed)
     assert signed.bid.price == lease.price == euros(1)
-    # Asked again, what was taken is answered at the price at which it was taken.
+    # If requested again, what was committed is answered at its original price.
     (again,) = (await ask_for_bids(provider, requester, ask())).bids
     assert again.bid.price == euros(1)
 
@@ -255,7 +255,7 @@ async def test_a_hold_is_of_the_devices_that_were_priced(provider: Any, requeste
     taken = trio.Event()
 
     async def take_the_small_one() -> None:
-        # While the policy decides, somebody else takes the device that was priced.
+        # While the policy decides, another requester takes the device that was priced.
         demand = msgspec.structs.replace(node().resources, gpus=(GPUDemand(vram=40 * GIB, uuid="GPU-0"),))
         await provider.manager.commit_resources("other", demand, holder="other", ttl=60)
         taken.set()

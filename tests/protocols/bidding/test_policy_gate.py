@@ -1,4 +1,4 @@
-"""The gate before a policy that takes its time, in virtual time."""
+"""The gate before a slow policy, in virtual time."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_beyond_its_bound_nobody_waits_and_nobody_gets_more_than_half(auto
             assert (decision.accept, decision.code, decision.retry_after) == (False, "busy", 1.0)
         assert trio.current_time() == began
     assert answers == {"one": [ACCEPTED] * 2, "two": [ACCEPTED] * 2}
-    # Room again, also after one that was given up.
+    # There is a free slot again, also after a cancelled question.
     with trio.move_on_after(0.1):
         await gate.decide(QUESTION)
     assert policy.under_way == 0

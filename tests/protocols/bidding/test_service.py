@@ -53,7 +53,7 @@ async def test_a_bid_says_what_it_offers_to_whom_and_until_when(
     assert (bid.requester, bid.provider) == (requester.peer_id, provider.signer.peer_id)
     assert bid.valid_until == provider.clock.now + 300
     assert bid.resources.cpu.cores == Cores.of("1.5")
-    # The smaller of the two cards: large ones stay whole.
+    # The smaller of the two cards, so that large ones stay whole.
     assert [(gpu.uuid, gpu.vram) for gpu in bid.resources.gpus] == [("GPU-0", 8 * GIB)]
     assert not bid.held
 
@@ -252,7 +252,7 @@ async def test_a_price_and_a_place(provider: Any, requester: Any, ask: Any, node
 async def test_more_ports_than_one_request_may_have_are_refused_before_they_are_looked_for(
     provider: Any, requester: Any, node: Any, ports: tuple[PortDemand, ...], dry_run: bool
 ) -> None:
-    # As maps: what our client sends is looked at before.
+    # As maps, because our client checks what it sends.
     nodes = [{**to_map(node(str(number))), "public_ports": to_map(one)} for number, one in enumerate(ports)]
     ensemble = {"id": "e", "nonce": 1, "deadline": provider.clock.now + 9, "request": nodes}
     async with provider.connect(requester.peer_id) as client:
@@ -397,7 +397,7 @@ async def test_a_forged_or_foreign_bid_is_not_believed(provider: Any, requester:
     assert await believe(changed(lease_id="0" * 32)) == "bad_bid"
     assert await believe(changed(demand=Demand(gpus=(GPUDemand(vram=1),)))) == "bad_bid"
     assert await believe(changed(valid_until=provider.clock.now - 1)) == "bid_expired"
-    # Of these nobody could say when they have passed.
+    # It could not be decided when these have passed.
     for never in (math.nan, math.inf, -math.inf):
         assert await believe(changed(valid_until=never)) == "bad_envelope"
 

@@ -1,4 +1,6 @@
-"""Who may do what, and what is outstanding of a grant: asked of a provider's three protocols on streams in memory."""
+"""Which peers may do what, and what is outstanding under a grant: on a provider's three protocols on
+streams in memory.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(SEED).public_key().public_bytes_raw()
 
 
 class Market:
-    """A provider with rules, and what its requesters do."""
+    """A provider with rules, and its requesters."""
 
     def __init__(self, provider: Any, ask: Any, node: Any) -> None:
         self.provider = provider
@@ -52,7 +54,7 @@ class Market:
         self.provider.access = Access(rules, self.provider.tokens)
 
     def grant(self, **terms: Any) -> bytes:
-        """A token of the provider's own: how much, in thousandths of cores."""
+        """A token of the provider: how much, in thousandths of cores."""
         allowance = Allowance(**{name: terms.pop(name) for name in Allowance.__struct_fields__ if name in terms})
         return create_token(SEED, self.peer_id, GrantTerms(allowance=allowance, **terms))
 
@@ -240,7 +242,7 @@ async def test_what_a_revoked_grant_holds_is_released_and_nothing_else(market: M
         assert await market.refused(requester, half) == "token_revoked"
         assert await code_of(allocations.renew(committed.lease_id, ttl=60)) == "token_revoked"
         assert await code_of(allocations.allocate(committed.lease_id)) == "token_revoked"
-        # What runs goes on, and all of it can be given back.
+        # Running jobs continue, and all leases can be released.
         assert market.provider.manager.lease(running.lease_id).state is LeaseState.ALLOCATED
         await allocations.release(committed.lease_id)
         await allocations.release(running.lease_id)

@@ -1,4 +1,4 @@
-"""A client that blocks: the same wire, a deadline, and no patience with what is no answer."""
+"""A blocking client: the same wire format, a deadline, and an error for an invalid answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dms_protocols.wire.frames import FrameReader, encode_frame
 
 
 class Ask(msgspec.Struct, frozen=True, tag_field="op", tag="ask"):
-    """A question."""
+    """A request."""
 
     what: str
 
@@ -37,12 +37,12 @@ def said(what: str) -> bytes:
 
 @contextmanager
 def asking(answer: Callable[[dict[str, Any]], bytes], limits: ClientLimits | None = None) -> Iterator[BlockingClient]:
-    """A client of something that answers each request with these bytes, one byte at a time; none: it hangs up."""
+    """A client of a server that answers each request with these bytes, one byte at a time. Without bytes it closes."""
     ours, theirs = socket.socketpair()
 
     def serve() -> None:
         frames = FrameReader(1 << 16)
-        # The client may have gone before it heard all.
+        # The client may have closed before it has read everything.
         with theirs, suppress(OSError):
             while data := theirs.recv(1 << 16):
                 frames.feed(data)
@@ -107,7 +107,7 @@ def test_silence_ends_at_the_deadline() -> None:
             client.call(Ask("x"), Said, timeout=0.01)
         with pytest.raises(DeadlineExceededError):
             next(iter(client.watch(Ask("x"), Said, timeout=0.01)))
-        # Nobody reads: what is sent finds no room any more.
+        # The other side does not read, so that the socket is full.
         with pytest.raises(DeadlineExceededError):
             client.call(Ask("x" * (1 << 24)), Said, timeout=0.01)
 

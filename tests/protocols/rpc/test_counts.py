@@ -1,4 +1,4 @@
-"""What a service counts: every request once, by what this side calls it, whatever the peer wrote."""
+"""The counters of a service: every request once, by names of this side's own code, whatever the peer wrote."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from dms_protocols.wire.frames import encode_frame, encode_varint
 
 @pytest.fixture(autouse=True)
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound on log lines counts for the process: each test gets its own."""
+    """The limit of log lines applies to the process. Each test gets a new one."""
     monkeypatch.setattr(service, "_log", LimitedLog(logging.getLogger("dms_protocols.rpc.service"), lines=5))
 
 
@@ -31,7 +31,7 @@ def by_id(messages: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
 
 
 def counted_writes() -> tuple[list[int], Callable[[], Any]]:
-    """A list that grows with each write of the service, and what makes its pair of streams."""
+    """A list that grows with each write of the service, and a function that makes its pair of streams."""
     writes: list[int] = []
 
     def pair() -> Any:
@@ -282,7 +282,7 @@ async def test_answers_of_slow_operations_are_bounded_too(market: Any, autojump_
         for number in range(3, 20):
             await ours.send_all(encode_frame(cbor2.dumps({"id": number, **slow})))
             await trio.sleep(2)
-        # One answer waits to be written, the others wait for room and still count as running; nothing more is read.
+        # One answer waits to be written, the others wait for space and still count as running. Nothing more is read.
         assert len(market.finished) == 4
         reading.set()
         assert len(await ours.receive_some()) < 2100
@@ -419,10 +419,10 @@ async def test_a_slow_reader_of_a_watch_sees_the_newest(market: Any, autojump_cl
     assert numbers == [0, 11, 21]
 
 
-# Whatever arrives
+# Any input
 
 
-# Function-scoped fixtures are left as they are: the log's bound and a factory hold no state of an example.
+# Function-scoped fixtures are not reset: the log's limit and a factory keep no state of an example.
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(

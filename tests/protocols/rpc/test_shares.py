@@ -1,4 +1,6 @@
-"""Shares: what one peer, and all together, may have of a service; over it `busy`, and nobody else feels it."""
+"""Shares: the limits of one peer and of all together. Above them `busy` is answered, and other peers are
+not affected.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,7 @@ async def test_requests_above_the_rate_are_busy_until_the_time_that_was_said(
         assert wait == pytest.approx(0.5)
         await trio.sleep(wait)
         assert outcomes(await ask(peer, echo(5), echo(6))) == {"ok": 1, "busy": 1}
-        # What was not used gathers up to the burst and not above.
+        # Unused tokens add up to the burst and not beyond.
         await trio.sleep(100)
         assert outcomes(await ask(peer, *map(echo, range(5)))) == {"ok": 3, "busy": 2}
 
@@ -183,7 +185,7 @@ async def test_operations_are_counted_over_all_streams_of_a_peer(serve: Any, aut
         assert "retry_after" in (await second.receive())["error"]
         assert outcomes(await ask(other, *map(slow, range(5)))) == {"ok": 5}
         assert "ok" in await second.receive()
-        # All have ended by now: there is room again.
+        # All have ended by now, so there are free slots again.
         assert outcomes([await first.receive() for _ in range(4)]) == {"ok": 4}
         assert outcomes(await ask(first, *map(slow, range(5)))) == {"ok": 5}
 
@@ -202,7 +204,7 @@ async def test_operations_of_all_peers_together_are_bounded(serve: Any, autojump
         await first.send(*map(slow, range(4)))
         await trio.testing.wait_all_tasks_blocked()
         assert outcomes([await first.receive()]) == {"busy": 1}
-        # What is assured counts over all streams of a peer.
+        # The assured part counts over all streams of a peer.
         await second.send(slow(0))
         await third.send(slow(0))
         await trio.testing.wait_all_tasks_blocked()
@@ -226,7 +228,7 @@ async def test_a_stream_above_the_share_is_told_so_and_closed(serve: Any) -> Non
             assert outcomes(await ask(other, echo(0))) == {"ok": 1}
             async with served.stream("two") as more:
                 assert (await more.receive())["error"]["code"] == "busy"
-            # Nobody can be kept out by those who opened all the streams that there are.
+            # Peers that opened all available streams cannot keep out another peer.
             async with served.stream("three") as last:
                 assert outcomes(await ask(last, echo(0))) == {"ok": 1}
     await trio.testing.wait_all_tasks_blocked()
@@ -250,7 +252,7 @@ async def test_answers_that_are_not_taken_count_over_all_streams_and_only_agains
         assert answer["error"]["code"] == "busy"
         assert "bytes" in answer["error"]["message"]
         assert outcomes(await ask(other, echo(0))) == {"ok": 1}
-        # They are taken at last, and there is room again: also for the last one, which was not read before.
+        # They are read at last, and there is space again, also for the last one, which was not read before.
         assert outcomes([await silent.receive() for _ in range(6)]) == {"ok": 6}
         assert outcomes(await ask(second, echo(0))) == {"ok": 1}
 
@@ -281,7 +283,7 @@ async def test_a_peer_that_takes_not_even_the_refusals_cannot_make_them_pile_up(
             flood.start_soon(send_only)
         await trio.testing.wait_all_tasks_blocked()
         (share,) = served.in_use._present.values()
-        # The share, and on each stream what one refusal more than the mark makes.
+        # The share, and on each stream one refusal more than the mark.
         assert 50_000 < share._own.bytes < 50_000 + 10_100 + 40 * 8_400
         flood.cancel_scope.cancel()
 
@@ -318,7 +320,7 @@ async def test_strangers_that_come_and_go_are_not_remembered_without_bound(serve
                 assert outcomes(await ask(peer, echo(0))) == {"ok": 1}
             await trio.testing.wait_all_tasks_blocked()
         assert served.in_use.peers == 11
-        # Who has a stream is never forgotten, nor who left last.
+        # A peer with a stream is never forgotten, nor the peer that left last.
         assert outcomes(await ask(regular, echo(0), echo(1))) == {"ok": 1, "busy": 1}
         async with served.stream("stranger-99") as peer:
             assert outcomes(await ask(peer, echo(0))) == {"busy": 1}
@@ -341,7 +343,7 @@ async def test_who_has_rested_is_forgotten(serve: Any, autojump_clock: Any) -> N
         await trio.testing.wait_all_tasks_blocked()
     assert served.in_use.peers == 20
     await trio.sleep(1.5)
-    # Its bucket is full again: whoever has left before it is forgotten when the next one leaves.
+    # Its bucket is full again: the peers that left before it are forgotten when the next one leaves.
     async with served.stream("another") as peer:
         assert outcomes(await ask(peer, echo(0))) == {"ok": 1}
     await trio.testing.wait_all_tasks_blocked()
@@ -352,7 +354,7 @@ async def test_who_has_rested_is_forgotten(serve: Any, autojump_clock: Any) -> N
 async def test_a_flood_leaves_others_their_turn_whatever_the_number_of_its_streams(
     serve: Any, market: Any, messages: Any, streams: int
 ) -> None:
-    """Counted, not timed: how many requests of the flood are answered while a guest waits for one answer."""
+    """Counted, not timed: how many requests of the flood are answered while another peer waits for one answer."""
     answered = Counter[str]()
     operations = Operations()
 
@@ -388,7 +390,7 @@ async def test_a_flood_leaves_others_their_turn_whatever_the_number_of_its_strea
             waited.append(answered["flood"] - before)
         flood.cancel_scope.cancel()
     assert answered["flood"] > 10 * answered["guest"]
-    # A few turns: the guest's bytes arrive, are answered and written, each in a turn of its own.
+    # A few turns: the other peer's bytes arrive, are answered and written, each in a turn of its own.
     assert max(waited) <= 10 * ServiceLimits().batch_frames
 
 
@@ -396,7 +398,7 @@ async def test_a_flood_leaves_others_their_turn_whatever_the_number_of_its_strea
 async def test_what_keeps_the_processor_takes_as_much_more_of_its_peers_turn(
     serve: Any, messages: Any, beside: bool
 ) -> None:
-    """The time is the test's own: each of these takes a hundredth of a second, as long as two turns of questions."""
+    """The test controls the time: each of these takes a hundredth of a second, as long as two turns of queries."""
     ran = 0
 
     def dear(request: Any, caller: Caller) -> Any:
@@ -420,7 +422,7 @@ async def test_what_keeps_the_processor_takes_as_much_more_of_its_peers_turn(
         before = ran
         await ask(guest, echo(0))
         assert ran - before <= 8
-        # Nobody is refused for it, and what runs is answered.
+        # No request is refused for it, and running operations are answered.
         assert outcomes([await flood.receive() for _ in range(60)]) == {"ok": 60}
 
 

@@ -1,4 +1,4 @@
-"""What peers that the owner does not know may have outstanding, all of one address together."""
+"""What unknown peers may have outstanding, all peers of one address together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Market:
     async def visit(
         self, peer_id: str, address: str = ADDRESS, *, token: bytes | None = None, local: bool = False
     ) -> AsyncIterator[Callable[..., Any]]:
-        """A function that bids for a node and commits it."""
+        """A function that requests a bid for a node and commits it."""
         async with self.provider.connect(peer_id, group=address, local=local) as client:
 
             async def take(*, hold: float = 0.0, **wanted: Any) -> Lease:
@@ -99,12 +99,12 @@ async def test_a_hundred_identities_at_one_address_count_together(market: Market
             pass
     assert taken == 4
     assert market.provider.manager.get_total_commitment().cpu.cores.millicores == 2000
-    # Whoever comes from elsewhere has a share of their own.
+    # A peer from another address has a share of its own.
     await market.take(names[99], OTHER, cores=2)
 
 
 async def test_the_share_outlasts_the_process(market: Market, requester: Any, stranger: Any) -> None:
-    """It is kept with the leases, so that a restart gives nobody a second one."""
+    """The account is stored with the leases, so that a restart gives no second share."""
     lease = await market.take(requester.peer_id, cores=2)
     stored = market.provider.manager.lease(lease.lease_id)
     assert stored is not None
@@ -151,7 +151,7 @@ async def test_a_token_gives_more_where_anyone_may_commit(market: Market, reques
     assert not lease.accounts[0].startswith("strangers")
     assert "5 would be outstanding" not in await market.refused(stranger.peer_id, cores=2.5)
     await market.take(stranger.peer_id, cores=2)
-    # One that is wrong is an error and not a smaller share.
+    # An invalid token is an error and not a smaller share.
     assert await market.refused(requester.peer_id, token=token[:-1], cores=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Both sides of an errand write the same name into their logs."""
+"""Both sides of a piece of work write the same trace into their logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dms_protocols.rpc.traces import MAX_TRACE, current_trace, tracing
 
 @pytest.fixture
 def events(caplog: pytest.LogCaptureFixture) -> Any:
-    """What the service logs: event and fields of each line."""
+    """The log of the service: event and fields of each line."""
     caplog.set_level(logging.INFO, "dms_protocols.requests")
     return lambda: [(record.getMessage(), record.fields) for record in caplog.records if hasattr(record, "fields")]
 

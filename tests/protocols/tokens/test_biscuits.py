@@ -1,4 +1,4 @@
-"""Tokens: what they say, that nobody but the granter can make them and nobody can widen them, and their codes."""
+"""Tokens: their content, that only the granting peer can make them and that they cannot be widened, and their codes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def new_checker(clock: HandClock) -> Callable[..., TokenChecker]:
 
 
 def token(*terms: GrantTerms) -> bytes:
-    """A chain of these."""
+    """A chain of blocks with these terms."""
     raw = create_token(OWNER_SEED, OWNER, terms[0])
     for more in terms[1:]:
         raw = attenuate_token(raw, OWNER_KEY, more)
@@ -93,7 +93,7 @@ def by_hand(source: str, *blocks: str, seed: bytes = OWNER_SEED) -> bytes:
 
 
 def code_of(checker: TokenChecker, raw: bytes, operation: str = "commit", peer: str = MEMBER) -> str:
-    """How a token is refused; empty when it is good."""
+    """The code of the refusal of a token; empty if it is valid."""
     try:
         checker.check(raw, operation=operation, peer=peer)
     except AccessError as error:
@@ -135,7 +135,7 @@ def test_a_good_token_is_good_and_attenuated_ones_have_the_ids_of_what_they_came
     first, second = (attenuate_token(whole, OWNER_KEY, HALF) for _ in range(2))
     ids = [[block.id for block in open_token(raw, OWNER_KEY).grants.blocks] for raw in (whole, first, second)]
     assert ids[0] == ids[1][:1] == ids[2][:1]
-    # Two halves are two grants, although they say the same.
+    # Two halves are two grants, although their contents are the same.
     assert ids[1][1] != ids[2][1]
     for raw in (whole, first, second):
         assert code_of(new_checker(), raw) == ""
@@ -190,7 +190,7 @@ def test_the_id_of_a_block_follows_from_biscuits_own_revocation_id() -> None:
 
 def test_a_token_of_somebody_who_is_not_trusted_is_no_token(new_checker: Callable[..., TokenChecker]) -> None:
     assert code_of(new_checker(), create_token(OTHER_SEED, "other", WIDE)) == "token_invalid"
-    # Nor of somebody who claims to be the owner.
+    # Nor of another peer that claims to be the owner.
     assert code_of(new_checker(), create_token(OTHER_SEED, OWNER, WIDE)) == "token_invalid"
     with pytest.raises(AccessError):
         attenuate_token(create_token(OTHER_SEED, OWNER, WIDE), OWNER_KEY, HALF)
@@ -253,8 +253,8 @@ def test_a_third_party_cannot_add_a_block(new_checker: Callable[..., TokenChecke
     assert code_of(new_checker(), raw) == "token_invalid"
 
 
-# A grant whose second block has a P-256 key, with which the third is signed; and the same token with the other of the
-# two signatures that hold for it, which anybody can make of the one without a key.
+# A grant whose second block has a P-256 key, with which the third is signed; and the same token with the other valid
+# signature, which anybody can compute from the first one without a key.
 P256_HEAD = (
     "EoMBChkKCmdyYW50ZWRfYnkYAyIJCgcIgAgSAhgHEiQIABIgqxn+WA6FqiOZ0Ajoj2itS1KznXTrHmp+6Dwn7XUhmmgaQLpptOxq"
     "DbPeMGGjourva2ZScEUvIEDlkSQPwrWavaDHtj+nEUb9ej1BSbBwuJWyEXNLok6M4cfDFTONP6O+ugEaiQEKHgoFbGltaXQKA3Jh"
@@ -346,7 +346,7 @@ def check_bytes(raw: bytes) -> None:
     code = code_of(checker, raw)
     assert code in ("", "token_invalid")
     if not code:
-        # Other bytes of the same token: what it grants is the same.
+        # Other bytes of the same token: it grants the same.
         assert open_token(raw, OWNER_KEY).grants == open_token(GOOD, OWNER_KEY).grants
 
 
@@ -370,7 +370,9 @@ def test_signatures_are_checked_once_and_what_is_remembered_is_bounded(
 def test_biscuits_own_authorizer_has_the_last_word(
     new_checker: Callable[..., TokenChecker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What we read of a block decides on the code alone: were it read wrongly, the token would be refused still."""
+    """What we read from a block decides only about the code: if it were read wrongly, the token would still
+    be refused.
+    """
     monkeypatch.setattr(TokenChecker, "_check_terms", lambda *values: None)
     half = token(WIDE, HALF)
     assert code_of(new_checker(), half) == ""

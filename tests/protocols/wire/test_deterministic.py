@@ -68,5 +68,5 @@ def test_a_peer_that_invents_keys_fills_no_memory(monkeypatch: pytest.MonkeyPatc
     encode_deterministic({f"key-{number}": 1 for number in range(100)})
     assert not orders
     assert encode_deterministic({"zz": 1, "y": 2}) == cbor2.dumps({"zz": 1, "y": 2}, canonical=True)
-    # What is asked often is still known.
+    # What is used often is still known.
     assert list(orders) == [("zz", "y")]

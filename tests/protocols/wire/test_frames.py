@@ -117,7 +117,7 @@ def test_above_the_skip_limit_the_stream_ends_after_the_frames_before() -> None:
     reader.feed(encode_frame(b"b"))
     with pytest.raises(FrameError):
         seen.extend(reader)
-    # Told once: an `Oversize` before the error would be answered too.
+    # Reported once: an `Oversize` before the error would be answered too.
     assert seen == [b"a"]
 
 

@@ -31,7 +31,7 @@ def unix_time() -> float:
 
 
 class Peer:
-    """What one peer has: a ledger, what it heard of others, and its way to them."""
+    """One peer: its ledger, the adverts of others, and its connections."""
 
     def __init__(self, peer_id: str, manager: Any, network: SimulatedNetwork, *, again_after: float = 60.0) -> None:
         self.peer_id = peer_id
@@ -55,19 +55,19 @@ class Peer:
         network.add_host(peer_id, self.operations)
 
     def advertise(self, ttl: float = 600.0) -> bytes:
-        """The advert of what is free now."""
+        """An advert of what is free now."""
         return self.own.renew(self.manager.get_free_resources(), ttl)
 
 
 @pytest.fixture
 def network(nursery: trio.Nursery) -> SimulatedNetwork:
-    """A network in memory; a test in virtual time asks for `autojump_clock` itself."""
+    """A network in memory. A test in virtual time requests `autojump_clock` itself."""
     return SimulatedNetwork(nursery, random.Random(1))
 
 
 @pytest.fixture
 def new_peer(network: SimulatedNetwork, tmp_path: Path, nursery: trio.Nursery) -> Any:
-    """Makes peers; one without a machine only asks."""
+    """Makes peers. A peer without a machine is only a requester."""
 
     async def keep(path: Path, machine: MachineResources, task_status: Any) -> None:
         async with open_simulated_manager(path, machine) as manager:
@@ -108,7 +108,7 @@ def ensemble() -> Callable[..., EnsembleRequest]:
 
 @pytest.fixture
 def found() -> Callable[..., Any]:
-    """Takes all candidates that a source names."""
+    """Collects all candidates that a source names."""
 
     async def take(source: Any, request: EnsembleRequest) -> list[Any]:
         async with source.candidates(request) as candidates:

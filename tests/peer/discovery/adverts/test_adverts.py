@@ -65,7 +65,7 @@ async def test_an_advert_that_expired_on_its_way_is_nobodys_fault(
 async def test_one_address_leads_to_every_able_provider(
     autojump_clock: Any, new_peer: Any, machine: Any, demand: Any, ensemble: Any, found: Any
 ) -> None:
-    """With nothing but the exchange: providers bring their adverts to one peer, a new one asks only that."""
+    """With the exchange alone: providers push their adverts to one peer, and a new peer queries only that one."""
     bootstrap = await new_peer("bootstrap", machine(cores=2))
     bootstrap.advertise()
     for number in range(30):
@@ -78,7 +78,7 @@ async def test_one_address_leads_to_every_able_provider(
     named = await found(source, ensemble(demand(cores=4)))
     assert sorted(one.peer_id for one in named) == [f"p{number:02}" for number in range(30) if number % 3]
     assert {one.source for one in named} == {"exchange"}
-    # And the peer that answers is named itself, where it can.
+    # The answering peer is named too, if it is able.
     named = await found(source, ensemble(demand(cores=2)))
     assert "bootstrap" in {one.peer_id for one in named}
 
@@ -95,7 +95,7 @@ async def test_more_than_one_page_is_asked_for(
     source = ExchangeSource(requester.network, requester.table, lambda: {"bootstrap": ()})
     named = [one.peer_id for one in await found(source, ensemble(demand(), demand(cores=2)))]
     assert sorted(named) == [f"p{number:03}" for number in range(300)]
-    # It began behind its own place.
+    # It began after its own place in the order.
     assert named[0] == "p151"
 
 
@@ -128,11 +128,11 @@ async def test_leaving_early_asks_no_further(
     assert len(requester.table) < 100
 
 
-# Bringing one's own
+# Pushing the own advert
 
 
 class Partners(dict[str, tuple[str, ...]]):
-    """Connected peers, of which the pusher is told when they change; counts how often it looks."""
+    """Connected peers. The pusher is told when they change. Counts how often it checks."""
 
     def __init__(self, *names: str) -> None:
         super().__init__(dict.fromkeys(names, ()))
@@ -168,10 +168,10 @@ async def test_connected_peers_are_told_and_told_of_changes(
     await trio.sleep(1)
     first = partner.table.get("provider").advert
     await trio.sleep(150)
-    # It wants to hear again in 200 s only.
+    # It wants the next advert only in 200 s.
     assert partner.table.get("provider").advert.sequence == first.sequence
     await provider.manager.commit_resources("lease-1", demand(cores=4), holder="somebody", ttl=1000)
-    # At once, or when the gap behind the last advert is over.
+    # At once, or when the gap after the last advert is over.
     await trio.sleep(6)
     assert partner.table.get("provider").advert.free.cpu.cores.to_number() == 4
     await trio.sleep(400)
@@ -188,7 +188,7 @@ async def test_a_partner_that_cannot_be_told_costs_little(
     nursery.start_soon(keeper.keep)
     nursery.start_soon(pusher.keep)
     await trio.sleep(600)
-    # One dial of each, and further ones of the peer that may come back; none of its own.
+    # One dial to each, and further ones to the peer that may return; none to itself.
     assert network.traffic.dials <= 2 + 600 / 30
 
 
@@ -251,7 +251,7 @@ async def test_freed_capacity_is_told_a_second_later_at_most(
     for number in range(10):
         await trio.sleep(10 + number / 7)
         await provider.manager.commit_resources(f"lease-{number}", demand(cores=4), holder="somebody", ttl=1000)
-        # At once, where nothing was told for a second.
+        # At once, if nothing was published for a second.
         await trio.sleep(0.5)
         assert told() == 4
         await provider.manager.uncommit_resources(f"lease-{number}")
@@ -285,6 +285,6 @@ async def test_a_partner_that_could_not_be_told_is_told_when_it_is_back(
     nursery.start_soon(pusher.keep)
     await trio.sleep(20)
     network.add_host("partner", partner.operations)
-    # There is no new advert, and the old one was not taken.
+    # There is no new advert, and the old one was not accepted.
     await trio.sleep(31)
     assert partner.table.get("provider") is not None

@@ -1,4 +1,4 @@
-"""Who can bid answers a broadcast, soon enough, not all at once, and only once."""
+"""Providers that can bid answer a broadcast: soon enough, not all at once, and only once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def unix_time() -> float:
 
 
 class Bus:
-    """Gossip at its best: everybody hears everything at once."""
+    """Ideal gossip: every peer gets every message at once."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.validators: list[BroadcastValidator] = []
@@ -220,7 +220,7 @@ async def test_a_request_is_told_again_until_somebody_is_there(
 
 
 class Deliveries:
-    """A network on which everybody reaches the requester; says who did, and when."""
+    """A network on which every peer reaches the requester. Records who did, and when."""
 
     def __init__(self, peer_id: str, delivered: list[float], *, works: bool = True) -> None:
         self.peer_id = peer_id
@@ -295,7 +295,7 @@ async def test_as_many_answer_as_are_wanted_several_times(
         answers.put(OpenedBroadcast(broadcast, request))
     await trio.sleep(10)
     assert expected * 0.6 <= len(delivered) <= min(peers, expected * 1.5)
-    # Spread over the time that so many answers need, and never later than half of what was left.
+    # Spread over the time that this many answers need, and never later than half of the remaining time.
     assert max(delivered) <= min(5.0, max(0.02, expected / 50) + 0.01)
     if peers > 1:
         assert max(delivered) - min(delivered) > expected / 50 / 2
@@ -331,7 +331,7 @@ async def test_answering_is_bounded(
     await trio.sleep(103)
     assert bidder.most_running == 3
     assert len(delivered) == 20
-    # And there is room again.
+    # Now there is space again.
     answers.put(OpenedBroadcast(broadcast, request))
     await trio.sleep(3)
     # Its deadline has passed.

@@ -1,4 +1,4 @@
-"""The number of peers is known about, cheaply, and nobody can choose to count for more."""
+"""The number of peers is estimated cheaply, and no peer can count for more by its choice of id."""
 
 from __future__ import annotations
 

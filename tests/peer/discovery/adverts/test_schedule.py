@@ -1,4 +1,4 @@
-"""What all peers together say does not grow with their number, and small changes are not said at all."""
+"""The rate of all peers together does not grow with their number, and small changes are not published."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Signer:
 
 
 class Member:
-    """One peer that advertises; `times` says when."""
+    """One peer that advertises. `times` are the times of its adverts."""
 
     def __init__(self, schedule: AdvertSchedule, *, peers: int = 0, heard: bool = True, draw: Any = None) -> None:
         self.times: list[float] = []
@@ -169,7 +169,7 @@ async def test_news_is_told_soon_and_noise_is_not(autojump_clock: Any, nursery: 
     member.manager.become(free(cores=4))
     await trio.sleep(1)
     assert member.times[1:] == [200.0]
-    # The next change waits for the gap, and what was undone by then is no news.
+    # The next change waits for the gap, and what was undone by then is not published.
     member.manager.become(free(cores=8))
     await trio.sleep(1)
     member.manager.become(free(cores=4))
@@ -201,7 +201,7 @@ async def test_what_nobody_heard_is_said_again(autojump_clock: Any, nursery: tri
 async def test_the_load_of_a_large_network_is_that_of_a_small_one(
     autojump_clock: Any, nursery: trio.Nursery, peers: int
 ) -> None:
-    """Of one of many: what it sends, times their number, is within the rate, also when its capacity never rests."""
+    """One peer of many: what it sends times their number is within the rate, even if its capacity always changes."""
     member = Member(AdvertSchedule(interval=60, rate=2, gap=5), peers=peers)
     nursery.start_soon(member.keeper.keep)
 
@@ -228,7 +228,7 @@ async def test_a_peer_that_comes_while_many_do_reconsiders(autojump_clock: Any, 
     for number in range(200):
         member.count.heard(f"peer-{number}")
     await trio.sleep(220)
-    # It had meant to speak after 5 s; with so many others it leaves them 100 s.
+    # It was due after 5 s; with so many other peers it waits for 100 s.
     assert [round(time) for time in member.times] == [100, 200]
 
 
@@ -255,7 +255,7 @@ async def test_newcomers_do_not_speak_all_at_once(autojump_clock: Any, nursery: 
         members.append(joining(number))
         nursery.start_soon(members[-1].keeper.keep)
         await trio.sleep(0.2)
-    # Five come in each second, and two may speak.
+    # Five peers join in each second, and two may publish.
     assert 40 < len(told) < 60 * schedule.rate * 1.5
 
 

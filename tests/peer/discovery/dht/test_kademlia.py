@@ -53,13 +53,13 @@ async def test_whoever_knows_one_peer_finds_every_provider_of_the_rarest_class(
         asked = requester.dht
         assert await found(asked, request(cores(5))) == {peer.peer_id: (peer.addr,) for peer in peers[1:8]}
         assert set(await found(asked, request(cores(64)))) == set()
-        # One that needs a GPU, whatever else it needs; another one of any kind.
+        # A request for a GPU, whatever else it needs; and another request.
         gpu = Demand(cpu=CPUDemand(cores=Cores.of(1)), gpus=(GPUDemand(vram=20 * GIB),))
         assert set(await found(asked, request(gpu))) == {peer.peer_id for peer in peers[7:10]}
         assert set(await found(asked, request(gpu, cores(4)))) == {peer.peer_id for peer in peers[1:10]}
         excluded = tuple(peer.peer_id for peer in peers[7:9])
         assert set(await found(asked, request(gpu, excluded=excluded))) == {peers[9].peer_id}
-        # A requester is nobody to ask, and nobody does.
+        # A requester does not serve the DHT, and no peer queries it.
         assert requester.dht.peers > 0
         assert all(not peer.dht._table.peer_in_table(requester.host.get_id()) for peer in peers)
 
@@ -144,7 +144,7 @@ async def attack(victim: Any, client: HardenedHost) -> Any:
 
 
 async def lives(victim: Any, attack: Any) -> None:
-    """Returns when the victim answers as ever."""
+    """Return when the victim answers as before."""
     stream = await attack()
     await stream.send_all(encode_varint_prefixed(Message(type=Message.FIND_NODE, key=b"k" * 34).SerializeToString()))
     with trio.fail_after(30):
@@ -166,7 +166,7 @@ async def ends(stream: PeerStream) -> None:
     [
         b"\xff" * 100,
         b"\x05\xff\xff\xff\xff\xff",
-        # Lengths that nothing follows: small, too large, not even a number.
+        # Lengths that nothing follows: small, too large, invalid.
         b"\x10",
         b"\xff\xff\xff\x7f" + b"x" * 1000,
         b"\x80" * 20,
@@ -222,7 +222,7 @@ async def test_streams_on_which_nothing_comes_are_few_and_end(
 ) -> None:
     monkeypatch.setattr(kademlia_member, "_IDLE", 0.5)
     silent = [await attack() for _ in range(5)]
-    # The fifth at once, the others when their time is up.
+    # The fifth at once, the others when their time is over.
     await ends(silent[4])
     assert victim.dht._streams.total() == 4
     for stream in silent[:4]:

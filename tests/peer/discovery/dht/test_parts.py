@@ -1,4 +1,4 @@
-"""Walk, tables and streams of the DHT, each for itself."""
+"""Walk, tables and streams of the DHT, each alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def position(key: bytes) -> int:
 
 
 class Network:
-    """Peers that know some others each; some are dead, some take their time."""
+    """Peers that each know some others. Some are dead, some are slow."""
 
     def __init__(self, size: int, known: int, rng: random.Random, dead: float = 0.0) -> None:
         self.peers = [some_id(number) for number in range(1, size + 1)]
@@ -50,7 +50,7 @@ class Network:
         self.asked: list[ID] = []
         self.running = self.most_running = 0
         self.rng = rng
-        # As in Kademlia: the nearest ones all, of the others some.
+        # As in Kademlia: all of the nearest peers, and some of the others.
         self.tables = {
             peer: [*self.nearest(peer.to_bytes(), 20), *rng.sample(self.peers, known)] for peer in self.peers
         }
@@ -111,7 +111,7 @@ async def test_the_dead_do_not_hold_up_a_walk(autojump_clock: Any) -> None:
 
     start, began = [*network.nearest(key, 3), network.peers[0]], trio.current_time()
     await Walk(key, OWN, start, network.ask_for(key), lambda *_: None).run(note)
-    # All three that are asked at first are silent for five seconds.
+    # All three peers that are queried first are silent for five seconds.
     assert first_answer[0] < 2
 
 
@@ -137,7 +137,7 @@ async def test_a_walk_among_the_dead_ends(autojump_clock: Any) -> None:
     await walk.run(nothing)
     assert walk.closest == network.peers[:1]
     assert trio.current_time() - began <= 20
-    # Nobody to begin with.
+    # There is no peer to begin with.
     await Walk(key, OWN, [], network.ask_for(key), lambda peer, addrs: None).run(nothing)
 
 
@@ -189,7 +189,7 @@ def test_records_are_of_classes_and_bounded() -> None:
     answer = records.get_providers(key)
     assert len({one.peer_id for one in answer}) == len(answer) == 60
     assert all(len(one.addrs) == 8 for one in answer)
-    # Everybody has a chance, but for the oldest, who had to go.
+    # Every provider may be chosen, except the oldest, which was dropped.
     seen = {one.peer_id for _ in range(100) for one in records.get_providers(key)}
     assert len(seen) == 256
     assert some_id(0) not in seen
@@ -246,7 +246,7 @@ def test_others_cannot_take_a_peers_own_word_from_it() -> None:
         book.add_addrs(peer_id, [Multiaddr(f"/ip4/203.0.113.{number}/tcp/1")])
     assert book.addrs(peer_id)[0] == own[0]
     assert len(book.addrs(peer_id)) == 8
-    # Where it says the most that it may, one who has heard that it moved still counts.
+    # Even if the peer reports the maximum of addresses, another peer's report of a new address is kept.
     assert book.consume_peer_record(seal_record(PeerRecord(peer_id, own), one.key_pair().private_key), 0)
     assert book.addrs(peer_id) == own
     book.add_addrs(peer_id, [ADDRESS])
@@ -260,7 +260,7 @@ def test_the_address_book_is_bounded() -> None:
     assert len(book._addrs) == 2048
     assert book.addrs(some_id(0)) == []
     assert len(book.addrs(some_id(2999))) == 8
-    # The newest count.
+    # The newest are kept.
     book.add_addrs(some_id(2999), [ADDRESS])
     assert book.addrs(some_id(2999))[0] == ADDRESS
 

@@ -1,4 +1,4 @@
-"""What is announced when, in virtual time; the DHT is one that takes notes."""
+"""What is announced and when, in virtual time, with a DHT that records announcements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dms_resources.units import Cores
 
 
 class Manager:
-    """Says what is free, as the ledger does."""
+    """Reports what is free, as the ledger does."""
 
     def __init__(self, cores: int) -> None:
         self.changed = trio.Event()
@@ -53,7 +53,7 @@ class Manager:
 
 
 class DHT:
-    """Takes notes; `taken` is how many peers take an announcement."""
+    """Records announcements. `taken` is how many peers accept one."""
 
     def __init__(self) -> None:
         self.joined = trio.Event()
@@ -121,7 +121,7 @@ async def test_what_is_newly_reached_is_announced_soon_and_alone(keeping: Any, a
     await trio.sleep(100)
     manager.set(4)
     await trio.sleep(1)
-    # Within the time in which it settles.
+    # Within the settling time.
     manager.set(8)
     await trio.sleep(100)
     assert dht.notes[1:] == [(200, ["cores ≥ 4"]), (205, ["cores ≥ 8"])]

@@ -17,7 +17,7 @@ GOSSIP_TOPIC = "/test/topic/1.0.0"
 
 
 class Gossiper:
-    """One host with gossip: what it was asked to validate, and what it heard."""
+    """One host with gossip: the messages that it validated, and those that it accepted."""
 
     def __init__(self, host, gossip, scope) -> None:
         self.host = host
@@ -53,9 +53,9 @@ class Gossiper:
 
 @pytest.fixture
 def gossipers(eventually):
-    """Opens hosts with gossip on one topic: `as peers`, once all hear it.
+    """Opens hosts with gossip on one topic: `as peers`, once all are subscribed.
 
-    Each is connected to the four before it; in a `line` to one of them, in a `star` to the first of all.
+    Each is connected to the four before it; in a `line` to one of them, in a `star` to the first one.
     """
 
     async def run(limits, task_status) -> None:

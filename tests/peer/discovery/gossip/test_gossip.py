@@ -53,7 +53,7 @@ async def test_a_message_is_handled_once_from_however_many_sides_it_comes(gossip
         for message in messages:
             await peers[0].gossip.publish(TOPIC, message)
         await eventually(lambda: all(set(peer.heard) >= set(messages) for peer in peers[1:]), 30)
-        # By now all copies that were sent have arrived at whoever hears this.
+        # By now all copies have arrived at every host that received this message.
         for peer in peers:
             await peer.gossip.publish(TOPIC, b"the last of %s" % peer.peer_id.encode())
         await eventually(lambda: all(len(set(peer.heard)) == 24 for peer in peers[1:]), 30)
@@ -81,7 +81,7 @@ async def test_who_passes_on_what_is_rejected_is_shunned(gossipers: Any, eventua
         await eventually(lambda: second.gossip.statistics.peers == 1)
         await first.gossip.publish(TOPIC, b"good")
         await eventually(lambda: third.heard == [b"good"])
-        # What comes later by the same way is heard, so that the other would have been.
+        # A later message on the same path arrives, so the other one would have arrived too.
         await third.gossip.publish(TOPIC, b"later")
         await eventually(lambda: b"later" in second.heard)
         assert second.heard == [b"later"]

@@ -73,7 +73,7 @@ async def test_an_advert_reaches_everybody_also_when_a_quarter_is_gone(
         await provider.gossip.publish(ADVERTS_TOPIC, own.renew(manager.get_free_resources(), 60))
         living = tables[3:]
         await eventually(lambda: all(held_cores(table, provider) == 2 for table in living), 30)
-        # The one before is old wherever it comes from.
+        # The earlier advert is old, whichever peer forwards it.
         await peers[4].gossip.publish(ADVERTS_TOPIC, raw)
         await peers[4].gossip.publish(ADVERTS_TOPIC, own.renew(manager.get_free_resources(), 61))
         await eventually(lambda: all(table.get(provider.peer_id).advert.ttl == 61 for table in living[2:]), 30)
@@ -85,7 +85,7 @@ def held_cores(table: AdvertTable, provider: Any) -> float:
 
 
 async def test_a_broadcast_is_answered_by_a_stranger(gossipers: Any, eventually: Any, manager: Any) -> None:
-    """The provider is at the far end of a line; it dials whoever asked."""
+    """The provider is at the far end of a line; it dials the requester."""
     async with gossipers(3, line=True) as (asker, between, provider), AsyncExitStack() as stack:
         network = await stack.enter_async_context(open_connections(provider.host))
         identity = host_identity(provider.host)

@@ -1,4 +1,4 @@
-"""A raw libp2p peer opens gossip's streams and sends what it likes: gossip and everything else goes on."""
+"""A raw libp2p peer opens gossip's streams and sends anything: gossip and everything else continue."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEQNO = b"\x00" * 8
 
 
 def sealed(identity: Identity, data: bytes, *, seqno: bytes = SEQNO, **changes: Any) -> rpc_pb2.Message:
-    """A message signed as strict signing wants it, changed after that."""
+    """A message signed as strict signing requires, and changed after that."""
     origin = ID.from_base58(identity.peer_id).to_bytes()
     message = rpc_pb2.Message(data=data, topicIDs=[TOPIC], from_id=origin, seqno=seqno)
     pair = identity.key_pair()
@@ -111,7 +111,7 @@ ATTACKS = {
 
 @pytest.fixture
 def attacked(gossipers: Any, eventually: Any) -> Any:
-    """Two good peers, the first of which serves another protocol too, and a host of an attacker, connected to it."""
+    """Two good peers, the first of which also serves another protocol, and the host of an attacker, connected to it."""
 
     @asynccontextmanager
     async def open_all(limits: GossipLimits | None = None) -> AsyncIterator[Any]:
@@ -138,7 +138,7 @@ class Attack:
         self.sent = 0
 
     async def send(self, data: bytes, *, end: bool = True) -> Any:
-        """Send on a stream of its own, as far as the victim takes it."""
+        """Send on a new stream, as far as the victim accepts it."""
         stream = await open_stream(self.attacker, self.victim.peer_id, [MESHSUB])
         try:
             await stream.send_all(data)
@@ -172,7 +172,7 @@ async def read_to_the_end(stream: Any) -> None:
 async def test_gossip_withstands(attacked: Any, name: str) -> None:
     async with attacked() as attack:
         stream = await attack.send(ATTACKS[name])
-        # Whatever was sent has been read when the victim has ended its side.
+        # When the victim has ended its side, it has read everything that was sent.
         with trio.fail_after(20):
             await read_to_the_end(stream)
         await attack.assert_all_goes_on()
@@ -183,7 +183,7 @@ async def test_gossip_withstands(attacked: Any, name: str) -> None:
 
 
 async def test_gossip_withstands_all_of_it_again_and_again(attacked: Any, eventually: Any) -> None:
-    # Never shunned, so that everything gets as far as it can.
+    # Never ignored, so that everything gets as far as possible.
     async with attacked(GossipLimits(penalties=10**6)) as attack:
         for name in sorted(ATTACKS):
             try:
@@ -250,7 +250,7 @@ async def test_a_flood_is_cut_to_a_bound(attacked: Any) -> None:
 
 async def test_a_peer_that_takes_no_answers_holds_up_nobody(attacked: Any) -> None:
     async with attacked() as attack:
-        # It hears the topic, but reads nothing on the stream that is opened to it.
+        # It subscribes to the topic, but reads nothing on the stream that is opened to it.
         async def silent(stream: Any, peer_id: str) -> None:
             await trio.sleep_forever()
 
@@ -264,13 +264,13 @@ async def test_a_peer_that_takes_no_answers_holds_up_nobody(attacked: Any) -> No
 
 
 async def test_without_the_reader_of_rpcs_the_library_dies(attacked: Any, eventually: Any) -> None:
-    """What the measure is for: the same message, handed to the library as it came, is more than it can bear."""
+    """Shows why the measure is needed: the same message, passed to the library unchanged, ends its service."""
     async with attacked(GossipLimits(first_pause=0.05)) as attack:
         pubsub = attack.victim.gossip._pubsub
         bad = rpc_pb2.RPC()
         bad.ParseFromString(payload(ATTACKS["a from that is no key"]))
         pubsub.manager.run_task(pubsub.push_msg, attack.attacker.get_id(), bad.publish[0])
-        # And the cage holds: gossip begins anew.
+        # The protection works: gossip restarts.
         await eventually(lambda: attack.victim.gossip.statistics.restarts == 1)
         await eventually(lambda: attack.victim.gossip.peers(TOPIC) == 1 and attack.good.gossip.peers(TOPIC) == 1, 30)
         await attack.good.gossip.publish(TOPIC, b"after")
@@ -288,7 +288,7 @@ async def test_seen_messages_are_bounded(attacked: Any) -> None:
 
 
 def test_the_library_has_what_is_replaced() -> None:
-    """Names of the library's that are overridden or read; a new release may have moved them."""
+    """The names of the library that are overridden or read. A new release may have moved them."""
     from libp2p.pubsub.pubsub import Pubsub
 
     for name in (

@@ -1,4 +1,4 @@
-"""Who is in nobody's mesh hears and is heard all the same: around one peer that many know, most are not."""
+"""A peer that is in no mesh still hears others and is heard. Around one peer that many know, most are in no mesh."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TOPIC = "/test/topic/1.0.0"
 ME = ID(b"me")
 # More than a mesh holds.
 OTHERS = [ID(f"peer-{number}".encode()) for number in range(20)]
-# Seconds that a pruned peer stays out.
+# Seconds of a back-off.
 BACK_OFF = 60
 
 
 def put_among(others: list[ID]) -> Any:
-    """A router that has joined the topic, which these peers hear."""
+    """A router that has joined the topic, to which these peers are subscribed."""
     router: Any = new_router(GossipLimits())
     router.pubsub = SimpleNamespace(my_id=ME, peer_topics={TOPIC: set(others)}, peers=dict.fromkeys(others))
     for peer_id in others:
@@ -33,7 +33,7 @@ def put_among(others: list[ID]) -> Any:
 
 
 def prune(router: Any) -> set[ID]:
-    """Too many are in the mesh; those that a heartbeat puts out."""
+    """The mesh is too large; returns the peers that a heartbeat prunes."""
     router.mesh[TOPIC] = set(OTHERS)
     _, prunes = router.mesh_heartbeat()
     assert len(prunes) == len(OTHERS) - 6
@@ -42,7 +42,7 @@ def prune(router: Any) -> set[ID]:
 
 async def test_around_one_peer_that_all_know_everybody_hears_everybody(gossipers: Any, eventually: Any) -> None:
     async with gossipers(18, star=True) as peers:
-        # The first of all cannot have them all in its mesh: some are left with nobody.
+        # The first host cannot have all of them in its mesh, so some are in no mesh.
         await eventually(lambda: sum(not peer.gossip._pubsub.router.mesh[TOPIC] for peer in peers) >= 5, 30)
         for peer in peers:
             await peer.gossip.publish(TOPIC, peer.peer_id.encode())
@@ -92,7 +92,7 @@ def test_who_was_pruned_is_left_alone_until_its_time_is_over(monkeypatch: pytest
 
 
 def test_the_library_has_what_is_replaced() -> None:
-    """Names of the library's that are overridden; a new release may have moved them."""
+    """The names of the library that are overridden. A new release may have moved them."""
     for name in (
         "mesh_heartbeat", "gossip_heartbeat", "_get_peers_to_send", "_get_in_topic_gossipsub_peers_from_minus",
         "_add_back_off", "select_from_minus",

@@ -1,4 +1,4 @@
-"""What an RPC may hold: entries and ids are bounded before they are looked at."""
+"""The limits of an RPC: entries and ids are counted before they are examined."""
 
 from __future__ import annotations
 
