@@ -6,83 +6,51 @@ cancelled: a cancelled write takes place as a whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from itertools import islice
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
-import psutil
 import trio
 
 from .components import (
-    FreeResources,
     MachineResources,
     OnboardedResources,
-    Resources,
 )
 from .demands import (
     NO_PORTS,
-    CPUDemand,
-    CPUShortage,
     Demand,
-    DiskDemand,
-    GPUDemand,
-    GPUShortage,
     PortDemand,
-    RAMDemand,
-    RAMShortage,
-    Shortage,
-    describe_shortage,
 )
-from .errors import LeaseError, StorageError
 from .ledger import decisions, endings, jobs
-from .ledger.audit import AuditSnapshot, audit_snapshot, started_after_boot
-from .ledger.book import Change, free_resources, promised_resources
-from .ledger.capacity import Granted
+from .ledger.auditor import Auditor
+from .ledger.book import Change
 from .ledger.clock import Clock, SystemClock
 from .ledger.deadlines import AllocationTerms
 from .ledger.endings import Eviction
-from .ledger.events import LeaseEvent
 from .ledger.history import Finding, HistoryEntry
-from .ledger.leases import EndedLease, EndReason, Lease, LeaseRequest, LeaseState, ResourceAllocation
+from .ledger.job_usage import JobUsageFollower, start_times
+from .ledger.leases import EndedLease, Lease, LeaseRequest, LeaseState, ResourceAllocation
 from .ledger.ledger import Ledger
-from .ledger.metrics import LedgerMetrics
-from .ledger.missing import Missing, describe_missing, missing_resources
+from .ledger.missing import describe_missing
 from .ledger.moment import Moment
-from .ledger.storage import Contents, SQLiteStorage, StoredLease
-from .machine.guard import physical_shortages
-from .machine.hardware.cgroups import own_group
-from .refusals import RequestError
+from .ledger.port_watch import PortWatch, ReadPorts
+from .ledger.storage import Contents, SQLiteStorage
+from .ledger.view import LedgerView
+from .machine.guard import Guard, PhysicalGuard
 from .tasks import Worker, new_worker, open_background
 
 if TYPE_CHECKING:
-    from .machine.sampling import UsageSample
     from .machine.usage import UsageMonitor
 
 __all__ = ["AllocationTerms", "Eviction", "Guard", "ResourceManager", "open_manager"]
 
-Guard: TypeAlias = Literal["off", "warn", "enforce"]
-"""What to do when the ledger has free capacity but the machine itself does not.
-
-`enforce` refuses what memory, disk or VRAM lacks now, and logs a warning about a busy CPU. `warn` refuses only what the
-disk lacks, and logs a warning about the rest. `off` does neither.
-"""
-
-ReadPorts: TypeAlias = Callable[[], frozenset[int] | None]
-"""Reads which ports programs use now (None: this cannot be known). It is called in a worker thread."""
-
 _log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 10.0
-_AUDIT_SECONDS = 600.0
 _FOLLOW_SECONDS = 5.0
-_WARN_SECONDS = 60.0
-# Reading the kernel's tables takes milliseconds of CPU time. Ports are checked again when they are granted.
-_PORTS_SECONDS = 30.0
 
 _NOT_ALLOCATED = (LeaseState.HELD, LeaseState.COMMITTED)
 _ANY_STATE = tuple(LeaseState)
@@ -121,15 +89,15 @@ async def open_manager(
         await worker(lambda: stored.append(storage.load()))
         ledger = Ledger(storage, stored[0], machine, clock, worker)
         manager = ResourceManager(ledger, usage_monitor, guard, allocation_terms or AllocationTerms(), read_ports)
-        await manager._update_ports()
-        work = (ledger.keep_journal, ledger.sweep, ledger.prune, manager._audit_at_intervals)
+        await manager._ports.update()
+        work = (ledger.keep_journal, ledger.sweep, ledger.prune, manager._auditor.run, manager._ports.run)
         try:
             async with open_background(*work) as nursery:
                 if usage_monitor is not None:
                     # The outdated stubs that libp2p installs (trio-typing) have no matching task status.
                     await nursery.start(usage_monitor.run)  # type: ignore[arg-type]
                     nursery.start_soon(manager._follow_machine, usage_monitor)
-                    await manager._follow_use(manager.leases())
+                    await manager._jobs.follow(manager.leases())
                 yield manager
         finally:
             try:
@@ -139,7 +107,7 @@ async def open_manager(
                 ledger.journal.close(ledger.book)
 
 
-class ResourceManager:
+class ResourceManager(LedgerView):
     """The seed's resource manager. `open_manager` makes it. It belongs to one trio event loop."""
 
     def __init__(
@@ -150,32 +118,16 @@ class ResourceManager:
         allocation_terms: AllocationTerms,
         read_ports: ReadPorts | None = None,
     ) -> None:
-        self._ledger = ledger
-        self._read_ports = read_ports
-        self._own_ports: frozenset[int] = frozenset()
-        self._ports_unread = False
-        self._usage_monitor = usage_monitor
-        self._guard = guard
+        super().__init__(ledger, usage_monitor)
         self._allocation_terms = allocation_terms
-        ledger.on_end = self._unfollow_use
-        self._warned = float("-inf")
-        self._audited: tuple[float, tuple[Finding, ...]] | None = None
+        self._ports = PortWatch(ledger, read_ports)
+        self._jobs = JobUsageFollower(ledger, usage_monitor)
+        self._auditor = Auditor(
+            ledger, lambda: usage_monitor.get_usage() if usage_monitor else None, self._jobs.unfollow
+        )
+        ledger.on_end = self._jobs.unfollow
         if guard != "off" and usage_monitor is not None:
-            ledger.physical = self._physical_shortages
-        self._free: tuple[int, FreeResources] | None = None
-
-    # Reads: from memory, without waiting
-
-    @property
-    def machine(self) -> MachineResources:
-        """What the hardware has, as last measured."""
-        return self._ledger.book.machine
-
-    @property
-    def version(self) -> int:
-        """A number that grows with every change of the free, onboarded or leased resources."""
-        self._ledger.expire()
-        return self._ledger.book.version
+            ledger.physical = PhysicalGuard(guard, lambda: self.usage_sample, lambda: self.machine, ledger.clock.steady)
 
     @property
     def allocation_terms(self) -> AllocationTerms:
@@ -183,159 +135,9 @@ class ResourceManager:
         return self._allocation_terms
 
     @property
-    def draining(self) -> bool:
-        """Whether this machine drains."""
-        return self._ledger.book.offer.draining
-
-    @property
-    def storage_error(self) -> StorageError | None:
-        """The last failure of the disk; None if it works."""
-        return self._ledger.journal.failed
-
-    @property
-    def metrics(self) -> LedgerMetrics:
-        """The counters of the ledger's own work."""
-        return self._ledger.journal.metrics
-
-    @property
-    def lease_counts(self) -> dict[LeaseState, int]:
-        """The number of leases in each state."""
-        self._ledger.expire()
-        return {state: totals.count for state, totals in self._ledger.book.totals.items()}
-
-    @property
-    def waiting_changes(self) -> int:
-        """The number of changes that wait for the disk."""
-        return self._ledger.journal.waiting
-
-    @property
     def last_audit(self) -> tuple[float, tuple[Finding, ...]] | None:
         """When the ledger was last audited (Unix seconds) and the findings; None before the first time."""
-        return self._audited
-
-    @property
-    def missing_resources(self) -> tuple[Missing, ...]:
-        """What is onboarded but no longer present. New commitments of it are refused."""
-        onboarded = self._ledger.book.offer.onboarded
-        return missing_resources(onboarded, self._ledger.book.machine) if onboarded else ()
-
-    @property
-    def usage_sample(self) -> UsageSample | None:
-        """The last sample of what the machine uses, with its age; None if nothing watches it."""
-        return self._usage_monitor.sample if self._usage_monitor else None
-
-    @property
-    def physically_short(self) -> tuple[Shortage, ...]:
-        """Where less is physically free than in the ledger: a disk that fills up, memory that others use."""
-        sample = self.usage_sample
-        if sample is None or self._ledger.book.offer.onboarded is None:
-            return ()
-        free = self.get_free_resources()
-        everything = Demand(
-            cpu=CPUDemand(cores=free.cpu.cores),
-            ram=RAMDemand(size=free.ram.size),
-            disk=DiskDemand(size=free.disk.size),
-            gpus=tuple(GPUDemand(vram=gpu.vram, uuid=gpu.uuid) for gpu in free.gpus),
-        )
-        return physical_shortages(everything, sample, self._ledger.book.machine)
-
-    @property
-    def usage_monitor(self) -> UsageMonitor:
-        """The monitor of the machine's use. Raises `LookupError` if this manager was opened without one."""
-        if self._usage_monitor is None:
-            raise LookupError("this manager was opened without a usage monitor")
-        return self._usage_monitor
-
-    def get_onboarded_resources(self) -> OnboardedResources | None:
-        """What the owner offers and on what terms; None if nothing is onboarded."""
-        return self._ledger.book.offer.onboarded
-
-    def get_free_resources(self) -> FreeResources:
-        """The offer minus everything that is held, committed and allocated, at this instant."""
-        self._ledger.expire()
-        if self._free is None or self._free[0] != self._ledger.book.version:
-            self._free = (self._ledger.book.version, free_resources(self._ledger.book))
-        return self._free[1]
-
-    def get_total_allocation(self) -> Resources:
-        """The sum of all allocations and of the leases that are ending. GPUs have the bytes allocated on each."""
-        self._ledger.expire()
-        return promised_resources(self._ledger.book, LeaseState.ALLOCATED, LeaseState.ENDING)
-
-    def get_total_commitment(self) -> Resources:
-        """The sum of all commitments and holds. GPUs have the bytes committed on each."""
-        self._ledger.expire()
-        return promised_resources(self._ledger.book, *_NOT_ALLOCATED)
-
-    def leases(self, holder: str | None = None) -> tuple[Lease, ...]:
-        """All leases, or those of one holder; also those that are ending."""
-        self._ledger.expire()
-        if holder is None:
-            return tuple(record.lease for record in self._ledger.book.leases.values())
-        return tuple(self._ledger.book.leases[key].lease for key in self._ledger.book.ids_by_holder.get(holder, ()))
-
-    def lease(self, lease_id: str) -> Lease | None:
-        """The lease of this id; None if there is none."""
-        self._ledger.expire()
-        record = self._ledger.book.leases.get(lease_id)
-        return record.lease if record else None
-
-    def leases_with_jobs(self) -> tuple[Lease, ...]:
-        """The leases to which a job is attached, also those that are ending and those whose job is gone."""
-        return tuple(lease for lease in self.leases() if lease.job is not None)
-
-    def evicted(self, holder: str) -> tuple[EndedLease, ...]:
-        """The last leases of this holder that the owner evicted, at most 100; the oldest first."""
-        self._ledger.expire()
-        return self._ledger.book.evicted(holder)
-
-    def is_committed(self, lease_id: str) -> bool:
-        """Whether a commitment of this id exists."""
-        lease = self.lease(lease_id)
-        return lease is not None and lease.state is LeaseState.COMMITTED
-
-    def is_allocated(self, lease_id: str) -> bool:
-        """Whether an allocation of this id exists."""
-        lease = self.lease(lease_id)
-        return lease is not None and lease.state is LeaseState.ALLOCATED
-
-    def would_fit(self, demand: Demand, ports: PortDemand = NO_PORTS, *, ttl: float = 0.0) -> Granted | RequestError:
-        """What this demand would get at this instant, or the error with every dimension that falls short. Changes
-        nothing.
-        """
-        asked = LeaseRequest(lease_id="", holder="", demand=demand, ports=ports, ttl=ttl)
-        return self.would_fit_together([asked])[0]
-
-    def would_fit_together(self, requests: Sequence[LeaseRequest]) -> list[Granted | RequestError]:
-        """The same for several demands, each in addition to those before it that fit."""
-        self._ledger.expire()
-        return decisions.fit(self._ledger.book, requests, self._ledger.now())
-
-    def objections(self, request: LeaseRequest) -> tuple[RequestError, ...]:
-        """All errors of a request at this instant; empty if it would be granted."""
-        self._ledger.expire()
-        return decisions.objections(self._ledger.book, request, self._ledger.now())
-
-    @asynccontextmanager
-    async def watch(self) -> AsyncIterator[AsyncIterator[FreeResources]]:
-        """Yield what is free now and after every change. Changes while the reader is busy are combined."""
-        async with aclosing(self._watch()) as changes:
-            yield changes
-
-    @asynccontextmanager
-    async def events(self, after: int | None = None) -> AsyncIterator[AsyncIterator[LeaseEvent]]:
-        """Yield every event of a lease after the event with this number, and wait for more. None: from now on.
-
-        There are no gaps, also across restarts. A reader that lists the leases within this block misses nothing. An
-        event is reported when it is durable. Raises `EventsGoneError`, here or from the iterator, if some events after
-        that number are no longer kept: the history has 90 days, and at most 1,000,000 entries. Raises `StorageError`.
-        May be cancelled.
-        """
-        log = self._ledger.events
-        number = log.last if after is None else after
-        await log.check(number)
-        async with aclosing(log.follow(number)) as events:
-            yield events
+        return self._auditor.last
 
     # Writes: decided at once, durable on return
 
@@ -352,12 +154,12 @@ class ResourceManager:
 
     async def commit_group(self, requests: Sequence[LeaseRequest], *, group: str = "") -> list[Lease]:
         """Commit all the requests, in one atomic change, or none. Raises like `commit_resources`; cancellable."""
-        await self._update_ports(request.ports for request in requests)
+        await self._ports.update(request.ports for request in requests)
         return await self._ledger.change(lambda now: decisions.commit(self._ledger.book, requests, now, group=group))
 
     async def hold(self, requests: Sequence[LeaseRequest]) -> list[Lease]:
         """Hold capacity for bids for some seconds, within the owner's limits. Raises `HoldLimitError`; cancellable."""
-        await self._update_ports(request.ports for request in requests)
+        await self._ports.update(request.ports for request in requests)
         return await self._ledger.change(lambda now: decisions.hold(self._ledger.book, requests, now))
 
     async def renew(self, lease_id: str, *, ttl: float, holder: str | None = None, fence: int | None = None) -> Lease:
@@ -391,8 +193,8 @@ class ResourceManager:
         `processes` of the request replace its processes. Raises `RequestError`, `NotCommittedError`, `ConflictError`,
         `ExpiredError`, `EvictedError`, `NotHolderError`, `StaleFenceError` or `StorageError`. May be cancelled.
         """
-        await self._update_ports([request.ports])
-        processes = tuple(_started(request.processes))
+        await self._ports.update([request.ports])
+        processes = start_times(request.processes)
 
         def decide(now: Moment) -> tuple[Change, Lease]:
             book = self._ledger.book
@@ -400,7 +202,7 @@ class ResourceManager:
             return decisions.allocate(book, request, now, processes, terms or by_default)
 
         lease = await self._ledger.change(decide)
-        await self._follow_use([lease])
+        await self._jobs.follow([lease])
         return lease
 
     async def deallocate_resources(
@@ -440,11 +242,11 @@ class ResourceManager:
         `NotAllocatedError`, `ExpiredError`, `EndedError`, `EvictedError`, `AmountError` or `StorageError`. May be
         cancelled.
         """
-        started = tuple(_started(islice(processes, jobs.MOST_PROCESSES + 1)))
+        started = start_times(processes)
         lease = await self._ledger.change(
             lambda now: jobs.attach_processes(self._ledger.book, lease_id, started, cgroup)
         )
-        await self._follow_use([lease])
+        await self._jobs.follow([lease])
         return lease
 
     async def job_gone(self, lease_id: str, *, fence: int) -> None:
@@ -454,7 +256,7 @@ class ResourceManager:
         `StorageError`. May be cancelled.
         """
         await self._ledger.change(lambda now: jobs.gone(self._ledger.book, lease_id, now, fence=fence))
-        self._unfollow_use(lease_id)
+        self._jobs.unfollow(lease_id)
 
     async def evict(
         self,
@@ -482,7 +284,7 @@ class ResourceManager:
 
         eviction = await self._ledger.change(decide)
         for ended in eviction.ended:
-            self._unfollow_use(ended.lease_id)
+            self._jobs.unfollow(ended.lease_id)
         return eviction
 
     async def withdraw_notices(self) -> tuple[Lease, ...]:
@@ -527,7 +329,7 @@ class ResourceManager:
             lambda now: decisions.drain(self._ledger.book, now, evict=evict, deadline=deadline, reason=reason)
         )
         for ended in eviction.ended:
-            self._unfollow_use(ended.lease_id)
+            self._jobs.unfollow(ended.lease_id)
         return eviction
 
     async def cancel_drain(self) -> tuple[Lease, ...]:
@@ -551,8 +353,7 @@ class ResourceManager:
 
     def reserve_ports(self, ports: Iterable[int]) -> None:
         """Never grant these ports, on which the peer itself listens. Replaces the earlier reservation."""
-        before, self._own_ports = self._own_ports, frozenset(ports)
-        self._note_ports(self._ledger.book.used_ports - before)
+        self._ports.reserve(ports)
 
     async def history(self, *, limit: int = 100, before: int | None = None) -> list[tuple[int, HistoryEntry]]:
         """What happened, newest first, with numbers to continue from. Raises `StorageError`. May be cancelled."""
@@ -567,51 +368,9 @@ class ResourceManager:
         file or from its own sums is built again from the file, each with an entry in the history. Raises
         `StorageError`. May be cancelled.
         """
-        # Changes on their way to the disk, or made since, would look like differences.
-        found = await self._observe(await self._ledger.compare())
-        self._audited = (self._ledger.clock.wall(), tuple(found))
-        if repair:
-            await self._repair(found)
-        return found
+        return await self._auditor.audit(repair=repair)
 
     # Internal
-
-    async def _observe(self, stored: list[StoredLease] | None) -> list[Finding]:
-        findings: list[Finding] = []
-        sample = self._usage_monitor.get_usage() if self._usage_monitor else None
-        # A copy of the records, so that the thread does not read what changes meanwhile.
-        snapshot = AuditSnapshot.of(self._ledger.book, stored)
-        await self._ledger.work(lambda: findings.extend(audit_snapshot(snapshot, sample)))
-        return findings
-
-    async def _repair(self, found: Sequence[Finding]) -> None:
-        differing = [finding for finding in found if finding.code in ("totals", "stored")]
-        if differing:
-            await self._ledger.reload(
-                f"audit: {differing[0].message}", lambda now: tuple(_reload_entry(now, one) for one in differing)
-            )
-        for finding in found:
-            lease = self.lease(finding.lease_id)
-            if finding.code == "process_gone" and lease is not None and lease.job is None:
-                await self._end_allocation(finding)
-
-    async def _end_allocation(self, finding: Finding) -> None:
-        # Its holder may have released it since the audit found it.
-        with contextlib.suppress(LeaseError):
-            await self._ledger.change(
-                lambda now: endings.end(
-                    self._ledger.book,
-                    finding.lease_id,
-                    now,
-                    states=(LeaseState.ALLOCATED,),
-                    holder=None,
-                    fence=None,
-                    actor="audit",
-                    reason=EndReason.REPAIRED,
-                    why=finding.message,
-                )
-            )
-            self._unfollow_use(finding.lease_id)
 
     async def _change_offer(self, action: str, detail: str, **terms: OnboardedResources | bool) -> None:
         def decide(now: Moment) -> tuple[Change, None]:
@@ -628,50 +387,8 @@ class ResourceManager:
         ended = await self._ledger.change(
             lambda now: endings.end(self._ledger.book, lease_id, now, states=states, holder=holder, fence=fence)
         )
-        self._unfollow_use(lease_id)
+        self._jobs.unfollow(lease_id)
         return ended
-
-    async def _follow_use(self, leases: Iterable[Lease]) -> None:
-        """Measures the use of each job, where its processes have a cgroup of their own."""
-        leases = tuple(leases)
-        groups: dict[str, str | None] = {lease.lease_id: lease.cgroup for lease in leases if lease.cgroup}
-        known = {lease.lease_id: lease.processes[0][0] for lease in leases if lease.processes and not lease.cgroup}
-        if self._usage_monitor is None or not (known or groups):
-            return
-        await self._ledger.work(lambda: groups.update((key, own_group(number)) for key, number in known.items()))
-        for lease_id, group in groups.items():
-            # It may have been released while its group was looked up.
-            if group is not None and lease_id in self._ledger.book.leases:
-                self._usage_monitor.follow(lease_id, group)
-
-    def _unfollow_use(self, lease_id: str) -> None:
-        # The use of a job is followed until the job is gone.
-        record = self._ledger.book.leases.get(lease_id)
-        if self._usage_monitor is not None and not (record and record.lease.runs_job):
-            self._usage_monitor.unfollow(lease_id)
-
-    def _physical_shortages(self, demand: Demand) -> tuple[Shortage, ...]:
-        sample = self.usage_sample
-        shortages = physical_shortages(demand, sample, self._ledger.book.machine) if sample else ()
-        # CPU time is shared and may be free in a second, so a busy CPU never leads to a refusal. Other programs may
-        # free memory, and `warn` takes that risk. A full disk stays full.
-        tolerated = (CPUShortage,) if self._guard == "enforce" else (CPUShortage, RAMShortage, GPUShortage)
-        passed = [shortage for shortage in shortages if isinstance(shortage, tolerated)]
-        # Anybody may request bids at any rate, and must not fill the log.
-        if passed and self._ledger.clock.steady() >= self._warned + _WARN_SECONDS:
-            self._warned = self._ledger.clock.steady()
-            _log.warning("promised beyond what is free now: %s", "; ".join(map(describe_shortage, passed)))
-        return tuple(shortage for shortage in shortages if not isinstance(shortage, tolerated))
-
-    async def _watch(self) -> AsyncGenerator[FreeResources, None]:
-        seen = -1
-        while True:
-            changed = self._ledger.changed
-            if self.version != seen:
-                seen = self._ledger.book.version
-                yield self.get_free_resources()
-            else:
-                await changed.wait()
 
     async def _follow_machine(self, monitor: UsageMonitor) -> None:
         while True:
@@ -680,53 +397,3 @@ class ResourceManager:
                 self.update_machine(monitor.machine)
                 for missing in self.missing_resources:
                     _log.warning("onboarded but no longer there: %s", describe_missing(missing))
-
-    async def _follow_ports(self) -> None:
-        while True:
-            await trio.sleep(_PORTS_SECONDS)
-            await self._update_ports()
-
-    async def _update_ports(self, asked: Iterable[PortDemand] | None = None) -> None:
-        """Read which ports programs use now. With `asked`, only if one of the demands requests ports."""
-        if self._read_ports is None or (asked is not None and all(ports == NO_PORTS for ports in asked)):
-            return
-        read, found = self._read_ports, list[frozenset[int] | None]()
-        await self._ledger.work(lambda: found.append(read()))
-        unread, self._ports_unread = self._ports_unread, found[0] is None
-        if found[0] is not None:
-            self._note_ports(found[0])
-        elif not unread:
-            _log.warning("the ports that programs use cannot be read: the ledger alone decides which are free")
-
-    def _note_ports(self, used: frozenset[int]) -> None:
-        if self._ledger.book.set_used_ports(used | self._own_ports):
-            self._ledger.tell()
-
-    async def _audit_at_intervals(self) -> None:
-        while True:
-            await trio.sleep(_AUDIT_SECONDS)
-            try:
-                for finding in await self.audit():
-                    _log.warning("audit: %s: %s", finding.code, finding.message)
-            except StorageError as error:
-                _log.warning("the audit waits for the disk: %s", error)
-
-
-def _reload_entry(now: Moment, finding: Finding) -> HistoryEntry:
-    return HistoryEntry(
-        at=now.wall,
-        actor="audit",
-        action="reload",
-        lease_id=finding.lease_id,
-        reason=EndReason.REPAIRED.value,
-        detail=finding.message,
-    )
-
-
-def _started(processes: Iterable[int]) -> Iterable[tuple[int, float]]:
-    # The start time distinguishes a process from a later one with the same number.
-    for process in processes:
-        try:
-            yield process, started_after_boot(process)
-        except (psutil.Error, ValueError, OverflowError):
-            yield process, 0.0

@@ -251,7 +251,7 @@ async def test_what_the_machine_is_short_of_now_is_refused_where_the_owner_wants
     guard: str,
 ) -> None:
     shortage = RAMShortage(asked=GIB, free=0, total=GIB)
-    monkeypatch.setattr("dms_resources.manager.physical_shortages", lambda *rest: (shortage,))
+    monkeypatch.setattr("dms_resources.machine.guard.physical_shortages", lambda *rest: (shortage,))
     async with open_ledger(usage_monitor=Monitor(machine), guard=guard) as manager:
         answer = manager.would_fit(new_demand(1, 1))
         if guard == "enforce":
@@ -271,7 +271,7 @@ async def test_a_disk_that_filled_up_is_not_promised_unless_the_guard_is_off(
 ) -> None:
     full = DiskShortage(asked=GIB, free=0, total=GIB)
     busy = RAMShortage(asked=GIB, free=0, total=GIB)
-    monkeypatch.setattr("dms_resources.manager.physical_shortages", lambda *rest: (busy, full))
+    monkeypatch.setattr("dms_resources.machine.guard.physical_shortages", lambda *rest: (busy, full))
     async with open_ledger(usage_monitor=Monitor(machine), guard=guard) as manager:
         answer = manager.would_fit(new_demand(1, 1))
         if guard == "off":
@@ -338,7 +338,7 @@ async def test_a_busy_cpu_is_warned_about_and_never_refuses(
 ) -> None:  # fmt: skip
     cores = CPUDemand(cores=Cores(1000))
     busy = CPUShortage(asked=cores, free=CPUDemand(cores=Cores(0)), total=cores)
-    monkeypatch.setattr("dms_resources.manager.physical_shortages", lambda *rest: (busy,))
+    monkeypatch.setattr("dms_resources.machine.guard.physical_shortages", lambda *rest: (busy,))
     async with open_ledger(usage_monitor=Monitor(machine), guard=guard) as manager:
         assert isinstance(manager.would_fit(new_demand(1, 1)), Granted)
         assert "promised beyond what is free now" in caplog.text

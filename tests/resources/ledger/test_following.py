@@ -61,7 +61,7 @@ def test_the_cgroup_of_a_process_is_its_own_or_none(tmp_path: Path, job: str | N
 
 
 async def test_a_job_is_followed_while_it_is_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dms_resources.manager.own_group", lambda process: f"/jobs/{process}")
+    monkeypatch.setattr("dms_resources.ledger.job_usage.own_group", lambda process: f"/jobs/{process}")
     monitor: Any = Monitor()
     async with open_manager(tmp_path / "ledger.sqlite3", MACHINE, usage_monitor=monitor) as manager:
         await manager.update_onboarded_resources(
@@ -81,7 +81,7 @@ async def test_a_job_is_followed_while_it_is_allocated(tmp_path: Path, monkeypat
 
 
 async def test_a_job_that_an_audit_ended_is_no_longer_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dms_resources.manager.own_group", lambda process: "/jobs/gone")
+    monkeypatch.setattr("dms_resources.ledger.job_usage.own_group", lambda process: "/jobs/gone")
     monitor: Any = Monitor()
     async with open_manager(tmp_path / "ledger.sqlite3", MACHINE, usage_monitor=monitor) as manager:
         await manager.update_onboarded_resources(
@@ -110,7 +110,7 @@ async def test_an_architecture_is_known_by_all_its_names(tmp_path: Path) -> None
 
 
 async def test_a_job_is_followed_until_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dms_resources.manager.own_group", lambda process: f"/jobs/{process}")
+    monkeypatch.setattr("dms_resources.ledger.job_usage.own_group", lambda process: f"/jobs/{process}")
     monitor: Any = Monitor()
     path, mine = tmp_path / "ledger.sqlite3", os.getpid()
     async with open_manager(path, MACHINE, usage_monitor=monitor) as manager:

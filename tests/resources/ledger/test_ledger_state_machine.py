@@ -29,6 +29,7 @@ import trio.testing
 from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import dms_resources.ledger.auditor as auditor_module
 import dms_resources.ledger.book as book_module
 import dms_resources.manager as manager_module
 from dms_resources.components import (
@@ -1332,6 +1333,16 @@ class LedgerMachine(RuleBasedStateMachine):
             self._do(Allocate(lease_id, holder, None, WANTED[draft.wanted], TERMS))
             self._do(Attach(lease_id, holder, None, DIGESTS[0]))
 
+    @rule(draft=drafts, gone=st.booleans())
+    def job_ends(self, draft: Draft, gone: bool) -> None:
+        """A job is gone, or the lease under it ends."""
+        live = [lease_id for lease_id, one in self.model.live.items() if one.job is not None]
+        known = sorted([*live, *self.model.ending])
+        if known:
+            lease_id = known[draft.id_number % len(known)]
+            one = self.model.live.get(lease_id) or self.model.ending[lease_id]
+            self._do(Gone(lease_id, one.fence or 0) if gone else End(lease_id, one.holder, one.fence))
+
     @rule(draft=drafts)
     def another(self, draft: Draft) -> None:
         self._do(_operation(draft, self.model))
@@ -1657,7 +1668,7 @@ def _test_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manager_module, "SQLiteStorage", StubbornStorage)
         # Nothing asks the operating system: that has tests of its own.
-        patch.setattr(manager_module, "_AUDIT_SECONDS", 1e12)
+        patch.setattr(auditor_module, "AUDIT_SECONDS", 1e12)
         # A ledger that offers nothing yet has a pool of 49,152 ports, which takes a millisecond.
         patch.setattr(book_module, "DEFAULT_PORT_RANGE", OFFERS[0].port_range)
         path = tmp_path_factory.mktemp("template") / "ledger.db"
