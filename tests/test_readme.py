@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from readme_session import README, block, type_first_minutes
-
 from dms_peer.cli.app import COMMANDS
+from readme_session import README, block, type_first_minutes
 
 ROOT = Path(__file__).parents[1]
 

@@ -23,9 +23,11 @@ from dms_resources.tasks import open_background
 
 from ..connections import ConnectionPool, open_connections
 from ..home.home import Home
+from ..home.journal_recorder import JournalRecorder
 from ..home.lease_journal import LeaseJournal
 from ..requesting.limits import RequesterLimits
 from ..requesting.network import Broadcast, CandidateSource, PeerNetwork
+from ..requesting.recording import LeaseRecorder
 from ..requesting.requester import Requester
 from ..signing import EnvelopeChecker, host_identity
 from .adverts.open import Adverts, AdvertSetup, Provider, open_adverts
@@ -55,6 +57,7 @@ class Discovery:
     adverts: Adverts
     mdns: MDNSPeers | None = None
     dht: Kademlia | None = None
+    recorder: LeaseRecorder | None = None
 
     def requester(
         self, limits: RequesterLimits | None = None, token: bytes | None = None, network: PeerNetwork | None = None
@@ -73,6 +76,7 @@ class Discovery:
             limits=limits,
             token=token,
             skip_self=network is None,
+            recorder=self.recorder,
         )
 
 
@@ -91,11 +95,11 @@ async def open_discovery(
 ) -> AsyncIterator[Discovery]:
     """Find peers and, with a `manager`, let others find this one, while the block runs.
 
-    Known peers are saved in the `home`; without one they are kept in memory. `access` says which facts are published,
-    and whose broadcast requests are answered. `shares` are the limits of other peers: pass those of `serve`, so that
-    all their streams count together. Nothing is waited for: sources fill while they are used. Raises AddressError for
-    an invalid bootstrap address, and ProtocolError if the host already serves one of the protocols. Later errors are
-    logged.
+    Known peers, and the leases of reservations, are saved in the `home`; without one they are kept in memory. `access`
+    says which facts are published, and whose broadcast requests are answered. `shares` are the limits of other peers:
+    pass those of `serve`, so that all their streams count together. Nothing is waited for: sources fill while they are
+    used. Raises AddressError for an invalid bootstrap address, and ProtocolError if the host already serves one of the
+    protocols. Later errors are logged.
     """
     settings = settings or DiscoverySettings()
     current = access if isinstance(access, CurrentRules) else CurrentRules(access)
@@ -162,6 +166,7 @@ async def open_discovery(
             adverts=adverts,
             mdns=mdns,
             dht=dht,
+            recorder=JournalRecorder(home.path) if home is not None else None,
         )
 
 

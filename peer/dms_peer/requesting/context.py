@@ -11,6 +11,7 @@ import trio
 from .limits import RequesterLimits
 from .network import Broadcast, CandidateSource
 from .peers import PeerCalls
+from .recording import LeaseRecorder
 
 __all__ = ["RequesterContext"]
 
@@ -26,6 +27,7 @@ class RequesterContext:
     clock: Callable[[], float]
     rng: random.Random
     skip_self: bool = True
+    recorder: LeaseRecorder | None = None
 
     @property
     def skipped(self) -> frozenset[str]:

@@ -30,6 +30,7 @@ from dms_resources.ledger.leases import Lease
 from .bids import ReceivedBid
 from .limits import RequesterLimits
 from .peers import CallError, PeerCalls, PeerRef
+from .recording import LeaseRecorder, Recording
 
 __all__ = ["Holding", "HoldingState", "Holdings"]
 
@@ -107,11 +108,19 @@ class Holding:
 class Holdings:
     """All leases that one reservation has taken or may have taken, for `ttl` seconds at a time."""
 
-    def __init__(self, calls: PeerCalls, limits: RequesterLimits, ttl: float, rng: random.Random) -> None:
+    def __init__(
+        self,
+        calls: PeerCalls,
+        limits: RequesterLimits,
+        ttl: float,
+        rng: random.Random,
+        recorder: LeaseRecorder | None = None,
+    ) -> None:
         self._calls = calls
         self._limits = limits
         self._ttl = ttl
         self._rng = rng
+        self._recording = Recording(recorder)
         self._all: list[Holding] = []
 
     @property
@@ -125,14 +134,17 @@ class Holdings:
         Raises CallError; then nothing was committed, or what may have been committed is recorded. May be cancelled.
         """
         holdings = [Holding(bid) for bid in bids]
+        give_up = trio.current_time() + budget
+        await self._recording.asked(holdings[0].peer)
         self._all += holdings
         try:
-            await self._commit(holdings, trio.current_time() + budget)
+            await self._commit(holdings, give_up)
         except CallError as error:
             if not error.uncertain:
                 for holding in holdings:
                     holding.be_gone()
             raise
+        await self._recording.held(holdings[0].peer, *(holding.lease for holding in holdings))
         return holdings
 
     async def keep(self, holding: Holding, on_lost: Callable[[Holding], None]) -> None:
@@ -183,6 +195,7 @@ class Holdings:
         finally:
             holding.ends = ends
         holding.allocated.set()
+        await self._recording.held(holding.peer, lease)
 
     async def release(self, holding: Holding) -> None:
         """Release a lease, or a possible lease. Returns when it is gone, or must be by its deadline. Cancellable."""
@@ -205,6 +218,7 @@ class Holdings:
                     holding.be_gone()
                 else:
                     await trio.sleep(pauses.next(error))
+        await self._recording.gone(holding.peer, holding.lease_id)
 
     async def release_all(self, *, but: Collection[Holding] = ()) -> list[Holding]:
         """Release everything, at all peers at once. Returns what may still exist when the time is over.
@@ -273,6 +287,7 @@ class Holdings:
             if holding.state is state:
                 holding.lease, holding.renewed_at = lease, sent
                 holding.ends = sent + (self._ttl if state is HoldingState.COMMITTED else _longest_time(lease))
+                await self._recording.held(holding.peer, lease)
 
     def _time_to_live(self, holding: Holding) -> float:
         """The length of each renewal in seconds; 0 if none is needed."""

@@ -23,6 +23,7 @@ from .limits import RequesterLimits
 from .network import Broadcast, CandidateSource, PeerNetwork, PeerObserver
 from .peers import PeerCalls
 from .progress import OnProgress, ProgressLog
+from .recording import LeaseRecorder
 from .reservations import Reservation, open_reservation
 from .strategies import Strategy, StrategyOptions, strategy_named
 
@@ -36,7 +37,7 @@ class Requester:
 
     `sources` are queried in their order, the cheapest first, and `broadcast` after all of them. `observer` is informed
     of every peer that answers or cannot be reached. `clock` returns the Unix time in seconds. `token` is a grant for
-    providers that require one.
+    providers that require one. Reservations are written down by the `recorder`, if there is one.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Requester:
         rng: random.Random | None = None,
         token: bytes | None = None,
         skip_self: bool = True,
+        recorder: LeaseRecorder | None = None,
     ) -> None:
         self._context = RequesterContext(
             calls=PeerCalls(network, opener, observer=observer, clock=clock, token=token),
@@ -61,6 +63,7 @@ class Requester:
             clock=clock,
             rng=rng or random.SystemRandom(),
             skip_self=skip_self,
+            recorder=recorder,
         )
 
     def discover(

@@ -222,7 +222,7 @@ async def open_reservation(
     progress: ProgressLog,
 ) -> AsyncIterator[Reservation]:
     """Hold the ensemble while the block runs. Raises ReservationError, or ReservationLostError out of the block."""
-    holdings = Holdings(context.calls, context.limits, ttl, context.rng)
+    holdings = Holdings(context.calls, context.limits, ttl, context.rng, context.recorder)
     reservation: Reservation | None = None
     done = False
     try:

@@ -907,3 +907,58 @@ async def test_nodes_with_gpus_go_where_the_gpus_are(market, autojump_clock):
     async with market.requester().reserve(market.ensemble(*nodes)) as reservation:
         assert reservation.peers["gpu"] == "gpu"
         assert reservation.peers["plain"] != "gpu"
+
+
+class Notebook:
+    """Writes down what a requester holds, in memory; `fails` is raised by every write."""
+
+    def __init__(self, market, fails=None):
+        self.market, self.fails = market, fails
+        self.providers, self.leases, self.before = [], {}, []
+
+    async def note_provider(self, peer_id, addrs):
+        self._write()
+        self.providers.append(peer_id)
+        self.before.append(len(self.market.manager(peer_id).leases("requester")))
+
+    async def note(self, peer_id, leases):
+        self._write()
+        self.leases |= {lease.lease_id: lease for lease in leases}
+
+    async def forget(self, peer_id, lease_ids):
+        self._write()
+        for lease_id in lease_ids:
+            self.leases.pop(lease_id, None)
+
+    def _write(self):
+        if self.fails is not None:
+            raise self.fails
+
+
+async def test_a_recorder_knows_what_is_held_from_before_it_is_taken_until_it_has_ended(market):
+    await start(market, 2)
+    notes = Notebook(market)
+    requester = market.requester(recorder=notes)
+    async with requester.reserve(market.ensemble("a", "b", cores=2), ttl=30.0) as reservation:
+        # A provider is noted before it is asked: a lease whose answer is lost is found there.
+        assert set(notes.providers) == set(reservation.peers.values())
+        assert set(notes.before) == {0}
+        assert notes.leases == {lease.lease_id: lease for lease in reservation.leases.values()}
+        first = {lease_id: lease.deadline for lease_id, lease in notes.leases.items()}
+        await trio.sleep(60)
+        assert all(notes.leases[lease_id].deadline > deadline for lease_id, deadline in first.items()), "renewed"
+        await reservation.allocate()
+        assert {lease.state for lease in notes.leases.values()} == {LeaseState.ALLOCATED}
+    assert notes.leases == {}
+    async with requester.reserve(market.ensemble("a", cores=2), keep=True) as reservation:
+        pass
+    assert set(notes.leases) == {lease.lease_id for lease in reservation.leases.values()}, "kept"
+
+
+async def test_a_recorder_that_fails_is_logged_and_changes_nothing_else(market, caplog):
+    await start(market, 1)
+    requester = market.requester(recorder=Notebook(market, OSError("the disk is full")))
+    async with requester.reserve(market.ensemble("a", cores=2)) as reservation:
+        assert len(reservation.leases) == 1
+    assert promised(market) == {}
+    assert "the disk is full" in caplog.text

@@ -73,7 +73,6 @@ def reserve(
     which ends the command.
     """
     from ...config.ensemble import read_ensemble_file
-    from ...home.lease_journal import LeaseJournal
     from ...telemetry.logs import show_warnings
     from ..child_process import check_command
     from ..event_loop import run_async
@@ -83,18 +82,11 @@ def reserve(
     show_warnings()
     settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
     place, ensemble = home_at(home), read_ensemble_file(file)
-    journal = LeaseJournal(place.path)
 
     def hold(show: Callable[[Reserved], None], on_progress: OnProgress | None = None) -> int:
-        def tell(reserved: Reserved) -> None:
-            # Before anything else: what outlives this process is found by the providers' lists.
-            for node in reserved.nodes:
-                journal.note_provider(node.peer_id, node.addrs)
-            show(reserved)
-
         options: dict[str, Any] = {
             "strategy": strategy, "currency": currency, "ttl": ttl, "timeout": timeout, "wait": wait,
-            "allocate": allocate, "token": token, "tell": tell, "on_progress": on_progress,
+            "allocate": allocate, "token": token, "tell": show, "on_progress": on_progress,
         }  # fmt: skip
         words = tuple(command or ())
         # The running peer searches with its own settings: others are for a host of the command's own.

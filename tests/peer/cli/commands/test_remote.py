@@ -241,7 +241,15 @@ async def test_reserve_through_the_running_peer_takes_its_own_capacity_too(
 ) -> None:
     # Known after the first answer.
     assert (await command("free", peers[0].addrs[0]))[0] == 0
-    script = "import os, sys; print(os.environ['DMS_PEER_IDS']); sys.exit(7)"
+    # While the command runs, the journal of the home knows every lease.
+    script = (
+        "import json, os, sys\n"
+        f"journal = json.load(open({str(tmp_path / 'own' / 'leases.json')!r}))\n"
+        "held = {one['lease']['lease_id'] for one in journal['leases']}\n"
+        "assert held == set(os.environ['DMS_LEASE_IDS'].split()), held\n"
+        "print(os.environ['DMS_PEER_IDS'])\n"
+        "sys.exit(7)\n"
+    )
     process = await reserving(tmp_path, "--", sys.executable, "-c", script)
     assert process.stdout is not None
     out = b"".join([part async for part in process.stdout]).decode()
@@ -251,7 +259,9 @@ async def test_reserve_through_the_running_peer_takes_its_own_capacity_too(
     assert set(out.split()) == {peers[0].peer_id, peers[1].peer_id}
     # Everything was released before the command ended.
     assert [await leases_at(tmp_path, name) for name in ("provider", "own")] == [0, 0]
-    assert {one.peer_id for one in LeaseJournal(tmp_path / "own").providers()} == set(out.split())
+    journal = LeaseJournal(tmp_path / "own")
+    assert {one.peer_id for one in journal.providers()} == set(out.split())
+    assert journal.leases() == []
 
 
 async def test_a_reservation_of_a_running_peer_that_cannot_be_had_says_why(
