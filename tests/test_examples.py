@@ -1,4 +1,4 @@
-"""Each example runs as it stands, in a process of its own."""
+"""Each example runs unchanged, in a process of its own."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("peer", "protocols", "resources", "examples") for path in (ROOT / folder).rglob("*.py")]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-# Words of ours that a newcomer would have to learn, and phrases that have to be read twice.
+# Private words that a newcomer would have to learn, and phrases that have to be read twice.
 FORBIDDEN = re.compile(
     r"\b(?:errands?|arrivals|company|conducts?|caged?|guardian|(?<!head)rooms?|quicken|shun(?:s|ned)?|whoever|how-manieth)\b"
     r"|is no (?:multiaddr|field|duration|peer id|number|time)\b"
@@ -39,7 +39,7 @@ def test_no_forbidden_word_is_used() -> None:
 
 
 def _public_names(path: Path) -> tuple[set[str], set[str]]:
-    """What a module lists in `__all__`, and what it defines itself."""
+    """The names that a module lists in `__all__`, and those that it defines itself."""
     listed: set[str] = set()
     defined: set[str] = set()
     for node in ast.parse(path.read_text()).body:

@@ -28,7 +28,7 @@ from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMD
 from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import GIB, Cores
 
-# The same examples each time, or for an hour new ones. That a machine is busy is no failure.
+# The same examples each time, or new ones for an hour. A busy machine is no failure.
 settings.register_profile("quick", deadline=None, derandomize=True, database=None)
 settings.register_profile("long", deadline=None, database=None, max_examples=20_000)
 settings.load_profile("long" if os.environ.get("DMS_TEST_PROFILE") == "long" else "quick")
@@ -37,7 +37,7 @@ OpenLedger: TypeAlias = Callable[..., AbstractAsyncContextManager[ResourceManage
 
 
 class MovedClock:
-    """The ledger's clock: steady time is trio's (a MockClock in most tests) plus `slept`; wall time can be set."""
+    """The ledger's clock: steady time is trio's (a MockClock in most tests) plus `slept`. Wall time can be set."""
 
     def __init__(self, *, wall: float = 1_800_000_000.0, boot_id: str = "boot-1") -> None:
         self.boot_id = boot_id
@@ -51,15 +51,15 @@ class MovedClock:
         return self._wall + trio.current_time() + self.slept
 
     def jump(self, seconds: float) -> None:
-        """Somebody sets the wall clock."""
+        """Set the wall clock forward or back."""
         self._wall += seconds
 
     def suspend(self, seconds: float) -> None:
-        """The machine sleeps: both clocks go on, trio's does not."""
+        """Suspend the machine: both clocks continue, trio's does not."""
         self.slept += seconds
 
     def reboot(self, boot_id: str, *, away: float = 0.0) -> None:
-        """The steady clock begins anew, the wall clock has gone on for `away` seconds."""
+        """The steady clock starts again at 0; the wall clock has continued for `away` seconds."""
         wall = self.wall() + away
         self.slept = -trio.current_time()
         self.boot_id = boot_id
@@ -67,12 +67,12 @@ class MovedClock:
 
 
 async def run_inline(call: Callable[[], None]) -> None:
-    """Does the blocking call at once, so that virtual time works."""
+    """Run the blocking call at once, so that virtual time works."""
     call()
 
 
 class Worker:
-    """A worker that a test can stop and let go again, and that counts its calls."""
+    """A worker that a test can pause and resume, and that counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -106,7 +106,7 @@ def make_gpu(
 def make_demand(
     cores: float = 0, ram: int = 0, disk: int = 0, gpus: Sequence[int | GPUDemand] = (), architecture: str = ""
 ) -> Demand:
-    """A demand of cores, GiB of RAM and disk, and GPUs of so many GiB."""
+    """A demand of cores, GiB of RAM and disk, and GPUs with this many GiB."""
     return Demand(
         cpu=CPUDemand(cores=Cores.of(cores), architecture=architecture),
         ram=RAMDemand(size=ram * GIB),
@@ -142,7 +142,7 @@ def make_offer(
     windows: Sequence[str] = (),
     holds: HoldLimits = HoldLimits(max_seconds=30.0),  # noqa: B008 - immutable
 ) -> OnboardedResources:
-    """The machine as it is, or the parts that are named (GiB)."""
+    """The whole machine, or the named parts (GiB)."""
     return OnboardedResources(
         cpu=CPU(cores=machine.cpu.cores if cores is None else Cores.of(cores)),
         ram=machine.ram if ram is None else RAM(size=ram * GIB),
@@ -187,7 +187,7 @@ def new_offer() -> Callable[..., OnboardedResources]:
 
 @pytest.fixture
 def new_worker() -> type[Worker]:
-    """Makes workers that can be stopped."""
+    """Makes workers that can be paused."""
     return Worker
 
 
@@ -199,13 +199,13 @@ def clock() -> MovedClock:
 
 @pytest.fixture
 def ledger_path(tmp_path: Path) -> Path:
-    """Where the test's ledger lies."""
+    """The path of the test's ledger."""
     return tmp_path / "ledger.db"
 
 
 @pytest.fixture
 def open_ledger(ledger_path: Path, machine: MachineResources, clock: MovedClock) -> OpenLedger:
-    """Opens the test's ledger with its clock, in the event loop's thread; onboards all of the machine at first."""
+    """Opens the test's ledger with its clock, in the event loop's thread. Onboards the whole machine at first."""
 
     @asynccontextmanager
     async def open_(
@@ -220,7 +220,7 @@ def open_ledger(ledger_path: Path, machine: MachineResources, clock: MovedClock)
             try:
                 yield manager
             finally:
-                # A test that failed must not wait for a disk that it stopped.
+                # A failed test must not wait for a disk that it has paused.
                 if isinstance(options["worker"], Worker):
                     options["worker"].go()
 

@@ -1,4 +1,4 @@
-"""The DMS's resource types: what is written can be read, and unknown is left out."""
+"""The DMS's resource types: what is written can be read, and unknown values are left out."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_what_is_no_port(port: int) -> None:
         (0, 0, 100, 100),
         (100, 0, 100, 90),
         (100, 5, 100, 85),
-        # A share is rounded up: what is kept back is never less than was said.
+        # A share is rounded up, so that no less is kept back than was requested.
         (1, 0, 100, 99),
         (1000, 0, 100, 0),
         (500, 80, 100, 0),

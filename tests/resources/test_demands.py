@@ -1,4 +1,4 @@
-"""What a job asks for: which devices are meant, and how a shortage reads."""
+"""Demands: which devices match, and how a shortage is described."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_what_fits(demand: Demand) -> None:
         Demand(cpu=CPUDemand(architecture="arm64")),
         Demand(ram=RAMDemand(size=8 * GIB + 1)),
         Demand(disk=DiskDemand(size=100 * GIB + 1)),
-        # The device that another has to itself does not count, and one device is not two.
+        # A device that belongs to another lease does not count, and one device is not two.
         Demand(gpus=(GPUDemand(vram=40 * GIB),)),
         Demand(gpus=(GPUDemand(vram=20 * GIB), GPUDemand(vram=20 * GIB))),
     ],

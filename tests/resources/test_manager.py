@@ -1,4 +1,4 @@
-"""The manager as its callers see it: the seed's calls, restarts, windows, what it forgets nothing of."""
+"""The manager as its callers see it: the seed's calls, restarts, windows, and what it remembers."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ async def test_nothing_outlives_the_owners_night(
         await manager.renew("night", ttl=1800)
         await trio.sleep(1801)
         assert not manager.is_committed("night")
-        # A wall clock that is set moves the owner's window with it.
+        # Setting the wall clock moves the owner's window.
         clock.jump(-12 * 3600)
         with pytest.raises(WindowError):
             await commit("early again", 1)

@@ -205,7 +205,7 @@ def test_a_device_that_is_gone_is_not_given() -> None:
 
 
 def _fit_together(jobs: Sequence[Sequence[GPUDemand]], there: Sequence[DeviceState]) -> bool:
-    """Tries everything."""
+    """Exhaustive search."""
     if not jobs:
         return True
     for chosen in itertools.permutations(range(len(there)), len(jobs[0])):
@@ -238,7 +238,7 @@ def test_several_jobs_are_placed_together_where_they_can_be(
 
 
 def test_jobs_that_a_greedy_placement_misses_are_placed_together() -> None:
-    # The largest first, each on the tightest card: 6 and 4, 4 and 4 and 3, and no room for the second 3.
+    # The largest first, each on the tightest card: 6 and 4, 4 and 4 and 3, and no space for the second 3.
     jobs = [wishes(6), wishes(4), wishes(4), wishes(4), wishes(3), wishes(3)]
     placed = place_together(jobs, devices(12, 12))
     assert placed is not None
@@ -246,7 +246,7 @@ def test_jobs_that_a_greedy_placement_misses_are_placed_together() -> None:
 
 
 def test_a_search_does_not_go_where_there_cannot_be_enough_room() -> None:
-    # Without looking at what is left for the rest, ten times as many steps do not find it.
+    # Without the check of what is left for the rest, ten times as many steps do not find it.
     mib = [
         *([28458], [23146], [40227], [38361], [40590], [20633], [22192], [37235], [45298], [41874, 39433]),
         *([39227], [21385], [28092, 33954], [22694], [38127, 44302], [37286]),
@@ -256,7 +256,7 @@ def test_a_search_does_not_go_where_there_cannot_be_enough_room() -> None:
     assert placed is not None
     for number in range(8):
         assert sum(one.vram for job in placed for one in job if one.uuid == f"gpu-{number}") <= 81920
-    # And what cannot be is known at once.
+    # An impossible placement is detected at once.
     assert place_together([wishes(41000)] * 17, devices(*[82000] * 8), steps=100) is None
 
 

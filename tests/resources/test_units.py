@@ -1,4 +1,4 @@
-"""Amounts are exact, and written and read in one way."""
+"""Amounts are exact, and have one written form."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_cores_are_the_same_after_the_wire(cores: Cores) -> None:
     st.floats() | _MILLICORES.map(lambda millicores: millicores / 1000) | st.integers(0, 10**7).map(lambda n: n / 7e3)
 )
 def test_a_float_is_the_number_that_it_is_written_as(cores: float) -> None:
-    """A float means the shortest text that is read back as it, and is refused where that text is."""
+    """A float means the shortest text that is read back as the same float, and is refused if that text is."""
     for near in (cores, nextafter(cores, inf), nextafter(cores, -inf)):
         try:
             written = Cores.of(repr(near))
@@ -168,7 +168,7 @@ def test_more_than_there_is_cannot_be_taken() -> None:
         ("1kB", 1000),
         ("1KiB", 1024),
         ("0.5KiB", 512),
-        # What is shown of a size can be written again.
+        # The displayed form of a size can be used as input.
         ("1.3GiB", 1395864371),
         ("0", 0),
         ("9223372036854775807B", 2**63 - 1),
@@ -216,7 +216,7 @@ def test_no_text_raises_anything_but_an_amount_error(text: str) -> None:
 @given(st.integers(min_value=0, max_value=2**63 - 1))
 def test_a_size_that_is_shown_is_near_and_never_more(size: int) -> None:
     shown = parse_size(format_size(size))
-    # Two decimals: whoever asks for what is shown as free gets it.
+    # Two decimals: a request for the displayed free amount is granted.
     assert shown <= size
     assert size - shown <= max(size // 100, 0)
 

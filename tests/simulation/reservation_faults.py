@@ -1,6 +1,6 @@
-"""Runs reservations under fault by their seeds, and tells what happened: `python reservation_faults.py SEED [SEED …]`.
+"""Runs reservations under fault by their seeds, and prints what happened: `python reservation_faults.py SEED [SEED …]`.
 
-With `--range FIRST LAST` it runs many and tells only what they come to.
+With `--range FIRST LAST` it runs many and prints only a summary.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _run_many(seeds: range, directory: Path) -> int:
-    # The runs wait for nobody: whoever shares the machine with them and does goes first.
+    # The runs may take their time: other users of the machine go first.
     os.nice(5)
     counts: Counter[str] = Counter()
     failed = 0

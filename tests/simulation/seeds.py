@@ -1,8 +1,8 @@
-"""Plays worlds by their seeds: `python tests/simulation/seeds.py SEED [--trace]` or `--range FIRST LAST [--long]`.
+"""Runs worlds by their seeds: `python tests/simulation/seeds.py SEED [--trace]` or `--range FIRST LAST [--long]`.
 
-A seed whose world does not hold is told with what was broken and the last 50 events; `--trace` tells all of them.
-With `--range` the seeds are shared out among processes (`--processes`), and what happened in all of them is counted;
-`--long` plays 100,000 from FIRST on.
+If an invariant is violated, the seed, the invariant and the last 50 events are printed; `--trace` prints all events.
+With `--range` the seeds are distributed among processes (`--processes`), and the events of all of them are counted;
+`--long` runs 100,000 from FIRST on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dms_simulation.providers import ledger_directory  # noqa: E402 - behind the
 from dms_simulation.world.runs import run_world  # noqa: E402 - behind the path
 
 LONG = 100_000
-# Seeds that a process is given at a time.
+# Seeds that a process gets at a time.
 SHARE = 25
 
 
@@ -60,7 +60,7 @@ def _run_many(seeds: range, processes: int) -> int:
     broken: list[str] = []
     started = time.perf_counter()
     shares = [seeds[at : at + SHARE] for at in range(0, len(seeds), SHARE)]
-    # Worlds wait for nobody: whoever shares the machine with them and does goes first.
+    # The worlds may take their time: other users of the machine go first.
     with ProcessPoolExecutor(processes, initializer=os.nice, initargs=(5,)) as pool:
         for own, failed in pool.map(_run_share, shares):
             counts += own

@@ -1,7 +1,7 @@
-"""Searches for capacity on a network of ten thousand peers, in virtual time: what they cost and how long they take.
+"""Searches for capacity on a network of ten thousand peers, in virtual time: their cost and duration.
 
 `python ten_thousand.py [--peers 10000] [--searches 1000] [--seed 1] [--json FILE] [--docs]`. The same arguments give
-the same figures. `--no-idle` leaves out what peers send while nobody asks; `--docs` writes the tables into
+the same figures. `--no-idle` leaves out what idle peers send. `--docs` writes the tables into
 docs/simulation-network.md.
 """
 
@@ -111,7 +111,7 @@ def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[st
 
 
 def _write(name: str, lines: Sequence[str]) -> None:
-    """Replace what stands between the two marks of this name."""
+    """Replace the text between the two marks of this name."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     before, _, rest = PAGE.read_text().partition(begin)
     PAGE.write_text(before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2])

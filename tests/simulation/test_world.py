@@ -1,6 +1,6 @@
-"""Whatever fails and whoever lies: what is promised is there, is kept, and is never promised twice.
+"""Whatever fails and whichever peers lie: what is promised is available, is kept, and is never promised twice.
 
-Seeded worlds, each of which can be played again by its number: `python tests/simulation/seeds.py SEED --trace`.
+Seeded worlds, each of which can be repeated by its number: `python tests/simulation/seeds.py SEED --trace`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("seeds.py")
-# Runs a program on a processor of which nobody could tell how fast it is.
+# Runs a program on a processor of unpredictable speed.
 UNSTEADY = """
 import random, runpy, sys, time
 time.perf_counter = time.process_time = time.thread_time = lambda: random.SystemRandom().uniform(0.0, 10.0)
@@ -25,7 +25,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 LONG = os.environ.get("DMS_TEST_PROFILE") == "long"
 WORLDS = 100_000 if LONG else 1000
 
-# What has to happen in a thousand worlds for them to be worth something, and how often at least.
+# What has to happen in a thousand worlds for them to be useful, and how often at least.
 FAULTS = (
     "killed", "killed in a write", "rebooted", "clock set", "disk failed", "link may stall", "link may cut",
     "link may late", "connection cut", "repeated",

@@ -1,9 +1,9 @@
-"""A writer to be killed: 64 clients change one ledger as fast as they can and tell what was acknowledged.
+"""A writer to be killed: 64 clients change one ledger as fast as they can and report what was acknowledged.
 
     python crash_writer.py LEDGER SEED ROUND
 
-Each line on standard output is one JSON object. `begin` stands before an operation and names it; `done` stands after
-its acknowledgement, with the answer; `refused` stands after a refusal, which changes nothing.
+Each line on standard output is one JSON object. `begin` precedes an operation and names it; `done` follows its
+acknowledgement, with the answer; `refused` follows a refusal, which changes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import GIB, Cores, encode_value
 
 CLIENTS = 64
-# Capacity and ports for most of what the clients ask, so that every kind of refusal happens too.
+# Capacity and ports for most of what the clients request, so that every kind of refusal occurs too.
 MACHINE = MachineResources(
     cpu=CPU(cores=Cores(64_000)),
     ram=RAM(size=256 * GIB),
@@ -45,13 +45,13 @@ Answer = Lease | EndedLease | list[Lease] | None
 
 
 def tell(kind: str, operation: str, ids: list[str], **more: object) -> None:
-    """One line, written with one call and without a buffer: it is out when this returns."""
+    """One line, written with one call and without a buffer, so that it is out when this returns."""
     line = json.dumps({"kind": kind, "operation": operation, "ids": ids, **more})
     os.write(1, line.encode() + b"\n")
 
 
 async def attempt(operation: str, ids: list[str], call: Callable[[], Awaitable[Answer]], **more: object) -> bool:
-    """Begins an operation and tells how it went; says whether it was done."""
+    """Run an operation and report it. Returns whether it was done."""
     tell("begin", operation, ids, **more)
     try:
         answer = await call()
@@ -59,7 +59,7 @@ async def attempt(operation: str, ids: list[str], call: Callable[[], Awaitable[A
         raise
     except ResourcesError as error:
         tell("refused", operation, ids, code=error.code)
-        # A refusal is decided without a wait; the others have to get their turn.
+        # A refusal is decided without a wait, so the others have to get their turn here.
         await trio.lowlevel.checkpoint()
         return False
     tell("done", operation, ids, answer=msgspec.to_builtins(answer, enc_hook=encode_value), **more)
@@ -67,7 +67,7 @@ async def attempt(operation: str, ids: list[str], call: Callable[[], Awaitable[A
 
 
 class Client:
-    """Takes leases through their lives, one at a time, with chance for its guide."""
+    """Takes leases through their lives at random, one at a time."""
 
     def __init__(self, manager: ResourceManager, name: str, seed: str) -> None:
         self.manager = manager
@@ -76,7 +76,7 @@ class Client:
         self.number = 0
 
     async def run(self) -> None:
-        """Goes on until the process is killed."""
+        """Run until the process is killed."""
         while True:
             await (self.single() if self.chance.random() < 0.7 else self.group())
 
@@ -121,7 +121,7 @@ class Client:
                 await attempt("gone", [key], lambda: manager.job_gone(key, fence=lease.fence))
 
     async def group(self) -> None:
-        """Commits two to four leases together, and releases them one by one."""
+        """Commit two to four leases together, and release them one by one."""
         requests = [self.request() for _ in range(self.chance.randrange(2, 5))]
         ids = [request.lease_id for request in requests]
         if await attempt("group", ids, lambda: self.manager.commit_group(requests, group=ids[0])):
@@ -147,7 +147,7 @@ class Client:
 
 
 async def own(manager: ResourceManager, chance: random.Random) -> None:
-    """The owner onboards more and less, again and again."""
+    """The owner onboards more and less, repeatedly."""
     while True:
         index = chance.randrange(len(OFFERS))
         await attempt("onboard", [], lambda: manager.update_onboarded_resources(OFFERS[index]), offer=index)  # noqa: B023
@@ -164,14 +164,14 @@ async def clear(manager: ResourceManager, lease: Lease) -> None:
 
 
 async def main(path: Path, seed: str, number: str) -> None:
-    """Opens the ledger and sets everybody to work."""
+    """Open the ledger and start all clients."""
     chance = random.Random(f"{seed}/{number}")
     async with open_manager(path, MACHINE) as manager, trio.open_nursery() as nursery:
         if manager.get_onboarded_resources() is None:
             await attempt("onboard", [], lambda: manager.update_onboarded_resources(OFFERS[2]), offer=2)
         tell("ready", "", [])
         for lease in manager.leases():
-            # Some are left to one more round.
+            # Some leases are left for another round.
             if chance.random() < 0.8:
                 nursery.start_soon(clear, manager, lease)
         nursery.start_soon(own, manager, chance)

@@ -1,12 +1,12 @@
-"""One scripted life of a ledger on a disk that fails, once for every call that the disk is asked for.
+"""One scripted life of a ledger on a failing disk, once for every call that the disk gets.
 
     LD_PRELOAD=SHIM python faulty_ledger.py SHIM FOLDER FAULT
 
-FAULT is a JSON object (`error`, `lasting`, `partial`, `die`, `made`, `every`, `trace`). For n = 1, 2, ... (with `every`
-each so many) a child of this process lives the script in FOLDER/n while the n-th call fails, until there is no n-th
-call. Each step that fails is tried again: while the disk still fails it has to fail again, and after that it has to
-succeed. With `die` the process ends at the first failure instead; with `made` the ledger is made before the disk fails.
-With `trace` there is one life, undisturbed, that FOLDER/trace records. What happened is written to FOLDER/n.json.
+FAULT is a JSON object (`error`, `lasting`, `partial`, `die`, `made`, `every`, `trace`). For n = 1, 2, ... (with
+`every`, every so many) a child of this process runs the script in FOLDER/n while the n-th call fails, until there is no
+n-th call. Each failed step is repeated: while the disk fails it has to fail again, and after that it has to succeed.
+With `die` the process ends at the first failure instead; with `made` the ledger is created before the disk fails. With
+`trace` there is one life without faults, which FOLDER/trace records. The results are written to FOLDER/n.json.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MACHINE = MachineResources(
 ONBOARDED = OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=MACHINE.gpus)
 SMALL = Demand(cpu=CPUDemand(cores=Cores(500)), ram=RAMDemand(size=GIB))
 LARGE = Demand(cpu=CPUDemand(cores=Cores(1500)), gpus=(GPUDemand(vram=6 * GIB),))
-# More than is left at any moment of the script while something is promised.
+# More than is left at any moment of the script while there is a lease.
 ALL = Demand(cpu=CPUDemand(cores=Cores(4000)))
 
 AT_A_TIME = 8
@@ -74,7 +74,7 @@ STEPS: tuple[Step, ...] = (
 
 
 class FaultyDisk:
-    """The shim, seen from inside of the process."""
+    """The shim, as seen inside the process."""
 
     def __init__(self, shim: str, fault: dict[str, Any]) -> None:
         self._library = ctypes.CDLL(shim)
@@ -88,22 +88,22 @@ class FaultyDisk:
         )
 
     def trace(self, descriptor: int) -> None:
-        """Records every call from now on."""
+        """Record every call from now on."""
         self._library.faulty_disk_trace(descriptor)
 
     def heal(self) -> None:
-        """Nothing fails any more."""
+        """Stop all failures."""
         self._library.faulty_disk_heal()
 
     @property
     def calls(self) -> int:
-        """How many calls there were since it was armed."""
+        """The number of calls since it was armed."""
         return int(self._library.faulty_disk_calls())
 
 
 @dataclass
 class Life:
-    """What happened in one run of the script."""
+    """The events of one run of the script."""
 
     folder: Path
     fault: dict[str, Any]
@@ -114,7 +114,7 @@ class Life:
     leases: Any = None
 
     async def live(self) -> None:
-        """Opens the ledger and goes through the steps."""
+        """Open the ledger and run the steps."""
         async with self._opened() as manager:
             for name, step in STEPS:
                 await self._take(name, step, manager)
@@ -154,7 +154,7 @@ class Life:
         raise AssertionError(f"{name} does not succeed on a disk that works again")
 
     async def _look(self, name: str, manager: ResourceManager) -> None:
-        """Queries are answered while the disk fails, and nothing is offered twice."""
+        """Queries are answered while the disk fails, and nothing is promised twice."""
         free = manager.get_free_resources()
         taken = sum(lease.resources.cpu.cores.millicores for lease in manager.leases())
         offered = manager.get_onboarded_resources()
@@ -172,13 +172,13 @@ class Life:
 
     def _acknowledge(self, name: str) -> None:
         self.acknowledged.append(name)
-        # Below the folder, so that it stands in the trace after the sync that it rests on.
+        # Below the folder, so that it comes in the trace after the sync on which it depends.
         if self.fault["trace"]:
             with open(self.folder / "acknowledged", "ab", buffering=0) as file:
                 file.write(f"{name}\n".encode())
 
     def write(self) -> None:
-        """Leaves the report."""
+        """Write the report."""
         self.disk.heal()
         report = {
             "acknowledged": self.acknowledged,
@@ -207,7 +207,7 @@ def live_once(shim: str, folder: Path, fault: dict[str, Any], nth: int) -> None:
 
 
 def begin(shim: str, folder: Path, fault: dict[str, Any], nth: int) -> int:
-    """Lives once in a child of this process, whose number it returns."""
+    """Run one life in a child of this process. Returns the child's number."""
     child = os.fork()
     if child:
         return child
@@ -220,7 +220,9 @@ def begin(shim: str, folder: Path, fault: dict[str, Any], nth: int) -> int:
 
 
 def main(shim: str, folder: Path, fault: dict[str, Any]) -> None:
-    """All lives; the modules are imported once, and some live at a time, because SQLite sleeps on a failing disk."""
+    """All lives. The modules are imported once, and several lives run at a time, because SQLite sleeps on a failing
+    disk.
+    """
     every = fault["every"]
     for first in [0] if fault["trace"] else itertools.count(1, AT_A_TIME * every):
         numbers = [0] if fault["trace"] else range(first, first + AT_A_TIME * every, every)

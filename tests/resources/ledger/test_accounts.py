@@ -1,4 +1,4 @@
-"""What is outstanding together: for a holder, for all, and for each grant that a lease is charged to."""
+"""Sums of what is outstanding: for a holder, for all, and for each grant to which a lease is charged."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_halves_of_a_grant_are_together_no_more_than_the_whole(book: Book, n
     with pytest.raises(AccountError, match="whole"):
         take(book, request("two", new_demand(3), ORGANISATION, OTHER_HALF))
     take(book, request("two", new_demand(2), ORGANISATION, OTHER_HALF))
-    # Who has no grant is not bound by one.
+    # A holder without a grant is not limited by one.
     take(book, request("three", new_demand(4)))
 
 
@@ -168,7 +168,7 @@ def test_a_holder_has_no_more_than_its_share_whatever_it_is_for(book: Book, new_
     assert caught.value.code == "share_exceeded"
     take(book, request("one", new_demand(1.5), share=quarter, holder="other"))
     take(book, request("two", new_demand(1), share=quarter))
-    # The hold becomes a commitment, although the owner has lowered the share since: a bid once given is kept.
+    # The hold becomes a commitment, although the owner has lowered the share since, because a bid has to be kept.
     take(book, request("held", new_demand(1), share=share(millicores=1)))
     with pytest.raises(ShareError):
         take(book, request("three", new_demand(0.001), share=quarter))
@@ -217,7 +217,9 @@ def test_amounts_below_zero_are_a_defect_that_is_seen(new_demand: NewDemand, boo
 
 @given(st.data())
 def test_the_sums_are_those_of_the_leases_whatever_happens(data: st.DataObject) -> None:
-    """Random changes, some of them taken back: what is kept step by step is what adding up from the start gives."""
+    """Random changes, some of them undone: the sums that are updated step by step equal those added up from
+    the start.
+    """
     sums = Sums()
     live: list[tuple[str, tuple[str, ...], Resources]] = []
 

@@ -1,4 +1,4 @@
-"""The audit finds what does not match, mends what it may, and sees no differences where there are none."""
+"""The audit finds mismatches, repairs what it may, and finds none where there are none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the book keeps between two changes is what it would find out anew."""
+"""The running state of the book equals what would be computed from the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A refusal is a contract: every short dimension with asked, free and total, and what it says is free is granted."""
+"""A refusal is a contract: every dimension that falls short, with requested, free and total amounts; a request for the
+free amounts is granted.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,7 @@ port_demands = st.builds(
 
 
 def as_free(demand: Demand, ports: PortDemand, shortages: tuple[Shortage, ...]) -> tuple[Demand, PortDemand]:
-    """The demand with what is said to be free in the place of what is short."""
+    """The demand, with the free amounts in place of those that fall short."""
     cpu, ram, disk, gpus = demand.cpu, demand.ram, demand.disk, demand.gpus
     for shortage in shortages:
         match shortage:
@@ -120,7 +122,7 @@ def test_a_refusal_names_every_short_dimension_and_no_other(
 ) -> None:
     shortages = capacity.shortages(demand, ports)
     for shortage in shortages:
-        # To help in all the others is not enough.
+        # Reducing all the others is not enough.
         others = tuple(one for one in shortages if one is not shortage)
         assert capacity.shortages(*as_free(demand, ports, others)) == (shortage,)
         assert describe_shortage(shortage)

@@ -1,4 +1,4 @@
-"""Deadlines follow the steady clock within a boot and the wall clock across one; no jump of a clock moves them."""
+"""Deadlines follow the steady clock within a boot and the wall clock across one. No jump of a clock moves them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dms_resources.ledger.clock import SystemClock, remaining_after_restart
 
 
 class StoppedClock:
-    """Shows what the test says."""
+    """Shows the time that the test sets."""
 
     boot_id = "now"
 
@@ -84,7 +84,7 @@ async def test_the_sweep_needs_nobody_to_ask(
         with trio.move_on_after(10_000):
             while len(ends) < 4:
                 await manager._ledger.changed.wait()
-                # Looks at the book itself: every way through the manager would sweep.
+                # This reads the book itself, because every call of the manager would end leases.
                 ends += [trio.current_time()] * (4 - len(ends) - len(manager._ledger.book.leases))
         assert ends == [pytest.approx(end, abs=0.01) for end in (5.0, 50.0, 500.0, 5000.0)]
 
@@ -116,7 +116,7 @@ async def test_a_suspended_machine_finds_what_ended_meanwhile(
         await manager.commit_resources("next", new_demand(8), holder="other", ttl=60.0)
         await manager.commit_resources("asleep", new_demand(0), holder="peer", ttl=3600.0)
         clock.suspend(3600.0)
-        # And within half a minute also where nobody asks.
+        # Within half a minute, even without any calls.
         await trio.sleep(31)
         assert not manager._ledger.book.leases
 
@@ -148,7 +148,7 @@ async def test_a_broken_clock_and_many_restarts_hold_nothing_for_ever(
     clock.reboot("boot-2")
     clock.jump(-1e9)
     for _ in range(4):
-        # What is left of it was counted once, at the first start after the boot.
+        # The remaining time was computed once, at the first start after the boot.
         async with open_ledger() as manager:
             await trio.sleep(16)
     async with open_ledger() as manager:
@@ -173,7 +173,7 @@ async def test_no_setting_of_the_clock_gives_an_id_out_again(
         async with open_ledger() as manager:
             await trio.sleep(2 * 3600)
             clock.jump(-jump)
-            # A bid that was valid when it was released may be so again now.
+            # A bid that was valid when it was released may be valid again now.
             with pytest.raises(EndedError):
                 await manager.commit_resources("released", new_demand(1), holder="peer", ttl=60.0)
             clock.jump(jump)

@@ -1,7 +1,7 @@
-"""Rules 1, 2 and 8 of the ledger against kill -9: a writer under load is killed again and again on one ledger.
+"""Rules 1, 2 and 8 of the ledger under kill -9: a writer under load is killed repeatedly on one ledger.
 
-What was acknowledged is there, exactly as acknowledged; of what was not, each operation happened or did not, a group as
-a whole; and never is more promised than is offered.
+Acknowledged changes are there exactly as acknowledged. Of the others, each took place or did not, a group as a whole.
+Never is more promised than is offered.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dms_resources.units import decode_value
 WRITER = Path(__file__).with_name("crash_writer.py")
 KILLS = 200 if os.environ.get("DMS_TEST_PROFILE") == "long" else 20
 SEED = os.environ.get("DMS_TEST_SEED", "1")
-# So many of the kills are early: while the writer starts, recovers the log, or makes the file.
+# This share of the kills is early: while the writer starts, recovers the log, or creates the file.
 EARLY = 0.2
 
 
@@ -49,7 +49,7 @@ class Witness:
     under_way: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def listen(self, lines: Iterator[dict[str, Any]]) -> int:
-        """Notes a writer's lines; says how many operations were acknowledged."""
+        """Note a writer's lines. Returns how many operations were acknowledged."""
         self.under_way.clear()
         done = 0
         for line in lines:
@@ -115,7 +115,9 @@ def _start(ledger: Path, number: int) -> subprocess.Popen[bytes]:
 
 
 def _run_and_kill(ledger: Path, number: int, chance: random.Random) -> list[dict[str, Any]]:
-    """Kills early while it starts, else after so many lines and a moment, so that a slow machine shows as much."""
+    """Kill early during the start, otherwise after a number of lines and a moment, so that a slow machine shows as
+    much.
+    """
     early, lines = chance.random() < EARLY, chance.randint(1, 400)
     kill_at, moment = time.monotonic() + chance.uniform(0.0, 0.4), chance.uniform(0.0, 0.02)
     heard = b""
@@ -132,7 +134,7 @@ def _run_and_kill(ledger: Path, number: int, chance: random.Random) -> list[dict
         writer.kill()
         os.set_blocking(writer.stdout.fileno(), True)
         heard += writer.stdout.read()
-    # A line that was cut by the kill was not heard.
+    # A line that the kill cut off was not received.
     return [json.loads(line) for line in heard.split(b"\n")[:-1]]
 
 
@@ -163,7 +165,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_half_done(ledger: Path) -> 
 
 
 def _check_leases(witness: Witness, contents: Contents) -> None:
-    """Each id is as it was acknowledged last, or as the operation under way left it."""
+    """Each id is as it was last acknowledged, or as the pending operation left it."""
     stored = {one.lease.lease_id: one.lease for one in contents.leases}
     alive = {key: lease for key, lease in stored.items() if lease.state is not LeaseState.ENDING}
     ended = {end.lease_id: end for end in contents.ended}
@@ -185,7 +187,7 @@ def _check_leases(witness: Witness, contents: Contents) -> None:
             assert now.fence == answer.fence
         else:
             assert isinstance(now, Lease)
-            # Nothing but what the operation changes has changed.
+            # Only what the operation changes has changed.
             assert (now.resources, now.ports, now.fence) == (answer.resources, answer.ports, answer.fence)
     unknown = (alive.keys() | ended.keys()) - witness.leases.keys() - moving.keys()
     assert not unknown, f"nobody asked for {unknown}"
@@ -218,14 +220,14 @@ def _check_ending(
 
 
 def _check_groups(contents: Contents) -> None:
-    """Of a group under way all are there or none. (After its acknowledgement its members end one by one.)"""
+    """Of a pending group all members are there or none. (After its acknowledgement its members end one by one.)"""
     ended = {end.lease_id for end in contents.ended}
     groups: dict[str, set[str]] = {}
     for stored in contents.leases:
         if stored.lease.group:
             groups.setdefault(stored.lease.group, set()).add(stored.lease.lease_id)
     for first, members in groups.items():
-        # The members' numbers follow each other, and they are released in that order.
+        # The members' numbers are consecutive, and they are released in that order.
         name, number = first.rsplit("-", 1)
         last = max(int(member.rsplit("-", 1)[1]) for member in members)
         expected = {f"{name}-{one}" for one in range(int(number), last + 1)}
@@ -268,7 +270,7 @@ def _check_amounts(contents: Contents) -> None:
 
 
 def _check_fences(witness: Witness, contents: Contents, fences: set[int], highest: int, number: int) -> None:
-    """A fencing number is given out once, and is greater than all before it, also over restarts."""
+    """A fencing number is used once, and is greater than all before it, also across restarts."""
     fresh = {
         **{key: answer.fence for key, answer in witness.leases.items()},
         **{stored.lease.lease_id: stored.lease.fence for stored in contents.leases},
@@ -281,7 +283,7 @@ def _check_fences(witness: Witness, contents: Contents, fences: set[int], highes
 
 
 def _adopt(witness: Witness, contents: Contents) -> None:
-    """What an operation under way left is from now on what has to stay."""
+    """What a pending operation left has to stay from now on."""
     for ids in witness.under_way:
         for key in ids:
             witness.leases.pop(key, None)

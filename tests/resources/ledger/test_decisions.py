@@ -158,7 +158,7 @@ def test_an_allocation_twice_answers_the_same(book: Book, new_demand: NewDemand)
 
 
 def test_who_shows_a_fencing_number_had_a_commitment(book: Book, new_demand: NewDemand) -> None:
-    # It ended so long ago that nobody remembers: the job may not begin as if nothing had happened.
+    # It ended so long ago that it is forgotten: the job must not start as if nothing had happened.
     with pytest.raises(NotCommittedError):
         allocate(book, "forgotten", fence=7, resources=new_demand(1))
     assert not book.leases
@@ -289,7 +289,7 @@ def test_nothing_is_taken_without_an_offer_or_while_draining(
         take(book, request("next", new_demand(0)))
     with pytest.raises(DrainingError):
         allocate(book, "next", resources=new_demand(0))
-    # What runs goes on.
+    # Running jobs continue.
     assert take(book, request("lease", new_demand(1))) == [lease]
     assert allocate(book, "lease").state is LeaseState.ALLOCATED
 
@@ -334,7 +334,7 @@ def test_what_would_fit_is_what_is_granted_and_nothing_is_changed(book: Book, ne
 
 
 def test_what_a_machine_is_comes_from_the_machine(machine: MachineResources, new_demand: NewDemand) -> None:
-    # The owner named amounts and devices, not what they are.
+    # The owner named amounts and devices, not their properties.
     onboarded = OnboardedResources(
         cpu=CPU(cores=Cores(8000)),
         ram=machine.ram,

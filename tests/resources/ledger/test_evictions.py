@@ -1,4 +1,4 @@
-"""The owner ends leases, and allocations end without renewals: by memory, by file, across restarts."""
+"""The owner ends leases, and allocations end without renewals: in memory, in the file, across restarts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def allocate(
 
 
 async def histories(manager: ResourceManager) -> list[tuple[str, str, str, str]]:
-    # What the deadlines did is written then too.
+    # What the deadlines caused is written then too.
     await trio.testing.wait_all_tasks_blocked()
     return [(one.actor, one.action, one.reason, one.detail) for _, one in reversed(await manager.history())]
 
@@ -71,7 +71,7 @@ async def test_an_evicted_lease_is_free_and_its_holder_is_told_why(
         assert (caught.value.code, caught.value.lease_id) == ("evicted", "lease")
     with pytest.raises(NotHolderError):
         await manager.renew("lease", ttl=9, holder="another")
-    # Asked again it answers the same and writes nothing.
+    # A repetition gets the same answer and writes nothing.
     entries = await histories(manager)
     assert entries[-1] == ("owner", "end", "evicted", "a game tonight")
     assert await manager.evict(["lease"], reason="another") == eviction
@@ -109,12 +109,12 @@ async def test_a_notice_bounds_every_renewal(
         ("lease", started + 60),
         ("job", started + 100),
     ]
-    # The wall clock is set: the time that is left stays what it is.
+    # The wall clock is set; the remaining time does not change.
     clock.jump(-5000.0)
     clock.suspend(50.0)
     renewed = [await manager.renew(name, ttl=600.0, holder="peer") for name in ("lease", "job")]
     assert [one.deadline for one in renewed] == [pytest.approx(clock.wall() + 50)] * 2
-    # A repeat gives no more time; an earlier notice counts.
+    # A repetition gives no more time; an earlier notice counts.
     assert (await manager.evict(everything=True, notice=3000.0)).noticed == tuple(renewed)
     await manager.evict(["lease"], notice=10.0, reason="now")
     clock.suspend(10.0)
@@ -197,7 +197,7 @@ async def test_an_allocation_ends_without_a_renewal(
     lease = await allocate(manager, new_demand(1))
     assert (lease.ttl, lease.deadline) == (FIFTEEN_MINUTES, clock.wall() + FIFTEEN_MINUTES)
     clock.suspend(899.0)
-    # The owner says how long a keep-alive is, whatever the holder names.
+    # The owner sets the length of a keep-alive, whatever the holder requests.
     renewed = await manager.renew("lease", ttl=5.0, holder="peer", fence=lease.fence)
     assert renewed.deadline == clock.wall() + FIFTEEN_MINUTES
     clock.suspend(899.0)
@@ -277,7 +277,7 @@ async def test_a_provider_that_was_away_ends_nothing_at_once(
         assert ends == [pytest.approx(clock.wall() + FIFTEEN_MINUTES)] * 2
         assert [one[1] for one in await histories(manager)].count("grace") == 2
         assert not (await manager.renew("renews", ttl=60.0)).grace
-    # Once: one that was not renewed since gets no second grace, one that was renewed does.
+    # Once: an allocation that was not renewed since gets no second grace, a renewed one does.
     leave(5000.0)
     async with open_ledger() as manager:
         assert {lease.lease_id for lease in manager.leases()} == {"renews"}

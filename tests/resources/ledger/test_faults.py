@@ -1,7 +1,7 @@
-"""The ledger on disks that are full, read-only, failing at any call, or without power from one call to the next.
+"""The ledger on disks that are full, read-only, failing at any call, or that lose power between two calls.
 
 Rule 2: nothing acknowledged is lost, nothing is half done. Rule 1: nothing is oversold meanwhile. The error is clear,
-queries are answered, and promises go on when the disk works again.
+queries are answered, and commitments are accepted again when the disk works.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SCRIPT = Path(__file__).with_name("faulty_ledger.py")
 
 Standing = frozenset[tuple[str, LeaseState, float]]
 COMMITTED, ALLOCATED = LeaseState.COMMITTED, LeaseState.ALLOCATED
-# What stands after each step of the script: after none, after one, ...
+# The leases after each step of the script: after none, after one, ...
 STANDING: tuple[Standing, ...] = tuple(
     frozenset(leases)
     for leases in (
@@ -99,7 +99,7 @@ def _standing(contents: Contents) -> Standing:
 
 @pytest.mark.parametrize(
     ("error", "lasting", "partial", "made", "every"),
-    # What a read-only disk refuses is what a full one refuses, so fewer moments are enough.
+    # A read-only disk refuses the same calls as a full one, so fewer moments are enough.
     [(errno.EIO, False, False, False, 1), (errno.ENOSPC, True, True, True, 1), (errno.EROFS, True, False, True, 5)],
     ids=["fails-once", "is-full", "is-read-only"],
 )
@@ -117,7 +117,7 @@ def test_every_call_of_the_disk_may_fail_and_the_ledger_recovers(
             assert code == "storage", (step, message)
             assert "ledger.db" in message
             assert not message.endswith(" / ")
-    # The last life is undisturbed; in most of the others a promise was refused and queries went on.
+    # The last life has no faults. In most of the others a commitment was refused and queries were answered.
     assert not lives[-1]["failed"]
     assert sum(bool(life["failed"]) for life in lives) > len(lives) / 2
     assert any(life["refused_meanwhile"] for life in lives)
@@ -131,7 +131,7 @@ def test_a_process_that_dies_of_any_failed_call_has_lost_nothing(shim: Path, tmp
     for life in lives:
         done = len(life["acknowledged"])
         contents = _contents(life["folder"])
-        # The step that failed happened or did not; no other state is possible.
+        # The failed step took place or did not; no other state is possible.
         assert _standing(contents) in STANDING[done : done + 2]
         assert done == 0 or contents.offer.onboarded is not None
 
@@ -146,7 +146,7 @@ class Disk:
     pending: dict[str, list[tuple[int, bytes]]] = field(default_factory=dict)
 
     def play(self, kind: str, name: str, offset: int, data: bytes) -> None:
-        """One recorded call. Names and sizes are the journal's of the file system; contents need a sync."""
+        """One recorded call. The file system journals names and sizes; contents need a sync."""
         if kind == "C":
             self.files.setdefault(name, bytearray())
         elif kind == "W":
@@ -172,7 +172,7 @@ class Disk:
                     table[data.decode()] = table.pop(name)  # type: ignore[index,assignment]
 
     def lose_power(self, folder: Path, kept: float) -> None:
-        """Leaves in `folder` what was synced and, with the chance `kept`, each write that was not."""
+        """Leave in `folder` what was synced and, with the probability `kept`, each write that was not."""
         folder.mkdir()
         for name in self.files:
             left = bytearray(self.synced.get(name, b""))
@@ -180,7 +180,7 @@ class Disk:
                 if self.chance.random() < kept:
                     left.extend(bytes(max(0, offset + len(data) - len(left))))
                     left[offset : offset + len(data)] = data
-            # The index of the log is shared memory that no process trusts after a crash.
+            # The index of the log is shared memory, which no process trusts after a crash.
             if not name.endswith("-shm"):
                 (folder / Path(name).name).write_bytes(left)
 
@@ -209,7 +209,7 @@ def test_power_may_be_lost_between_any_two_calls_of_the_disk(shim: Path, tmp_pat
         left = tmp_path / f"left{number}"
         disk.lose_power(left, kept)
         contents = _contents(left)
-        # Of the step on its way, nothing or all.
+        # The pending step took place as a whole or not at all.
         assert _standing(contents) in STANDING[acknowledged : acknowledged + 2]
         assert acknowledged == 0 or contents.offer.onboarded is not None
         shutil.rmtree(left)
@@ -253,7 +253,7 @@ async def test_a_full_database_refuses_promises_and_serves_queries_until_there_i
         assert len(manager.leases()) == done > 10
         assert not isinstance(manager.would_fit(CORE), Exception)
         assert len(await manager.history(limit=1000)) == done + 1
-        # The limit is the connection's: the one that is opened to recover has space again.
+        # The limit belongs to the connection: the one that is opened for the recovery has space again.
         await manager.commit_resources(f"job-{done}", Demand(), holder="peer", ttl=60.0)
         assert manager.storage_error is None
         assert len(connections) == 2
@@ -299,7 +299,7 @@ async def test_whatever_a_write_raises_nobody_is_told_that_it_was_written(
         await manager.update_onboarded_resources(ONBOARDED)
         monkeypatch.setattr(FailingStorage, "error", error)
         monkeypatch.setattr(FailingStorage, "left", nth)
-        # Eight ask for the four cores at a time, and again when the disk works again.
+        # Eight tasks request the four cores at a time, and again when the disk works again.
         for crowd in range(6):
             async with trio.open_nursery() as nursery:
                 for number in range(8):

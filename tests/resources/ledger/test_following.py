@@ -1,4 +1,4 @@
-"""The use of a job is told apart where its process has a cgroup of its own, as long as it is allocated."""
+"""The use of a job is reported separately if its process has a cgroup of its own, as long as it is allocated."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ MACHINE = MachineResources(cpu=CPU(cores=Cores(4000)), ram=RAM(size=GIB), disk=D
 
 
 class Monitor:
-    """A usage monitor that notes what it is told to follow."""
+    """A usage monitor that records what it has to follow."""
 
     machine = MACHINE
     sample = None
@@ -87,7 +87,7 @@ async def test_a_job_that_an_audit_ended_is_no_longer_followed(tmp_path: Path, m
         await manager.update_onboarded_resources(
             OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=())
         )
-        # A process with a number that none has.
+        # A process with an unused number.
         job = ResourceAllocation(lease_id="job", holder="peer", resources=Demand(), processes=(2**22 + 1,))
         await manager.allocate_resources(job)
         assert monitor.followed == {"job": "/jobs/gone"}

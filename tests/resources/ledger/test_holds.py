@@ -1,4 +1,4 @@
-"""Holds: short, durable, within the owner's limits, taken over by a commitment without a gap."""
+"""Holds: short, durable, within the owner's limits, replaced by a commitment without a gap."""
 
 from __future__ import annotations
 
@@ -123,13 +123,13 @@ async def test_how_many_for_one_and_for_all(
         await manager.hold([bid("a1", new_demand(1)), bid("a2", new_demand(1))])
         with pytest.raises(HoldLimitError, match="one peer may hold 2"):
             await manager.hold([bid("a3", new_demand(1))])
-        # Two peers in one call are counted apart.
+        # Two peers in one call are counted separately.
         with pytest.raises(HoldLimitError, match="one peer may hold 2"):
             await manager.hold([bid("b1", new_demand(1), holder="other"), bid("a3", new_demand(1))])
         await manager.hold([bid("b1", new_demand(1), holder="other")])
         with pytest.raises(HoldLimitError, match="all peers together may hold 3"):
             await manager.hold([bid("c1", new_demand(1), holder="third")])
-        # What is committed is held no more.
+        # What is committed is no longer held.
         await manager.commit_resources("a1", new_demand(1), holder="peer", ttl=60)
         await manager.hold([bid("c1", new_demand(1), holder="third")])
         await manager.release("a2")
@@ -190,7 +190,7 @@ async def test_a_price_stands_for_the_life_of_the_lease(
 
     async with open_ledger(onboarded=limited()) as manager:
         await manager.hold([asked(agreed)])
-        # What is held already is not held again at another price.
+        # An existing hold is not made again at another price.
         (held,) = await manager.hold([asked(dearer)])
         assert held.price == agreed
     async with open_ledger() as manager:

@@ -1,4 +1,4 @@
-"""Group commit: many changes, one write; acknowledged when durable; safe to cancel; a failed write takes all back."""
+"""Group commit: many changes, one write; acknowledged when durable; safe to cancel; a failed write undoes all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NewDemand = Callable[..., Demand]
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Counts the writes of the ledgers and fails when it is told so."""
+    """Counts the writes of the ledgers and fails on request."""
 
     class Disk:
         batches: ClassVar[list[int]] = []
@@ -132,7 +132,7 @@ async def test_a_cancelled_call_finished_or_never_began(
         assert manager.lease("job") is not None
         lease = manager.lease("lease")
         assert manager.get_free_resources().cpu.cores == Cores.of(7 if lease is None else 5)
-        # And it can be asked for again.
+        # It can be requested again.
         await manager.commit_resources("lease", new_demand(2, gpus=[8]), holder="peer", ttl=60)
 
 
@@ -180,7 +180,7 @@ async def test_a_failed_write_takes_back_all_that_followed_and_says_so(
             worker.go()
         assert [type(answer) for answer in answers] == [StorageError] * 4
         assert {answer.message for answer in answers} == {"the disk is full"}
-        # It goes on answering, and refuses new promises.
+        # It continues to answer, and refuses new commitments.
         assert manager.get_free_resources().cpu.cores == Cores.of(7)
         assert manager.storage_error is not None
         with pytest.raises(StorageError):
@@ -188,7 +188,7 @@ async def test_a_failed_write_takes_back_all_that_followed_and_says_so(
         disk.fails = disk.fails_to_open = None
         await manager.commit_resources("next", new_demand(1), holder="peer", ttl=60)
         assert manager.storage_error is None
-        # What was written before the error was not acknowledged, and it stands: it may be asked for again.
+        # What was written before the error was not acknowledged, but exists: it may be requested again.
         assert {lease.lease_id for lease in manager.leases()} >= {"kept", "next"}
         assert manager.is_committed("lease-0") == after
         assert not manager.is_committed("late")
@@ -247,7 +247,7 @@ async def test_deadlines_that_passed_while_the_disk_failed_end_when_it_works(
         await manager.commit_resources("lease", new_demand(8), holder="peer", ttl=60)
         disk.fails = disk.fails_to_open = StorageError("full")
         await trio.sleep(100)
-        # A promise may not end on a disk that does not know of it.
+        # A lease must not end on a disk that does not know it.
         assert manager.get_free_resources().cpu.cores == Cores.of(0)
         disk.fails = disk.fails_to_open = None
         await trio.sleep(40)

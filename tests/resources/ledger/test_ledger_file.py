@@ -1,5 +1,6 @@
-"""Rule 9: a ledger's file that is damaged, foreign, newer, in use or not writable is reported and left as it is; an
-older one is upgraded, with a copy of what it was."""
+"""Rule 9: a ledger's file that is damaged, foreign, newer, in use or not writable is reported and not changed; an older
+one is upgraded, with a copy of the original.
+"""
 
 from __future__ import annotations
 
@@ -81,13 +82,13 @@ def _load(path: Path, schema: Schema | None = None) -> Contents:
 
 
 def _files(path: Path) -> dict[str, bytes]:
-    # Whoever reads a database that has a log makes an index of it, and an empty log where there is none.
+    # Reading a database with a log creates an index of it, and an empty log if there is none.
     names = [name for name in path.parent.iterdir() if not name.name.endswith((".lock", "-shm"))]
     return {name.name: name.read_bytes() for name in names if name == path or name.stat().st_size}
 
 
 def _refused(path: Path, error: type[StorageError]) -> StorageError:
-    """Opens a bad file: it has to be refused, with a hint, and left as it is to the byte."""
+    """Open a bad file: it has to be refused, with a hint, and not a byte may change."""
     before = _files(path)
     with pytest.raises(error) as caught:
         _load(path)
@@ -123,7 +124,7 @@ def test_a_flipped_bit_is_seen_or_has_changed_nothing(ledger: Path) -> None:
         flipped[bit // 8] ^= 1 << bit % 8
         ledger.write_bytes(flipped)
         try:
-            # The history, unused space and counters of SQLite's own decide nothing.
+            # The history, unused space and SQLite's own counters affect no decision.
             assert _load(ledger) == expected
         except StorageError:
             seen += 1
@@ -176,7 +177,7 @@ def test_a_half_made_file_of_a_killed_process_is_made_anew(tmp_path: Path) -> No
 
 @pytest.fixture
 def without_rights() -> Iterator[None]:
-    """Root may write everywhere, so these tests are somebody else meanwhile."""
+    """Root may write everywhere, so these tests run as another user meanwhile."""
     if os.geteuid():
         yield
         return
@@ -226,7 +227,7 @@ def test_a_second_process_is_told_who_has_the_ledger_until_that_one_is_dead(ledg
     assert len(_load(ledger).leases) == 100
 
 
-# Versions that are not the product's: they show that the way from one to the next is sound.
+# Versions that are not the product's, to show that the upgrade from one to the next works.
 SECOND = """
 CREATE TABLE notes (lease_id TEXT PRIMARY KEY, note TEXT NOT NULL) STRICT;
 INSERT INTO notes SELECT lease_id, 'from before' FROM leases;
@@ -254,7 +255,7 @@ def test_an_upgraded_ledger_is_the_same_as_a_fresh_one(tmp_path: Path, written_b
     _load(old, newest)
     _load(new, newest)
     assert _dump(old) == _dump(new)
-    # What it was is beside it, whole and in one file.
+    # The original is beside it, whole and in one file.
     copy = tmp_path / f"old.db.version-{ledger_schema().version + len(written_by)}"
     assert _dump(copy) == before
     assert copy.stat().st_mode & 0o777 == 0o600
@@ -282,7 +283,7 @@ def test_an_upgrade_that_fails_leaves_the_older_version(ledger: Path) -> None:
 
 def test_every_version_that_was_published_upgrades_to_the_same_as_a_fresh_ledger(tmp_path: Path) -> None:
     newest = ledger_schema()
-    # schemas/N.sql is version N as it was published: whoever changes the schema adds a migration and a file.
+    # schemas/N.sql is version N as it was published: a change of the schema needs a migration and a file.
     published = sorted(Path(__file__).parent.glob("schemas/*.sql"), key=lambda name: int(name.stem))
     assert [int(name.stem) for name in published] == list(range(1, newest.version + 1))
     _load(tmp_path / "fresh.db")

@@ -1,4 +1,4 @@
-"""What the ledger counts of its own work."""
+"""The ledger's counters of its own work."""
 
 from __future__ import annotations
 

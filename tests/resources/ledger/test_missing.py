@@ -1,4 +1,4 @@
-"""What was onboarded and is no longer there."""
+"""What is onboarded but no longer present."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _ONBOARDED = OnboardedResources(
 def test_each_dimension_that_is_no_longer_there(machine: MachineResources, missing: Missing, sentence: str) -> None:
     assert missing_resources(_ONBOARDED, machine) == (missing,)
     assert describe_missing(missing) == sentence
-    # What is left of the offer is all there.
+    # Everything in the rest of the offer is present.
     assert missing_resources(remaining_resources(_ONBOARDED, machine), machine) == ()
 
 

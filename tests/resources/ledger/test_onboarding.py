@@ -1,4 +1,4 @@
-"""Onboarding is checked against the machine and against what is promised, and jobs do not notice it."""
+"""Onboarding is checked against the machine and against the leases, and jobs are not affected."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ async def test_two_of_the_owners_changes_do_not_undo_each_other(
 ) -> None:
     async with open_ledger() as manager:
         async with trio.open_nursery() as nursery:
-            # Both wait for the disk to come back before they are decided.
+            # Both wait for the disk to recover before they are decided.
             manager._ledger.journal.failed = RuntimeError("gone")
             nursery.start_soon(manager.set_draining, True)
             nursery.start_soon(manager.update_onboarded_resources, new_offer(machine, cores=4))

@@ -1,4 +1,4 @@
-"""Public ports: unique, given back with their owner, and nobody else's business."""
+"""Public ports: unique, returned with their lease, and in use by nobody else."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_ports_of_a_range_that_moved_stay_taken_and_come_back_nowhere() -> None:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """A pool against a set."""
+    """A pool compared with a set."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A thousand tasks race for the last unit of each dimension: one gets it, the others are told all that is short."""
+"""A thousand tasks race for the last unit of each dimension: one gets it, the others get all shortages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[dict[str, Any], PortDemand, set[type[Shortage]]]] = {  # 
 
 
 async def race(calls: list[Callable[[], Any]]) -> tuple[list[Any], list[ResourcesError]]:
-    """Starts all at one moment and waits for all."""
+    """Start all at the same moment and wait for all."""
     start, won, lost = trio.Event(), [], []
 
     async def run(call: Callable[[], Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a start finds changed: GPUs that are gone or named anew, a smaller machine, moved ports, a file from a copy."""
+"""Changes that a start finds: missing or renamed GPUs, a smaller machine, moved ports, a file from a copy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_gpus_that_are_gone_stay_promised_and_come_back_in_any_order(
     async with open_ledger() as manager:
         await manager.commit_resources("alone", new_demand(gpus=[alone]), holder="peer", ttl=1000.0)
         await manager.commit_resources("shared", new_demand(gpus=[4]), holder="peer", ttl=1000.0)
-    # The driver is away.
+    # The driver is not loaded.
     async with open_ledger(machine=new_machine(gpus=())) as manager:
         assert isinstance(manager.would_fit(new_demand(gpus=[1])), InsufficientError)
         assert not any(gpu.vram for gpu in manager.get_free_resources().gpus)
@@ -37,7 +37,7 @@ async def test_gpus_that_are_gone_stay_promised_and_come_back_in_any_order(
         await manager.release("shared")
     back = new_machine(gpus=(new_gpu("gpu-b", 10, index=0), new_gpu("gpu-a", 24, index=1)))
     async with open_ledger(machine=back) as manager:
-        # The large one is its holder's still, the small one is free again, whatever their numbers are.
+        # The large one still belongs to its holder, the small one is free again, whatever their numbers are.
         assert isinstance(manager.would_fit(new_demand(gpus=[12])), InsufficientError)
         await manager.commit_resources("small", new_demand(gpus=[10]), holder="peer", ttl=1000.0)
         await manager.release("alone")
@@ -149,7 +149,7 @@ async def test_a_ledger_from_a_copy_knows_what_the_copy_knew_and_no_more(
     shutil.copy(copy, ledger_path)
     async with open_ledger() as manager:
         assert [lease.lease_id for lease in manager.leases()] == ["before"]
-        # Its holder learns that it has nothing, though its capacity may be another's by now.
+        # Its holder learns that it has no lease; its capacity may belong to another by now.
         with pytest.raises(LeaseError, match="no lease"):
             await manager.renew("after", ttl=60.0, holder="other")
         await manager.commit_resources("third", new_demand(4), holder="peer", ttl=1000.0)

@@ -1,4 +1,4 @@
-"""The ledger's file: its schema, versions, damage, its lock, what is pruned, and what is read back."""
+"""The ledger's file: its schema, versions, damage, its lock, pruning, and what is read back."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_second_process_is_refused_and_gets_the_ledger_afterwards(ledger_path:
             opened(ledger_path)
         other.kill()
         other.wait()
-    # A lock of a process that was killed holds nobody up.
+    # The lock of a killed process blocks nobody.
     opened(ledger_path).close()
 
 
@@ -287,7 +287,7 @@ def test_the_history_grows_to_a_number_of_entries_and_no_more(
         for at in range(20):
             storage.write([_entries(at)])
             assert _history(storage) == [float(one) for one in range(at, max(-1, at - 5), -1)]
-        # A batch that is longer than all that is kept.
+        # A batch that is longer than everything that is kept.
         storage.write([_entries(*range(100, 120))])
         assert _history(storage)[:5] == [119.0, 118.0, 117.0, 116.0, 115.0]
         assert len(_history(storage)) == 5
@@ -324,7 +324,7 @@ def test_the_last_that_ended_are_remembered_whatever_the_clock_says(
     times = (10.0, 11.0, 9e9, 5.0, 6.0, 6.0, 6.0)
     ended = []
     for number, at in enumerate(times):
-        # Each of them after a start of its own, as what is on the disk has to keep the order.
+        # Each of them after a new start, because the file has to keep the order.
         with opened(ledger_path) as storage:
             storage.write([gone(make_lease(f"lease-{9 - number}"), at)])
             ended = [*ended, f"lease-{9 - number}"][-3:]

@@ -1,4 +1,6 @@
-"""A watch begins with a snapshot, tells every change to who keeps up, one to who does not, and blocks nobody."""
+"""A watch begins with a snapshot, reports every change to a fast reader, one change to a slow reader, and blocks
+nobody.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ NewDemand = Callable[..., Demand]
 
 
 async def following(changes: AsyncIterator[FreeResources]) -> FreeResources:
-    """The next change; one that does not come is a failure and not a wait for ever."""
+    """The next change. If none comes, this fails instead of waiting for ever."""
     with trio.fail_after(100):
         return await anext(changes)
 
@@ -28,7 +30,7 @@ async def test_it_begins_with_a_snapshot_and_tells_every_change(
         assert await following(changes) == manager.get_free_resources()
         await manager.commit_resources("lease", new_demand(2), holder="peer", ttl=60)
         assert (await following(changes)).cpu.cores == Cores.of(6)
-        # A deadline is a change too, and it comes when it is due.
+        # A deadline is a change too, and it is reported when it is due.
         start = trio.current_time()
         assert (await following(changes)).cpu.cores == Cores.of(8)
         assert 59.9 < trio.current_time() - start < 60.1

@@ -184,7 +184,7 @@ def test_every_minute_agrees_with_the_plain_reading(windows: list[Window], minut
 
     found = opening_at(windows, at("2026-11-23T00:00") + 60.0 * minutes)
     assert found.open == plainly_open(minutes)
-    # It says truly when that changes.
+    # It correctly reports when this changes.
     week = range(minutes, minutes + 7 * 24 * 60)
     change = next((minute for minute in week if plainly_open(minute) != found.open), None)
     assert found.until == (None if change is None else at("2026-11-23T00:00") + 60.0 * change)

@@ -1,4 +1,4 @@
-"""Offers that leave too little to the machine or to jobs are allowed, and said."""
+"""Offers that leave too little to the machine or to jobs are allowed, with a warning."""
 
 from __future__ import annotations
 

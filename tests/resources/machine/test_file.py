@@ -1,4 +1,4 @@
-"""A machine described in a file: read as written, and refused with the file, the field and what to do."""
+"""A machine described in a file: read as written, or refused with the file, the field and what to do."""
 
 from __future__ import annotations
 

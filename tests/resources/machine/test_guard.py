@@ -86,6 +86,6 @@ def test_gpus_asked_for_are_devices(free: tuple[int, ...], asked: tuple[int, ...
 
 
 def test_an_exclusive_device_need_not_be_empty_to_the_last_byte() -> None:
-    # The driver keeps some memory of its own on each device.
+    # The driver itself uses some memory on each device.
     demand = Demand(gpus=(GPUDemand(vram=20 * GIB, exclusive=True),))
     assert physical_shortages(demand, _sample(), _MACHINE) == ()

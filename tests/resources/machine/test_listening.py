@@ -91,7 +91,7 @@ async def test_what_others_and_the_peer_itself_use_is_not_promised(
         for port in (20000, 20001):
             with pytest.raises(InsufficientError, match=f"ports: {port} asked, none free"):
                 await manager.commit_resources("b", new_demand(), PortDemand(static=(port,)), holder="p", ttl=60)
-        # A program that began to listen since the last sample is seen when the port is given out.
+        # A program that began to listen after the last sample is noticed when the port is granted.
         used.add(20005)
         held = LeaseRequest(lease_id="c", holder="p", demand=new_demand(), ports=PortDemand(static=(20005,)), ttl=5)
         with pytest.raises(InsufficientError):
@@ -131,7 +131,7 @@ async def test_a_promised_port_that_another_program_took_is_found(
             bound.listen()
             (found,) = [one for one in await manager.audit() if f"port {port} " in one.message]
             assert (found.code, found.lease_id) == ("port_in_use", "a")
-            # The job of an allocation is what uses its ports.
+            # The job of an allocation uses its ports.
             await manager.allocate_resources(ResourceAllocation(lease_id="a", holder="p"))
             assert not [one for one in await manager.audit() if f"port {port} " in one.message]
 
@@ -141,7 +141,7 @@ async def test_a_ledger_that_is_read_again_knows_the_ports(
 ) -> None:
     async with open_ledger(onboarded=range_of_ports, read_ports=lambda: frozenset({20000})) as manager:
         await manager.commit_resources("a", new_demand(1), holder="p", ttl=60)
-        # The audit finds a difference, and makes the book anew of its file.
+        # The audit finds a difference, and builds the book again from its file.
         manager._ledger.storage._db.execute("DELETE FROM leases")
         await manager.audit(repair=True)
         assert not manager.is_committed("a")

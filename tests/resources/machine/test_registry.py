@@ -1,4 +1,4 @@
-"""Peers of one machine know what each other offers; what is in the folder besides is no harm."""
+"""The peers of one machine know each other's offers. Other files in the folder do no harm."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_peer_that_was_killed_is_gone(tmp_path: Path) -> None:
         process.kill()
     assert home.sentences(_LITTLE) == ()
     home.check(_LITTLE)
-    # The file that it left goes with the next start.
+    # The next start removes the file that it left.
     with _peer(tmp_path, "third").registered(None):
         assert len(os.listdir(tmp_path / "registry")) == 1
     with _peer(tmp_path, "other").registered(None):

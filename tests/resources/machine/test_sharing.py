@@ -1,4 +1,4 @@
-"""What two peers on one machine offer is compared with every bound that both are within."""
+"""The offers of two peers on one machine are compared with every limit that applies to both."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Thousands of peers on one network: a population, its DHT, and links with latencies and losses.
 
 Real: the service and the client of `/dms/bid` over streams in memory, the ledger's decisions behind them, `Kademlia`
-with its walks on the side that asks, and `keep_providing` of each peer. A peer's service is made when it is dialled.
-Modelled: links (`Links`), the answering side of the DHT and whom it knows (`keyspace`), machines (`population`).
+with its walks at the requester, and `keep_providing` of each peer. A peer's service is made when it is dialled.
+Modelled: links (`Links`), the answering side of the DHT and its routing tables (`keyspace`), machines (`population`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["TALLY", "Crowd", "CrowdKademlia", "Links", "Tally"]
 
 _NORMAL: Final = NormalDist()
 _DIAL_TIMEOUT: Final = 5.0
-# Seconds after which a peer wants to be told again what another has free.
+# Seconds after which a peer wants another peer's advert again.
 _AGAIN: Final = 60.0
 # Seconds that one walk of an announcement takes.
 _WALK: Final = 1.0
@@ -52,8 +52,9 @@ _WALK: Final = 1.0
 
 @dataclass(slots=True)
 class Tally:
-    """Messages of one search. Requests by the requester: `dht` and `peer`, and `dials` that failed; `frames` counts
-    requests and answers, whoever sends them."""
+    """The messages of one search. Requests by the requester: `dht` and `peer`, and failed `dials`. `frames` counts
+    requests and answers of all peers.
+    """
 
     dht: int = 0
     peer: int = 0
@@ -63,19 +64,21 @@ class Tally:
 
     @property
     def requests(self) -> int:
-        """What the requester sent: requests, and dials that nobody answered."""
+        """What the requester sent: requests, and dials without an answer."""
         return self.dht + self.peer + self.dials
 
 
 TALLY: ContextVar[Tally] = ContextVar("TALLY")
-"""What the messages of the task, and of those that it starts, are counted in."""
+"""The tally in which the messages of the task, and of its child tasks, are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
     """How messages travel. One-way latencies of pairs are lognormal: `median` (seconds) and `sigma`; each message takes
     up to `jitter` times that more. With probability `lost` it has to be sent again, which takes up to `again` seconds;
-    with `stalled` the stream delivers nothing any more. Of the peers that are away, `silent` do not even refuse."""
+    with probability `stalled` the stream delivers nothing any more. Of the peers that are away, `silent` do not even
+    refuse.
+    """
 
     median: float = 0.04
     sigma: float = 0.6
@@ -96,7 +99,7 @@ class Crowd(SimulatedNetwork):
         self.links = links or Links()
         self.clock = VirtualClock()
         self.table = AdvertTable(SimulatedOpener(), clock=self.clock.wall)
-        """What those hold who have heard everybody."""
+        """The table of a peer that has received every advert."""
         self.rng = random.Random(f"crowd {seed}")
         self._seed = seed
         self._managers: dict[str, ResourceManager] = {}
@@ -107,20 +110,20 @@ class Crowd(SimulatedNetwork):
         return self.population.members[self.keyspace.numbers[name]]
 
     def anybody(self) -> Member:
-        """Some member that is there now."""
+        """A member that is there now."""
         while True:
             member = self.rng.choice(self.population.members)
             if member.session(trio.current_time()) is not None:
                 return member
 
     def start_soon(self, task: Any, *arguments: Any) -> None:
-        """Run a task beside everything else."""
+        """Run a task in the background."""
         self._nursery.start_soon(task, *arguments)
 
     # Links
 
     def latency(self, one: str, other: str) -> float:
-        """Seconds that a message takes from one to the other, without jitter."""
+        """Seconds that a message takes from one peer to the other, without jitter."""
         first, second = sorted((one, other))
         digest = hashlib.blake2b(f"{self._seed} {first} {second}".encode(), digest_size=8).digest()
         quantile = (int.from_bytes(digest) + 0.5) / 2**64
@@ -134,7 +137,7 @@ class Crowd(SimulatedNetwork):
         )
 
     async def connect(self, dialer: str, listener: str) -> Any:
-        """As for every simulated network; a member that is away is silent or refuses, and counts as a request."""
+        """As in every simulated network. A member that is away is silent or refuses, and counts as a request."""
         if listener not in self.keyspace.numbers:
             return await super().connect(dialer, listener)
         member = self.member(listener)
@@ -168,23 +171,23 @@ class Crowd(SimulatedNetwork):
         return super()._due(connection, back=back)
 
     def travel(self, connection: Any) -> float:
-        """When a message of the DHT arrives that is sent now."""
+        """When a message of the DHT that is sent now arrives."""
         TALLY.get().frames += 1
         return super()._due(connection)
 
     def disconnect(self, dialer: str, *, but: Sequence[str] = ()) -> None:
-        """Close the connections of a peer that dialled, but for those to some."""
+        """Close the connections that a peer dialled, except those to some peers."""
         for pair in [pair for pair in self._connections if pair[0] == dialer and pair[1] not in but]:
             self._connections.pop(pair).cut()
 
     def connected(self, dialer: str) -> list[str]:
-        """To whom a peer is connected."""
+        """The peers to which a peer is connected."""
         return [pair[1] for pair, one in self._connections.items() if pair[0] == dialer and not one.broken]
 
     # Providing
 
     async def provide(self, wanted: frozenset[CapabilityClass]) -> None:
-        """Let all members announce what they have free, while they are there; only `wanted` classes are noted."""
+        """Let all members announce what they have free, while they are there. Only `wanted` classes are recorded."""
         TALLY.set(Tally())
         async with trio.open_nursery() as nursery:
             for member in self.population.members:
@@ -203,7 +206,7 @@ class Crowd(SimulatedNetwork):
 
 
 class _Announcer:
-    """The DHT as `keep_providing` sees it; whom a walk would end at is looked up."""
+    """The DHT as `keep_providing` sees it. The peers at the end of a walk are looked up."""
 
     peers = 1
 
@@ -226,12 +229,12 @@ class _Announcer:
         return 1
 
 
-# The side that asks
+# The requester
 
 
 @dataclass(slots=True)
 class _Host:
-    """As much of a libp2p host as `Kademlia` needs."""
+    """The part of a libp2p host that `Kademlia` needs."""
 
     crowd: Crowd
     name: str
@@ -246,7 +249,7 @@ class _Host:
         return self
 
     def get_protocols(self, peer_id: ID) -> list[str]:
-        """What connected peers have said of themselves."""
+        """The protocols that connected peers have reported."""
         return [KADEMLIA_PROTOCOL]
 
     def addrs(self, peer_id: ID) -> list[Any]:
@@ -258,10 +261,10 @@ class _Host:
 
 
 class CrowdKademlia(Kademlia):
-    """`Kademlia` of a peer that asks: all of it, but for the host under it."""
+    """The `Kademlia` of a requester: everything except the host under it."""
 
     def __init__(self, crowd: Crowd, name: str) -> None:
-        # A requester has no addresses: it only asks.
+        # A requester has no addresses, because it only queries.
         super().__init__(cast(IHost, _Host(crowd, name)), cast(ConnectionPool, None), tuple, server=False)
         self._crowd = crowd
         self._name = name
@@ -275,7 +278,7 @@ class CrowdKademlia(Kademlia):
 
 
 class _Stream:
-    """A stream to the model of the DHT: what was written is answered when a message would have come and gone."""
+    """A stream to the model of the DHT: what was written is answered after the time of a message and its answer."""
 
     def __init__(self, crowd: Crowd, connection: Any, peer_id: ID) -> None:
         self._crowd = crowd

@@ -1,4 +1,4 @@
-"""What many searches come to: medians, 99th percentiles and rates."""
+"""The summary of many searches: medians, 99th percentiles and rates."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MANY = 10
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Searches of one kind, where three able peers or more were there.
+    """Searches of one kind that started when at least three capable peers were there.
 
-    Pairs are the median and the 99th percentile; `messages` are the requester's requests and the dials that failed,
-    `frames` all messages of everybody because of the search, `joining` (median) what else the requester sent to
-    join the network. `enough` and `many` are (successes, searches) where three, where ten able peers were there.
+    Pairs are the median and the 99th percentile. `messages` are the requester's requests and failed dials, `frames` all
+    messages of all peers because of the search, `joining` (median) what else the requester sent to join the network.
+    `enough` and `many` are (successes, searches) with at least three and at least ten capable peers.
     """
 
     variant: str
@@ -40,7 +40,7 @@ def rows(outcomes: Sequence[Outcome], variants: Iterable[Variant]) -> list[Row]:
     for variant in variants:
         for number, request in enumerate(REQUESTS):
             those = [one for one in outcomes if one.variant == variant.name and one.request == number]
-            # A search that cannot succeed asks whom it can, and says nothing of what success costs.
+            # A search that cannot succeed says nothing about the cost of success.
             able = [one for one in those if one.able >= WANTED]
             if able:
                 found.append(_row(variant.name, request.name, able))
@@ -68,6 +68,6 @@ def _pair(values: Iterable[float]) -> tuple[float, float]:
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The smallest value that so great a part of them does not exceed; NaN of none."""
+    """The smallest value that this part of them does not exceed; NaN of none."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(part * len(ordered)) - 1)] if ordered else math.nan

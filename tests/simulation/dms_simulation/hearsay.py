@@ -1,9 +1,10 @@
-"""What everybody hears by gossip on a crowd: adverts and broadcast requests.
+"""Gossip in a crowd: adverts and broadcast requests.
 
-Real: `AdvertKeeper` of each peer, which decides when to tell what, `AdvertTable` and `PeerCount` of those who hear it,
-`GossipBroadcast` and the rule by which `BroadcastAnswers` answer. Modelled: the mesh. Each peer has six neighbours,
-passes each message on once to all but its bringer, and one in a hundred of its messages is lost for somebody.
-All hear the same, so that one table stands for everybody's; a peer that has just come has heard what was said since.
+Real: `AdvertKeeper` of each peer, which decides what to publish and when, `AdvertTable` and `PeerCount` of the
+receivers, `GossipBroadcast` and the rule by which `BroadcastAnswers` answer. Modelled: the mesh. Each peer has six
+neighbours, passes each message on once to all except the one that sent it, and one in a hundred of its messages is
+lost. All peers receive the same, so that one table stands for all of them; a peer that has just joined has what was
+published since.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _LOST: Final = 0.01
 
 
 class _Since(PeerCount):
-    """How many peers one has heard of that came at `begun`: no more than were heard since."""
+    """How many peers a peer that joined at `begun` has heard of: no more than were heard since."""
 
     def __init__(self, hearsay: Hearsay, begun: float) -> None:
         self.period = 1800.0
@@ -73,7 +74,7 @@ class Hearsay:
     # Adverts
 
     async def advertise(self) -> None:
-        """Let all members tell what they have free, while they are there."""
+        """Let all members publish what they have free, while they are there."""
         TALLY.set(Tally())
         for member in self.crowd.population.members:
             if member.session(0.0) is not None:
@@ -104,7 +105,7 @@ class Hearsay:
                 continue
             with trio.move_on_at(until):
                 if not now:
-                    # At the beginning all are there already: none of them has just come.
+                    # At the beginning all members are there already; none of them has just joined.
                     await trio.sleep(self._rng.random() * self.schedule.interval_for(self.crowd.population.online))
                 manager = cast(ResourceManager, Watched(member))
                 count = _Since(self, now)
@@ -114,7 +115,7 @@ class Hearsay:
     # Broadcast
 
     def broadcast(self, name: str, want: int) -> GossipBroadcast:
-        """What a requester asks everybody with."""
+        """The broadcast of a requester."""
         crowd = self.crowd
         deliveries = Deliveries(SimulatedOpener(), requester=name, clock=crowd.clock.wall)
         crowd.add_host(name, {BID_DELIVERY_PROTOCOL: deliveries.operations})
@@ -138,7 +139,7 @@ class Hearsay:
             for number, arrives in events.items():
                 member = self.crowd.population.members[number]
                 if member.would_take(demand, trio.current_time()):
-                    # Whoever cannot bid says nothing.
+                    # A peer that cannot bid sends nothing.
                     self.crowd.start_soon(self._answer, member, broadcast, able, arrives)
             return True
 
@@ -183,7 +184,7 @@ class Hearsay:
             if number in events:
                 continue
             events[number] = arrives
-            # To all but its bringer.
+            # To all except the one that sent it.
             sent += len(mesh[number]) - 1
             for other in mesh[number]:
                 if other not in events and rng.random() >= _LOST:
@@ -192,7 +193,7 @@ class Hearsay:
 
 
 class _Able:
-    """The table as those see it who answer one request: all find the same in it."""
+    """The table as seen by those who answer one request: all of them find the same."""
 
     def __init__(self, table: AdvertTable, ensemble: EnsembleRequest) -> None:
         self._share: float | None = None

@@ -1,4 +1,4 @@
-"""What a peer of a crowd sends while nobody asks for anything.
+"""The messages of a peer in a crowd while no peer requests anything.
 
 Real: `Kademlia.keep_up`, `keep_providing` and `Kademlia.announce` of some members, for an hour, over the model of the
 DHT; the adverts of all members by `AdvertKeeper`. Modelled: how often gossip passes on one message, and its heartbeat.
@@ -35,11 +35,11 @@ _PEERS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class IdleCost:
-    """Messages that one peer sends per minute, in the mean, in a network of so many `peers`.
+    """Messages that one peer sends per minute, on average, in a network of this many `peers`.
 
-    `upkeep` and `announcing` are requests in the DHT and dials that failed (each request has an answer, which another
-    one sends); `adverts` is how many adverts all together make per second, `gossip` what one sends to pass them on,
-    `heartbeat` what it sends of control messages at the most.
+    `upkeep` and `announcing` are requests in the DHT and failed dials (each request has an answer, which another peer
+    sends). `adverts` is how many adverts all peers together publish per second, `gossip` what one peer sends to pass
+    them on, `heartbeat` the most that it sends of control messages.
     """
 
     peers: int
@@ -51,7 +51,7 @@ class IdleCost:
 
 
 def measure_idle(peers: int, seed: int = 1) -> IdleCost:
-    """Measures for an hour, behind an hour to settle. The same seed gives the same figures."""
+    """Measure for an hour, after an hour to settle. The same seed gives the same figures."""
     with seeded_chance(seed):
         return run_seeded(_measure, peers, seed, seed=seed)
 
@@ -84,7 +84,7 @@ async def _measure(peers: int, seed: int) -> IdleCost:
 
 
 async def _live(crowd: Crowd, member: Member, upkeep: Tally, announcing: Tally) -> None:
-    """One member's own DHT, from the beginning on."""
+    """One member's own DHT, from the beginning."""
     name = crowd.keyspace.names[member.number]
     dht = CrowdKademlia(crowd, name)
     async with trio.open_nursery() as nursery:
@@ -93,7 +93,7 @@ async def _live(crowd: Crowd, member: Member, upkeep: Tally, announcing: Tally) 
         TALLY.set(upkeep)
         nursery.start_soon(dht.keep_up)
         while True:
-            # As `Peering` does it: some are kept connected, the others are closed when they are idle.
+            # As `Peering` does: some peers stay connected, the others are closed when they are idle.
             while len(crowd.connected(name)) < _PEERS:
                 try:
                     await crowd.connect(name, crowd.keyspace.names[crowd.anybody().number])

@@ -1,8 +1,8 @@
-"""The DHT of a population, as a model: who is in whose routing table, and who keeps which provider records.
+"""The DHT of a population, as a model: the routing tables, and which peers keep which provider records.
 
-Modelled: a routing table has up to twenty peers for each length of common prefix (Kademlia's k-buckets), drawn from
-those that were there when the entry was last found to live, some time within the last twenty minutes: entries die as
-peers leave. Real: `ProviderRecords`, and the messages, in which `answer` takes and gives bytes.
+Modelled: a routing table has up to twenty peers for each length of common prefix (Kademlia's k-buckets), chosen from
+those that were there when the entry was last verified, some time within the last twenty minutes: entries die as peers
+leave. Real: `ProviderRecords`, and the messages, which `answer` receives and returns as bytes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = ["Keyspace"]
 
 _BITS: Final = 256
 _BUCKET: Final = 20
-# Seconds: each entry of a table is asked, in walks of its owner, about so often.
+# Seconds: how often each entry of a table is queried, in walks of its owner.
 _VERIFIED: Final = 1200.0
 _NEAREST: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Own:
-    """As much of a host as `ProviderRecords` needs."""
+    """The part of a host that `ProviderRecords` needs."""
 
     peer_id: ID
 
@@ -46,7 +46,7 @@ class _Own:
 
 
 class Keyspace:
-    """Where the members of a population are in the DHT. `now` is always in seconds of virtual time."""
+    """The places of the members of a population in the DHT. `now` is always in seconds of virtual time."""
 
     def __init__(self, population: Population, seed: int) -> None:
         self._members = population.members
@@ -65,13 +65,13 @@ class Keyspace:
         self.stored = 0
 
     def address(self, number: int) -> str:
-        """Where a member is reached."""
+        """The address of a member."""
         return f"{self.infos[number].addrs[0]}/p2p/{self.names[number]}"
 
     # Records
 
     def holders(self, one: CapabilityClass, now: float) -> Iterator[int]:
-        """The members that are there and closest to a class: those that a walk to it ends at."""
+        """The members that are there and closest to a class, at which a walk to it ends."""
         if one.key not in self._by_class:
             target = _key(one.key)
             self._by_class[one.key] = sorted(range(len(self._keys)), key=lambda number: self._keys[number] ^ target)
@@ -108,7 +108,7 @@ class Keyspace:
     # Answering
 
     def answer(self, number: int, raw: bytes, now: float) -> bytes:
-        """What a member answers to a message of the DHT."""
+        """A member's answer to a message of the DHT."""
         question, answer = Message(), Message()
         question.ParseFromString(raw)
         answer.type, answer.key = question.type, question.key
@@ -156,7 +156,7 @@ class Keyspace:
                 return
 
     def _range(self, key: int, length: int) -> tuple[int, int]:
-        """The places in the order of all keys at which they begin with the first `length` bits of a key."""
+        """The range, in the order of all keys, of those that begin with the first `length` bits of a key."""
         low = key >> (_BITS - length) << (_BITS - length)
         return bisect_left(self._sorted_keys, low), bisect_left(self._sorted_keys, low + (1 << (_BITS - length)))
 
@@ -171,7 +171,7 @@ def _key(raw: bytes) -> int:
 
 
 def _address(number: int) -> Multiaddr:
-    # All over the address space, since a routing table takes in few of one network.
+    # Spread over the address space, because a routing table accepts few peers of one network.
     first, second, third, fourth = hashlib.sha256(b"address %d" % number).digest()[:4]
     return Multiaddr(f"/ip4/{11 + first % 100}.{second}.{third}.{fourth}/tcp/4001")
 

@@ -1,4 +1,4 @@
-"""Providers and requesters in one simulated network, to be started, stopped and started again."""
+"""Providers and requesters in one simulated network. Providers can be started, stopped and started again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ __all__ = ["ListSource", "SimulatedMarket", "open_market"]
 
 
 class ListSource:
-    """Names the candidates that it was made with, or that a function gives; `named` counts what was taken of it."""
+    """Names the candidates with which it was made, or that a function returns. `named` counts what was
+    taken from it.
+    """
 
     def __init__(self, name: str, candidates: Sequence[Candidate] | Callable[[], Sequence[Candidate]]) -> None:
         self.name = name
@@ -79,7 +81,7 @@ class SimulatedMarket:
 
     @property
     def peer_ids(self) -> list[str]:
-        """All providers, running or not, in the order in which they came."""
+        """All providers, running or not, in the order of their first start."""
         return list(self._providers)
 
     async def start(
@@ -90,19 +92,19 @@ class SimulatedMarket:
         terms: BidTerms | None = None,
         conditions: LinkConditions = GOOD_LINK,
     ) -> ResourceManager:
-        """Begin to offer a machine; returns when the provider answers."""
+        """Start to offer a machine. Returns when the provider answers."""
         self._providers[peer_id] = _Provider(machine or simulated_machine(), terms or BidTerms(), conditions)
         return await self.restart(peer_id)
 
     async def restart(self, peer_id: str) -> ResourceManager:
-        """Start a provider that was stopped, with the ledger that it left."""
+        """Start a stopped provider, with the ledger that it left."""
         provider = self._providers[peer_id]
         await self._nursery.start(self._run, peer_id, provider)
         assert provider.manager is not None
         return provider.manager
 
     async def stop(self, peer_id: str, *, silent: bool = False) -> None:
-        """Let a provider die: its connections are cut at once, and its ledger is closed."""
+        """Stop a provider: its connections are cut at once, and its ledger is closed."""
         provider = self._providers[peer_id]
         if provider.running is None or provider.stopped is None:
             return
@@ -111,11 +113,11 @@ class SimulatedMarket:
         await provider.stopped.wait()
 
     def running(self, peer_id: str) -> bool:
-        """Whether a provider is there."""
+        """Whether a provider is running."""
         return self._providers[peer_id].running is not None
 
     def manager(self, peer_id: str) -> ResourceManager:
-        """The ledger of a provider that runs."""
+        """The ledger of a running provider."""
         manager = self._providers[peer_id].manager
         assert manager is not None, f"{peer_id} does not run"
         return manager
@@ -125,7 +127,7 @@ class SimulatedMarket:
         return [Candidate(peer_id, (f"/memory/{peer_id}",), source) for peer_id in self._providers]
 
     def requester(self, peer_id: str = "requester", **options: Any) -> Requester:
-        """A requester that knows all providers, unless it is given other `sources`."""
+        """A requester that knows all providers, unless other `sources` are given."""
         options.setdefault("sources", [ListSource("known", self.candidates)])
         options.setdefault("rng", random.Random(self._rng.getrandbits(64)))
         return Requester(self.network.peer(peer_id), SimulatedOpener(), clock=self.clock.wall, **options)
@@ -133,7 +135,7 @@ class SimulatedMarket:
     def ensemble(
         self, *nodes: NodeRequest | str, seconds: float = 30.0, exclude: Sequence[str] = (), **demand: Any
     ) -> EnsembleRequest:
-        """A request for these nodes, open for so many seconds; names stand for nodes of the same `demand`."""
+        """A request for these nodes, open for this time. Names stand for nodes with the same `demand`."""
         wanted = tuple(
             NodeRequest(node_id=node, resources=simulated_demand(**demand)) if isinstance(node, str) else node
             for node in nodes or ("n1",)
@@ -169,7 +171,7 @@ async def open_market(directory: Path, rng: random.Random) -> AsyncIterator[Simu
         try:
             yield SimulatedMarket(nursery, directory, rng)
         except BaseException as error:
-            # Raised behind the nursery, which would wrap it in a group.
+            # Raised after the nursery, which would wrap it in a group.
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:

@@ -1,7 +1,7 @@
-"""A network in memory: the real services and clients over streams that take their time, stall and are cut.
+"""A network in memory: the real services and clients over streams that are slow, stall and are cut.
 
-A host is whatever answers under one peer id: operations by protocol. Between two peers there is one connection, over
-which any number of streams run; it is opened by the first and stays until it is cut or one side stops.
+A host is whatever answers under one peer id: operations by protocol. Between two peers there is one connection with any
+number of streams. The first stream opens it, and it stays until it is cut or one side stops.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["GOOD_LINK", "LinkConditions", "SimulatedNetwork", "SimulatedPeerNetw
 
 @dataclass(frozen=True, slots=True)
 class LinkConditions:
-    """How a connection behaves. Times in seconds; `stall`, `cut` and `late` are probabilities for each write.
+    """How a connection behaves. Times are in seconds; `stall`, `cut` and `late` are probabilities for each write.
 
-    A write takes `latency` and up to `jitter` more. A stalled stream delivers nothing from there on; nobody is told.
+    A write takes `latency` and up to `jitter` more. A stalled stream delivers nothing from there on, without an error.
     A cut breaks the whole connection, before or after the write has arrived. A late write takes up to `lateness` more.
     """
 
@@ -52,7 +52,7 @@ GOOD_LINK = LinkConditions()
 
 @dataclass(slots=True)
 class TrafficCount:
-    """What went over the network: connections that were tried, streams that were opened, and writes."""
+    """The traffic of the network: attempted connections, opened streams, and writes."""
 
     dials: int = 0
     streams: int = 0
@@ -94,7 +94,7 @@ class _Connection:
 
 
 class SimulatedNetwork:
-    """Peers in memory that reach each other; `rng` decides every delay and fault. Runs within `nursery`."""
+    """Peers in memory that reach each other. `rng` decides every delay and fault. Runs within `nursery`."""
 
     def __init__(self, nursery: trio.Nursery, rng: random.Random, *, dial_timeout: float = 5.0) -> None:
         self.traffic = TrafficCount()
@@ -117,14 +117,14 @@ class SimulatedNetwork:
         shares: SharesInUse | None = None,
         answer: Callable[[DelayedStream], Awaitable[None]] | None = None,
     ) -> None:
-        """From now on this peer answers these protocols, to whoever dials it; `answer` takes the streams instead."""
+        """From now on this peer answers these protocols for every dialling peer; `answer` gets the streams instead."""
         self._hosts[peer_id] = _Host(
             peer_id, operations, limits or ServiceLimits(), conditions, counts or ServiceCounts(), shares, answer
         )
         self._dead.discard(peer_id)
 
     def stop_host(self, peer_id: str, *, silent: bool = False) -> None:
-        """Take a peer off the network with all its connections; `silent` leaves its dialers waiting."""
+        """Remove a peer from the network with all its connections. With `silent`, peers that dial it wait."""
         host = self._hosts[peer_id]
         host.up, host.silent = False, silent
         for connection in list(host.connections.values()):
@@ -135,20 +135,20 @@ class SimulatedNetwork:
         self._hosts[peer_id].conditions = conditions
 
     def kill_peer(self, peer_id: str) -> None:
-        """Cut off a requester at once: its connections are gone and it reaches nobody any more."""
+        """Cut off a requester at once: its connections are gone and it reaches no peer any more."""
         self._dead.add(peer_id)
         for (dialer, _), connection in list(self._connections.items()):
             if dialer == peer_id:
                 connection.cut()
 
     def cut(self, dialer: str, listener: str) -> None:
-        """Cut the connection between two peers, where there is one."""
+        """Cut the connection between two peers, if there is one."""
         connection = self._connections.get((dialer, listener))
         if connection is not None:
             connection.cut()
 
     def peer(self, peer_id: str) -> SimulatedPeerNetwork:
-        """The network as one peer sees it: what a requester is made with."""
+        """The network as one peer sees it, for a requester."""
         return SimulatedPeerNetwork(self, peer_id)
 
     async def connect(self, dialer: str, listener: str) -> _Connection:
@@ -246,12 +246,12 @@ class SimulatedNetwork:
 
 
 def _share() -> PeerShare:
-    """A share of its own for each stream, by a clock at which no work takes any time."""
+    """A separate share for each stream, with a clock on which no work takes any time."""
     return SharesInUse(timer=trio.current_time).alone()
 
 
 class SimulatedPeerNetwork:
-    """One peer's way to the others; the `PeerNetwork` of simulations."""
+    """One peer's access to the others: the `PeerNetwork` of simulations."""
 
     def __init__(self, network: SimulatedNetwork, peer_id: str) -> None:
         self._network = network
@@ -259,11 +259,11 @@ class SimulatedPeerNetwork:
 
     @property
     def peer_id(self) -> str:
-        """Who asks."""
+        """The requester."""
         return self._peer_id
 
     async def stream(self, peer_id: str, protocol: str) -> DelayedStream:
-        """A bare stream to that peer, for whoever does not keep to the protocol. Raises DialError."""
+        """A bare stream to that peer, for a caller that violates the protocol. Raises DialError."""
         return self._network.open_stream(await self._network.connect(self._peer_id, peer_id), protocol)
 
     @asynccontextmanager

@@ -1,8 +1,8 @@
-"""A population of machines over time: when each is there, and what jobs take of it. All of it follows from the seed.
+"""A population of machines over time: when each is there, and which jobs it runs. Everything follows from the seed.
 
-Modelled: sessions and absences are exponential, an hour and half an hour in the mean; each machine is idle for an hour
-and works for forty minutes in the mean, on a job that takes a part of it. What is free and what would fit is computed
-by the ledger's own code, on a ledger that is kept in memory.
+Modelled: sessions and absences are exponential, on average an hour and half an hour; each machine is idle for an hour
+and works for forty minutes on average, on a job that takes a part of it. The ledger's own code computes what is free
+and what would fit, on a ledger in memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ JOB: Final = 2400.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for, and which share of the peers that are there could take it."""
+    """A request, and the share of the present peers that could take it."""
 
     name: str
     able: float
@@ -54,7 +54,7 @@ REQUESTS: Final = (
     Request("usual", 0.05, simulated_demand(cores=4, ram=16, disk=20, gpus=(20,))),
     Request("common", 0.5, simulated_demand(cores=2, ram=6, disk=10)),
 )
-"""From rare to common. None of them asks for a power of two, so that those who are found may fall short."""
+"""From rare to common. None of them requests a power of two, so that peers that are found may fall short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,14 @@ _MACHINES: Final = (
 
 
 class _NoStorage:
-    """Where nothing is ever written."""
+    """A storage to which nothing is written."""
 
     def write(self, changes: list[Any]) -> None:
         raise AssertionError("a machine of the population is only asked")
 
 
 def opened_manager(machine: MachineResources, demands: Sequence[Demand], clock: Clock) -> ResourceManager:
-    """The ledger's manager over a book in memory, in which these demands are committed."""
+    """A manager of a book in memory, in which these demands are committed."""
     onboarded = OnboardedResources(
         cpu=machine.cpu, ram=machine.ram, disk=machine.disk, gpus=machine.gpus,
         port_range=PortRange(first=16384, last=16447), holds=HoldLimits(max_seconds=60, share=1000),
@@ -102,7 +102,7 @@ def opened_manager(machine: MachineResources, demands: Sequence[Demand], clock: 
 
 
 class _Still:
-    """A clock that stands."""
+    """A clock that stands still."""
 
     boot_id = "virtual"
 
@@ -124,7 +124,7 @@ def _demand(machine: MachineResources, job: _Job) -> Demand:
 
 @cache
 def _manager(kind: int, state: int) -> ResourceManager:
-    """What machines of one kind in one state all answer by: nothing that is asked of them changes it."""
+    """The manager that answers for all machines of one kind in one state: no request changes it."""
     job = _STATES[state]
     demands = [] if job is None else [_demand(_MACHINES[kind], job)]
     return opened_manager(_MACHINES[kind], demands, _Still())
@@ -141,7 +141,7 @@ def _able_share(kind: int, demand: Demand) -> float:
 
 
 def _mix() -> list[float]:
-    """The shares of the kinds of machines with which as many peers are able, in the mean, as REQUESTS say."""
+    """The shares of the kinds of machines that make as many peers able, on average, as REQUESTS say."""
     rare, usual, common = REQUESTS
     large = rare.able / _able_share(0, rare.demand)
     middle = (usual.able - large * _able_share(0, usual.demand)) / _able_share(1, usual.demand)
@@ -153,8 +153,9 @@ def _mix() -> list[float]:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One machine. `toggles` are the times at which it comes and goes, `changes` those at which a job begins or ends
-    (both in seconds of virtual time); `states` says what runs from each change on."""
+    """One machine. `toggles` are the times at which it joins and leaves, `changes` those at which a job begins or ends
+    (both in seconds of virtual time); `states` are the running jobs from each change on.
+    """
 
     number: int
     kind: int
@@ -163,17 +164,17 @@ class Member:
     states: list[int]
 
     def session(self, now: float) -> float | None:
-        """When the session began that it is in; None where it is away."""
+        """When the current session began; None if it is away."""
         count = bisect_right(self.toggles, now)
         return self.toggles[count - 1] if count % 2 else None
 
     def stays_until(self, now: float) -> float:
-        """When it goes next, or comes."""
+        """When it next leaves or joins."""
         count = bisect_right(self.toggles, now)
         return self.toggles[count] if count < len(self.toggles) else float("inf")
 
     def manager(self, now: float) -> ResourceManager:
-        """What it answers by now."""
+        """The manager that answers for it now."""
         return _manager(self.kind, self.states[bisect_right(self.changes, now) - 1])
 
     def would_take(self, demand: Demand, now: float) -> bool:
@@ -181,13 +182,15 @@ class Member:
         return _able(self.kind, self.states[bisect_right(self.changes, now) - 1], demand)
 
     def next_change(self, now: float) -> float:
-        """When something else is free than now."""
+        """The next time at which something else is free."""
         count = bisect_right(self.changes, now)
         return self.changes[count] if count < len(self.changes) else float("inf")
 
 
 class Population:
-    """So many machines that `online` of them are there at a time, from `begin` to `end` (seconds of virtual time)."""
+    """As many machines as needed for `online` of them to be there at a time, from `begin` to `end` (seconds of virtual
+    time).
+    """
 
     def __init__(self, online: int, *, begin: float, end: float, seed: int) -> None:
         rng = random.Random(f"population {seed}")
@@ -211,7 +214,7 @@ def _quotas(size: int) -> list[int]:
 
 
 def _member(number: int, kind: int, begin: float, end: float, rng: random.Random) -> Member:
-    # Both processes forget, so that they can begin in any state.
+    # Both processes are memoryless, so that they can begin in any state.
     toggles = list(_alternating(rng, begin, end, SESSION, ABSENCE, rng.random() < SESSION / (SESSION + ABSENCE)))
     busy = rng.random() >= _IDLE_SHARE
     starts = list(_alternating(rng, begin, end, JOB, IDLE, busy))
@@ -225,7 +228,7 @@ def _member(number: int, kind: int, begin: float, end: float, rng: random.Random
 def _alternating(
     rng: random.Random, begin: float, end: float, mean_on: float, mean_off: float, begins_on: bool
 ) -> Iterator[float]:
-    """The times at which something begins and ends, by turns."""
+    """The times at which something begins and ends, alternately."""
     now, on = begin, begins_on
     if on:
         yield begin

@@ -72,14 +72,14 @@ def simulated_demand(*, cores: float = 1, ram: int = 1, disk: int = 1, gpus: Seq
 
 
 async def in_place(call: Callable[[], None]) -> None:
-    """The ledger's worker in virtual time, which would run on while a thread works."""
+    """The ledger's worker in virtual time, which would continue while a thread works."""
     call()
     await trio.lowlevel.checkpoint()
 
 
 @contextmanager
 def ledger_directory() -> Iterator[Path]:
-    """A directory for many short-lived ledgers: in memory where there is such a place."""
+    """A directory for many short-lived ledgers: in memory if possible."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="dms-", dir=shared if shared.is_dir() else None) as name:
         yield Path(name)
@@ -91,7 +91,7 @@ async def open_simulated_manager(
 ) -> AsyncIterator[ResourceManager]:
     """A ledger in virtual time. A new one offers the whole machine, and allows holds of a minute.
 
-    It has few ports to give, because the pool of all of them is what costs most in a small ledger.
+    It has few ports, because the pool of all ports is the most expensive part of a small ledger.
     """
     async with open_manager(path, machine, clock=clock or VirtualClock(), worker=worker) as manager:
         if manager.get_onboarded_resources() is None:

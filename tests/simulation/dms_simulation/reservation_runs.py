@@ -1,13 +1,14 @@
 """Reservations under fault: one run for each seed, which decides everything that happens in it.
 
-Providers die, come back, drain, fill up with other work, answer late or lose connections; the requester is cancelled,
-fails, is killed, allocates, or merely ends; another requester may want the same. What has to hold:
+Providers die, restart, drain, fill up with other work, answer late or lose connections; the requester is cancelled,
+fails, is killed, allocates, or simply ends; another requester may want the same. What has to hold:
 
-1. While the block runs and the reservation is not lost, every node is taken at every provider that runs.
-2. When the reservation is over, and its requester was not killed, it has nothing at any provider that runs, except what
-   the log names, and what a late connection may yet deliver.
-3. When all deadlines have passed, nothing is taken anywhere, and everything is free again. Only
-   an allocation, which has no deadline, may be left, at a provider that was away, and then the log names it.
+1. While the block runs and the reservation is not lost, every node is committed at every provider that runs.
+2. When the reservation is over, and its requester was not killed, it has no lease at any running provider, except what
+   the log names, and what a late connection may still deliver.
+3. When all deadlines have passed, no lease is left anywhere, and everything is free again. Only an allocation, which
+has
+   no deadline, may be left, at a provider that was down, and then the log names it.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ _STRATEGIES = ("cheapest", "tightest", "spread", "nearest", "random")
 
 
 class BrokenPromiseError(AssertionError):
-    """What has to hold did not."""
+    """A rule was violated."""
 
 
 @dataclass
 class ReservationRun:
-    """What happened in the run of one seed, in order, with the virtual time of each; `counts` sums it up."""
+    """The events of the run of one seed, in order, with the virtual time of each. `counts` sums them up."""
 
     seed: int
     events: list[str] = field(default_factory=list)
@@ -60,7 +61,7 @@ class ReservationRun:
 
 
 def run_reservations(seed: int, directory: Path) -> ReservationRun:
-    """One run, the same for the same seed. Raises AssertionError with the seed and what happened before."""
+    """One run, the same for the same seed. Raises AssertionError with the seed and the events."""
     run = ReservationRun(seed)
     try:
         run_seeded(_Scenario(run, directory).play, seed=seed)
@@ -82,7 +83,7 @@ class _Scenario:
         self._reported: set[str] = set()
         self._ending = self._rng.choice(("normal", "normal", "normal", "error", "cancelled", "cancelled", "killed"))
         self._ttl = self._rng.choice((9.0, 15.0, 30.0))
-        # Who is killed while it allocates leaves what was allocated till then: that has no deadline.
+        # A requester that is killed while it allocates leaves its allocations, which have no deadline.
         self._allocates = self._ending != "killed" and self._rng.random() < 0.25
 
     async def play(self) -> None:
@@ -123,7 +124,7 @@ class _Scenario:
                 return LinkConditions(latency=0.02, stall=rng.choice((0.02, 0.1)))
 
     async def _trouble(self, market: SimulatedMarket, peer_id: str) -> None:
-        """What befalls one provider."""
+        """The faults of one provider."""
         rng = random.Random(self._rng.getrandbits(64))
         while rng.random() < 0.55:
             await trio.sleep(rng.choice((rng.uniform(0.0, 0.5), rng.uniform(0.0, 3.0), rng.uniform(3.0, 40.0))))
@@ -146,7 +147,7 @@ class _Scenario:
                     market.network.cut("requester", peer_id)
 
     async def _fill(self, market: SimulatedMarket, peer_id: str, rng: random.Random) -> None:
-        """Somebody else takes what is free, for a while."""
+        """Another requester takes what is free, for a while."""
         manager = market.manager(peer_id)
         free = manager.get_free_resources()
         demand = simulated_demand(cores=free.cpu.cores.millicores / 1000, ram=1)
@@ -200,7 +201,7 @@ class _Scenario:
             self._run.say(self._ending)
 
     async def _kill_at(self, market: SimulatedMarket, when: float) -> None:
-        # Just before the cancellation, so that nothing of what is done upon it arrives anywhere.
+        # Just before the cancellation, so that nothing that it causes arrives anywhere.
         await trio.sleep_until(when - 1e-6)
         market.network.kill_peer("requester")
 
@@ -244,7 +245,7 @@ class _Scenario:
         if self._ending == "error":
             raise ZeroDivisionError
 
-    # What has to hold
+    # Checks
 
     def _check_given_back(self, market: SimulatedMarket) -> None:
         for peer_id in market.peer_ids:
@@ -273,7 +274,7 @@ class _Scenario:
             if not market.running(peer_id):
                 await market.restart(peer_id)
             await market.manager(peer_id).set_draining(False)
-        # A late request may come with the longest delay; whatever it takes has this time from then on.
+        # A late request may arrive with the longest delay. Whatever it takes lasts for this time from then on.
         await trio.sleep(20.0 + self._ttl + 1.0)
         for peer_id in market.peer_ids:
             manager = market.manager(peer_id)
@@ -302,7 +303,7 @@ class _LeaseHandler(logging.Handler):
 
 @contextmanager
 def _reported_leases(lease_ids: set[str]) -> Iterator[None]:
-    """Collects the leases that the log names as not given back."""
+    """Collects the leases that the log names as not released."""
     log = logging.getLogger("dms_peer.requesting.reservations")
     handler = _LeaseHandler(lease_ids)
     log.addHandler(handler)

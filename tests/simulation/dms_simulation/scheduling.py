@@ -1,4 +1,4 @@
-"""Runs that go exactly the same way for the same seed, in virtual time."""
+"""Runs that are exactly the same for the same seed, in virtual time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _WORK = (0.0, 0.0, 0.0001, 0.001, 0.02)
 
 
 class VirtualClock:
-    """Steady and wall time of a machine in virtual time; the ledger's clock. `skew` (seconds) sets the wall ahead."""
+    """Steady and wall time of a machine in virtual time; the ledger's clock. `skew` (seconds) sets the wall clock
+    ahead.
+    """
 
     boot_id = "virtual"
 
@@ -38,9 +40,9 @@ class VirtualClock:
 
 
 class WorkTimer:
-    """Tells how long the processor was kept in a world in which no work takes any time; for `SharesInUse`.
+    """The processor time in a world in which no work takes any time; for `SharesInUse`.
 
-    `rng` decides how long what is measured took: mostly nothing, sometimes as long as some turns of a peer.
+    `rng` decides how long a measured piece of work took: mostly nothing, sometimes as long as some turns of a peer.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -54,8 +56,8 @@ class WorkTimer:
 
 
 def run_seeded(main: Callable[..., Awaitable[_T]], *args: Any, seed: int) -> _T:
-    """Run an async function in virtual time, with the tasks that are ready at the same time in an order by the seed."""
-    # Trio's own switch for tests that have to repeat themselves (pytest-trio sets it for hypothesis).
+    """Run an async function in virtual time. The seed decides the order of tasks that are ready at the same time."""
+    # Trio's own switch for repeatable tests (pytest-trio sets it for hypothesis).
     before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r.seed(seed)

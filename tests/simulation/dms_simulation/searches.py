@@ -1,4 +1,4 @@
-"""Searches of requesters on a crowd: the real requester, cold or warm, with these sources or those."""
+"""Searches of requesters on a crowd: the real requester, cold or warm, with different sources."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ _NOTED: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What a requester has: `sources` by name in their order, "broadcast" last. A warm one has been on the network for
-    an hour; `part` is the share of the searches that are made with it."""
+    """The state of a requester: `sources` by name in their order, "broadcast" last. A warm one has been on the network
+    for an hour. `part` is the share of the searches that are made with it.
+    """
 
     name: str
     sources: tuple[str, ...]
@@ -62,7 +63,7 @@ VARIANTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one search came to; `seconds` until the third bid, None where there were not so many."""
+    """The result of one search. `seconds` is the time until the third bid, None if there were fewer."""
 
     variant: str
     request: int
@@ -76,7 +77,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run: so many peers, and so many searches of each kind over `span` seconds, behind a time to settle."""
+    """A run: the number of peers, and the number of searches of each kind over `span` seconds, after a time
+    to settle.
+    """
 
     peers: int = 10_000
     searches: int = 1000
@@ -100,7 +103,7 @@ class _Secrets:
 
 @contextmanager
 def seeded_chance(seed: int) -> Iterator[None]:
-    """The chance that the DHT takes of the process itself comes from the seed."""
+    """The seed also decides the random numbers that the DHT takes from the process."""
     before, secrets = random.getstate(), kademlia.secrets
     random.seed(seed)
     kademlia.secrets = _Secrets(seed)  # type: ignore[assignment]
@@ -147,7 +150,7 @@ async def _run(plan: Plan) -> list[Outcome]:
 
 
 class _Requester:
-    """One that asks; a `template` gives it what it knows."""
+    """A requester. A `template` gives it its knowledge."""
 
     def __init__(self, crowd: Crowd, hearsay: Hearsay, label: str, template: _Requester | None = None) -> None:
         self.rng = random.Random(label)
@@ -163,7 +166,7 @@ class _Requester:
         self.table = hearsay.table if template else AdvertTable(SimulatedOpener(), clock=crowd.clock.wall)
 
     async def live(self, seconds: float) -> None:
-        """Be on the network for so long, without searching."""
+        """Be on the network for this time, without searching."""
         TALLY.set(self.upkeep)
         await self._join(1)
         with trio.move_on_after(seconds):
@@ -175,14 +178,14 @@ class _Requester:
         self.crowd.disconnect(self.name)
 
     def _note(self) -> None:
-        """As `Peering` does it, and connections end that nobody uses."""
+        """As `Peering` does; unused connections end."""
         connected = self.crowd.connected(self.name)
         for name in connected:
             self.known.seen(name, (self.crowd.keyspace.address(self.crowd.keyspace.numbers[name]),))
         self.crowd.disconnect(self.name, but=connected[:_PEERS])
 
     async def _join(self, most: int) -> None:
-        """Connect to so many, as `Peering` does it."""
+        """Connect to at most this many peers, as `Peering` does."""
         reached = 0
         recent = [peer.peer_id for peer in self.known.recent(8)]
         while reached < most:
@@ -203,7 +206,7 @@ class _Requester:
                 await self.dht._table.admit(PeerInfo(peer_id, addrs))
 
     async def search(self, variant: Variant, request: int, outcomes: list[Outcome]) -> None:
-        """One search, and its outcome."""
+        """One search, and its result."""
         TALLY.set(self.upkeep)
         await self._begin()
         tally = Tally()

@@ -1,4 +1,4 @@
-"""Signatures that cost next to nothing, for many peers in one process that trust each other."""
+"""Cheap signatures, for many peers in one process that trust each other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _digest(peer_id: str, domain: str, payload_type: bytes, payload: bytes) -> b
 
 @dataclass(frozen=True, slots=True)
 class SimulatedSigner:
-    """Signs for one peer id. Proves that nothing was changed, not who signed: anybody can make the key."""
+    """Signs for one peer id. It proves that nothing was changed, but not who signed: anybody can make the key."""
 
     peer_id: str
 

@@ -1,4 +1,4 @@
-"""Byte streams in memory that take their time, stall and break."""
+"""Byte streams in memory that are slow, stall and break."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class _Direction:
 
 
 class DelayedStream(trio.abc.HalfCloseableStream):
-    """One end of a stream in memory; `due` says for each write when it arrives (infinity: never).
+    """One end of a stream in memory. `due` returns for each write when it arrives (infinity: never).
 
-    `protocol` is the protocol id that was agreed on.
+    `protocol` is the negotiated protocol id.
     """
 
     def __init__(self, outgoing: _Direction, incoming: _Direction, due: Callable[[], float]) -> None:
@@ -68,7 +68,7 @@ class DelayedStream(trio.abc.HalfCloseableStream):
         self._closed = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the data at once; it arrives when `due` says."""
+        """Accept the data at once. It arrives at the time of `due`."""
         await trio.lowlevel.checkpoint()
         if self._closed or self._ended:
             raise trio.ClosedResourceError
@@ -81,11 +81,11 @@ class DelayedStream(trio.abc.HalfCloseableStream):
                 self._outgoing.put(due, bytes(data))
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Return at once: nothing here holds a writer up."""
+        """Return at once, because nothing here blocks a writer."""
         await trio.lowlevel.checkpoint()
 
     async def send_eof(self) -> None:
-        """Say that nothing more comes."""
+        """Send the end of this direction."""
         await trio.lowlevel.checkpoint()
         self._end()
 
@@ -102,14 +102,14 @@ class DelayedStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        """End both directions, without waiting: the other side reads what was written, and can write no more."""
+        """End both directions without waiting: the other side reads what was written, and can write no more."""
         if not self._closed:
             self._end()
             self._closed = True
             self._incoming.lose()
 
     def cut(self) -> None:
-        """Break both directions: what is under way is lost."""
+        """Break both directions: data on its way is lost."""
         self._outgoing.lose()
         self._incoming.lose()
 
@@ -121,6 +121,6 @@ class DelayedStream(trio.abc.HalfCloseableStream):
 
 
 def stream_pair(due_there: Callable[[], float], due_back: Callable[[], float]) -> tuple[DelayedStream, DelayedStream]:
-    """Two ends of one stream; the functions say when a write of the first, of the second end arrives."""
+    """Two ends of one stream. The functions return when a write of the first, or of the second end, arrives."""
     there, back = _Direction(), _Direction()
     return DelayedStream(there, back, due_there), DelayedStream(back, there, due_back)

@@ -1,4 +1,4 @@
-"""The ledger of a member of a population, as those see it who wait for its changes."""
+"""The ledger of a member of a population, for code that waits for its changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Watched"]
 
 
 class Watched:
-    """As much of a ResourceManager as `keep_providing` and `AdvertKeeper` need."""
+    """The part of a ResourceManager that `keep_providing` and `AdvertKeeper` need."""
 
     def __init__(self, member: Member) -> None:
         self._member = member
@@ -31,7 +31,7 @@ class Watched:
         yield _Changes(self)
 
     async def changed(self) -> None:
-        """Returns when something else is free."""
+        """Return when something else is free."""
         await trio.sleep_until(self._member.next_change(trio.current_time()))
 
 

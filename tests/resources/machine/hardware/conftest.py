@@ -1,4 +1,4 @@
-"""Recorded machines, and a library in the place of NVIDIA's.
+"""Recorded machines, and a library in place of NVIDIA's.
 
 One text file describes the `/proc`, `/sys` and `/dev` of a machine: `== PATH` begins a file, `== PATH -> TARGET` makes
 a link, `[A-B]` in a path makes one file for each number `n`, and `@repeat A-B` … `@end` repeats lines. `{n}`, `{n+8}`,
@@ -86,14 +86,14 @@ def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake_nvml(nvml_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts the fake library in the place of NVIDIA's; from each call on it behaves as said: `fake_nvml(devices=8)`."""
+    """Puts the fake library in place of NVIDIA's. From each call on it behaves as told: `fake_nvml(devices=8)`."""
     control = tmp_path / "nvml.control"
     monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_folder))
     monkeypatch.setenv("FAKE_NVML_CONTROL", str(control))
 
     def behave(**behaviour: object) -> None:
         lines = "".join(f"FAKE_NVML_{name.upper()}={value}\n" for name, value in behaviour.items())
-        # In one step: a process may be reading it.
+        # In one step, because a process may be reading it.
         control.with_suffix(".new").write_text(lines)
         control.with_suffix(".new").replace(control)
 

@@ -1,9 +1,9 @@
-"""What a recorded machine should be measured as: the lines `key: value` before its first file.
+"""The expected measurement of a recorded machine: the lines `key: value` before its first file.
 
 Keys: `cores`, `threads`, `physical cores`, `clock`, `base clock` (hertz), `architecture`, `model`, `ram`, `free ram`,
 `disk` (sizes), `gpus` ("UUID SIZE, …" or "none"), `limit` and `problem` (a whole sentence; may be repeated), `limits`
-and `problems` ("none"). What the recording cannot contain is said as well: `statvfs` (total, free and reserved space
-of the work directory), `nvidia` (a device that NVIDIA's library lists: uuid, size, PCI address, model), `env` (a
+and `problems` ("none"). What the recording cannot contain is also given: `statvfs` (total, free and reserved space of
+the work directory), `nvidia` (a device that NVIDIA's library lists: uuid, size, PCI address, model), `env` (a
 variable).
 """
 

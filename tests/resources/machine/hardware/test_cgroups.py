@@ -1,4 +1,4 @@
-"""Every enclosing cgroup limits: walked up in both versions, and for real where this process may make a cgroup."""
+"""The limits of every enclosing cgroup count: in both versions, and on a real cgroup if this process may create one."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_deepest_and_last_mount_of_a_path_counts() -> None:
     ],
 )
 def test_use_of_a_group_in_both_versions(build_machine: Build, machine: str, name: str, usage: CgroupUsage) -> None:
-    # What is in the page cache and used by nobody does not count.
+    # Unused page cache does not count.
     assert cgroup_usage(name, build_machine(machine)) == usage
 
 
@@ -116,7 +116,7 @@ def test_use_of_a_group_that_is_not_there_is_unknown(build_machine: Build) -> No
 
 @pytest.fixture
 def tight_cgroup() -> Iterator[tuple[str, list[Path]]]:
-    """A cgroup of half a core and 512 MiB, made by the test: its name, and its folder in every tree."""
+    """A cgroup of half a core and 512 MiB that the test creates: its name, and its folder in every tree."""
     with ExitStack() as stack:
         folders: list[Path] = []
         name = f"/dms-peer-test-{os.getpid()}"

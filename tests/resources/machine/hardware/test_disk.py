@@ -1,4 +1,4 @@
-"""What of a file system may be offered, and the device under it."""
+"""How much of a file system may be offered, and the device under it."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_the_quota_of_a_device_without_one_is_unknown(source: str, tmp_path: Pat
 
 
 class _Library:
-    """A C library whose quotactl(2) answers as it is told, for quotas of one kind."""
+    """A C library whose quotactl(2) answers as told, for quotas of one kind."""
 
     def __init__(self, hard: int, soft: int, valid: int = 1, result: int = 0, kind: int = 0) -> None:
         self.answer = (hard, soft, valid, result)
@@ -263,7 +263,7 @@ def test_a_disk_in_memory_and_the_memory_are_one_pool(
     [
         ({"f_frsize": 0, "f_bsize": 4096}, 4096000, 4096000),
         ({"f_frsize": 2**24, "f_blocks": 2**44, "f_bavail": 2**44, "f_bfree": 2**44}, 2**63 - 1, 2**63 - 1),
-        # A file system without free files takes no new one.
+        # A file system without free file entries accepts no new file.
         ({"f_files": 10, "f_favail": 0}, 4096000, 0),
         ({"f_files": 0, "f_favail": 0}, 4096000, 4096000),
     ],
@@ -305,7 +305,7 @@ def _sizes(tmp_path: Path, tools: tuple[str, ...], prepare: str, *folders: str) 
 
 
 def test_a_real_quota_group_of_btrfs_is_read(tmp_path: Path) -> None:
-    """Needs root, btrfs-progs and a kernel with btrfs; the file system lies in a file."""
+    """Needs root, btrfs-progs and a kernel with btrfs. The file system is in a file."""
     prepare = """
         truncate -s 256M image; mkfs.btrfs -q image; mkdir mount; mount -o loop image mount
         btrfs subvolume create mount/one; btrfs quota enable mount; btrfs qgroup limit 20M mount/one

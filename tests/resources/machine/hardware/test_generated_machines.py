@@ -1,6 +1,6 @@
-"""Over generated machines: what is offered can be had, no pool is counted twice, and no loss is silent.
+"""On generated machines: what is offered is available, no pool is counted twice, and every loss is reported.
 
-The bounds of the kernel are computed here by a second, plain model of each machine.
+A second, plain model of each machine computes the limits of the kernel.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Group:
 
 @dataclass
 class Card:
-    """An AMD card: whether this process has its nodes, and into how many parts it is divided."""
+    """An AMD card: whether this process can open its nodes, and into how many parts it is divided."""
 
     bus: int
     vram: int
@@ -48,7 +48,7 @@ class Card:
 
 @dataclass
 class Machine:
-    """What a machine is, and every bound of its kernel."""
+    """The properties of a machine, and every limit of its kernel."""
 
     present: int
     online: frozenset[int]
@@ -85,7 +85,7 @@ class Machine:
         return min([len(self.usable_cpus()) * 1000, *(g.quota for g in self.groups if g.quota is not None)])
 
     def most_memory(self) -> int:
-        """The bytes that one job could get at most, were the machine empty."""
+        """The most bytes that one job could get on the empty machine."""
         bounds = [self.total - self.huge - self.broken - sum(self.nodes[n] for n in self.gpu_nodes)]
         bounds += [limit for g in self.groups for limit in (g.memory, g.high) if limit is not None]
         main = frozenset(range(len(self.nodes))) - self.gpu_nodes
@@ -181,7 +181,7 @@ def _machines(draw: st.DrawFn) -> Machine:
     present = draw(st.integers(1, 16))
     some_cpus = st.frozensets(st.integers(0, present - 1), min_size=1)
     online = draw(some_cpus)
-    # The kernel keeps every cpuset and the affinity within what encloses it.
+    # The kernel keeps every cpuset and the affinity within their enclosing group.
     nodes = draw(st.lists(_SIZES, min_size=1, max_size=4))
     gpu_nodes = draw(st.frozensets(st.integers(1, 3), max_size=2)) & frozenset(range(len(nodes)))
     main_nodes = st.frozensets(st.sampled_from(sorted(frozenset(range(len(nodes))) - gpu_nodes)), min_size=1)
@@ -264,14 +264,14 @@ def test_what_is_offered_can_be_had(
     if measured.disk.size < machine.disk:
         assert "of disk: the disk is in memory" in said
 
-    # What could be had now is no more than what strict accounting leaves.
+    # What is free now is no more than what strict accounting leaves.
     free = free_ram(roots, read_domain(roots))
     assert free is not None
     assert free <= machine.available
     if machine.commit_limit is not None:
         assert free <= max(0, machine.commit_limit - machine.committed)
 
-    # GPUs: no more than each card has, on devices that can be opened; every card that is left out has its sentence.
+    # GPUs: no more than each card has, on devices that can be opened. Every card that is left out has a sentence.
     assert len({gpu.uuid for gpu in measured.gpus}) == len(measured.gpus)
     for card in machine.cards:
         address = f"0000:{card.bus:02x}:00.0"

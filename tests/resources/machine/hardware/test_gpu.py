@@ -1,4 +1,4 @@
-"""GPUs told by files: vendors by PCI id, identities, memory, and what the environment lets be seen."""
+"""GPUs from files: vendors by PCI id, identities, memory, and the devices that the environment shows."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_container_runtimes_choice_is_obeyed(value: str, shown: int) -> None
 
 
 def test_numbers_that_the_runtime_has_obeyed_are_not_obeyed_twice() -> None:
-    # Of eight GPUs the runtime shows "6,7"; inside they are 0 and 1.
+    # Of eight GPUs the runtime shows "6,7". Inside they are 0 and 1.
     inside = _GPUS[:2]
     assert visible_devices(inside, {"NVIDIA_VISIBLE_DEVICES": "6,7"}).devices == inside
 
@@ -136,7 +136,7 @@ def test_amd_and_intel_are_told_by_their_files(build_machine: Build) -> None:
     report = read_gpus(build_machine("numa_server"), {})
     assert [(d.gpu.uuid, d.gpu.index, d.gpu.vendor, d.gpu.vram, d.used) for d in report.devices] == [
         ("GPU-9d6fa4d2a1c0b3e7", 0, GPUVendor.AMD, 68702699520, 2**30),
-        # Without a number of its own a card is named by its slot.
+        # A card without a number of its own is named by its slot.
         ("AMD-0000:83:00.0-73bf", 1, GPUVendor.AMD, 17163091968, 20971520),
         ("Intel-0000:c3:00.0-56c0", 2, GPUVendor.INTEL, 14 * 2**30, 0),
     ]
@@ -155,7 +155,7 @@ def test_a_card_that_no_driver_shows_is_a_problem(build_machine: Build) -> None:
     unseen = ("NVIDIA GPU at 0000:01:00.0: no driver shows it",)
     assert read_gpus(roots, {}).problems == unseen
     assert read_gpus(roots, {}, lambda _: GPUReport(notes=("no driver",))).problems == unseen
-    # A library that says itself why, or shows devices, has the word.
+    # The report of a library that gives a reason, or lists devices, is used.
     assert read_gpus(roots, {}, lambda _: GPUReport.failure("broken")).problems == ("broken",)
     assert read_gpus(roots, {}, lambda _: GPUReport(devices=_GPUS)).problems == ()
 
@@ -170,7 +170,7 @@ def test_intels_older_driver_tells_the_memory_of_the_card(build_machine: Build) 
 
 
 def test_intel_corporation_is_not_ati(build_machine: Build) -> None:
-    # Searching names finds "ati" in "Intel Corporation"; vendors are told by number.
+    # A search in names would find "ati" in "Intel Corporation". Vendors are recognized by number.
     assert {d.gpu.vendor for d in read_gpus(build_machine("numa_server"), {}).devices[2:]} == {GPUVendor.INTEL}
 
 
@@ -187,7 +187,7 @@ def amdsmi_get_gpu_device_bdf(handle): return {1: "0000:83:00.0", 2: "0000:43:00
 
 @pytest.fixture
 def amdsmi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module in the place of AMD's, in the process that asks it."""
+    """A module in place of AMD's, in the process that queries it."""
     module = tmp_path / "modules" / "amdsmi.py"
     module.parent.mkdir()
     module.write_text(_AMDSMI)

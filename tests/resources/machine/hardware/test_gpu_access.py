@@ -1,4 +1,4 @@
-"""Cards that are seen and cannot be used, cards that are divided, and what the runtimes' variables show."""
+"""Cards that are visible but cannot be used, cards that are divided, and what the runtimes' variables show."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_card_on_the_bus_that_the_library_does_not_list_is_said(build_machine:
         "NVIDIA GPU at 0000:02:00.0: no driver shows it (vfio-pci has it)",
         "NVIDIA GPU at 0000:03:00.0: no driver shows it",
     )
-    # A container was given one of them: that is no failure.
+    # A container was given one of them, which is no failure.
     report = read_gpus(roots, {"NVIDIA_VISIBLE_DEVICES": "GPU-1"}, lambda _: GPUReport(devices=(listed,)))
     assert (report.problems, len(report.limits)) == ((), 2)
 
@@ -203,7 +203,7 @@ def _devices(vendor: GPUVendor, count: int, parts: int = 1) -> tuple[GPUDevice, 
         ({"GPU_DEVICE_ORDINAL": "0"}, [0]),
         ({"CUDA_VISIBLE_DEVICES": "3"}, [3]),
         ({"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "3"}, [1]),
-        # The second counts what the first has left.
+        # The second variable counts what the first one leaves.
         ({"ROCR_VISIBLE_DEVICES": "2,3", "HIP_VISIBLE_DEVICES": "1"}, [3]),
         ({"ROCR_VISIBLE_DEVICES": "\u0663"}, []),
         ({"NVIDIA_VISIBLE_DEVICES": "none", "ZE_AFFINITY_MASK": "9"}, [0, 1, 2, 3]),

@@ -1,4 +1,4 @@
-"""How busy the machine is, within what this process may use."""
+"""The load of the machine, within what this process may use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_idle_and_waiting_for_disks_is_not_busy() -> None:
     [
         (CPUTimes(1000, 100), CPUTimes(2000, 600), 2000),
         (CPUTimes(1000, 100), CPUTimes(1000, 100), 0),
-        # Counters of a CPU that went offline, or of another boot, go backwards.
+        # The counters of a CPU that went offline, or of another boot, go backwards.
         (CPUTimes(2000, 600), CPUTimes(1000, 100), 0),
         (CPUTimes(1000, 600), CPUTimes(2000, 100), 0),
         (CPUTimes(1000, 0), CPUTimes(1010, 50), 4000),

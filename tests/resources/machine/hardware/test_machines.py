@@ -1,4 +1,4 @@
-"""Recorded machines are measured as they are, and no file content raises."""
+"""Recorded machines are measured correctly, and no file content raises."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_this_machine_is_measured() -> None:
     assert any(interface.type == "loopback" for interface in machine.network.interfaces)
 
 
-# Every file that is read, each with something that nearly makes sense.
+# Every file that is read, each with content that is nearly valid.
 _FILES = (
     "proc/cpuinfo",
     "proc/meminfo",

@@ -1,4 +1,4 @@
-"""Network interfaces by their files, and what is known of being reachable."""
+"""Network interfaces from their files, and what is known about reachability."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_loopback_and_tunnels_are_up_by_their_flags(state: str, flags: str | Non
         (("8.8.8.8",), "up", True),
         (("2a00:1450::1",), "up", True),
         (("8.8.8.8",), "down", None),
-        # Behind a translated address a machine may well be reachable: that is not known, and so not said.
+        # Behind address translation a machine may well be reachable, so the result is unknown.
         (("192.168.1.2", "10.0.0.1", "100.64.0.1", "fe80::1%eth0", "fd00::1"), "up", None),
         (("nonsense",), "up", None),
         ((), "up", None),

@@ -1,4 +1,6 @@
-"""NVIDIA's GPUs through the real ctypes path of `pynvml`, against a fake library, and for real where there is a GPU."""
+"""NVIDIA's GPUs through the real ctypes path of `pynvml`, with a fake library, and with the real one if
+there is a GPU.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +143,7 @@ def test_every_error_of_every_function_is_reported_and_none_raises(nvml_folder: 
         if (function, code) in _WITHOUT_MIG:
             assert (devices, problems) == (2, 0)
         else:
-            # Either everything is told, or something says why not.
+            # Either everything is reported, or a sentence says why not.
             assert devices == 3 or problems or notes, (function, code)
 
 

@@ -1,4 +1,4 @@
-"""Every recorded machine is measured as a careful owner would; adding one is adding a text file."""
+"""Every recorded machine is measured as a careful owner would. To add one, add a text file."""
 
 from __future__ import annotations
 

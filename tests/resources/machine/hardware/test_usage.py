@@ -30,7 +30,7 @@ Behave = Callable[..., None]
 
 
 class _Clock:
-    """A clock that moves when it is told to."""
+    """A clock that moves on request."""
 
     now = 100.0
 
@@ -66,7 +66,7 @@ def test_used_and_free_add_up_to_the_machine(in_docker: Docker) -> None:
 
 def test_busy_neighbours_on_our_cpus_leave_us_less(in_docker: Docker) -> None:
     roots, machine, sampler, clock = in_docker
-    # All four allowed CPUs are 90 % busy with somebody else's work; the container's quota is untouched.
+    # All four allowed CPUs are 90 % busy with other work. The container's quota is unused.
     (roots.proc / "stat").write_text("".join(f"cpu{n} 1000 0 0 1000 0 0 0 0\n" for n in range(16)))
     clock.now += 1
     sample = sampler.take(machine, (), clock.now, {})
@@ -112,7 +112,7 @@ def test_nobody_uses_a_simulated_machine(in_docker: Docker) -> None:
 
 
 async def _run_inline(call: Callable[[], None]) -> None:
-    """Does the blocking call at once, so that virtual time works."""
+    """Run the blocking call at once, so that virtual time works."""
     call()
 
 
@@ -205,7 +205,7 @@ async def test_vram_in_use_is_told_for_each_gpu(watched: Callable[..., UsageMoni
         sample = await _until(monitor, lambda sample: sample.usage.gpus[0].vram > 0)
         assert [gpu.vram for gpu in sample.usage.gpus] == [8 * GIB, 0]
         assert [gpu.vram for gpu in sample.free.gpus] == [32 * GIB, 40 * GIB]
-        # Use that changes is no change of the machine.
+        # A change of the use is no change of the machine.
         assert [gpu.vram for gpu in monitor.machine.gpus] == [40 * GIB, 40 * GIB]
         assert len(psutil.Process().children()) == 1
         nursery.cancel_scope.cancel()
@@ -272,7 +272,7 @@ async def test_a_driver_that_hangs_stops_nothing_else(watched: Callable[..., Usa
         await nursery.start(monitor.run)
         fake_nvml(devices=2, hang="nvmlDeviceGetCount_v2")
         sample = await _until(monitor, lambda sample: sample.gpu_age > 0.2)
-        # The rest goes on being sampled while the library does not answer.
+        # The rest is still sampled while the library does not answer.
         assert sample.age < sample.gpu_age
         nursery.cancel_scope.cancel()
     assert psutil.Process().children() == []

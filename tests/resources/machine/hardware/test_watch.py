@@ -1,4 +1,4 @@
-"""Asking a vendor's library again and again, through a process that stays."""
+"""Querying a vendor's library repeatedly, through a process that stays."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_a_cancelled_question_ends_the_process(fake_nvml: Behave) -> None:
             await watch.report()
         assert scope.cancelled_caught
         assert _children() == []
-        # The late answer to the first question is not taken for the answer to the second.
+        # The late answer to the first query is not taken for the answer to the second.
         fake_nvml(devices=3)
         assert len((await watch.report()).devices) == 3
 

@@ -1,4 +1,4 @@
-"""A small world for each seed: honest and lying providers, honest and hostile requesters, and all that goes wrong.
+"""A small world for each seed: honest and lying providers, honest and hostile requesters, and all kinds of faults.
 
-`runs.run_world` plays one; `docs/simulation.md` says what happens in it and what has to hold.
+`runs.run_world` runs one. `docs/simulation.md` describes its events and its invariants.
 """

@@ -1,4 +1,4 @@
-"""Requesters that want to harm: each act is one thing that such a one tries at one provider."""
+"""Hostile requesters: each act is one attack on one provider."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _TIMEOUT = 5.0
 
 
 class Attacker:
-    """One peer that means harm, for as long as it acts."""
+    """One hostile peer."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Attacker:
         }
 
     async def act(self, acts: int, seconds: float) -> None:
-        """Do so many things, over about so many seconds; whatever comes of them."""
+        """Perform this many acts, over about this time, whatever their results."""
         for _ in range(acts):
             await trio.sleep(self._rng.uniform(0.0, 2.0 * seconds / acts))
             name = self._rng.choice(list(self._acts))
@@ -94,7 +94,7 @@ class Attacker:
     # Bids
 
     async def _replay(self, provider: Provider) -> None:
-        """Takes a bid, gives it back, and brings it again: at once, and later."""
+        """Commit a bid, release it, and commit it again: at once, and later."""
         bids = await self._bids(provider)
         async with self._allocations(provider) as client:
             for lease in await client.commit(bids, ttl=20.0):
@@ -106,7 +106,9 @@ class Attacker:
                 await trio.sleep(self._rng.uniform(0.0, 10.0))
 
     async def _steal(self, provider: Provider) -> None:
-        """Brings the next bid that was made for somebody else, before its owner does, alone or beside an own one."""
+        """Send the next bid that was made for another requester, before that requester does, alone or with
+        an own one.
+        """
         await self._tellings.wait_bids()
         others = [raw for bid, raw in self._tellings.bids if bid.requester != self._peer_id]
         if not others:
@@ -119,7 +121,7 @@ class Attacker:
             self._story.fail(f"{provider.peer_id} gave {self._peer_id} what it bid to somebody else")
 
     async def _forge(self, provider: Provider) -> None:
-        """Brings bids that were changed, that it signed itself, or that another provider made."""
+        """Send bids that were changed, that it signed itself, or that another provider made."""
         bids = await self._bids(provider)
         if not bids:
             return
@@ -137,12 +139,12 @@ class Attacker:
                     self._story.fail(f"{provider.peer_id} took a bid that it did not make")
 
     async def _hoard(self, provider: Provider) -> None:
-        """Has bids held that it never takes."""
+        """Request holds for bids that it never commits."""
         for _ in range(3):
             await self._bids(provider, hold=60.0)
 
     async def _overstay(self, provider: Provider) -> None:
-        """Asks for times that make no sense, takes what it is given, and leaves an allocation behind."""
+        """Request impossible times, commit what it gets, and leave an allocation behind."""
         bids = await self._bids(provider)
         async with self._allocations(provider) as client:
             for ttl in (1e300, float("inf"), float("nan"), -1.0, 1e-9):
@@ -154,9 +156,9 @@ class Attacker:
     # Leases of others
 
     async def _meddle(self, provider: Provider) -> None:
-        """Renews, allocates and releases leases of others, whose ids and numbers it knows."""
+        """Renew, allocate and release leases of others, whose ids and numbers it knows."""
         if not provider.witness.standing():
-            # Somebody who was bid something is about to take it.
+            # A requester with a bid is about to commit it.
             await self._tellings.wait_bids()
             await trio.sleep(self._rng.uniform(0.5, 3.0))
             provider = next((one for one in self._providers if one.witness.standing()), provider)
@@ -174,10 +176,10 @@ class Attacker:
             with suppress(ProtocolError):
                 await client.list()
 
-    # Again and again
+    # Repetitions
 
     async def _repeat(self, provider: Provider) -> None:
-        """Sends each request several times, together and later; the answers have to be the same."""
+        """Send each request several times, together and later. The answers have to be the same."""
         bids = await self._bids(provider)
         committed = await self._same(provider, CommitRequest(bids=tuple(bids), ttl=20.0), CommitAnswer)
         lease_id = committed.leases[0].lease_id if committed else "unknown"
@@ -202,10 +204,10 @@ class Attacker:
             self._story.fail(f"{provider.peer_id} answers {request} with {answers}")
         return answers[0] if answers else None
 
-    # Too much
+    # Floods
 
     async def _flood(self, provider: Provider) -> None:
-        """Hundreds of requests in one write, without reading what comes."""
+        """Send hundreds of requests in one write, without reading the answers."""
         protocol, request = self._rng.choice(
             (
                 (ALLOCATION_PROTOCOL, ListRequest()),
@@ -222,7 +224,7 @@ class Attacker:
         await self._send(provider, BID_PROTOCOL, requests)
 
     async def _crowd(self, provider: Provider) -> None:
-        """Opens streams until no more are given, and keeps them."""
+        """Open streams until no more are accepted, and keep them."""
         network = self._network.peer(self._peer_id)
         streams = [await network.stream(provider.peer_id, RESOURCES_PROTOCOL) for _ in range(12)]
         await trio.sleep(self._rng.uniform(1.0, 20.0))
@@ -230,7 +232,7 @@ class Attacker:
             stream.close()
 
     async def _multiply(self, provider: Provider) -> None:
-        """Comes under many names, and uses up what each of them may have, so that all of them have to be remembered."""
+        """Use many peer ids, and use up the share of each, so that all of them have to be remembered."""
         question = to_bytes(FreeRequest())
         for number in range(10):
             stream = await self._network.peer(f"{self._peer_id}-{number}").stream(provider.peer_id, RESOURCES_PROTOCOL)
@@ -239,7 +241,7 @@ class Attacker:
             stream.close()
 
     async def _babble(self, provider: Provider) -> None:
-        """Bytes that mean nothing, frames without end, half a frame."""
+        """Send meaningless bytes, endless frames, half a frame."""
         stream = await self._network.peer(self._peer_id).stream(
             provider.peer_id, self._rng.choice((ALLOCATION_PROTOCOL, BID_PROTOCOL))
         )
@@ -252,7 +254,7 @@ class Attacker:
         await trio.sleep(self._rng.uniform(0.0, 20.0))
         stream.close()
 
-    # Inside
+    # Internal
 
     def _provider_of(self, raw: bytes, other: Provider) -> Provider:
         made_by = open_bid(raw, SimulatedOpener()).provider

@@ -1,4 +1,4 @@
-"""What has to hold of one ledger and of one service at every step, counted anew from what they hold."""
+"""The invariants of one ledger and of one service at every step, computed from their contents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["oversold", "unbounded", "uneven"]
 
 
 def oversold(book: Book) -> str:
-    """What of the machine or of the offer is promised more than once; empty when nothing is."""
+    """What part of the machine or of the offer is promised more than once; empty if none is."""
     leases = [record.lease for record in book.leases.values()]
     offer, machine = book.offer.onboarded, book.machine
     if offer is None:
@@ -73,7 +73,7 @@ def uneven(book: Book) -> str:
 
 
 def unbounded(book: Book, shares: SharesInUse, limits: ServiceLimits) -> str:
-    """Which table is larger than its bound."""
+    """Which table is larger than its limit."""
     bounds, total = shares.limits, shares._total
     tables = (
         ("ended leases", len(book.ended), MOST_ENDED),
@@ -82,7 +82,7 @@ def unbounded(book: Book, shares: SharesInUse, limits: ServiceLimits) -> str:
         ("absent peers", len(shares._absent), bounds.remembered),
         ("streams", total.streams, bounds.total.streams),
         ("operations", total.operations, bounds.total.operations),
-        # What one stream has read at once, and one answer, may come on top.
+        # What one stream has read at once, and one answer, may be added.
         ("bytes", total.bytes, bounds.total.bytes_in_flight + 2 * limits.read_bytes + limits.answer_bytes),
         *(
             (f"streams of {peer_id}", share._own.streams, bounds.peer.streams)

@@ -1,8 +1,8 @@
-"""Providers that lie: what each kind of them answers. They have no ledger and nothing to give.
+"""Lying providers: the answers of each kind. They have no ledger and no capacity.
 
-`overbids`: bids on everything and refuses what is then taken. `swaps`: answers commitments with leases of other ids and
-holders. `poses`: signs bids in the name of others, or passes theirs on. `forgets`: commits everything and knows nothing
-of it afterwards. `mute`: takes requests and never answers. `babbles`: answers with bytes that mean nothing.
+`overbids`: bids on everything and then refuses the commitments. `swaps`: answers commitments with leases of other ids
+and holders. `poses`: signs bids in the name of others, or passes theirs on. `forgets`: commits everything and knows
+nothing of it afterwards. `mute`: accepts requests and never answers. `babbles`: answers with meaningless bytes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LIES = ("overbids", "swaps", "poses", "forgets", "mute", "babbles")
 
 
 class Liar:
-    """One lying provider of a kind; `operations` is what it serves."""
+    """One lying provider of a kind. `operations` is what it serves."""
 
     def __init__(
         self, peer_id: str, kind: str, victims: list[str], story: Story, tellings: Tellings, rng: random.Random
@@ -174,7 +174,7 @@ def _as_asked(demand: Demand) -> Resources:
 
 
 def babbler(story: Story, rng: random.Random) -> Callable[[DelayedStream], Awaitable[None]]:
-    """Answers every stream with noise, some of which looks like frames."""
+    """Answer every stream with noise, some of which looks like frames."""
 
     async def babble(stream: DelayedStream) -> None:
         story.say("lie babbles")
@@ -192,6 +192,6 @@ _NOISE: tuple[Callable[[random.Random], Any], ...] = (
     lambda rng: rng.randbytes(rng.randint(1, 300)),
     lambda rng: b"\xff" * 12,
     lambda rng: bytes([40]) + rng.randbytes(40),
-    # An answer to the first request, with an "ok" that is of no form that anybody expects.
+    # An answer to the first request, with an "ok" of an unexpected form.
     lambda rng: b"\x0a\xa2\x62id\x00\x62ok\xa0" + b"\x00" * 3,
 )

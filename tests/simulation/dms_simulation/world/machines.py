@@ -1,4 +1,4 @@
-"""What a simulated provider stands on: clocks that are set, boots that end, a disk that is slow, fails and is torn."""
+"""The machine of a simulated provider: clocks that are set, boots, and a disk that is slow, fails and tears writes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from ..scheduling import EPOCH
 __all__ = ["MOST_SKEW", "BootClock", "Disk", "MachineTime"]
 
 MOST_SKEW = 1200.0
-"""Seconds that a wall clock is off at most: two jumps together stay below the hour for which ended leases are known."""
+"""The most seconds by which a wall clock is wrong: two jumps together stay below the hour for which ended leases are
+known.
+"""
 
 
 @dataclass
 class MachineTime:
-    """The wall clock of one machine, `skew` seconds ahead of the true time; it may jump."""
+    """The wall clock of one machine, `skew` seconds ahead of the true time. It may jump."""
 
     skew: float = 0.0
 
     def wall(self) -> float:
-        """Unix time in seconds, as this machine has it."""
+        """Unix time in seconds, by this machine's clock."""
         return EPOCH + self.skew + trio.current_time()
 
 
@@ -42,7 +44,7 @@ class BootClock:
         self._ticks = 0.0
 
     def steady(self) -> float:
-        """Seconds since the boot; a little passes with every look, as it does where programs take their time."""
+        """Seconds since the boot. A little time passes with every reading, as in real programs."""
         self._ticks += 1e-10
         return trio.current_time() - self._booted + self._ticks
 
@@ -52,11 +54,11 @@ class BootClock:
 
 
 class Disk:
-    """The ledger's worker in virtual time. Each call takes its time before and after it is done.
+    """The ledger's worker in virtual time. Each call takes time before and after it is done.
 
-    `failing` makes calls raise StorageError, some of them after they were done all the same. Once `dead`, nothing
-    reaches the file any more and nothing is told. `tear` is called in the middle of the next write that makes the log
-    longer, with the log's length then.
+    `failing` makes calls raise StorageError, some of them after they were done nevertheless. Once `dead`, nothing
+    reaches the file any more and nothing is reported. `tear` is called in the middle of the next write that makes the
+    log longer, with the log's length at that time.
     """
 
     def __init__(self, path: Path, rng: random.Random, latency: float) -> None:
@@ -68,7 +70,7 @@ class Disk:
         self._latency = latency
 
     async def work(self, call: Callable[[], None]) -> None:
-        """Run a blocking call of the disk; raises what it raises, or StorageError."""
+        """Run a blocking call of the disk. Raises what it raises, or StorageError."""
         await self._take_time()
         self._refuse(0.7)
         before = self._log_bytes()
@@ -82,7 +84,7 @@ class Disk:
         self._refuse(1.0)
 
     def copy(self, folder: Path, log_bytes: int | None = None) -> Path:
-        """What a killed process leaves, in another folder; of the log only so many bytes."""
+        """What a killed process leaves, in another folder; of the log only this many bytes."""
         folder.mkdir(parents=True)
         target = folder / self.path.name
         for suffix in ("", "-wal", ".new"):

@@ -1,4 +1,4 @@
-"""An honest provider of the real code, which is killed, booted anew, stalled and lied to."""
+"""An honest provider of the real code, which is killed, rebooted, stalled and lied to."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHARES = Shares(
     ),
     remembered=6,
 )  # fmt: skip
-"""Small, so that what is bounded is reached."""
+"""Small, so that the limits are reached."""
 
 LIMITS = ServiceLimits(answer_bytes=256 * 1024, idle_deadline=60.0)
 
@@ -68,7 +68,7 @@ class _Life:
 
     @property
     def book(self) -> Book | None:
-        """The ledger in memory, as it is, with nothing done about deadlines that have passed."""
+        """The ledger in memory, without ending leases whose deadlines have passed."""
         return self.manager._ledger.book if self.manager is not None else None
 
 
@@ -95,7 +95,7 @@ class Provider:
         self.disturbed_at = 0.0
         # When the owner ended which leases.
         self.evicted: dict[str, float] = {}
-        """When something last happened to it that may leave a request under way for longer than its link takes."""
+        """The last event that may leave a request on its way for longer than its link takes."""
         self.rebooted_at = -1.0
         self._folder = folder
         self._network = network
@@ -112,7 +112,7 @@ class Provider:
         self._path = folder / peer_id / "0" / "ledger.db"
         self._life: _Life | None = None
 
-    # Living
+    # Life
 
     @property
     def up(self) -> bool:
@@ -127,7 +127,7 @@ class Provider:
         return self._life.manager
 
     async def start(self) -> None:
-        """Begin to live, with the ledger that the last life left; returns when it answers, or died on the way."""
+        """Start, with the ledger that the last life left. Returns when it answers, or died meanwhile."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         disk = Disk(self._path, random.Random(self._rng.getrandbits(64)), self._latency)
         timer = WorkTimer(random.Random(f"{self._story.seed} {self.peer_id} {self._lives}"))
@@ -137,7 +137,7 @@ class Provider:
         await self._nursery.start(self._live, self._life)
 
     def kill(self, *, silent: bool = False, reboot: bool = False, log_bytes: int | None = None) -> None:
-        """kill -9 at this instant: what the file has now is all that is left, of its log so many bytes."""
+        """kill -9 at this instant: what the file has now is all that is left; of its log, this many bytes."""
         life = self._life
         if life is None or life.dead:
             return
@@ -162,11 +162,11 @@ class Provider:
             self._life.disk.tear = lambda log_bytes: self._torn(log_bytes)
 
     async def wait_dead(self) -> None:
-        """Returns when it is killed."""
+        """Return when it is killed."""
         await self._died.wait()
 
     async def fail_disk(self, seconds: float) -> None:
-        """Let the disk of this life fail for so long."""
+        """Let the disk of this life fail for this time."""
         life = self._life
         if life is not None:
             life.disk.failing = True
@@ -175,7 +175,7 @@ class Provider:
             self.disturbed_at = trio.current_time()
 
     async def evict(self, leases: Sequence[Lease]) -> None:
-        """The owner ends these leases. For the witness that is as if their holders had released them."""
+        """The owner ends these leases. For the witness this is as if their holders had released them."""
         life = self._life
         if life is None or life.dead:
             return
@@ -195,13 +195,13 @@ class Provider:
                     self.witness.unknown(request, (lease.lease_id,))
 
     def heal(self) -> None:
-        """Nothing fails any more."""
+        """Stop all failures."""
         if self._life is not None:
             self._life.disk.failing = False
             self._life.disk.tear = None
 
     def undisturbed_since(self, moment: float) -> bool:
-        """Whether all that was sent and asked since then has arrived and was done soon, or never will be."""
+        """Whether everything that was sent since then has arrived and was done soon, or never will be."""
         failing = self._life is None or self._life.disk.failing or self._life.disk.tear is not None
         return self.up and not failing and not self.conditions.late and self.disturbed_at < moment
 
@@ -270,10 +270,10 @@ class Provider:
         self._lives_since_boot = 0
         return BootClock(self.time, f"{self.peer_id}-boot-{self._boots}")
 
-    # What has to hold
+    # Checks
 
     def step(self) -> bool:
-        """Called after every step of every task: looks at the ledger where it has changed, and says whether it had."""
+        """Called after every step of every task: checks the ledger if it has changed, and returns whether it had."""
         life = self._life
         if life is None or life.dead or life.manager is None:
             return False
@@ -303,7 +303,7 @@ class Provider:
         )
 
     def check_end(self) -> None:
-        """Everybody has left: nothing of them may be remembered beyond what is written down."""
+        """All requesters have left: nothing about them may be remembered except in the file."""
         life = self._life
         assert life is not None
         self._check_counts(life)

@@ -38,7 +38,7 @@ from .witness import Tellings
 __all__ = ["run_world"]
 
 _SECONDS = 600.0
-# The longest that a write may take, and then a commitment lasts.
+# The longest time that a write may take, and then a commitment lasts.
 _LATENESS = 20.0
 _LONGEST_TTL = 60.0
 # A job that is asked to end is gone by then.
@@ -46,7 +46,7 @@ _LONGEST_GRACE = 61.0
 
 
 def run_world(seed: int, directory: Path) -> Story:
-    """Play the world of one seed, the same for the same seed. Raises BrokenInvariantError with what happened before."""
+    """Run the world of one seed, the same for the same seed. Raises BrokenInvariantError with the events before."""
     story = Story(seed)
     failure: BaseException | None = None
     try:
@@ -62,7 +62,7 @@ def run_world(seed: int, directory: Path) -> Story:
 
 
 class _Steps(trio.abc.Instrument):
-    """Looks at everything after every step of every task."""
+    """Checks everything after every step of every task."""
 
     def __init__(self, world: _World) -> None:
         self._world = world
@@ -71,7 +71,7 @@ class _Steps(trio.abc.Instrument):
         try:
             self._world.look()
         except BaseException as error:
-            # Trio takes an instrument away that raises, and goes on.
+            # Trio removes an instrument that raises, and continues.
             self._world.story.fail(repr(error))
 
 
@@ -87,7 +87,7 @@ class _World:
         self._network: SimulatedNetwork
 
     async def play(self) -> None:
-        """Begin, live and end."""
+        """Begin, run and end."""
         before = trio.lowlevel.current_statistics().tasks_living
         steps = _Steps(self)
         trio.lowlevel.add_instrument(steps)
@@ -103,7 +103,7 @@ class _World:
             self.story.fail(f"{left} tasks are left")
 
     def look(self) -> None:
-        """Compare all that can be seen with what has to hold."""
+        """Compare everything observable with the invariants."""
         for provider in self._providers.values():
             if provider.step():
                 self.story.counts["steps of ledgers"] += 1
@@ -169,7 +169,7 @@ class _World:
             faults.cancel_scope.cancel()
 
     async def _trouble(self, provider: Provider, rng: random.Random) -> None:
-        """What befalls one provider."""
+        """The faults of one provider."""
         while True:
             await trio.sleep(rng.choice((rng.uniform(0.0, 5.0), rng.uniform(0.0, 400.0), rng.uniform(0.0, 400.0))))
             await getattr(self, rng.choice(_TROUBLES))(provider, rng)
@@ -193,7 +193,7 @@ class _World:
     async def _rest(self, provider: Provider, rng: random.Random) -> None:
         await trio.sleep(rng.choice((0.1, 1.0, 1.0, 5.0, 70.0)))
         await provider.start()
-        # It may have died again on the way.
+        # It may have died again meanwhile.
         self.story.say("started", peer=provider.peer_id)
 
     async def _clock_set(self, provider: Provider, rng: random.Random) -> None:
@@ -224,7 +224,7 @@ class _World:
         self._network.cut(dialer, provider.peer_id)
 
     async def _echo(self, rng: random.Random) -> None:
-        """Says again what tenants said, in their name: their requests arrive twice, soon or late."""
+        """Repeat requests of tenants in their name: they arrive twice, soon or late."""
         while True:
             await trio.sleep(rng.uniform(0.0, 30.0))
             told = [one for one in self._tellings.requests if one[1].startswith("t")][-10:]
@@ -239,7 +239,7 @@ class _World:
             return
         self.story.say("repeated", peer=peer_id, caller=caller, what=type(request).__name__)
         if isinstance(request, CommitRequest):
-            # What was refused or given back on the way may be taken now.
+            # What was refused or released meanwhile may be committed now.
             self._providers[peer_id].disturbed_at = trio.current_time()
         with suppress(ProtocolError, DialError, trio.TooSlowError), trio.fail_after(10.0):
             async with self._network.peer(caller).client(peer_id, ALLOCATION_PROTOCOL) as client:
@@ -248,7 +248,7 @@ class _World:
     # Ending
 
     async def _end(self) -> None:
-        """All is well again and everybody has left: when all deadlines have passed, nothing may be left."""
+        """All faults have ended and all requesters have left: when all deadlines have passed, no lease may be left."""
         for provider in self._providers.values():
             provider.set_conditions(GOOD_LINK)
             if not provider.up:
@@ -261,7 +261,7 @@ class _World:
     async def _check_end(self, provider: Provider) -> None:
         manager, book = provider.manager, provider.manager._ledger.book
         for lease in [record.lease for record in book.leases.values()]:
-            # An allocation has no deadline: its holder has to give it back, or its owner.
+            # An allocation has no deadline: its holder or its owner has to release it.
             known = lease.lease_id in self._reported or lease.holder.startswith("a")
             if lease.state is not LeaseState.ALLOCATED or not known:
                 self.story.fail(f"{provider.peer_id} still has {lease}")
@@ -300,7 +300,7 @@ def _conditions(rng: random.Random) -> LinkConditions:
 
 
 def _nobody_listening() -> AbstractContextManager[object]:
-    """Audits look at the ports of the real machine, which have nothing to do with this world."""
+    """Audits read the ports of the real machine, which have nothing to do with this world."""
     return patch("psutil.net_connections", return_value=[])
 
 
@@ -316,7 +316,7 @@ class _LeaseHandler(logging.Handler):
 
 @contextmanager
 def _reported_leases(lease_ids: set[str]) -> Iterator[None]:
-    """Collects the leases that the log names as not given back, and keeps the log to itself meanwhile."""
+    """Collects the leases that the log names as not released, and does not pass the log on meanwhile."""
     root = logging.getLogger()
     handler = _LeaseHandler(lease_ids)
     before, root.handlers = root.handlers, [handler]

@@ -1,4 +1,4 @@
-"""What happened in one world, and what did not hold in it."""
+"""The events of one world, and its violated invariants."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["BrokenInvariantError", "Story"]
 
 
 class BrokenInvariantError(AssertionError):
-    """What has to hold did not."""
+    """An invariant was violated."""
 
 
 @dataclass
 class Story:
-    """The events of the world of one seed, in order, with the virtual time of each; `counts` sums them up.
+    """The events of the world of one seed, in order, with the virtual time of each. `counts` sums them up.
 
-    What does not hold ends the world at once: `broken` is the first of it.
+    A violated invariant ends the world at once. `broken` is the first one.
     """
 
     seed: int
@@ -34,6 +34,6 @@ class Story:
         self.events.append(f"{trio.current_time():9.4f} {what} {described}".rstrip())
 
     def fail(self, what: str) -> None:
-        """Something does not hold. Never raises: who finds it may be code that answers whatever is raised."""
+        """Report a violated invariant. Never raises, because the caller may be code that answers whatever is raised."""
         self.broken = self.broken or what
         self.world.cancel()

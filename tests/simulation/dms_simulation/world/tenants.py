@@ -1,4 +1,4 @@
-"""Honest requesters of the real code, which take what they need, use it for a while and give it back, or die."""
+"""Honest requesters of the real code: they take what they need, use it for a while and release it, or die."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _STRATEGIES = ("cheapest", "tightest", "spread", "nearest", "random")
 
 
 class _JobError(Exception):
-    """The job failed: nothing that is to be explained."""
+    """The job failed, which needs no explanation."""
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """A block that runs with an ensemble that was taken; `allocated` once all of it is."""
+    """A block that runs with an ensemble; `allocated` is set when all of it is."""
 
     reservation: Reservation
     began: float
@@ -42,9 +42,9 @@ class Block:
 
 
 def check_block(block: Block, providers: Mapping[str, Provider]) -> str:
-    """What of the ensemble is not there although its block runs; empty when all of it is.
+    """What part of the ensemble is missing although its block runs; empty if none is.
 
-    A provider that is down says nothing, and after a reboot the wall clock alone says what is left of a commitment.
+    A provider that is down says nothing. After a reboot only the wall clock determines what is left of a commitment.
     """
     reservation = block.reservation
     if reservation.lost.is_set():
@@ -58,7 +58,7 @@ def check_block(block: Block, providers: Mapping[str, Provider]) -> str:
         state = None if lease is None or lease.lease.state is LeaseState.ENDING else lease.lease.state
         evicted = provider.evicted.get(leases[node_id].lease_id)
         if state is None and evicted is not None and trio.current_time() < evicted + leases[node_id].ttl:
-            # Its requester is told with the next renewal.
+            # Its requester learns it with the next renewal.
             continue
         if state is not LeaseState.ALLOCATED and (block.allocated or state is not LeaseState.COMMITTED):
             return f"the block runs and {node_id} is {state} at {peer_id}: {leases[node_id]}"
@@ -98,7 +98,7 @@ class Tenant:
         )
 
     async def live(self, reservations: int, seconds: float) -> None:
-        """Reserve so often, over about so many seconds; being killed ends it."""
+        """Reserve this often, over about this time. Being killed ends it."""
         for _ in range(reservations):
             await trio.sleep(self._rng.uniform(0.0, 2.0 * seconds / reservations))
             ending = self._rng.choice(("used", "used", "used", "failed", "cancelled", "cancelled", "killed"))
@@ -121,7 +121,7 @@ class Tenant:
             self._story.say(ending, tenant=self._peer_id)
 
     async def _kill_at(self, when: float) -> None:
-        # Just before the cancellation, so that nothing of what is done upon it arrives anywhere.
+        # Just before the cancellation, so that nothing that it causes arrives anywhere.
         await trio.sleep_until(when - 1e-6)
         self._network.kill_peer(self._peer_id)
 
@@ -164,7 +164,7 @@ class Tenant:
     async def _use(self, block: Block, ending: str) -> None:
         rng = self._rng
         await trio.sleep(rng.choice((rng.uniform(0.0, 5.0), rng.uniform(0.0, 60.0))))
-        # Who is killed while it allocates leaves what was allocated till then: that has no deadline.
+        # A requester that is killed while it allocates leaves its allocations, which have no deadline.
         if ending != "killed" and rng.random() < 0.3:
             await block.reservation.allocate()
             block.allocated = True
@@ -174,7 +174,7 @@ class Tenant:
             raise _JobError
 
     def _check_given_back(self, began: float) -> None:
-        """What was taken is given back when the reservation ends, where nothing may be under way any more."""
+        """Everything is released when the reservation ends, where no request may be on its way any more."""
         for provider in self._providers.values():
             if not provider.undisturbed_since(began - 40.0):
                 continue

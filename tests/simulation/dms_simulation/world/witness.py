@@ -1,15 +1,15 @@
-"""Stands beside one provider: notes what it acknowledges to whom, and compares the ledger with that after every step.
+"""Observes one provider: notes what it acknowledges to which peer, and compares the ledger with that after every step.
 
-Rules that have to hold, whatever happens:
+Rules that always have to hold:
 
-1. A lease that was acknowledged is in the ledger as it was acknowledged, until its deadline, or until its holder asked
-   for its release. This holds in memory at every step, and of the file after every restart. An allocation that could
-   not be renewed while its provider was away may last for another keep-alive, once.
+1. An acknowledged lease is in the ledger as it was acknowledged, until its deadline, or until its holder requested its
+   release. This holds in memory at every step, and for the file after every restart. An allocation that could not be
+   renewed while its provider was down may last for another keep-alive, once.
 2. A released lease does not come back.
-3. Nothing of a lease changes but by a request of its holder, and no lease is there that its holder did not ask for.
+3. A lease changes only by a request of its holder, and no lease exists that its holder did not request.
 4. Fencing numbers of later leases are greater; no two leases have the same.
-5. What was asked for together is there together, or none of it.
-6. Only the holder is answered about a lease.
+5. What was requested together is there together, or none of it.
+6. Only the holder gets answers about a lease.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = ["Tellings", "Witness", "watched"]
 
 # Floats of different clocks.
 _NEAR = 1e-4
-# A ledger is read some moments before the witness hears of it.
+# The ledger is read a moment before the witness learns of it.
 _GRACE_NEAR = 1.0
 
 
 class Tellings:
-    """What went over the wire and may be said again: bids with their requesters, and requests with their callers."""
+    """Recorded messages that may be repeated: bids with their requesters, and requests with their callers."""
 
     def __init__(self) -> None:
         self.bids: list[tuple[Bid, bytes]] = []
@@ -49,7 +49,7 @@ class Tellings:
         self._arrived = trio.lowlevel.ParkingLot()
 
     async def wait_bids(self) -> None:
-        """Returns when a provider answers with bids. May be cancelled."""
+        """Return when a provider answers with bids. May be cancelled."""
         await self._arrived.park()
 
     def note_bids(self, envelopes: Sequence[bytes]) -> None:
@@ -65,7 +65,7 @@ class Tellings:
 
 
 class Witness:
-    """What the provider `peer_id` has acknowledged, over all its lives. `fail` is told what does not hold."""
+    """What the provider `peer_id` has acknowledged, over all its lives. `fail` is called with violations."""
 
     def __init__(self, peer_id: str, fail: Callable[[str], None]) -> None:
         self.peer_id = peer_id
@@ -74,35 +74,35 @@ class Witness:
         self._order = 0
         self._fences: dict[int, str] = {}
         self._highest = 0
-        # When a lease was first asked for, and the highest fencing number that had been told then.
+        # When a lease was first requested, and the highest fencing number that had been reported by then.
         self._asked: dict[tuple[str, str], tuple[float, int]] = {}
         self._open: dict[tuple[str, str], list[Request]] = {}
         self._rebooted = -math.inf
         self._loaded = -math.inf
         self._allocations: set[tuple[str, str]] = set()
         self._holders: set[str] = set()
-        # What was asked for together, and nobody knows whether it happened.
+        # What was requested together with an unknown outcome.
         self._groups: set[tuple[str, ...]] = set()
 
     def standing(self) -> list[Lease]:
         """What was acknowledged and not released."""
         return [promise.lease for promise in self.promises.values() if promise.released is None]
 
-    # What is asked and answered
+    # Requests and answers
 
     def begin_bid(self, caller: str) -> None:
-        """Somebody asks for bids, perhaps with holds."""
+        """A caller requests bids, perhaps with holds."""
         self._holders.add(caller)
 
     def begin_commit(self, caller: str, request: CommitRequest) -> tuple[Request, tuple[str, ...]]:
-        """Somebody brings bids."""
+        """A caller commits bids."""
         ids = tuple(_bid_ids(request.bids))
         for lease_id in ids:
             self._asked.setdefault((caller, lease_id), (trio.current_time(), self._highest))
         return self._new("commit", request.ttl), ids
 
     def begin(self, kind: str, caller: str, lease_id: str, ttl: float = 0.0) -> Request:
-        """Somebody wants a lease changed."""
+        """A caller requests a change of a lease."""
         request = self._new(kind, ttl)
         if kind == "allocate":
             self._allocations.add((caller, lease_id))
@@ -110,13 +110,13 @@ class Witness:
         return request
 
     def refused(self, request: Request, caller: str, ids: Sequence[str]) -> None:
-        """The request was answered with an error that says that nothing happened."""
+        """The request was answered with an error that says that it had no effect."""
         for lease_id in ids:
             requests = self._open.get((caller, lease_id), [])
             requests[:] = [one for one in requests if one is not request]
 
     def unknown(self, request: Request, ids: Sequence[str]) -> None:
-        """The request was cut short: it happened or did not."""
+        """The request was cut off: it took effect or did not."""
         self._order += 1
         request.ended, request.until = self._order, trio.current_time()
         if request.kind == "commit":
@@ -161,14 +161,14 @@ class Witness:
             promise.open.clear()
 
     def listed(self, caller: str, leases: Sequence[Lease]) -> None:
-        """Leases were shown to the caller."""
+        """Leases were listed to the caller."""
         if any(lease.holder != caller for lease in leases):
             self._fail(f"{self.peer_id} shows {caller} the leases of others: {leases}")
 
     # The ledger
 
     def compare(self, leases: Mapping[str, Lease], ends: Mapping[str, float]) -> None:
-        """Look at all leases that there are now, and when each ends in the event loop's time."""
+        """Check all current leases, and when each ends in the event loop's time."""
         now = trio.current_time()
         for lease_id, promise in list(self.promises.items()):
             lease = leases.get(lease_id)
@@ -189,15 +189,16 @@ class Witness:
     def reopened(
         self, leases: Mapping[str, Lease], opened: tuple[float, float], wall: tuple[float, float], *, sure: bool
     ) -> None:
-        """The machine was booted anew: deadlines follow the wall clock that it has now. Unless `sure`, the ledger may
-        have taken note of that boot already."""
+        """The machine was rebooted: deadlines follow the wall clock that it has now. Unless `sure`, the ledger may have
+        noted that boot already.
+        """
         self._rebooted = trio.current_time()
         for lease_id, promise in self.promises.items():
             if promise.released is None:
                 promise.rebase(leases.get(lease_id), opened, wall, sure=sure)
 
     def check_groups(self, known: set[str]) -> None:
-        """Look at what was asked for together, of which `known` has left a trace in the file."""
+        """Check what was requested together; `known` has left a trace in the file."""
         times = Counter(lease_id for ids in self._groups for lease_id in set(ids))
         acknowledged = set(self._fences.values())
         for ids in sorted(self._groups):
@@ -206,7 +207,7 @@ class Witness:
             if alone and there and len(there) < len(ids):
                 self._fail(f"{self.peer_id} has {there} of {ids}, which were asked for together")
 
-    # Inside
+    # Internal
 
     def _new(self, kind: str, ttl: float) -> Request:
         self._order += 1
@@ -216,7 +217,7 @@ class Witness:
         self._check_fence(lease, caller)
         since, _ = self._asked.get((caller, lease.lease_id), (request.since, 0))
         promise = Promise(lease, open=self._open.setdefault((caller, lease.lease_id), []))
-        # It may have stood since it was first asked for, and then the answer is what it was.
+        # It may exist since the first request, and then the answer is what it was.
         first = Request(request.kind, request.began, since)
         promise.open[:] = [one for one in promise.open if one is not request]
         promise.acknowledge(first, lease, trio.current_time(), self._order)
@@ -243,7 +244,7 @@ class Witness:
     def _check_kept(self, lease: Lease, ends: float | None, promise: Promise, now: float) -> None:
         low, _ = promise.bounds(now)
         if lease.grace and not promise.lease.grace and ends is not None and low <= self._loaded + _NEAR:
-            # It could not be renewed while the provider was away: it lasts from when the ledger was read.
+            # It could not be renewed while the provider was down: it lasts from when the ledger was read.
             if abs(ends - self._loaded - KEEP_ALIVE) > _GRACE_NEAR:
                 self._fail(f"{self.peer_id} gives {lease} a grace until {ends:.4f}, loaded {self._loaded:.4f}")
             promise.grant_grace(lease, ends)
@@ -280,7 +281,7 @@ def _bid_ids(envelopes: Sequence[bytes]) -> list[str]:
 
 
 def watched(operations: Operations, witness: Witness, tellings: Tellings, alive: Callable[[], bool]) -> Operations:
-    """The same operations, with a witness beside them for as long as the provider is `alive`."""
+    """The same operations, observed by a witness for as long as the provider is `alive`."""
     seen = Operations()
     for operation in operations.values():
         _WATCHED.get(operation.name, _unwatched)(seen, operation, witness, tellings, alive)
