@@ -1,10 +1,10 @@
-"""Every operation of the ledger, in any order, against a model of its rules.
+"""Every operation of the ledger, in any order, compared with a model of its rules.
 
-Failing ones, concurrent ones, cancelled at every step, across failures of the disk, restarts, reboots and moves of the
-clocks.
+The operations fail, run concurrently, and are cancelled at every step, across failures of the disk, restarts, reboots
+and changes of the clocks.
 
-The model is written from the rules and knows nothing of the code. It does not say which GPU or port a lease gets; it
-checks that what was given was there to be given, and that what was refused could not have been given.
+The model is written from the rules and does not use the code. It does not predict which GPU or port a lease gets; it
+checks that what was granted was available, and that what was refused could not have been granted.
 
 `DMS_TEST_PROFILE=long` runs it for about an hour.
 """
@@ -149,7 +149,7 @@ def _demand(
 
 @dataclass(frozen=True)
 class Wanted:
-    """What one job asks for."""
+    """The request of one job."""
 
     demand: Demand
     ports: PortDemand = NO_PORTS
@@ -202,7 +202,7 @@ class Promise:
     notice: float | None = None
     longest: float | None = None
     grace: bool = False
-    # Whether the notice is a drain's.
+    # Whether the notice belongs to a drain.
     drained: bool = False
     # The digest of its job, and whether the job is gone.
     job: tuple[str, bool] | None = None
@@ -210,7 +210,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class Past:
-    """A lease that ended; nobody saw the `fence` of one that began and ended while the disk failed."""
+    """A lease that ended. If it began and ended while the disk failed, its `fence` is unknown."""
 
     holder: str
     state: LeaseState
@@ -298,7 +298,7 @@ class Model:
         self.steady = steady
         for lease_id, one in self.live.items():
             if one.due is not None and one.deadline is not None:
-                # Nothing lasts longer than it did when its deadline was set.
+                # No lease may last longer than it did when its deadline was set.
                 bounds = [one.ttl or 1e12, *([NOTICE] if one.notice else []), *([LONGEST] if one.longest else [])]
                 shift = steady + min(*bounds, 1e12, one.deadline - self.wall) - one.due
                 self.live[lease_id] = replace(
@@ -309,13 +309,13 @@ class Model:
                 )
 
     def start(self) -> None:
-        """What could not be renewed while the ledger was closed gets a keep-alive more, once."""
+        """What could not be renewed while the ledger was closed gets one more keep-alive, once."""
         for lease_id, one in self.live.items():
             if one.due is not None and one.due <= self.steady and _why_ended(one) is EndReason.LOST and not one.grace:
                 self.live[lease_id] = self.lasting(replace(one, grace=True), one.ttl)
 
     def lasting(self, one: Promise, ttl: float) -> Promise:
-        """The promise for `ttl` seconds from now, or to its limits."""
+        """The lease for `ttl` seconds from now, or up to its limits."""
         ends = [self.steady + ttl] if ttl else []
         ends += [limit for limit in (one.notice, one.longest) if limit is not None]
         due = min(ends, default=None)
@@ -359,7 +359,7 @@ class Model:
         return len(static) == len(set(static)) and set(static) <= free and count <= len(free)
 
     def gpus_fit(self, demands: Sequence[Demand]) -> bool:
-        """Tries everything."""
+        """Exhaustive search."""
         slots = [(job, wish) for job, demand in enumerate(demands) for wish in demand.gpus]
         state = {
             uuid: (self.free_vram()[uuid], bool(self.users(uuid)), total) for uuid, total in self.offered_vram().items()
@@ -433,7 +433,7 @@ class Model:
         return {HoldLimitError} if too_many or max(one.ttl for one in fresh) > limits.max_seconds else set()
 
     def held_too_much(self) -> bool:
-        """Whether holds take more than their share; asked with what was granted in place."""
+        """Whether holds take more than their share, with what was granted included."""
         assert self.offer is not None
         share, offered, held = self.offer.holds.share, self.offered(), self.promised(HELD)
         held["vram"] = sum(vram for one in self.live.values() if one.state is HELD for _, vram, _ in one.gpus)
@@ -443,7 +443,7 @@ class Model:
     # What happens
 
     def promise(self, request: LeaseRequest, state: LeaseState, given: Lease | None) -> None:
-        """Takes over a new lease, if what was given was there to be given; None where nobody saw what was given."""
+        """Add a new lease, if what was granted was available. `given` is None if the answer was lost."""
         lease_id, wanted = request.lease_id, Wanted(request.demand, request.ports)
         if given is None:
             self.live[lease_id] = Promise(request.holder, wanted, state, (), (), None, None, None, 0.0)
@@ -530,17 +530,17 @@ def _is_asked_for(wish: GPUDemand, uuid: str) -> bool:
 
 @dataclass(frozen=True)
 class Operation:
-    """One call of the manager: `run` makes it, `check` says whether the model allows its answer and goes along."""
+    """One call of the manager: `run` makes it, `check` decides whether the model allows its answer and follows it."""
 
     def allowed(self, model: Model) -> set[type[Exception]]:
-        """With what errors the call may be refused; granted where there are none."""
+        """The errors with which the call may be refused; empty if it has to be granted."""
         raise NotImplementedError
 
     async def run(self, manager: ResourceManager) -> Any:
         raise NotImplementedError
 
     def happen(self, model: Model, answer: Any, after: dict[str, Lease]) -> None:
-        """Does it in the model; `answer` is None where the caller never got one."""
+        """Apply it to the model. `answer` is None if the caller never got one."""
         raise NotImplementedError
 
     def check(self, model: Model, result: outcome.Outcome[Any], after: dict[str, Lease]) -> None:
@@ -554,12 +554,12 @@ class Operation:
             self.happen(model, result.value, after)
 
     def check_refusal(self, model: Model, error: BaseException) -> None:
-        """Looks into a refusal."""
+        """Check the details of a refusal."""
 
 
 @dataclass(frozen=True)
 class Take(Operation):
-    """Commits or holds one or several."""
+    """Commit or hold one or several."""
 
     requests: tuple[LeaseRequest, ...]
     state: LeaseState
@@ -577,7 +577,7 @@ class Take(Operation):
 
     def check(self, model: Model, result: outcome.Outcome[Any], after: dict[str, Lease]) -> None:
         if isinstance(result, outcome.Error) and type(result.error) is HoldLimitError and not self.allowed(model):
-            # Only what would have been granted tells whether holds take more than their share.
+            # Whether holds take more than their share is decided only for what would otherwise be granted.
             assert self.state is HELD
             assert self.could_exceed_share(model)
             return
@@ -709,7 +709,7 @@ class Renew(OnOne):
 
 @dataclass(frozen=True)
 class Allocate(OnOne):
-    """Allocates: what was committed, or directly."""
+    """Allocate a commitment, or directly."""
 
     wanted: Wanted | None = None
     terms: AllocationTerms | None = None
@@ -813,7 +813,7 @@ class Gone(Operation):
 
 @dataclass(frozen=True)
 class End(OnOne):
-    """Uncommits, deallocates or releases."""
+    """Uncommit, deallocate or release."""
 
     states: tuple[LeaseState, ...] = tuple(LeaseState)
 
@@ -893,7 +893,7 @@ class Evict(Operation):
 
 @dataclass(frozen=True)
 class DrainAway(Evict):
-    """Drains, and ends all leases, at once or with notice."""
+    """Drain, and end all leases, at once or with notice."""
 
     async def run(self, manager: ResourceManager) -> Eviction:
         return await manager.drain(evict=True, deadline=self.notice, reason="mine")
@@ -905,7 +905,7 @@ class DrainAway(Evict):
 
 @dataclass(frozen=True)
 class Withdraw(Operation):
-    """The owner takes all notices back, or those of a drain with the drain."""
+    """The owner withdraws all notices, or those of a drain together with the drain."""
 
     drain: bool = False
 
@@ -931,7 +931,7 @@ class Withdraw(Operation):
 
 @dataclass(frozen=True)
 class Onboard(Operation):
-    """Offers more, less or something else."""
+    """Offer more, less or something else."""
 
     offer: OnboardedResources
 
@@ -960,7 +960,7 @@ class Onboard(Operation):
 
 @dataclass(frozen=True)
 class Drain(Operation):
-    """Drains, or takes new commitments again."""
+    """Drain, or accept new commitments again."""
 
     draining: bool
 
@@ -976,7 +976,7 @@ class Drain(Operation):
 
 @dataclass(frozen=True)
 class Offboard(Operation):
-    """Offers nothing any more."""
+    """Offer nothing any more."""
 
     async def run(self, manager: ResourceManager) -> None:
         await manager.offboard()
@@ -1000,7 +1000,7 @@ _STATES = {
 
 
 class StubbornStorage(SQLiteStorage):
-    """Fails as the test says: before anything is written, after it was, or when it is opened again."""
+    """Fails as the test chooses: before anything is written, after it was, or when it is opened again."""
 
     writes: ClassVar[list[str]] = []
     reopens: ClassVar[int] = 0
@@ -1039,7 +1039,9 @@ _MOST_TICKS = 20_000
 
 
 class Loop:
-    """A trio loop that runs only while it is called: it waits for nothing, needs no thread, is the same each time."""
+    """A trio loop that runs only while it is called: it waits for nothing, needs no thread, and is the same
+    each time.
+    """
 
     def __init__(self) -> None:
         self.clock = trio.testing.MockClock()
@@ -1095,14 +1097,14 @@ class Loop:
 
 
 async def step_by_step(call: Callable[[], None]) -> None:
-    """A disk that takes its time, so that others run while it writes."""
+    """A slow disk, so that other tasks run while it writes."""
     await trio.lowlevel.checkpoint()
     call()
     await trio.lowlevel.checkpoint()
 
 
 def _count_each_once(manager: ResourceManager) -> None:
-    """Rule 1, at any moment: what is offered is free, committed or allocated, and each is only one of them."""
+    """Rule 1, at any moment: what is offered is either free, committed or allocated."""
     onboarded = manager.get_onboarded_resources()
     world = Model(offer=onboarded)
     free, parts = manager.get_free_resources(), [manager.get_total_allocation(), manager.get_total_commitment()]
@@ -1125,7 +1127,7 @@ def _count_each_once(manager: ResourceManager) -> None:
 
 @dataclass(frozen=True)
 class Draft:
-    """What an operation is made of, before it is known what leases there are."""
+    """The parts of an operation, before the existing leases are known."""
 
     kind: str
     aim: str
@@ -1177,7 +1179,7 @@ drafts = st.builds(
 
 
 def _operation(draft: Draft, model: Model) -> Operation:
-    """Aims a draft: at a lease that lives, is held or has ended, or wherever."""
+    """Aim a draft at a lease that exists, is held or has ended, or at any other."""
     lease_id, wanted, holder = IDS[draft.id_number], WANTED[draft.wanted], HOLDERS[draft.holder]
     lists: dict[str, Iterable[str]] = {
         "past": model.past,
@@ -1260,7 +1262,7 @@ def _notice(draft: Draft) -> float:
 
 
 def _first_that_matches(worlds: Iterator[Callable[[], Model]], matches: Callable[[Model], None]) -> Model:
-    """Finds a world that explains what was seen."""
+    """Find a world that explains what was observed."""
     problems: list[AssertionError] = []
     for make in worlds:
         try:
@@ -1294,7 +1296,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.number = 0
         self.told: dict[str, LeaseState] = {}
         self.last: tuple[Operation, Any] | None = None
-        # Whether all was well when the last step ended.
+        # Whether everything was right when the last step ended.
         self.sound = False
         StubbornStorage.writes, StubbornStorage.reopens = [], 0
         if LedgerMachine.template is not None:
@@ -1349,12 +1351,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(several=st.lists(drafts, min_size=2, max_size=3))
     def at_once(self, several: list[Draft]) -> None:
-        """They happen in some order."""
+        """They take place in some order."""
         self._do_together([_operation(draft, self.model) for draft in several])
 
     @rule(draft=drafts, steps=st.integers(0, 6))
     def cancelled(self, draft: Draft, steps: int) -> None:
-        """As if it had finished or never begun."""
+        """As a whole or not at all."""
         operation = _operation(draft, self.model)
         result = self.loop.call(lambda nursery: self._run_cancelled(operation, steps))
         after = self._settle()
@@ -1369,7 +1371,7 @@ class LedgerMachine(RuleBasedStateMachine):
         reopens=st.integers(0, 2),
     )
     def disk_fails(self, several: list[Draft], writes: list[str], reopens: int) -> None:
-        """Who was told that it happened can rely on it; who was told of the disk knows nothing; nothing is half."""
+        """An acknowledged operation has to stay; a failed one may or may not have taken place; nothing is half done."""
         StubbornStorage.writes, StubbornStorage.reopens = list(writes), reopens
         self._do_together([_operation(draft, self.model) for draft in several])
         StubbornStorage.writes, StubbornStorage.reopens = [], 0
@@ -1377,7 +1379,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.last is not None)
     @rule()
     def again(self) -> None:
-        """The same call answers the same, unless a deadline passed in between."""
+        """The same call gets the same answer, unless a deadline passed in between."""
         assert self.last is not None
         operation, answer = self.last
         if operation.allowed(self.model) or isinstance(operation, Renew):
@@ -1404,12 +1406,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from((-1e6, -40.0, 40.0, 1e6)))
     def wall_clock_is_set(self, seconds: float) -> None:
-        """Nothing may come of it until a reboot."""
+        """It must have no effect until a reboot."""
         self.model.wall += seconds
 
     @rule(copied=st.booleans(), away=st.sampled_from((0.0, 3.0, 45.0)))
     def restart(self, copied: bool, away: float = 0.0) -> None:
-        """After an orderly end, or of the files as they were at one instant."""
+        """After an orderly end, or from the files as they were at one instant."""
         self._settle()
         if copied:
             self._copy_files()
@@ -1442,7 +1444,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self._check_totals()
         self.sound = True
 
-    # Inside
+    # Internal
 
     def _check_totals(self) -> None:
         model, free = self.model, self.manager.get_free_resources()
@@ -1483,7 +1485,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return result
 
     def _try_what_is_free(self, operation: Take, error: InsufficientError) -> None:
-        """A refusal is a contract: what it says is free would have been granted."""
+        """A refusal is a contract: a request for the free amounts would have been granted."""
         request = operation.requests[error.index]
         demand, ports = request.demand, request.ports
         if len(operation.requests) > 1:
@@ -1516,7 +1518,7 @@ class LedgerMachine(RuleBasedStateMachine):
         results: Sequence[outcome.Outcome[Any] | None],
         after: dict[str, Lease],
     ) -> None:
-        """Some order of the calls leads here; those whose caller knows nothing happened or did not."""
+        """Some order of the calls leads to this state. Calls with a lost answer took place or did not."""
 
         def world(order: Sequence[int], happened: Sequence[bool]) -> Model:
             model = self.model.copy()
@@ -1527,7 +1529,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 if _is_unknown(result):
                     doubtful = True
                 elif doubtful and isinstance(result, outcome.Error):
-                    # Refused for the sake of something that was taken back when the disk failed.
+                    # Refused because of something that was undone when the disk failed.
                     continue
                 if result is not None and not _is_unknown(result):
                     operations[number].check(model, result, after)
@@ -1586,7 +1588,7 @@ class LedgerMachine(RuleBasedStateMachine):
             await trio.lowlevel.checkpoint()
 
     def _settle(self) -> dict[str, Lease]:
-        """Lets everything come to rest, also a disk that fails for a while."""
+        """Let all operations finish, also on a disk that fails for a while."""
 
         async def rest(nursery: trio.Nursery) -> None:
             self.manager.leases()
@@ -1667,7 +1669,7 @@ def _totals(resources: Resources) -> dict[str, int]:
 def _test_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manager_module, "SQLiteStorage", StubbornStorage)
-        # Nothing asks the operating system: that has tests of its own.
+        # Nothing queries the operating system, which has tests of its own.
         patch.setattr(auditor_module, "AUDIT_SECONDS", 1e12)
         # A ledger that offers nothing yet has a pool of 49,152 ports, which takes a millisecond.
         patch.setattr(book_module, "DEFAULT_PORT_RANGE", OFFERS[0].port_range)
