@@ -1,4 +1,4 @@
-"""What the README tells a new user to type works as it stands there."""
+"""The commands that the README shows a new user work unchanged."""
 
 from __future__ import annotations
 
