@@ -86,7 +86,9 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         # Imported here, so that it is loaded while the garbage collector is off.
         from .cli.fast_path import run_shortcut
+        from .cli.output import print_stray_warnings
 
+        print_stray_warnings()
         if run_shortcut(arguments):
             return 0
         if arguments[:1] in (["free"], ["bid"], ["discover"]):

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
     Raises OSError, or FileExistsError if there is a file and `replace` is false; then nothing has changed. Two
     processes that write the same file need a lock between them.
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     draft = path.with_name(f".{path.name}.draft")
     # A writer that was killed may have left it.
     draft.unlink(missing_ok=True)

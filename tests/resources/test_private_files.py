@@ -41,6 +41,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_draft(
     assert os.listdir(tmp_path) == ["secret"]
 
 
+@pytest.mark.parametrize("path", ["", ".", "/", "//"])
+def test_a_path_without_a_name_is_a_folder(path: str) -> None:
+    with pytest.raises(IsADirectoryError):
+        write_private(Path(path), b"new")
+
+
 def test_links_are_replaced_and_not_followed(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.write_bytes(b"theirs")

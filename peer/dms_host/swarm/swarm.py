@@ -7,6 +7,7 @@ What breaks in py-libp2p's `Swarm`:
 - Some state of every peer that ever connected is kept.
 - Closing takes a fifth of a second for each connection in turn. If cancelled, it closes none.
 - A refused listen address is only logged.
+- A connection that ends while it is being registered stays in the list for ever.
 Measure: this class.
 Upstream: no upstream report found (November 2026).
 """
@@ -261,6 +262,14 @@ class HardenedSwarm(Swarm):
         return raw if self._psk is None else ProtectedConnection(raw, self._psk)
 
     # Keeping
+
+    async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
+        """As the original, but a connection that has ended meanwhile is not kept."""
+        connection = await super().add_conn(muxed_conn, direction)
+        if connection.event_closed.is_set():
+            # It took itself off the list before the original put it there.
+            self.remove_conn(connection)
+        return connection
 
     def _trim_connections(self, peer_id: ID) -> None:
         """Close the oldest connections of a peer that has too many. The peer itself uses the newest."""

@@ -20,6 +20,7 @@ __all__ = [
     "comment",
     "json_line",
     "print_json",
+    "print_stray_warnings",
     "prints_color",
     "run_and_show",
     "say",
@@ -66,6 +67,18 @@ def comment(line: str) -> None:
         say(line, sys.stderr)
 
 
+def print_stray_warnings() -> None:
+    """Prints a warning that no handler takes in one line that cannot steer the terminal, from now on."""
+    import logging
+
+    class OneLine(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return f"dms-peer: {printable(record.getMessage())}"
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(OneLine())
+
+
 def set_quiet() -> None:
     """Suppress comments from now on."""
     global _quiet
@@ -95,7 +108,14 @@ def unwritable(error: OSError) -> OutputError:
 def json_line(document: msgspec.Struct | Mapping[str, Any]) -> str:
     """The document as JSON in one line, with amounts as integers in bytes, and cores as numbers."""
     # The bytes of a digest or an envelope become base64, because JSON has no bytes.
-    return msgspec.json.encode(to_document(document)).decode()
+    plain = to_document(document)
+    try:
+        return msgspec.json.encode(plain).decode()
+    except UnicodeEncodeError:
+        import json
+
+        # A file name may hold bytes that are not UTF-8, which JSON cannot carry.
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode()
 
 
 def print_json(document: msgspec.Struct | Mapping[str, Any]) -> None:

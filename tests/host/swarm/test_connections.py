@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 from libp2p.network.connection.exceptions import RawConnError
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -19,6 +20,8 @@ from dms_host import HostLimits, dial, host_addresses, open_host, open_stream
 from dms_host.addresses import parse_peer_address
 from dms_host.errors import AddressError, ListenError
 from dms_host.keys.identity import new_identity
+from dms_host.yamux.connection import BoundedYamux
+from libp2p_hosts import MemoryConnection
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 PING = "/ipfs/ping/1.0.0"
@@ -38,6 +41,23 @@ async def test_three_hundred_connections_one_after_the_other(server, client, eve
         await cut(client)
     await dial(client, address)
     await eventually(lambda: server.swarm.inbound_connections == 1)
+
+
+async def test_a_connection_that_ends_while_it_is_registered_is_not_kept(server, monkeypatch) -> None:
+    left, right = trio.testing.memory_stream_pair()
+    muxed = BoundedYamux(MemoryConnection(right, False), ID(b"stranger"), HostLimits())
+    start = SwarmConn.start
+
+    async def start_late(connection: SwarmConn) -> None:
+        # Its other side is gone before the swarm has it in the list.
+        await left.aclose()
+        await muxed.event_closed.wait()
+        await start(connection)
+
+    monkeypatch.setattr(SwarmConn, "start", start_late)
+    with trio.fail_after(10):
+        await server.swarm.add_conn(muxed, direction="inbound")
+    assert server.swarm.get_connections() == []
 
 
 async def test_a_slot_is_free_again_when_its_connection_ends(client, eventually) -> None:

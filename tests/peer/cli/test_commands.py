@@ -124,6 +124,20 @@ def test_onboarding_is_kept_without_a_peer(cli: Any, home: str, machine_file: st
     assert "dms-peer run" in text
 
 
+def test_a_warning_of_a_command_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    home = tmp_path / "\x1b[31mhome"
+    home.mkdir()
+    (home / "leases.json").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "dms_peer", "release", "abc", "--home", str(home)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    warning, error = done.stderr.splitlines()
+    assert "leases.json" in warning
+    assert all(line.startswith("dms-peer: ") and line.isprintable() for line in (warning, error))
+
+
 def test_measured_goes_back_to_the_hardware(cli: Any, home: str, machine_file: str) -> None:
     cli("onboard", "--home", home, "--machine", machine_file, "--cpu", "1", "--ram", "1MiB", "--disk", "1MiB")
     cli("onboard", "--home", home, "--machine", "measured", "--cpu", "1", "--ram", "1MiB", "--disk", "1MiB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,21 @@ def test_check_reads_addresses_too(
     assert run_command(["config", "check", "--home", str(tmp_path), "--json"]) == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert (error["code"], error["field"], error["line"]) == ("bad_config", field, line)
+
+
+@pytest.mark.parametrize("command", ["init", "check"])
+def test_a_file_name_that_is_not_utf_8_is_told_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"peer\xff.yaml")
+    if command == "check":
+        Path(name).touch()
+    assert run_command(["config", command, name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == "peer?.yaml"
+
+
+@pytest.mark.parametrize("name", ["", "/", "."])
+def test_a_folder_is_no_place_for_the_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["config", "init", name, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "os_error"
