@@ -59,7 +59,7 @@ class Cgroup(NamedTuple):
 
 def describe_group(name: str) -> str:
     """The name of a group in a sentence. The limits of the visible root group are called the container's."""
-    return name if name.strip("/") else "the container"
+    return name if name.strip("/.") else "the container"
 
 
 def parse_memberships(text: str) -> tuple[Membership, ...]:

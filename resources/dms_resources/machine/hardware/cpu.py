@@ -21,7 +21,7 @@ from ...units import Cores
 from ..architectures import architecture_name
 from .cgroups import Cgroup, describe_group
 from .mounts import Mount, read_mounts
-from .processors import describe_processor
+from .processors import describe_processor, lowest_clock
 from .roots import Reading, Roots, bounded, list_names, parse_amount, parse_cpu_list, read_text
 
 __all__ = ["CPUFiles", "allowed_cpus", "are_renumbered", "parse_affinity", "parse_cpu", "read_cpu", "read_cpu_files"]
@@ -31,11 +31,24 @@ _ALLOWED = re.compile(r"^Cpus_allowed_list:\s*(\S+)\s*$", re.MULTILINE)
 
 
 class PolicyFiles(NamedTuple):
-    """The texts of one clock domain: its CPUs, its highest and its guaranteed clock in kilohertz."""
+    """The texts of one clock domain: its CPUs, and its highest and its guaranteed clock in kilohertz.
+
+    `permitted` is the highest clock that the machine's administrator permits.
+    """
 
     cpus: str | None = None
     highest: str | None = None
     guaranteed: str | None = None
+    permitted: str | None = None
+
+    def cpu_numbers(self) -> frozenset[int] | None:
+        """The CPUs of the domain; None if they are not known."""
+        return parse_cpu_list((self.cpus or "").replace(" ", ","))
+
+    def highest_clock(self, *, turbo: bool) -> str | None:
+        """The clock that the domain can reach now; without turbo no more than the guaranteed one."""
+        known = [self.highest, self.permitted, None if turbo else self.guaranteed]
+        return min(filter(parse_amount, known), key=lambda text: parse_amount(text) or 0, default=None)
 
 
 class CPUFiles(NamedTuple):
@@ -55,6 +68,7 @@ class CPUFiles(NamedTuple):
     clocks: tuple[PolicyFiles, ...] = ()
     caches: tuple[tuple[str | None, str | None], ...] = ()
     renumbered: bool = False
+    turbo: bool = True
     counted: int | None = None
     counted_physical: int | None = None
 
@@ -83,6 +97,7 @@ def read_cpu_files(roots: Roots) -> CPUFiles:
                 read_text(policy / "related_cpus") or read_text(policy / "affected_cpus"),
                 read_text(policy / "cpuinfo_max_freq"),
                 read_text(policy / "base_frequency"),
+                read_text(policy / "scaling_max_freq"),
             )
             for policy in policies
         ),
@@ -90,6 +105,7 @@ def read_cpu_files(roots: Roots) -> CPUFiles:
             (read_text(caches / name / "level"), read_text(caches / name / "size")) for name in list_names(caches)
         ),
         renumbered=are_renumbered(read_mounts(roots)),
+        turbo=read_text(system / "intel_pstate" / "no_turbo") != "1" and read_text(system / "cpufreq" / "boost") != "0",
         counted=os.cpu_count() if roots.is_host else None,
         counted_physical=_count_physical() if roots.is_host else None,
     )
@@ -116,7 +132,10 @@ def parse_cpu(files: CPUFiles, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
     allowed, _ = allowed_cpus(online, parse_affinity(files.status), cgroups, files.renumbered)
     domains = _usable_domains(files, allowed)
     base_clock = _common_clock(domain.guaranteed for domain in domains) or processor.base_clock_speed
-    max_clock = _common_clock(domain.highest for domain in domains) or processor.clock_speed
+    max_clock = _common_clock(domain.highest_clock(turbo=files.turbo) for domain in domains) or processor.clock_speed
+    if domains and (others := allowed - _covered(files, allowed)):
+        # Of these only the present clock is known, if anything.
+        max_clock = min(max_clock, lowest_clock(processors, others))
     cpu = CPU(
         cores=cores,
         clock_speed=max(max_clock, base_clock),
@@ -135,10 +154,18 @@ def parse_cpu(files: CPUFiles, cgroups: tuple[Cgroup, ...]) -> Reading[CPU]:
 
 def _usable_domains(files: CPUFiles, allowed: frozenset[int]) -> tuple[PolicyFiles, ...]:
     """The clock domains with at least one usable CPU; all of them if that is not known."""
-    cpus = [parse_cpu_list((domain.cpus or "").replace(" ", ",")) for domain in files.clocks]
+    cpus = [domain.cpu_numbers() for domain in files.clocks]
     if files.renumbered or None in cpus:
         return files.clocks
     return tuple(domain for domain, own in zip(files.clocks, cpus, strict=True) if own and own & allowed)
+
+
+def _covered(files: CPUFiles, allowed: frozenset[int]) -> frozenset[int]:
+    """The CPUs whose highest clock is known; all that are allowed if the domains do not name theirs."""
+    cpus = [domain.cpu_numbers() for domain in files.clocks if parse_amount(domain.highest)]
+    if files.renumbered or None in cpus:
+        return allowed
+    return frozenset().union(*(own for own in cpus if own is not None))
 
 
 def _common_clock(kilohertz: Iterable[str | None]) -> int:

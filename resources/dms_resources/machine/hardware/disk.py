@@ -16,7 +16,7 @@ from ...components import Disk
 from ...units import format_size
 from .mounts import Mount, find_mount, read_mounts
 from .quotas import Quota, read_quota
-from .roots import Reading, Roots, bounded, list_names, read_text
+from .roots import Reading, Roots, bounded, link_name, list_names, read_text
 
 __all__ = ["BlockDevice", "Space", "existing_directory", "is_in_memory", "parse_disk", "read_disk", "read_space"]
 
@@ -24,8 +24,10 @@ _NETWORK: Final = re.compile(
     r"nfs[34]?|cifs|smb3?|smbfs|afs|ceph|lustre|glusterfs|beegfs|gpfs|ocfs2|gfs2|9p|virtiofs|vboxsf|drvfs"
     r"|fuse\.(sshfs|s3fs|gcsfuse|glusterfs|ceph|ceph-fuse|rclone|juicefs|davfs2?|vmhgfs-fuse)"
 )
-_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "rootfs"})
-_MEMORY_DEVICE: Final = re.compile(r"/dev/(zram|ram)[0-9]+")
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "rootfs", "devtmpfs"})
+_MEMORY_DEVICE: Final = re.compile(r"(zram|ram)[0-9]+(p[0-9]+)?")
+_PARTITION: Final = re.compile(r"(?<=[0-9])p[0-9]+$")
+_MOST_DEVICES: Final = 64
 # Matched against the device's path, which names its bus. The first match is used.
 _INTERFACES: Final = (
     ("/nvme", "NVMe"),
@@ -87,21 +89,39 @@ def is_in_memory(work_dir: Path, roots: Roots) -> bool:
     for _ in range(4):
         if mount is None:
             return False
-        if mount.kind in _IN_MEMORY or _MEMORY_DEVICE.match(mount.source):
+        devices = _devices_below(mount, roots)
+        if mount.kind in _IN_MEMORY or any(map(_MEMORY_DEVICE.fullmatch, devices)):
             return True
-        below = _backing_path(mount, roots)
+        below = _backing_path(mount, devices, roots)
         mount = find_mount(mounts, below) if below else None
     return False
 
 
-def _backing_path(mount: Mount, roots: Roots) -> str | None:
+def _devices_below(mount: Mount, roots: Roots) -> tuple[str, ...]:
+    """The names of the block device under a mount, and of all devices below its volumes, RAID and encryption."""
+    if not mount.source.startswith("/dev/"):
+        return ()
+    numbered = roots.sys / "dev" / "block" / mount.device
+    # A volume's own name is not sysfs's. A device without a link is known by its number only.
+    names = [Path(mount.source).name, link_name(numbered), *list_names(numbered / "slaves")]
+    seen: list[str] = []
+    while names and len(seen) < _MOST_DEVICES:
+        name = names.pop()
+        if name and name not in seen:
+            seen.append(name)
+            names += list_names(roots.sys / "class" / "block" / name / "slaves")
+    return tuple(seen)
+
+
+def _backing_path(mount: Mount, devices: tuple[str, ...], roots: Roots) -> str | None:
     """The path on which the files of this mount are stored, if that is another file system."""
     if mount.kind == "overlay":
         options = (option.partition("=") for option in mount.super_options)
         return next((value for name, _, value in options if name == "upperdir"), None)
-    if mount.source.startswith("/dev/loop"):
-        return read_text(roots.sys / "block" / Path(mount.source).name / "loop" / "backing_file")
-    return None
+    # A partition of a loop device is a part of its file.
+    loops = [_PARTITION.sub("", name) for name in devices if name.startswith("loop")]
+    files = (read_text(roots.sys / "block" / name / "loop" / "backing_file") for name in loops)
+    return next(filter(None, files), None)
 
 
 def existing_directory(work_dir: Path) -> Path:

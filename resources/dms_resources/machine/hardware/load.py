@@ -11,7 +11,7 @@ from .cgroups import Cgroup, group_directories, read_cgroups
 from .cpu import allowed_cpus, are_renumbered, parse_affinity
 from .disk import existing_directory, read_space
 from .mounts import is_lxcfs, read_mounts
-from .ram import parse_meminfo
+from .ram import free_on_node, parse_meminfo, read_ram_files, restricted_nodes
 from .roots import Roots, parse_amount, read_text
 
 __all__ = [
@@ -53,6 +53,7 @@ class Domain(NamedTuple):
     cpus: frozenset[int]
     groups: tuple[Cgroup, ...]
     folders: Mapping[str, tuple[Path, ...]]
+    nodes: frozenset[int] | None = None
 
 
 class CPUTimes(NamedTuple):
@@ -106,7 +107,8 @@ def read_domain(roots: Roots) -> Domain:
     online = frozenset(parse_stat(read_text(roots.proc / "stat") or ""))
     cpus, _ = allowed_cpus(online, parse_affinity(status), enclosing, are_renumbered(read_mounts(roots)))
     groups = tuple(group for group in enclosing if group.cpu_quota is not None or group.memory is not None)
-    return Domain(cpus, groups, {group.name: group_directories(group.name, roots) for group in groups})
+    folders = {group.name: group_directories(group.name, roots) for group in groups}
+    return Domain(cpus, groups, folders, restricted_nodes(read_ram_files(roots), enclosing))
 
 
 def read_times(roots: Roots, domain: Domain, now: float) -> CPUTimes:
@@ -153,7 +155,10 @@ def free_ram(roots: Roots, domain: Domain) -> int | None:
     meminfo = parse_meminfo(read_text(roots.proc / "meminfo") or "")
     # Kernels before 3.14 have no estimate of their own.
     rough = sum(meminfo.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
-    left = [meminfo.get("MemAvailable", rough) + _free_in_arc(roots)] if meminfo else []
+    known = meminfo.keys() & {"MemAvailable", "MemFree"}
+    left = [meminfo.get("MemAvailable", rough) + _free_in_arc(roots)] if known else []
+    if domain.nodes is not None and (on_nodes := _free_on_nodes(roots, domain.nodes)) is not None:
+        left.append(on_nodes + _free_in_arc(roots))
     if "CommitLimit" in meminfo and read_text(roots.proc / "sys" / "vm" / "overcommit_memory") == "2":
         left.append(max(0, meminfo["CommitLimit"] - meminfo.get("Committed_AS", 0)))
     for group in domain.groups:
@@ -161,6 +166,14 @@ def free_ram(roots: Roots, domain: Domain) -> int | None:
         if group.memory is not None and used is not None:
             left.append(max(0, group.memory - used))
     return min(left, default=None)
+
+
+def _free_on_nodes(roots: Roots, nodes: frozenset[int]) -> int | None:
+    """The bytes that are free or can be freed on these NUMA nodes; None if one of them does not show it."""
+    folder = roots.sys / "devices" / "system" / "node"
+    sizes = [free_on_node(read_text(folder / f"node{node}" / "meminfo") or "") for node in nodes]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _free_in_arc(roots: Roots) -> int:

@@ -8,11 +8,13 @@ from typing import Final
 from .cgroups import Cgroup, describe_group
 from .roots import Roots, parse_amount, read_text
 
-__all__ = ["FEW_PROCESSES", "parse_process_limits", "process_sentences", "read_process_limits"]
+__all__ = ["FEW_FILES", "FEW_PROCESSES", "parse_process_limits", "process_sentences", "read_process_limits"]
 
 _LINE: Final = re.compile(r"^(Max [a-z -]+?) {2,}(\S+) ", re.MULTILINE)
 # A lower limit of processes gets a sentence. Most service managers set a limit of several thousand.
 FEW_PROCESSES: Final = 1024
+# The kernel's own default.
+FEW_FILES: Final = 1024
 
 
 def read_process_limits(roots: Roots) -> dict[str, int]:
@@ -27,11 +29,15 @@ def parse_process_limits(text: str) -> dict[str, int]:
 
 
 def process_sentences(cgroups: tuple[Cgroup, ...], limits: dict[str, int]) -> tuple[str, ...]:
-    """Sentences on limits that reduce no offered amount but may stop a job: of processes, and of the size of a file."""
+    """Sentences on limits that reduce no offered amount but may stop a job: of processes, files and CPU time."""
     bounds = [(group.processes, f"cgroup limit (pids.max) of {describe_group(group.name)}") for group in cgroups]
     bounds.append((limits.get("Max processes"), "limit of this user (RLIMIT_NPROC)"))
     known = [(count, name) for count, name in bounds if count is not None and count < FEW_PROCESSES]
     found = [f"at most {count} processes and threads: {name}" for count, name in sorted(known)[:1]]
     if "Max file size" in limits:
         found.append(f"no file larger than {limits['Max file size']} B: limit of this process (RLIMIT_FSIZE)")
+    if limits.get("Max open files", FEW_FILES) < FEW_FILES:
+        found.append(f"at most {limits['Max open files']} open files: limit of this process (RLIMIT_NOFILE)")
+    if "Max cpu time" in limits:
+        found.append(f"at most {limits['Max cpu time']} s of CPU time: limit of this process (RLIMIT_CPU)")
     return tuple(found)

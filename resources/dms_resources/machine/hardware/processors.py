@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["Processor", "describe_processor"]
+__all__ = ["Processor", "describe_processor", "lowest_clock"]
 
 _IN_MODEL: Final = re.compile(r"@\s*([0-9]{1,3}(?:\.[0-9]{1,3})?)\s*GHz")
 _MEGAHERTZ: Final = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?(?=$|MHz$)")
@@ -105,6 +105,12 @@ def _parse_clock(block: Mapping[str, str]) -> int:
     """The current clock of one CPU in hertz. Virtual machines report no other."""
     found = _MEGAHERTZ.match(block.get("cpu MHz") or block.get("clock") or "")
     return round(float(found[0]) * 10**6) if found else 0
+
+
+def lowest_clock(processors: tuple[Mapping[str, str], ...], cpus: frozenset[int]) -> int:
+    """Return the lowest present clock of these CPUs in hertz; 0 where it is not known of all of them."""
+    clocks = {_parse_number(block.get("processor")): _parse_clock(block) for block in processors}
+    return min((clocks.get(cpu, 0) for cpu in cpus), default=0)
 
 
 def _guess_architecture(fields: Mapping[str, str]) -> str:

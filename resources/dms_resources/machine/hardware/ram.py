@@ -16,14 +16,27 @@ from ...units import format_size
 from .cgroups import Cgroup, describe_group
 from .mounts import is_lxcfs, read_mounts
 from .process_limits import read_process_limits
-from .roots import Reading, Roots, bounded, list_names, parse_cpu_list, read_text
+from .roots import Reading, Roots, bounded, list_names, parse_amount, parse_cpu_list, read_text
 
-__all__ = ["RAMFiles", "parse_meminfo", "parse_ram", "read_ram", "read_ram_files", "unrestricted_ram"]
+__all__ = [
+    "RAMFiles",
+    "free_on_node",
+    "parse_meminfo",
+    "parse_ram",
+    "read_ram",
+    "read_ram_files",
+    "restricted_nodes",
+    "unrestricted_ram",
+]
 
 _LINE = re.compile(r"([A-Za-z_0-9()]+):\s+([0-9]{1,17})(?: (kB))?\s*")
 _NODE_TOTAL = re.compile(r"^Node [0-9]+ MemTotal:\s+([0-9]{1,17}) kB", re.MULTILINE)
+_NODE_LINE = re.compile(
+    r"^Node [0-9]+ (MemFree|Active\(file\)|Inactive\(file\)|SReclaimable):\s+([0-9]{1,17}) kB", re.MULTILINE
+)
 _GPU_NODE = re.compile(r"^Node:\s*([0-9]{1,5})\s*$", re.MULTILINE)
 _ALLOWED_NODES = re.compile(r"^Mems_allowed_list:\s*(\S+)\s*$", re.MULTILINE)
+_POOL = re.compile(r"hugepages-([0-9]{1,12})kB")
 _MEMORY_TYPE = re.compile(r"(?:LP)?DDR[2-9]X?")
 
 
@@ -31,14 +44,16 @@ class RAMFiles(NamedTuple):
     """The texts that describe main memory.
 
     `counted` is the operating system's own total, used if no file has it. `nodes` are the `meminfo` of each NUMA node,
-    `gpu_nodes` the status files of GPUs whose memory is such a node, `limits` the resource limits of this process. If
-    `of_container` is true, lxcfs shows the container's total, with the host's numbers beside it.
+    `gpu_nodes` the status files of GPUs whose memory is such a node, `limits` the resource limits of this process,
+    `huge_pages` the names of the pools of huge pages with their numbers of pages. If `of_container` is true, lxcfs
+    shows the container's total, with the host's numbers beside it.
     """
 
     meminfo: str = ""
     module_type: str | None = None
     counted: int | None = None
     overcommit: str | None = None
+    huge_pages: tuple[tuple[str, str | None], ...] = ()
     nodes: Mapping[int, str] = {}
     gpu_nodes: tuple[str, ...] = ()
     status: str = ""
@@ -71,11 +86,13 @@ def read_ram_files(roots: Roots) -> RAMFiles:
         if module.startswith(("dimm", "rank"))
     ]
     gpus = roots.proc / "driver" / "nvidia" / "gpus"
+    pools = roots.sys / "kernel" / "mm" / "hugepages"
     return RAMFiles(
         meminfo=meminfo,
         module_type=next(filter(None, map(read_text, modules)), None),
         counted=_count_bytes() if roots.is_host and not meminfo else None,
         overcommit=read_text(roots.proc / "sys" / "vm" / "overcommit_memory"),
+        huge_pages=tuple((name, read_text(pools / name / "nr_hugepages")) for name in list_names(pools)),
         nodes=dict(_read_nodes(roots)),
         gpu_nodes=tuple(filter(None, (read_text(gpus / name / "numa_status") for name in list_names(gpus)))),
         status=read_text(roots.proc / "self" / "status") or "",
@@ -127,6 +144,8 @@ def _without_reserved(files: RAMFiles, meminfo: Mapping[str, int], total: int) -
         # The total is the container's. The host's huge pages and nodes are not part of it.
         return total, []
     huge = meminfo.get("Hugetlb") or meminfo.get("HugePages_Total", 0) * meminfo.get("Hugepagesize", 0)
+    # Kernels before 4.16 count the default size only in /proc/meminfo.
+    huge = max(huge, sum(_pool_size(name, count) for name, count in files.huge_pages))
     size, limits = total, list[str]()
     for amount, reason in (
         (huge, "are set aside as huge pages"),
@@ -138,6 +157,11 @@ def _without_reserved(files: RAMFiles, meminfo: Mapping[str, int], total: int) -
         if taken:
             limits.append(f"{format_size(size)} of {format_size(total)} RAM: {format_size(taken)} {reason}")
     return size, limits
+
+
+def _pool_size(name: str, count: str | None) -> int:
+    found = _POOL.fullmatch(name)
+    return bounded(int(found[1]) * 1024 * (parse_amount(count) or 0)) if found else 0
 
 
 def _gpu_nodes(files: RAMFiles) -> frozenset[int]:
@@ -167,13 +191,32 @@ def _overcommit_bound(files: RAMFiles, meminfo: Mapping[str, int]) -> Iterator[t
         yield max(0, meminfo["CommitLimit"] - meminfo.get("SwapTotal", 0)), "CommitLimit (vm.overcommit_memory is 2)"
 
 
-def _node_bounds(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Iterator[tuple[int, str]]:
+def restricted_nodes(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> frozenset[int] | None:
+    """Return the NUMA nodes from which this process may have memory; None if these are all, or are not known."""
+    main = frozenset(files.nodes.keys() - _gpu_nodes(files))
+    allowed = main
+    for nodes, _ in _allowed_nodes(files, cgroups):
+        allowed = allowed if nodes is None else allowed & nodes
+    return None if files.of_container or allowed == main else allowed
+
+
+def free_on_node(meminfo: str) -> int | None:
+    """Return the bytes of a NUMA node that are free or can be freed, by its `meminfo`; None if it does not show it."""
+    found = {match[1]: int(match[2]) * 1024 for match in _NODE_LINE.finditer(meminfo)}
+    return bounded(sum(found.values())) if "MemFree" in found else None
+
+
+def _allowed_nodes(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> list[tuple[frozenset[int] | None, str]]:
+    """The nodes that each cpuset, and the memory policy, allow; None where it does not tell."""
     found = _ALLOWED_NODES.search(files.status)
     allowed = [(group.nodes, f"cpuset of {describe_group(group.name)}") for group in cgroups]
-    allowed.append((parse_cpu_list(found[1]) if found else None, "memory policy of this process"))
+    return [*allowed, (parse_cpu_list(found[1]) if found else None, "memory policy of this process")]
+
+
+def _node_bounds(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Iterator[tuple[int, str]]:
     sizes = {node: _node_size(files, node) for node in files.nodes.keys() - _gpu_nodes(files)}
     known = {node: size for node, size in sizes.items() if size is not None}
-    for nodes, name in allowed:
+    for nodes, name in _allowed_nodes(files, cgroups):
         # The nodes are a limit only if the size of every node is known.
         if nodes is not None and known and len(known) == len(sizes) and not nodes >= known.keys():
             shown = nodes & known.keys()

@@ -36,7 +36,10 @@ class Group:
 
 @dataclass
 class Card:
-    """An AMD card: whether this process can open its nodes, and into how many parts it is divided."""
+    """An AMD card: whether this process can open its nodes, and into how many parts it is divided.
+
+    With `shared` each part reports all of the memory, which the parts share.
+    """
 
     bus: int
     vram: int
@@ -44,6 +47,8 @@ class Card:
     parts: int
     readable: bool
     virtual: int
+    shared: bool
+    in_drm: bool
 
 
 @dataclass
@@ -159,8 +164,9 @@ def _card_files(card: Card, minor: int) -> dict[str, object]:
         f"{folder}/unique_id": f"{card.bus:016x}",
         f"{folder}/sriov_numvfs": card.virtual,
         f"{folder}/current_compute_partition": "SPX" if card.parts == 1 else "CPX",
-        f"{folder}/drm/renderD{minor}/dev": "226:0",
     }
+    if card.in_drm:
+        files[f"{folder}/drm/renderD{minor}/dev"] = "226:0"
     for part in range(card.parts):
         if card.has_node:
             files[f"/dev/dri/renderD{minor + part}"] = ""
@@ -169,7 +175,9 @@ def _card_files(card: Card, minor: int) -> dict[str, object]:
             files[f"{node}/properties"] = (
                 f"simd_count 4\nlocation_id {(card.bus << 8) + part}\ndomain 0\ndrm_render_minor {minor + part}"
             )
-            files[f"{node}/mem_banks/0/properties"] = f"heap_type 1\nsize_in_bytes {card.vram // card.parts}"
+            files[f"{node}/mem_banks/0/properties"] = (
+                f"heap_type 1\nsize_in_bytes {card.vram // (1 if card.shared else card.parts)}"
+            )
     return files
 
 
@@ -182,7 +190,8 @@ def _machines(draw: st.DrawFn) -> Machine:
     some_cpus = st.frozensets(st.integers(0, present - 1), min_size=1)
     online = draw(some_cpus)
     # The kernel keeps every cpuset and the affinity within their enclosing group.
-    nodes = draw(st.lists(_SIZES, min_size=1, max_size=4))
+    # Often several nodes, of which a part is a bound.
+    nodes = draw(st.one_of(st.lists(_SIZES, min_size=3, max_size=5), st.lists(_SIZES, min_size=1, max_size=2)))
     gpu_nodes = draw(st.frozensets(st.integers(1, 3), max_size=2)) & frozenset(range(len(nodes)))
     main_nodes = st.frozensets(st.sampled_from(sorted(frozenset(range(len(nodes))) - gpu_nodes)), min_size=1)
     # A cpuset may name the nodes of GPUs beside others.
@@ -206,7 +215,7 @@ def _machines(draw: st.DrawFn) -> Machine:
     buses = draw(st.lists(st.integers(1, 31), unique=True, max_size=4))
     cards = [
         Card(bus, draw(_SIZES) * 8, draw(st.booleans()), draw(st.sampled_from([1, 1, 2, 8])), draw(st.booleans()),
-             draw(st.sampled_from([0, 0, 0, 4])))
+             draw(st.sampled_from([0, 0, 0, 4])), draw(st.booleans()), draw(st.sampled_from([True, True, False])))
         for bus in buses
     ]  # fmt: skip
     return Machine(
@@ -216,13 +225,15 @@ def _machines(draw: st.DrawFn) -> Machine:
         groups=groups,
         nodes=nodes,
         gpu_nodes=gpu_nodes,
-        mems_allowed=draw(st.sampled_from([frozenset(range(len(nodes))), node_list])),
+        mems_allowed=draw(
+            st.sampled_from([frozenset(range(len(nodes))), node_list, draw(some_nodes) & node_list or node_list])
+        ),
         huge=draw(st.sampled_from([0, 0, nodes[0] // 2 // GIB * GIB])),
         broken=draw(st.sampled_from([0, 0, 0, GIB, total])),
         commit_limit=draw(st.sampled_from([None, None, draw(_SIZES)])),
         committed=draw(_SIZES),
         swap=draw(st.sampled_from([0, GIB, 64 * GIB])),
-        address_space=draw(st.none() | _SIZES),
+        address_space=draw(st.sampled_from([None, None, None, draw(_SIZES)])),
         available=total // 2,
         disk_in_memory=draw(st.booleans()),
         disk=draw(_SIZES),
@@ -233,7 +244,7 @@ def _machines(draw: st.DrawFn) -> Machine:
 
 
 @given(_machines())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_offered_can_be_had(
     tmp_path_factory: pytest.TempPathFactory, build_into: Callable[[str, Path], Roots], machine: Machine
 ) -> None:
@@ -277,7 +288,8 @@ def test_what_is_offered_can_be_had(
         address = f"0000:{card.bus:02x}:00.0"
         own = [gpu.vram for gpu in measured.gpus if gpu.pci_address == address]
         assert sum(own) <= card.vram
-        usable = machine.kfd and card.has_node and not card.virtual and (card.parts == 1 or card.readable)
+        usable = machine.kfd and card.has_node and not card.virtual
+        usable = usable and (card.in_drm if card.parts == 1 else card.readable)
         assert own == ([card.vram // card.parts] * card.parts if usable else [])
         if not usable:
             assert address in said

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dms_resources.components import GPU, GPUVendor
 from dms_resources.machine.hardware import Roots
@@ -176,6 +177,25 @@ def test_a_card_on_the_bus_that_the_library_does_not_list_is_said(build_machine:
     # A container was given one of them, which is no failure.
     report = read_gpus(roots, {"NVIDIA_VISIBLE_DEVICES": "GPU-1"}, lambda _: GPUReport(devices=(listed,)))
     assert (report.problems, len(report.limits)) == ((), 2)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        GPUReport(
+            limits=("NVIDIA GPU 0: its compute mode is PROHIBITED: it is not offered",), listed=("0000:01:00.0",)
+        ),
+        GPUReport(problems=("NVIDIA GPU 0: Unknown Error",), listed=("0000:01:00.0",)),
+    ],
+)
+def test_a_sentence_on_one_card_hides_no_other(build_machine: Build, report: GPUReport) -> None:
+    roots = build_machine(_card("01", "0x10de", "0x20b0") + _card("02", "0x10de", "0x20b0"))
+    found = read_gpus(roots, {}, lambda _: report)
+    assert found.problems[-1] == "NVIDIA GPU at 0000:02:00.0: no driver shows it"
+    assert not any("0000:01:00.0" in sentence for sentence in found.problems)
+    # Where a card has no address it may be either of them, and a library that failed says so itself.
+    for unknown in (replace(report, listed=("",)), replace(report, listed=(), failed=True)):
+        assert read_gpus(roots, {}, lambda _, unknown=unknown: unknown).problems == report.problems  # type: ignore[misc]
 
 
 def test_another_card_in_the_same_slot_is_another_device(build_machine: Build) -> None:

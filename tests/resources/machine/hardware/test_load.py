@@ -85,6 +85,19 @@ def test_old_kernels_have_no_estimate_of_what_is_available(build_machine: Build)
     assert free_ram(roots, read_domain(roots)) == 111 * 1024
 
 
+def test_a_total_alone_does_not_say_what_is_free(build_machine: Build) -> None:
+    roots = build_machine("== /proc/meminfo\nMemTotal: 2097152 kB\n")
+    assert free_ram(roots, read_domain(roots)) is None
+
+
+def test_a_node_that_does_not_show_what_is_free_is_no_bound(build_machine: Build) -> None:
+    node = "== /sys/devices/system/node/node{}/meminfo\nNode {} MemTotal: 1024 kB\n"
+    files = "== /proc/self/status\nMems_allowed_list:\t0\n" + node.format(0, 0) + node.format(1, 1)
+    roots = build_machine(files + "== /proc/meminfo\nMemTotal: 2048 kB\nMemAvailable: 1000 kB\n")
+    assert read_domain(roots).nodes == {0}
+    assert free_ram(roots, read_domain(roots)) == 1000 * 1024
+
+
 def test_free_ram_that_nothing_tells_is_unknown(build_machine: Build) -> None:
     roots = build_machine("== /proc/version\nx\n")
     assert free_ram(roots, read_domain(roots)) is None

@@ -220,6 +220,15 @@ def test_an_answer_that_only_describes_costs_no_device(fake_nvml: Behave, functi
     assert (len(report.devices), report.problems, report.failed) == (2, (), False)
 
 
+def test_every_card_that_the_driver_lists_is_known_by_its_address(fake_nvml: Behave) -> None:
+    fake_nvml(devices=2, mode=2)
+    assert (ask_process("nvidia").devices, ask_process("nvidia").listed) == ((), ("0000:10:00.0", "0000:11:00.0"))
+    fake_nvml(devices=1, mig=0)
+    assert ask_process("nvidia").listed == ("0000:10:00.0",)
+    fake_nvml(devices=2, fail="nvmlDeviceGetHandleByIndex_v2:15:1")
+    assert ask_process("nvidia").listed == ("0000:10:00.0", "")
+
+
 def test_a_name_that_is_not_text_costs_the_name(fake_nvml: Behave) -> None:
     fake_nvml(devices=2, badname=1)
     assert [device.gpu.model for device in ask_process("nvidia").devices] == ["NVIDIA A100-SXM4-40GB", ""]

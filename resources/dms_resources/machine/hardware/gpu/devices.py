@@ -32,6 +32,7 @@ class GPUReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     devices: tuple[GPUDevice, ...] = ()
+    listed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class GPUReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __add__(self, other: GPUReport) -> GPUReport:
         return GPUReport(
             devices=self.devices + other.devices,
+            listed=self.listed + other.listed,
             notes=self.notes + other.notes,
             limits=self.limits + other.limits,
             problems=self.problems + other.problems,

@@ -109,9 +109,9 @@ def _numbered(device: GPUDevice, index: int) -> GPUDevice:
 
 def _unseen(nvidia: GPUReport, found: tuple[PCIDevice, ...], environment: Mapping[str, str]) -> GPUReport:
     """A report on NVIDIA's cards on the bus that its library neither lists nor reports a problem with."""
-    listed = {device.gpu.pci_address for device in nvidia.devices}
+    listed = {device.gpu.pci_address for device in nvidia.devices} | set(nvidia.listed)
     # A device without an address may be any of them.
-    if nvidia.problems or nvidia.limits or "" in listed:
+    if nvidia.failed or "" in listed:
         return GPUReport()
     cards = [device for device in found if device.vendor is GPUVendor.NVIDIA and device.address not in listed]
     sentences = tuple(f"NVIDIA GPU at {card.address}: {_why_unseen(card)}" for card in cards)

@@ -69,6 +69,11 @@ def _report_devices(nvml: Any) -> GPUReport:
 
 
 def _report_board(nvml: Any, index: int, versions: _Versions) -> GPUReport:
+    bus = optional(lambda: nvml.nvmlDeviceGetPciInfo(nvml.nvmlDeviceGetHandleByIndex(index)).busId, "")
+    return replace(_ask_board(nvml, index, versions), listed=(short_address(_as_text(bus)),))
+
+
+def _ask_board(nvml: Any, index: int, versions: _Versions) -> GPUReport:
     """One GPU, or its MIG devices. It may disappear between two calls, so only a complete answer makes a device."""
     name = f"NVIDIA GPU {index}"
     try:
