@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 __all__ = ["STREAM_WINDOW", "HostLimits", "RelayLimits"]
 
-# Bytes. Yamux fixes the initial window of a stream (hashicorp/yamux spec.md, "Flow Control"). Our windows never grow.
+# Bytes. Yamux fixes the initial window of a stream (hashicorp/yamux spec.md, "Flow Control").
 STREAM_WINDOW = 256 * 1024
 
 
@@ -39,7 +39,9 @@ class HostLimits:
     max_negotiation_lines: int = 64
     """The most lines of one negotiation."""
     max_unread_bytes: int = 4 * 1024 * 1024
-    """Received bytes that were not read yet, on all streams of one connection."""
+    """Received bytes that were not read yet, on all streams of one connection. The windows of its streams grow, while
+    they are read as fast as data arrives, by half of this together.
+    """
     max_empty_frames: int = 2048
     """Frames without content (empty data, pings, frames for unknown streams) that one IPv4 address or IPv6 /64 may send
     at once."""

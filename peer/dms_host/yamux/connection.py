@@ -81,6 +81,7 @@ class BoundedYamux(IMuxedConn):
         self.on_close: Callable[[], Awaitable[Any]] | None = None
         self.streams: dict[int, BoundedYamuxStream] = {}
         self.unread_bytes = 0
+        self._widened = 0
         self.writer = FrameWriter(secured_conn, self.limits, self.drop)
         self._reader = YamuxFrameReader(self._read_piece)
         # Odd ids are the dialling side's, even ones the listening side's.
@@ -218,6 +219,7 @@ class BoundedYamux(IMuxedConn):
         """Forget a stream that is closed in both directions and read to its end. Never blocks."""
         if self.streams.get(stream.stream_id) is stream:
             del self.streams[stream.stream_id]
+            self._widened -= stream.window - STREAM_WINDOW
             self._outbound -= stream.is_initiator
             self._inbound -= not stream.is_initiator
 
@@ -301,7 +303,8 @@ class BoundedYamux(IMuxedConn):
 
     async def _receive_data(self, flags: int, stream_id: int, size: int) -> None:
         # Checked before any byte of it is read: a frame larger than any window is never valid.
-        if size > STREAM_WINDOW:
+        known = self.streams.get(stream_id)
+        if size > (STREAM_WINDOW if known is None else max(STREAM_WINDOW, known.window)):
             raise _ViolationError(f"a frame of {size} bytes")
         if size < SMALL_FRAME:
             await self._pace()
@@ -324,6 +327,13 @@ class BoundedYamux(IMuxedConn):
             self._charge()
         stream.receive(data)
         self._end_stream(stream, flags)
+
+    def widen(self, stream: BoundedYamuxStream) -> int:
+        """Double the window of a stream, as far as the bound of all streams allows. Returns the bytes gained."""
+        gained = max(0, min(stream.window, self.limits.max_unread_bytes // 2 - self._widened))
+        stream.window += gained
+        self._widened += gained
+        return gained
 
     async def _take_body(self, size: int) -> bytes:
         if self._reader.has(size):

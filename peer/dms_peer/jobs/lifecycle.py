@@ -279,6 +279,9 @@ class JobTask:
                 if record.end is None:
                     await woken.wait()
                 elif self._clock.steady() >= self._due:
+                    if not record.terminated:
+                        # Its grace passed while this peer was away.
+                        await self._update(terminated=True)
                     await executor.signal(self._spec, signal.SIGKILL)
                     await trio.sleep(_KILL_AGAIN_SECONDS)
                 elif not record.terminated:

@@ -41,9 +41,9 @@ class StoredJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How far a job is.
 
     `ran` says that something of it ran. `end` is set when it has to end: by whose will; it may end by itself until
-    `end_by` (Unix seconds), which was `end_grace` seconds away. `terminated` says that it was sent SIGTERM. `gone` is
-    set when nothing of it is left and the ledger knows it. `created`, `since` and `closed` are Unix seconds; `closed`
-    is when its lease was found to have ended.
+    `end_by` (Unix seconds), which was `end_grace` seconds away. `terminated` says that it was sent a signal to end.
+    `gone` is set when nothing of it is left and the ledger knows it. `created`, `since` and `closed` are Unix seconds;
+    `closed` is when its lease was found to have ended.
     """
 
     name: str

@@ -44,9 +44,54 @@ async def test_more_than_a_window_passes_when_it_is_read(yamux_pair) -> None:
         nursery.start_soon(ours.write, sent)
         while len(received) < len(sent):
             received += await theirs.read(10_000)
-            assert listener.unread_bytes <= STREAM_WINDOW
+            assert listener.unread_bytes <= theirs.window
         assert received == sent
         assert listener.unread_bytes == 0
+
+
+async def pass_through(ours, theirs, size: int) -> None:
+    """Sends so many bytes, and reads them as fast as they come."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ours.write, bytes(size))
+        while size > 0:
+            size -= len(await theirs.read())
+
+
+async def test_the_window_of_a_stream_that_is_read_grows_within_the_bound_of_its_connection(yamux_pair) -> None:
+    limits = HostLimits(max_unread_bytes=4 * 1024 * KIB)
+    async with yamux_pair(limits) as (dialer, listener):
+        ours, theirs = await open_streams(dialer, listener)
+        other, their_other = await open_streams(dialer, listener)
+        await pass_through(ours, theirs, 8 * 1024 * KIB)
+        assert theirs.window == STREAM_WINDOW + 2 * 1024 * KIB
+        await pass_through(other, their_other, 2 * 1024 * KIB)
+        # The first has all of it, and the second works as before.
+        assert their_other.window == STREAM_WINDOW
+        # All that the peer may send now is within the bound.
+        assert theirs.window + their_other.window <= limits.max_unread_bytes
+        await ours.write(bytes(2 * 1024 * KIB))
+        await trio.testing.wait_all_tasks_blocked()
+        assert listener.unread_bytes == 2 * 1024 * KIB
+        assert not listener.event_shutting_down.is_set()
+        await ours.close()
+        await theirs.close()
+        while listener.unread_bytes:
+            await theirs.read()
+        # What the first had is free for others.
+        await pass_through(other, their_other, 2 * 1024 * KIB)
+        assert their_other.window > STREAM_WINDOW
+
+
+async def test_the_window_of_a_stream_that_is_read_slowly_stays(yamux_pair) -> None:
+    async with yamux_pair() as (dialer, listener), trio.open_nursery() as nursery:
+        ours, theirs = await open_streams(dialer, listener)
+        left = 3 * 1024 * KIB
+        nursery.start_soon(ours.write, bytes(left))
+        while left:
+            # Whatever the peer may send is there before the next read.
+            await trio.testing.wait_all_tasks_blocked()
+            left -= len(await theirs.read(50 * KIB))
+        assert theirs.window <= 2 * STREAM_WINDOW
 
 
 async def read_on(stream) -> None:

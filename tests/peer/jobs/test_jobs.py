@@ -170,6 +170,30 @@ async def test_a_stop_terminates_once_and_kills_when_the_time_is_over(
         assert peer.manager.lease("lease").state is LeaseState.ALLOCATED
 
 
+async def test_a_grace_that_passed_while_the_peer_was_away_is_over(
+    peer: Any, engine: Engine, job: Job, mock_clock: Any
+) -> None:
+    mock_clock.autojump_threshold = 0
+    engine.stubborn = True
+    async with peer.up():
+        lease = await peer.allocate()
+        await peer.jobs.start("lease", lease.fence, job, holder=HOLDER)
+        await until(peer.jobs, "running")
+        engine.down = True
+        await peer.jobs.stop("lease", holder=HOLDER, grace=5)
+    await trio.sleep(60)
+    engine.down = False
+    running = engine.jobs[engine.running[0]]
+    # As an engine says it that knows exit codes alone.
+    engine.killed = JobExit(kind="code", code=137)
+    began = trio.current_time()
+    async with peer.up():
+        done = await until(peer.jobs, "exited")
+        assert done.exit == JobExit(kind="stopped", code=137)
+        assert running.signals == [9]
+        assert trio.current_time() - began < 1
+
+
 @pytest.mark.parametrize("ended", ["release", "evict", "expire"])
 async def test_a_lease_that_ends_ends_its_job_and_is_free_when_the_job_is_gone(
     peer: Any, engine: Engine, job: Job, mock_clock: Any, ended: str
