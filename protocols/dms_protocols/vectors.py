@@ -26,7 +26,7 @@ from .adverts.classes import CapabilityClass, Dimension
 from .bidding.refusals import refusal
 from .bidding.versions import BID_1_1
 from .derived_vectors import envelope_vectors, number_vectors
-from .errors import BusyError, ProtocolError
+from .errors import BidError, BusyError, ProtocolError
 from .messages import adverts, allocation, bid, broadcast, peers, resources
 from .messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE
 from .protocol_ids import (
@@ -324,6 +324,9 @@ def _frames() -> Iterator[tuple[str, str, bytes]]:
     yield "the answer to list, with an evicted lease", ALLOCATION_PROTOCOL_1_1, encode_ok(2003, to_bytes(listed))
     gone = EvictedError(f"the owner of the machine evicted {_LEASE_ID}: maintenance", lease_id=_LEASE_ID)
     yield "error: evicted", ALLOCATION_PROTOCOL_1_1, encode_error(2004, encode_error_body(gone))
+    late = BidError("the bid is no longer valid; ask for a new one", code="bid_expired")
+    body = encode_error_body(late, lambda: 1_700_000_000.0)
+    yield "error: bid_expired, with the provider's time", ALLOCATION_PROTOCOL_1_1, encode_error(2006, body)
     exceeded = AccountError("more than the grant allows", problems=("cores: 9 would be outstanding, 8 are allowed",))
     yield "error: token_exceeded", ALLOCATION_PROTOCOL_1_1, encode_error(2001, encode_error_body(exceeded))
 

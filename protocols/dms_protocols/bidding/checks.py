@@ -63,8 +63,9 @@ class BidChecker:
             # The bid has just been made, so the clocks of the two machines differ.
             ago = self.clock() - bid.valid_until
             raise BidError(
-                f"the bid was no longer valid when it arrived, by {ago:.0f} s",
+                "the bid was no longer valid when it arrived: "
+                f"the clock of this machine is at least {ago:.0f} s ahead of the provider's",
                 code="bid_expired",
-                hint="compare the clocks of both machines",
+                hint="set the clock of one of them",
             )
         return SignedBid(bid, raw)

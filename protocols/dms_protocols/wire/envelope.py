@@ -20,6 +20,7 @@ import cbor2
 import msgspec
 
 from ..errors import MessageError, RemoteError
+from .clocks import clock_difference
 from .frames import encode_frame
 
 __all__ = [
@@ -119,4 +120,6 @@ def read_ok(answer: dict[str, Any]) -> dict[str, Any]:
     code, text = error.get("code"), error.get("message")
     if type(code) is not str or type(text) is not str:
         raise MessageError("an error without code and message", path="error")
-    raise RemoteError(text, code=code, details=error)
+    if different := clock_difference(error.get("time")):
+        text = f"{text}; {different}"
+    raise RemoteError(text, code=code, details={**error, "message": text})

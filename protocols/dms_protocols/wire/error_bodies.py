@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -10,7 +12,8 @@ from dms_resources.demands import Shortage
 from dms_resources.errors import LeaseError, OnboardingError, ResourcesError, StillPromisedError
 from dms_resources.refusals import AccountError, InsufficientError, RequestError, ShareError
 
-from ..errors import BusyError, JobError, MessageError, ProtocolError, RemoteError
+from ..errors import BusyError, MessageError, ProtocolError, RemoteError
+from .clocks import depends_on_clocks
 from .conversion import from_map, to_bytes
 from .envelope import Encoded
 
@@ -23,7 +26,8 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error on the wire: a stable `code`, a message for people, and details.
 
     `retry_after` is in seconds. `shortages` lists every dimension that falls short. `index` is the position of the
-    failed item in a request for several. `path` is the invalid field. `hint` says what to do.
+    failed item in a request for several. `path` is the invalid field. `hint` says what to do. `time` is the clock of
+    the side that answers (Unix seconds), if clocks that differ may be the cause.
     """
 
     code: str
@@ -35,16 +39,19 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lease_id: str = ""
     problems: tuple[str, ...] = ()
     hint: str = ""
+    time: float | None = None
 
 
-def error_body(error: ProtocolError | ResourcesError) -> ErrorBody:
-    """The body for an error of this package or of the ledger."""
-    return ErrorBody(code=error.code, message=error.message[:_MESSAGE_LENGTH], **_details(error))
+def error_body(error: ProtocolError | ResourcesError, clock: Callable[[], float] = time.time) -> ErrorBody:
+    """The body for an error of this package or of the ledger. `clock` returns the Unix time."""
+    details = _details(error)
+    now = clock() if depends_on_clocks(error.code, details.get("path", "")) else None
+    return ErrorBody(code=error.code, message=error.message[:_MESSAGE_LENGTH], **(details | {"time": now}))
 
 
-def encode_error_body(error: ProtocolError | ResourcesError) -> Encoded:
+def encode_error_body(error: ProtocolError | ResourcesError, clock: Callable[[], float] = time.time) -> Encoded:
     """The same, encoded."""
-    return to_bytes(error_body(error))
+    return to_bytes(error_body(error, clock))
 
 
 def _details(error: ProtocolError | ResourcesError) -> dict[str, Any]:
@@ -71,10 +78,8 @@ def _details(error: ProtocolError | ResourcesError) -> dict[str, Any]:
             return _relayed(error)
         case MessageError():
             return {"path": error.path or ""}
-        case JobError():
-            return {"hint": error.hint}
         case _:
-            return {}
+            return {"hint": error.hint}
 
 
 def _relayed(error: RemoteError) -> dict[str, Any]:

@@ -91,6 +91,7 @@ type errorBody struct {
 	LeaseID    string     `json:"lease_id,omitzero"`
 	Problems   []string   `json:"problems,omitzero"`
 	Hint       string     `json:"hint,omitzero"`
+	Time       *float64   `json:"time,omitzero"`
 }
 
 func (e *errorBody) Error() string { return e.Code + ": " + e.Message }

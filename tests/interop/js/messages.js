@@ -127,6 +127,6 @@ export const Failure = struct({
   id: nullable(uint),
   error: struct({ code: text, message: text }, {
     retry_after: number, shortages: list(shortage), index: uint, path: text, lease_id: text,
-    problems: list(text), hint: text
+    problems: list(text), hint: text, time: number
   })
 })

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import inspect
+import time
+from typing import Any
 
 import pytest
 
 from dms_protocols import errors as protocol_errors
 from dms_protocols.errors import BidError, BusyError, MessageError, ProtocolError, RemoteError
 from dms_protocols.wire.cbor import decode_map
+from dms_protocols.wire.clocks import clock_difference
 from dms_protocols.wire.conversion import from_map
+from dms_protocols.wire.envelope import read_ok
 from dms_protocols.wire.error_bodies import ErrorBody, encode_error_body, error_body
 from dms_resources import errors as resource_errors
 from dms_resources import refusals
@@ -16,6 +20,7 @@ from dms_resources.errors import NotHolderError, ResourcesError
 from dms_resources.refusals import InsufficientError, WindowError
 from dms_resources.units import Cores
 
+NOW = 1_700_000_000.0
 SHORTAGES = (
     CPUShortage(
         asked=CPUDemand(cores=Cores(4000)), free=CPUDemand(cores=Cores(500)), total=CPUDemand(cores=Cores(2000))
@@ -45,13 +50,50 @@ def test_a_refusal_names_every_short_dimension() -> None:
     [
         (BusyError("later", retry_after=2.0), {"code": "busy", "retry_after": 2.0}),
         (MessageError("wrong", path="a.b"), {"code": "bad_message", "path": "a.b"}),
-        (BidError("old", code="bid_expired"), {"code": "bid_expired"}),
+        (BidError("old", code="bid_expired"), {"code": "bid_expired", "time": NOW}),
+        (BidError("another's", code="not_my_bid"), {"code": "not_my_bid"}),
+        (
+            MessageError("over", path="ensemble.deadline"),
+            {"code": "bad_message", "path": "ensemble.deadline", "time": NOW},
+        ),
         (NotHolderError("no", lease_id="l1"), {"code": "not_holder", "lease_id": "l1"}),
         (WindowError("closed", retry_after=3.0), {"code": "window", "retry_after": 3.0}),
     ],
 )
 def test_details(error: ProtocolError | ResourcesError, fields: dict[str, object]) -> None:
-    assert decode_map(encode_error_body(error)) == {"message": error.message, **fields}
+    assert decode_map(encode_error_body(error, lambda: NOW)) == {"message": error.message, **fields}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (NOW + 120, "the clock of this machine is 120 s behind the peer's"),
+        (NOW - 4000, "the clock of this machine is 4000 s ahead of the peer's"),
+        *((theirs, "") for theirs in (NOW, NOW + 9, NOW - 9, None, True, "now", float("nan"), float("inf"), [])),
+    ],
+)
+def test_the_requester_says_by_how_much_the_clocks_differ(theirs: Any, said: str) -> None:
+    assert clock_difference(theirs, lambda: NOW).startswith(said)
+    assert bool(clock_difference(theirs, lambda: NOW)) == bool(said)
+
+
+def test_an_error_that_clocks_caused_says_so() -> None:
+    now = time.time()
+    over = MessageError("ensemble.deadline: it has passed", path="ensemble.deadline")
+    for offset in (-3600.0, 0.0, 3600.0):
+        body = decode_map(encode_error_body(over, lambda offset=offset: now + offset))
+        with pytest.raises(RemoteError) as caught:
+            read_ok({"error": body})
+        assert ("the clock of this machine is 36" in caught.value.message) == bool(offset)
+        assert ("ahead of" in caught.value.message) == (offset < 0)
+
+
+def test_an_error_that_a_peer_passes_on_is_not_blamed_on_clocks_twice() -> None:
+    """A running peer passes the provider's error on to a command of its own machine."""
+    remote = RemoteError("it has passed; the clocks differ", code="bid_expired", details={"time": time.time() - 9999})
+    with pytest.raises(RemoteError) as caught:
+        read_ok({"error": decode_map(encode_error_body(remote))})
+    assert caught.value.message == "it has passed; the clocks differ"
 
 
 def test_a_long_message_is_cut() -> None:
