@@ -36,6 +36,9 @@ __all__ = ["BoundedYamuxStream"]
 
 # Bytes of data per frame. With its header it is exactly one Noise message.
 MAX_DATA: Final = 65535 - 16 - HEADER_SIZE
+# Seconds. A stream on which a window takes longer gains nothing by a larger one, and leaves it to others.
+WIDEN_WITHIN: Final = 2.0
+
 # Stands in the place of an event while no task waits for one. A waiting task makes a new event.
 _NOBODY_WAITS: Final = trio.Event()
 
@@ -65,6 +68,9 @@ class BoundedYamuxStream(IMuxedStream):
         self.unconfirmed = False
         self._unsent = self._acknowledged = False
         self._unannounced = 0
+        # Whether a reader had to wait for data since window was announced.
+        self._waited = False
+        self._announced_at = trio.current_time()
         self._readable = self._writable = _NOBODY_WAITS
 
     async def __aenter__(self) -> BoundedYamuxStream:
@@ -90,6 +96,7 @@ class BoundedYamuxStream(IMuxedStream):
         if n == 0:
             return b""
         while not self.buffer:
+            self._waited = True
             self._raise_if_ended()
             if self._unsent:
                 self._unsent = False
@@ -132,9 +139,11 @@ class BoundedYamuxStream(IMuxedStream):
         if self._unannounced < self.window // 2 or self.recv_closed:
             return
         free, self._unannounced = self._unannounced, 0
-        if not self.buffer:
-            # The reader waits for data: more of it may be on its way.
+        now = trio.current_time()
+        if self._waited and now - self._announced_at < WIDEN_WITHIN:
+            # The reader was faster than what may be on its way, and the stream is busy.
             free += self.conn.widen(self)
+        self._waited, self._announced_at = False, now
         self.recv_window += free
         try:
             await self.conn.writer.write(pack_frame(WINDOW_UPDATE, 0, self.stream_id, free))
