@@ -199,7 +199,7 @@ class Node:
                 )
             )  # fmt: skip
             counts, in_use, tunnels = ServiceCounts(), SharesInUse(access.shares), TunnelsInUse()
-            metrics = await self._serve_metrics(stack, manager, counts, host)
+            metrics = await self._serve_metrics(stack, manager, counts, host, jobs)
             manager.reserve_ports(_own_ports(host, metrics))
             serving = await stack.enter_async_context(
                 serve(
@@ -221,6 +221,7 @@ class Node:
             administration = LocalAdministration(
                 manager, identity.peer_id, partial(host_addresses, host), summary,
                 counts=counts, limits_hit=host.swarm.limits_hit, registration=registration,
+                jobs=jobs.jobs if jobs is not None else list,
             )  # fmt: skip
             local = administration_operations(administration) | revocation_operations(revocations)
             served = peer_operations(manager, identity, terms)
@@ -291,7 +292,12 @@ class Node:
         )
 
     async def _serve_metrics(
-        self, stack: AsyncExitStack, manager: ResourceManager, counts: ServiceCounts, host: HardenedHost
+        self,
+        stack: AsyncExitStack,
+        manager: ResourceManager,
+        counts: ServiceCounts,
+        host: HardenedHost,
+        jobs: JobManager | None,
     ) -> str | None:
         if self.metrics is None:
             return None
@@ -306,6 +312,7 @@ class Node:
             connections=lambda: len(host.swarm.get_connections()),
             limits_hit=host.swarm.limits_hit,
             version=__version__,
+            jobs=jobs.jobs if jobs is not None else list,
         )
         bound = await stack.enter_async_context(serve_metrics(collector, address or _LOOPBACK, int(port)))
         return f"http://{address or _LOOPBACK}:{bound}/metrics"

@@ -249,13 +249,14 @@ class ResourceManager(LedgerView):
         await self._jobs.follow([lease])
         return lease
 
-    async def job_gone(self, lease_id: str, *, fence: int) -> None:
+    async def job_gone(self, lease_id: str, *, fence: int, how: str = "") -> None:
         """Report that nothing of the job of this lease runs any more. A lease that is ending ends in the same step.
 
+        `how` says in the history how the job ended; it is cut to 200 characters.
         Nothing changes if the lease is unknown, has another fencing number, or has no running job. Raises
         `StorageError`. May be cancelled.
         """
-        await self._ledger.change(lambda now: jobs.gone(self._ledger.book, lease_id, now, fence=fence))
+        await self._ledger.change(lambda now: jobs.gone(self._ledger.book, lease_id, now, fence=fence, how=how))
         self._jobs.unfollow(lease_id)
 
     async def evict(

@@ -322,7 +322,8 @@ class JobTask:
             await self._executor.remove(self._spec)
         elif record.ran:
             self._required()
-        await self._manager.job_gone(record.lease_id, fence=record.fence)
+        how = record.exit.describe() if record.exit is not None else ""
+        await self._manager.job_gone(record.lease_id, fence=record.fence, how=how)
         await self._update(gone=True)
         if self._spec.job.remove:
             with suppress(LeaseError):

@@ -6,18 +6,19 @@ offered to other peers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from dms_protocols.errors import ProtocolError
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_protocols.rpc.operations import Caller, Operations
 from dms_resources.demands import describe_shortage
-from dms_resources.ledger.leases import EndedLease
+from dms_resources.ledger.leases import EndedLease, Lease, LeaseState
 from dms_resources.ledger.missing import describe_missing
 from dms_resources.machine.advice import offer_warnings
 from dms_resources.machine.listening import read_ephemeral_ports
@@ -38,6 +39,7 @@ from .messages import (
     HistoryAnswer,
     HistoryRequest,
     HistoryRow,
+    LeaseJobStatus,
     LeaseUse,
     OffboardRequest,
     OnboardAnswer,
@@ -51,7 +53,9 @@ from .messages import (
 from .offers import onboarded_resources
 
 if TYPE_CHECKING:
+    from dms_protocols.messages.job import JobStatus
     from dms_resources.components import OnboardedResources, Resources
+    from dms_resources.machine.sampling import UsageSample
     from dms_resources.manager import ResourceManager
 
     from ..config.terms import OwnerTerms
@@ -64,6 +68,22 @@ _MOST_LEASES: Final = 500
 
 # The reason that holders get for leases that end with a drain.
 _DRAINED: Final = "the owner drains the machine"
+
+
+def _lease_use(leases: Sequence[Lease], sample: UsageSample) -> tuple[LeaseUse, ...]:
+    """What the followed leases use. The use of a GPU is that of the only lease on it."""
+    users = Counter(gpu.uuid for lease in leases for gpu in lease.resources.gpus)
+    used = {gpu.uuid: gpu.vram for gpu in sample.usage.gpus}
+    alone = {
+        lease.lease_id: {
+            gpu.uuid: used[gpu.uuid] for gpu in lease.resources.gpus if users[gpu.uuid] == 1 and gpu.uuid in used
+        }
+        for lease in leases
+    }
+    return tuple(
+        LeaseUse(lease_id=job.lease_id, cores=job.cpu, ram=job.ram, vram=alone.get(job.lease_id, {}))
+        for job in sample.jobs
+    )
 
 
 def _only(name: str, what: str, found: Sequence[str]) -> str:
@@ -110,11 +130,13 @@ class LocalAdministration:
         limits_hit: Mapping[str, int] | None = None,
         free_now: tuple[int | None, int | None] = (None, None),
         registration: Registration | None = None,
+        jobs: Callable[[], Sequence[JobStatus]] = list,
     ) -> None:
         self._manager = manager
         self._peer_id = peer_id
         self._free_now = free_now
         self._registration = registration
+        self._jobs = jobs
         self._addrs = addrs
         self.terms = terms
         self._counts = counts or ServiceCounts()
@@ -152,11 +174,26 @@ class LocalAdministration:
             refusals=dict(self._counts.refusals),
             failures=self._counts.failures(),
             limits_hit=dict(self._limits_hit),
-            lease_use=tuple(
-                LeaseUse(lease_id=job.lease_id, cores=job.cpu, ram=job.ram) for job in (sample.jobs if sample else ())
-            ),
+            lease_use=_lease_use(leases, sample) if sample else (),
+            jobs=self._jobs_of(leases),
             other_peers=await self._other_peers(manager.get_onboarded_resources()),
             version=__version__,
+        )
+
+    def _jobs_of(self, leases: Iterable[Lease]) -> tuple[LeaseJobStatus, ...]:
+        fences = {lease.lease_id: lease.fence for lease in leases}
+        return tuple(
+            LeaseJobStatus(
+                lease_id=job.lease_id,
+                executor=job.executor,
+                state=job.state,
+                since=job.since,
+                exit=job.exit,
+                reason=job.reason,
+                output=job.output,
+            )
+            for job in self._jobs()
+            if fences.get(job.lease_id) == job.fence
         )
 
     async def onboard(self, request: OnboardRequest) -> OnboardAnswer:
@@ -229,7 +266,8 @@ class LocalAdministration:
         evicted = await self._manager.evict(
             leases, holder=holder, everything=request.everything, reason=request.reason, notice=request.notice
         )
-        return EvictAnswer(ended=evicted.ended, noticed=evicted.noticed)
+        ending = (one.lease_id for one in evicted.ended if self._manager.lease(one.lease_id) is not None)
+        return EvictAnswer(ended=evicted.ended, noticed=evicted.noticed, ending=tuple(ending))
 
     async def release(self, request: ReleaseLeaseRequest) -> EndedLease:
         """End one lease as its holder would. Raises what `evict` raises."""
@@ -253,7 +291,12 @@ class LocalAdministration:
         reason = _DRAINED if request.evict else ""
         eviction = await self._manager.drain(evict=request.evict, deadline=request.notice, reason=reason)
         evicted = len(eviction.ended) + len(eviction.noticed)
-        return DrainAnswer(leases=len(self._manager.leases()), evicted=evicted, running=self._addrs is not None)
+        return DrainAnswer(
+            leases=len(self._manager.leases()),
+            evicted=evicted,
+            running=self._addrs is not None,
+            ending=self._manager.lease_counts[LeaseState.ENDING],
+        )
 
     async def cancel_drain(self) -> CancelDrainAnswer:
         """Accept new commitments again. Raises what `ResourceManager.cancel_drain` raises."""
@@ -280,20 +323,7 @@ class LocalAdministration:
     async def history(self, request: HistoryRequest) -> HistoryAnswer:
         """What happened, newest first."""
         found = await self._manager.history(limit=request.limit, before=request.before)
-        return HistoryAnswer(
-            entries=tuple(
-                HistoryRow(
-                    number=number,
-                    at=entry.at,
-                    actor=entry.actor,
-                    action=entry.action,
-                    lease_id=entry.lease_id,
-                    reason=entry.reason,
-                    detail=entry.detail,
-                )
-                for number, entry in found
-            )
-        )
+        return HistoryAnswer(entries=tuple(HistoryRow(number=number, **asdict(entry)) for number, entry in found))
 
     async def audit(self, request: AuditRequest) -> AuditAnswer:
         """The mismatches that an audit finds. Raises what `ResourceManager.audit` raises."""

@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
+from dms_protocols.messages.job import JobExit
 from dms_resources.components import Amount, FreeResources, MachineResources, OnboardedResources, Resources
 from dms_resources.ledger.history import Finding, HistoryEntry
 from dms_resources.ledger.leases import EndedLease, Lease
@@ -26,6 +27,7 @@ __all__ = [
     "HistoryAnswer",
     "HistoryRequest",
     "HistoryRow",
+    "LeaseJobStatus",
     "LeaseUse",
     "OffboardRequest",
     "OnboardAnswer",
@@ -72,11 +74,30 @@ class TermsSummary(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LeaseUse(Struct, frozen=True, kw_only=True):
-    """What the job of one lease uses now: CPU cores, and bytes of RAM."""
+    """What the job of one lease uses now: CPU cores, and bytes of RAM.
+
+    `vram` has the bytes used on each GPU, by uuid, that no other lease is on: of a shared GPU they are not known.
+    """
 
     lease_id: str
     cores: Cores
     ram: Amount
+    vram: dict[str, Amount] = {}
+
+
+class LeaseJobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The job of one lease: its executor, its state and since when (Unix seconds), and how it exited.
+
+    `reason` explains the state to people. `output` is how many bytes the job has written.
+    """
+
+    lease_id: str
+    executor: str
+    state: str
+    since: float
+    exit: JobExit | None = None
+    reason: str = ""
+    output: Amount = 0
 
 
 class StatusAnswer(Struct, frozen=True, kw_only=True):
@@ -89,8 +110,8 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     nothing watches it. `terms` are those of the running peer, None if it has none. Since the peer started, `refusals`
     counts the nodes on which it did not bid and `failures` the requests that it answered with an error, by code;
     `limits_hit` counts what its host refused, by limit. `lease_use` has the leases whose processes are known and have a
-    cgroup of their own. `other_peers` are sentences on the other running peers of this machine. `version` is the
-    release of dms-peer that answers.
+    cgroup of their own. `jobs` has the jobs of `leases`. `other_peers` are sentences on the other running peers of this
+    machine. `version` is the release of dms-peer that answers.
     """
 
     peer_id: str
@@ -118,6 +139,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     failures: dict[str, int] = {}
     limits_hit: dict[str, int] = {}
     lease_use: tuple[LeaseUse, ...] = ()
+    jobs: tuple[LeaseJobStatus, ...] = ()
     other_peers: tuple[str, ...] = ()
     version: str = ""
 
@@ -162,10 +184,14 @@ class EvictRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fi
 
 
 class EvictAnswer(Struct, frozen=True, kw_only=True):
-    """The leases that have `ended`, and those that were `noticed`, with their deadlines."""
+    """The leases that have `ended`, and those that were `noticed`, with their deadlines.
+
+    `ending` has the ids of ended leases whose jobs still run: their capacity is free when the jobs are gone.
+    """
 
     ended: tuple[EndedLease, ...]
     noticed: tuple[Lease, ...]
+    ending: tuple[str, ...] = ()
 
 
 class ReleaseLeaseRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="release_lease"):
@@ -182,11 +208,15 @@ class StartDrainRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, t
 
 
 class DrainAnswer(Struct, frozen=True, kw_only=True):
-    """How many `leases` have not ended yet, and how many were `evicted`. `running` is set if a running peer answers."""
+    """How many `leases` have not ended yet, and how many were `evicted`. `running` is set if a running peer answers.
+
+    `ending` counts those of the leases that ended for their holders, and whose jobs still run.
+    """
 
     leases: int
     evicted: int
     running: bool
+    ending: int = 0
 
 
 class CancelDrainRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel_drain"):

@@ -7,7 +7,9 @@ of Prometheus: base units (bytes, seconds, cores), and `_total` for counters. La
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -18,17 +20,21 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from dms_protocols.messages.job import JobState, JobStatus
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_resources.components import FreeResources, OnboardedResources
 from dms_resources.ledger.leases import LeaseState
 from dms_resources.ledger.metrics import WRITE_BUCKETS, LedgerMetrics
 from dms_resources.manager import ResourceManager
 
+if TYPE_CHECKING:
+    from dms_resources.machine.sampling import UsageSample
+
 __all__ = ["PeerCollector"]
 
 
 class PeerCollector(Collector):
-    """Collects the metrics of a manager, of its services (`counts`) and of the host (`connections`, `limits_hit`).
+    """Collects the metrics of a manager, its services (`counts`), the host (`connections`, `limits_hit`) and `jobs`.
 
     `version` is the version of this program.
     """
@@ -41,12 +47,14 @@ class PeerCollector(Collector):
         connections: Callable[[], int],
         limits_hit: Mapping[str, int],
         version: str,
+        jobs: Callable[[], Iterable[JobStatus]] = list,
     ) -> None:
         self._manager = manager
         self._counts = counts
         self._connections = connections
         self._limits_hit = limits_hit
         self._version = version
+        self._jobs = jobs
 
     def collect(self) -> Iterator[Metric]:
         """The current metrics."""
@@ -58,6 +66,7 @@ class PeerCollector(Collector):
             GaugeMetricFamily("dms_leases", "Current leases, by state.", labels=["state"]),
             ((state.value, self._manager.lease_counts[state]) for state in LeaseState),
         )
+        yield from _job_metrics(self._jobs(), self._manager.usage_sample)
         yield GaugeMetricFamily("dms_connections", "Open connections to other peers.", self._connections())
         yield _by_label(
             CounterMetricFamily("dms_limits_hit", "How often a limit of the host was hit.", labels=["limit"]),
@@ -74,6 +83,25 @@ class PeerCollector(Collector):
             yield GaugeMetricFamily(
                 "dms_usage_sample_age_seconds", "Age of the newest sample of the machine's use.", sample.age
             )
+
+
+def _job_metrics(jobs: Iterable[JobStatus], sample: UsageSample | None) -> Iterator[Metric]:
+    known = list(jobs)
+    states = Counter(job.state for job in known)
+    yield _by_label(
+        GaugeMetricFamily("dms_jobs", "Known jobs, by state.", labels=["state"]),
+        ((state, states[state]) for state in get_args(JobState)),
+    )
+    exits = Counter(job.exit.kind for job in known if job.exit is not None)
+    yield _by_label(
+        GaugeMetricFamily("dms_jobs_exited", "Known jobs that have exited, by how they ended.", labels=["kind"]),
+        exits.items(),
+    )
+    if sample is not None:
+        cores = sum(job.cpu.millicores for job in sample.jobs) / 1000
+        yield GaugeMetricFamily("dms_jobs_used_cores", "CPU cores that followed jobs use.", cores)
+        ram = sum(job.ram for job in sample.jobs)
+        yield GaugeMetricFamily("dms_jobs_used_ram_bytes", "RAM that followed jobs use.", ram)
 
 
 def _requests(counts: ServiceCounts) -> Iterator[Metric]:

@@ -136,6 +136,18 @@ class JobExit(Struct, frozen=True, kw_only=True, omit_defaults=True):
     oom_kills: Amount = 0
     message: Annotated[str, Meta(max_length=512)] = ""
 
+    def describe(self) -> str:
+        """How it ended, in a few words for people: "exited with 3", "out of memory"."""
+        match self.kind:
+            case "code":
+                return f"exited with {self.code}"
+            case "signal":
+                return f"ended by signal {self.signal}"
+            case "memory":
+                return "out of memory"
+            case _:
+                return self.kind
+
 
 class JobConsumption(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The consumption of a job: seconds of processor time since its start, and bytes of memory now."""

@@ -31,7 +31,7 @@ class EventKind(Enum):
 
     `HELD` for a bid; `GRANTED` as a commitment; `ALLOCATED`; `RENEWED`; `ATTACHED` a job; `NOTICED`: the owner gave
     notice; `WITHDRAWN`: the notice was taken back; `GRACED`: the allocation lasts longer because its provider was away;
-    `ENDING`: it ended for its holder and its job still runs; `GONE`: its job is gone and the allocation stands;
+    `ENDING`: it ended for its holder and its job still runs; `GONE`: nothing of its job runs any more;
     `ENDED`: its capacity is free; `RELOADED`: an audit read the ledger anew, and a reader has to list all leases again.
     """
 

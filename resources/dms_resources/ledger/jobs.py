@@ -25,6 +25,7 @@ MOST_PROCESSES = 1024
 _DIGEST = re.compile(r"[0-9a-f]{1,128}", re.ASCII)
 # What a path in the kernel has at most.
 _LONGEST_CGROUP = 4096
+_LONGEST_HOW = 200
 # Enough to tell jobs apart in the history.
 _SHOWN_DIGEST = 16
 
@@ -77,7 +78,7 @@ def attach_processes(
     return Change(leases=((record, Record(after, record.due)),)), after
 
 
-def gone(book: Book, lease_id: str, now: Moment, *, fence: int) -> tuple[Change, None]:
+def gone(book: Book, lease_id: str, now: Moment, *, fence: int, how: str = "") -> tuple[Change, None]:
     """Notes that nothing of the job runs any more. A lease that is ending ends in the same step.
 
     Nothing changes for a lease that is unknown, has another fencing number or has no running job.
@@ -88,11 +89,12 @@ def gone(book: Book, lease_id: str, now: Moment, *, fence: int) -> tuple[Change,
     lease, ended = record.lease, record.lease.ended
     if lease.job is None or lease.job.gone:
         return Change(), None
+    how = "".join(character if character.isprintable() else "?" for character in how[:_LONGEST_HOW])
+    entry = history_entry(lease, now.wall, "job", "gone", detail=how)
     if ended is not None:
-        entry = history_entry(lease, now.wall, "job", "end", reason=ended.reason.value, detail=ended.detail)
+        end = history_entry(lease, now.wall, "job", "end", reason=ended.reason.value, detail=ended.detail)
         # So many leases may have ended meanwhile that this one was forgotten: its id is still not given out again.
         again = () if lease_id in book.ended else (ended,)
-        return Change(leases=((record, None),), ended=again, entries=(entry,)), None
+        return Change(leases=((record, None),), ended=again, entries=(entry, end)), None
     after = replace(lease, job=replace(lease.job, gone=True), processes=(), cgroup="")
-    entry = history_entry(after, now.wall, "job", "gone")
     return Change(leases=((record, Record(after, record.due)),), entries=(entry,)), None

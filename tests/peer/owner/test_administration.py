@@ -7,8 +7,9 @@ import time
 
 import pytest
 import trio
+from msgspec.structs import replace
 
-from dms_peer.owner.administration import LocalAdministration
+from dms_peer.owner.administration import LocalAdministration, _lease_use
 from dms_peer.owner.messages import (
     AuditRequest,
     CancelDrainAnswer,
@@ -21,11 +22,13 @@ from dms_peer.owner.messages import (
 )  # fmt: skip
 from dms_peer.owner.offers import Offer
 from dms_protocols.errors import ProtocolError
-from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources
+from dms_protocols.messages.job import JobStatus
+from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, Resources
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.errors import EvictedError, NotAllocatedError, OnboardingError
 from dms_resources.ledger.book import Totals
-from dms_resources.ledger.leases import EndReason, LeaseState, ResourceAllocation
+from dms_resources.ledger.leases import EndReason, Lease, LeaseState, ResourceAllocation
+from dms_resources.machine.sampling import JobUsage, UsageSample
 from dms_resources.manager import open_manager
 from dms_resources.refusals import DrainingError
 from dms_resources.units import GIB, Cores
@@ -206,3 +209,55 @@ async def test_more_than_the_machine_has_free_now_is_warned_about(administration
     less = Offer(cpu=Cores(1000), ram=GIB, disk=GIB // 2)
     answer = await ours.onboard(OnboardRequest(offer=less, dry_run=dry_run))
     assert not [warning for warning in answer.warnings if "free now" in warning]
+
+
+async def test_the_owner_sees_jobs_and_leases_that_are_ending(administration):
+    ours, manager = administration
+    await ours.onboard(OnboardRequest(offer=OFFER))
+    job = JobStatus(
+        lease_id="lease", fence=0, digest=bytes(32), executor="docker", state="running", created=1.0, since=2.0
+    )
+    known = []
+    ours = LocalAdministration(manager, "peer", jobs=lambda: known)
+    await manager.commit_resources("lease", Demand(), holder="peer", ttl=60.0)
+    lease = await manager.allocate_resources(ResourceAllocation(lease_id="lease", holder="peer"))
+    await manager.attach_job("lease", "ab")
+    # Those of earlier leases of this id are left out.
+    known[:] = [replace(job, fence=lease.fence - 1, state="exited"), replace(job, fence=lease.fence)]
+    assert [(one.lease_id, one.state, one.since) for one in (await ours.status()).jobs] == [("lease", "running", 2.0)]
+
+    answer = await ours.evict(EvictRequest(leases=("lease",)))
+    assert (len(answer.ended), answer.ending) == (1, ("lease",))
+    drain = await ours.start_drain(StartDrainRequest(evict=True))
+    assert (drain.leases, drain.evicted, drain.ending) == (1, 0, 1)
+    (shown,) = (await ours.status()).leases
+    assert (shown.state, shown.ended.reason) == (LeaseState.ENDING, EndReason.EVICTED)
+
+    await manager.job_gone("lease", fence=lease.fence, how="exited with 0")
+    assert (await ours.start_drain(StartDrainRequest())).leases == 0
+    assert (await ours.status()).jobs == ()
+    entries = (await ours.history(HistoryRequest(limit=2))).entries
+    assert [(entry.action, entry.detail, entry.holder, entry.fence) for entry in entries] == [
+        ("end", "", "peer", lease.fence),
+        ("gone", "exited with 0", "peer", lease.fence),
+    ]
+
+
+def test_the_use_of_a_gpu_is_that_of_its_only_lease():
+    def lease(lease_id, *uuids):
+        gpus = tuple(GPU(uuid=uuid, vram=GIB) for uuid in uuids)
+        resources = Resources(cpu=CPU(cores=Cores(0)), ram=RAM(size=0), disk=Disk(size=0), gpus=gpus)
+        return Lease(
+            lease_id=lease_id, holder="peer", state=LeaseState.ALLOCATED, demand=Demand(), resources=resources,
+            fence=1, created=0.0,
+        )  # fmt: skip
+
+    gpus = (GPU(uuid="GPU-a", vram=3 * GIB), GPU(uuid="GPU-b", vram=2 * GIB))
+    usage = Resources(cpu=CPU(cores=Cores(0)), ram=RAM(size=0), disk=Disk(size=0), gpus=gpus)
+    followed = tuple(JobUsage(lease_id=name, cpu=Cores(100), ram=7) for name in ("alone", "shared"))
+    sample = UsageSample(usage=usage, free=usage, rest=usage, taken_at=0.0, gpus_taken_at=0.0, jobs=followed)
+    leases = [lease("alone", "GPU-a", "GPU-b", "GPU-unread"), lease("shared", "GPU-b")]
+    assert [(one.lease_id, one.ram, one.vram) for one in _lease_use(leases, sample)] == [
+        ("alone", 7, {"GPU-a": 3 * GIB}),
+        ("shared", 7, {}),
+    ]

@@ -13,6 +13,7 @@ from dms_host.errors import ListenError
 from dms_peer.telemetry import metrics_server
 from dms_peer.telemetry.metrics import PeerCollector
 from dms_peer.telemetry.metrics_server import serve_metrics
+from dms_protocols.messages.job import JobExit, JobStatus
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_resources.components import CPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.demands import CPUDemand, Demand
@@ -174,3 +175,28 @@ async def test_the_version_is_a_metric(served: Any) -> None:
     url, _ = served
     async with httpx.AsyncClient(trust_env=False) as client:
         assert 'dms_build_info{version="1.2.3"} 1.0' in (await client.get(url)).text
+
+
+async def test_jobs_are_counted_by_state_and_by_how_they_ended(manager: Any) -> None:
+    def job(number: int, state: Any, how: JobExit | None = None) -> JobStatus:
+        return JobStatus(
+            lease_id=f"lease-{number}", fence=number, digest=bytes(32), executor="docker", state=state, created=0.0,
+            since=0.0, exit=how,
+        )  # fmt: skip
+
+    jobs = [
+        job(1, "running"),
+        job(2, "running"),
+        job(3, "ending"),
+        job(4, "exited", JobExit(kind="memory")),
+        job(5, "exited", JobExit(kind="code", code=3)),
+    ]
+    collector = PeerCollector(
+        manager, ServiceCounts(), connections=lambda: 0, limits_hit={}, version="", jobs=lambda: jobs
+    )
+    async with serve_metrics(collector, "127.0.0.1", 0) as port, httpx.AsyncClient(trust_env=False) as client:
+        found = values((await client.get(f"http://127.0.0.1:{port}/metrics")).text)
+    states = ("pending", "pulling", "starting", "running", "ending", "exited")
+    assert [found["dms_jobs", state] for state in states] == [0, 0, 0, 2, 1, 2]
+    assert (found["dms_jobs_exited", "memory"], found["dms_jobs_exited", "code"]) == (1, 1)
+    assert found["dms_leases", "ending"] == 0

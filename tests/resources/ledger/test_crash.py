@@ -92,6 +92,7 @@ class Witness:
     def _note_gone(self, key: str) -> None:
         lease = self.leases[key]
         if self.ending.pop(key, None) is not None:
+            self.acknowledged[key, "gone"] += 1
             self.acknowledged[key, "end"] += 1
         elif isinstance(lease, Lease) and lease.job is not None:
             self.leases[key] = replace(lease, job=replace(lease.job, gone=True))

@@ -62,7 +62,7 @@ async def test_each_step_of_a_lease_is_an_event(manager: ResourceManager, new_de
     await manager.evict(["lease"], reason="later", notice=60.0)
     await manager.withdraw_notices()
     await manager.evict(["lease"], reason="now")
-    await manager.job_gone("lease", fence=lease.fence)
+    await manager.job_gone("lease", fence=lease.fence, how="exited with 3")
     events = await events_so_far(manager)
     assert [event.kind for event in events] == [
         EventKind.HELD,
@@ -73,10 +73,13 @@ async def test_each_step_of_a_lease_is_an_event(manager: ResourceManager, new_de
         EventKind.NOTICED,
         EventKind.WITHDRAWN,
         EventKind.ENDING,
+        EventKind.GONE,
         EventKind.ENDED,
     ]
     assert {(event.lease_id, event.holder, event.fence) for event in events} == {("lease", "peer", lease.fence)}
-    assert [(event.reason, event.detail) for event in events[-2:]] == [("evicted", "now")] * 2
+    ending, gone, ended = events[-3:]
+    assert (ending.reason, ending.detail) == (ended.reason, ended.detail) == ("evicted", "now")
+    assert (gone.reason, gone.detail) == ("", "exited with 3")
     numbers = [event.number for event in events]
     assert numbers == sorted(set(numbers))
 

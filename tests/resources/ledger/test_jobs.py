@@ -177,6 +177,13 @@ async def test_a_job_needs_an_allocation_of_its_holder(manager: ResourceManager,
     assert manager.leases_with_jobs() == ()
 
 
+async def test_how_a_job_ended_has_a_bound_in_the_history(manager: ResourceManager, new_demand: NewDemand) -> None:
+    lease = await run_job(manager, new_demand(1))
+    await manager.job_gone("lease", fence=lease.fence, how="a\nb\x1b[31m" + "c" * 1000)
+    (gone,) = [one for _, one in await manager.history() if one.action == "gone"]
+    assert gone.detail == "a?b?[31m" + "c" * 192
+
+
 @pytest.mark.parametrize("fence", [-1, 1])
 async def test_the_job_of_another_lease_frees_nothing(
     manager: ResourceManager, new_demand: NewDemand, fence: int

@@ -83,7 +83,10 @@ def show_eviction(answer: EvictAnswer, *, full: bool = False) -> None:
         return
     now = time.time()
     ids = [one.lease_id for one in leases]
-    ends = [one.reason.value for one in answer.ended]
+    ending = set(answer.ending)
+    ends = [
+        one.reason.value + (", counts until its job is gone" if one.lease_id in ending else "") for one in answer.ended
+    ]
     ends += [f"ends in {format_duration((one.deadline or now) - now)}" for one in answer.noticed]
     rows = [
         [lease, one.holder if full else short_peer_id(one.holder), one.state.value, end]
@@ -98,6 +101,8 @@ def show_drain(answer: DrainAnswer) -> None:
         say("drained: nothing is promised any more, and nothing new is taken")
         return
     say(f"draining: nothing new is taken; leases that have not ended yet: {answer.leases}")
+    if answer.ending:
+        say(f"of these, {answer.ending} ended for their holders and count until their jobs are gone")
     if not answer.running:
         say("the peer does not run: leases end at their deadlines, or with `dms-peer evict --all`")
 

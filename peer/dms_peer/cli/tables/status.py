@@ -11,12 +11,16 @@ from dms_resources.components import Resources
 from dms_resources.ledger.leases import Lease, Price
 from dms_resources.units import format_cores, format_duration, format_size
 
-from ...owner.messages import LeaseUse, StatusAnswer, TermsSummary
+from ...owner.messages import LeaseJobStatus, LeaseUse, StatusAnswer, TermsSummary
 from ..output import say
 from .common import peer_and_purpose, short_ids, show_resources
 from .layout import Column, show_table
 
 __all__ = ["show_status"]
+
+
+# A quota of CPU time holds over periods of 0.1 s, and a sample does not begin with one.
+_CPU_TOLERANCE: Final = 1.1
 
 
 def show_status(status: StatusAnswer, *, full: bool = False) -> None:
@@ -69,12 +73,13 @@ def show_status(status: StatusAnswer, *, full: bool = False) -> None:
 def _show_leases(status: StatusAnswer, *, full: bool) -> None:
     ids = [lease.lease_id for lease in status.leases]
     used = {one.lease_id: one for one in status.lease_use}
+    jobs = {one.lease_id: one for one in status.jobs}
     now = time.time()
     rows = [
         [
             lease.lease_id if full else short,
             peer_and_purpose(lease.holder, lease, full=full),
-            f"{lease.state.value} {format_duration(now - lease.created)} ago, {_until(lease, now)}",
+            _state(lease, jobs.get(lease.lease_id), now),
             _used_of(lease.resources, used.get(lease.lease_id)),
             _price_so_far(lease.price, now - lease.created),
             str(lease.fence),
@@ -95,19 +100,48 @@ def _show_leases(status: StatusAnswer, *, full: bool) -> None:
     show_table(f"leases ({shown})", columns, rows)
 
 
+def _state(lease: Lease, job: LeaseJobStatus | None, now: float) -> str:
+    """The state of a lease and of its job: "allocated 2 h ago, ends in 14 min; job running for 3 min"."""
+    if lease.ended is not None:
+        since = format_duration(max(0.0, now - lease.ended.ended))
+        said = f"{lease.ended.reason.value} {since} ago, ending until its job is gone"
+    else:
+        said = f"{lease.state.value} {format_duration(now - lease.created)} ago, {_until(lease, now)}"
+    if job is not None:
+        said += f"; job {_job_state(job, now)}"
+    elif lease.job is not None:
+        said += "; job gone" if lease.job.gone else "; job unknown"
+    return said
+
+
+def _job_state(job: LeaseJobStatus, now: float) -> str:
+    if job.exit is None:
+        return f"{job.state} for {format_duration(max(0.0, now - job.since))}"
+    return job.exit.describe()
+
+
 def _until(lease: Lease, now: float) -> str:
     return "until released" if lease.deadline is None else f"ends in {format_duration(max(0.0, lease.deadline - now))}"
 
 
 def _used_of(has: Resources, use: LeaseUse | None) -> str:
-    """What the lease has. Where its use is known, CPU and RAM are "used of what it has"."""
+    """What the lease has. Where its use is known, it is "used of what it has", and more than that is marked."""
     cores, ram = format_cores(has.cpu.cores), f"{format_size(has.ram.size)} RAM"
+    vram = {gpu.uuid: format_size(gpu.vram) for gpu in has.gpus}
     if use is not None:
         # It is known only for jobs whose processes have a cgroup of their own.
-        cores, ram = f"{use.cores} of {cores}", f"{format_size(use.ram)} of {ram}"
+        cores = _of(str(use.cores), cores, use.cores.millicores > _CPU_TOLERANCE * has.cpu.cores.millicores)
+        ram = _of(format_size(use.ram), ram, use.ram > has.ram.size)
+        for gpu in has.gpus:
+            if (bytes_used := use.vram.get(gpu.uuid)) is not None:
+                vram[gpu.uuid] = _of(format_size(bytes_used), vram[gpu.uuid], bytes_used > gpu.vram)
     disk = [f"{format_size(has.disk.size)} disk"] if has.disk.size else []
-    gpus = [f"GPU {gpu.index} {format_size(gpu.vram)}" for gpu in has.gpus]
+    gpus = [f"GPU {gpu.index} {vram[gpu.uuid]}" for gpu in has.gpus]
     return ", ".join((cores, ram, *disk, *gpus))
+
+
+def _of(used: str, has: str, exceeds: bool) -> str:
+    return f"{used} of {has}" + (" (exceeded)" if exceeds else "")
 
 
 def _price_so_far(price: Price | None, seconds: float) -> str:

@@ -10,18 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from dms_peer.cli.tables import machine, owner, status
 from dms_peer.owner.messages import (
     AuditAnswer,
+    DrainAnswer,
     EvictAnswer,
     HistoryAnswer,
     HistoryRow,
+    LeaseJobStatus,
     LeaseUse,
     OnboardAnswer,
     StatusAnswer,
     TermsSummary,
 )  # fmt: skip
+from dms_protocols.messages.job import JobExit
 from dms_resources.components import (
     CPU,
     GPU,
@@ -36,7 +40,7 @@ from dms_resources.components import (
 )  # fmt: skip
 from dms_resources.demands import CPUDemand, Demand
 from dms_resources.ledger.history import Finding
-from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseState, Price
+from dms_resources.ledger.leases import EndedLease, EndReason, Lease, LeaseJob, LeaseState, Price
 from dms_resources.units import GIB, MIB, Cores
 
 NOW = 1_767_225_600.0
@@ -86,6 +90,15 @@ LEASES = (
     ),
     lease("training", "local", LeaseState.ALLOCATED, None, amounts(1, 2 * GIB, GIB), 0),
 )
+ENDING = replace(
+    lease("c41e7a90" * 4, BOB, LeaseState.ENDING, None, amounts(2, 4 * GIB, GIB, 2 * GIB), 0),
+    job=LeaseJob(digest="ab" * 32),
+    ended=EndedLease(
+        lease_id="c41e7a90" * 4, holder=BOB, state=LeaseState.ALLOCATED, fence=7, reason=EndReason.EVICTED,
+        ended=NOW - 20,
+    ),
+)  # fmt: skip
+EXITED = replace(LEASES[0], job=LeaseJob(digest="cd" * 32, gone=True))
 OFFERED = amounts(12, 48 * GIB, 400 * GIB, 22 * GIB)
 FREE = FreeResources(
     cpu=CPU(cores=Cores.of(6.5)), ram=RAM(size=29 * GIB), disk=Disk(size=299 * GIB),
@@ -103,6 +116,29 @@ STATUS = StatusAnswer(
 )  # fmt: skip
 TABLES: dict[str, Callable[[], None]] = {
     "status": lambda: status.show_status(STATUS),
+    "status_with_jobs": lambda: status.show_status(
+        replace(
+            STATUS, leases=(EXITED, ENDING, LEASES[2]), terms=None, refusals={},
+            jobs=(
+                LeaseJobStatus(
+                    lease_id=EXITED.lease_id, executor="docker", state="exited", since=NOW - 60,
+                    exit=JobExit(kind="memory", oom_kills=1),
+                ),
+                LeaseJobStatus(lease_id=ENDING.lease_id, executor="docker", state="ending", since=NOW - 20),
+                LeaseJobStatus(lease_id="training", executor="docker", state="running", since=NOW - 3600),
+            ),
+            lease_use=(
+                LeaseUse(
+                    lease_id=ENDING.lease_id, cores=Cores.of(2.4), ram=5 * GIB, vram={GPU_A.uuid: 3 * GIB},
+                ),
+                LeaseUse(lease_id="training", cores=Cores.of(1.05), ram=2 * GIB),
+            ),
+        )
+    ),
+    "drain_with_jobs": lambda: owner.show_drain(DrainAnswer(leases=3, evicted=3, running=True, ending=2)),
+    "eviction_with_jobs": lambda: owner.show_eviction(
+        EvictAnswer(ended=(ENDING.ended,), noticed=(), ending=(ENDING.lease_id,))  # type: ignore[arg-type]
+    ),
     "offer": lambda: owner.show_offer(OnboardAnswer(onboarded=ONBOARDED, free=FREE, simulated=False)),
     "history": lambda: owner.show_history(
         HistoryAnswer(
