@@ -31,7 +31,7 @@ def test_the_first_minutes_typed_word_by_word(tmp_path: Path) -> None:
 
 
 def test_the_table_of_commands_is_complete() -> None:
-    assert re.findall(r"^\| `dms-peer (\w+)` \|", README, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"^\| `dms-peer ([\w-]+)` \|", README, re.MULTILINE) == list(COMMANDS)
 
 
 def test_the_two_commands_of_a_new_user() -> None:

@@ -16,7 +16,8 @@ from .output import set_color, set_quiet
 
 __all__ = ["COMMANDS", "command_app", "run_typer"]
 
-# Each is the function of this name in the module of this name in `commands`. The help shows them in this order.
+# Each is the function of this name (with _ for -) in the module of this name in `commands`. The help shows them in this
+# order.
 COMMANDS: Final = (
     "hardware",
     "onboard",
@@ -31,6 +32,12 @@ COMMANDS: Final = (
     "peers",
     "discover",
     "reserve",
+    "deploy",
+    "run-on",
+    "deployments",
+    "logs",
+    "stop",
+    "forward",
     "free",
     "bid",
     "commit",
@@ -60,7 +67,8 @@ def command_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
     # Without it, an app with one command would not expect that command's name.
     app.callback()(_no_options)
     for name in names:
-        command = getattr(importlib.import_module(f".commands.{name}", __package__), name)
+        function = name.replace("-", "_")
+        command = getattr(importlib.import_module(f".commands.{function}", __package__), function)
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:

@@ -24,6 +24,7 @@ __all__ = [
     "prints_color",
     "run_and_show",
     "say",
+    "say_labelled",
     "set_color",
     "set_quiet",
     "show_answer",
@@ -36,6 +37,8 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 _quiet = False
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
+# Cyan, yellow, green, magenta, blue: readable on dark and light, and none of them means an error.
+_LABEL_COLORS = tuple(f"\x1b[{code}m" for code in (36, 33, 32, 35, 34))
 
 
 def set_color(color: bool) -> None:
@@ -59,6 +62,14 @@ def say(line: str = "", out: TextIO | None = None, *, bold: bool = False) -> Non
     out = out or sys.stdout
     text = printable(line)
     _write(f"{_BOLD}{text}{_PLAIN}\n" if bold and prints_color(out) else f"{text}\n", out)
+
+
+def say_labelled(label: str, line: str, number: int, out: TextIO) -> None:
+    """Write one line behind a label, which is colored if the stream has colors. Raises what `say` raises."""
+    label, line = printable(label), printable(line)
+    if label and prints_color(out):
+        label = f"{_LABEL_COLORS[number % len(_LABEL_COLORS)]}{label}{_PLAIN}"
+    _write(f"{label}{line}\n", out)
 
 
 def comment(line: str) -> None:

@@ -27,11 +27,12 @@ from ..requesting.reports import Found, FoundRow, Reserved
 from .child_process import check_command, run_child, stopped_by_signals
 from .peer_reservation import command_environment
 
-__all__ = ["hold_ensemble", "search_peers"]
+__all__ = ["hold_ensemble", "open_home_requester", "search_peers"]
 
 
 @asynccontextmanager
-async def _requester(home: Home, settings: DiscoverySettings, token: bytes | None) -> AsyncIterator[Requester]:
+async def open_home_requester(home: Home, settings: DiscoverySettings, token: bytes | None) -> AsyncIterator[Requester]:
+    """A requester with the home's key while the block runs. Raises AddressError and IdentityError."""
     home.prepare()
     identity = await trio.to_thread.run_sync(load_or_create_identity, home.key_path)
     async with (
@@ -58,7 +59,7 @@ async def search_peers(
     """
     request, able = ensemble.asked(deadline=time.time() + timeout), 0
     async with (
-        _requester(home, settings, token) as requester,
+        open_home_requester(home, settings, token) as requester,
         requester.discover(request, count=count, on_progress=on_progress) as peers,
     ):
         async for peer in peers:
@@ -96,7 +97,7 @@ async def hold_ensemble(
     rules = AssignmentRules(different_peers=ensemble.different_peers, pins=ensemble.pins)
     async with (
         stopped_by_signals(),
-        _requester(home, settings, token) as requester,
+        open_home_requester(home, settings, token) as requester,
         requester.reserve(
             request, strategy=strategy, currency=currency, rules=rules, ttl=ttl, wait=wait, on_progress=on_progress
         ) as reservation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from dms_protocols.messages.bid import Bid, Refusal
+from dms_protocols.messages.job import JobStatus
 from dms_resources.components import FreeResources, MachineResources, Resources
 from dms_resources.ledger.leases import EndedLease, Lease, Price
 
@@ -13,6 +14,8 @@ __all__ = [
     "EnsembleBidReport",
     "Found",
     "FoundRow",
+    "HomeJob",
+    "HomeJobs",
     "HomeLease",
     "HomeLeases",
     "OfferedBid",
@@ -129,6 +132,23 @@ class UnansweredPeer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str
     message: str
     lease_id: str = ""
+
+
+class HomeJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A job of this home, on a lease at a peer. `ensemble_id` and `node_id` are its requester's names."""
+
+    ensemble_id: str
+    node_id: str
+    peer_id: str
+    lease_id: str
+    job: JobStatus
+
+
+class HomeJobs(Struct, frozen=True, kw_only=True):
+    """The jobs that this home runs, and the leases whose providers did not answer."""
+
+    jobs: tuple[HomeJob, ...]
+    unanswered: tuple[UnansweredPeer, ...]
 
 
 class HomeLeases(Struct, frozen=True, kw_only=True):

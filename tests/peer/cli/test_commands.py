@@ -30,6 +30,7 @@ MACHINE = {
 }
 COMMANDS = (
     "audit", "hardware", "onboard", "offboard", "run", "status", "history", "peers", "discover", "reserve",
+    "deploy", "run-on", "deployments", "logs", "stop", "forward",
     "free", "bid", "commit", "allocate", "renew", "release", "leases", "ping", "usage", "evict", "drain",
 )  # fmt: skip
 ABSENT = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWKT4R3MXsXok4hq59xGx1JubPnfybYn24aSHFQNUEiaBG"
@@ -438,9 +439,8 @@ def test_what_nobody_expected_is_one_line_too(failing: Any, home: str, monkeypat
 
 
 def test_every_command_has_help_and_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sorted(getattr(one.callback, "__name__", "") for one in command_app().registered_commands) == sorted(
-        (*COMMANDS, "completion")
-    )
+    names = [getattr(one.callback, "__name__", "").replace("_", "-") for one in command_app().registered_commands]
+    assert sorted(names) == sorted((*COMMANDS, "completion"))
     for command in COMMANDS:
         assert run_command([command, "--help"]) == 0
         text = capsys.readouterr().out
