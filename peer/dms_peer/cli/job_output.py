@@ -57,6 +57,7 @@ class ShownJobs:
         self._labels = len(names) > 1 if labels is None else labels
         self._colors = {name: number for number, name in enumerate(names)}
         self._unfinished: dict[tuple[str, str], bytearray] = {}
+        self._told: dict[str, str] = {}
 
     def deployed(self, reserved: Reserved) -> None:
         for node in reserved.nodes:
@@ -65,9 +66,13 @@ class ShownJobs:
 
     def state(self, name: str, status: JobStatus) -> None:
         if status.exit is not None:
-            comment(f"{name} {describe_exit(status.exit)}")
+            line = f"{name} {describe_exit(status.exit)}"
         else:
-            comment(f"{name} is {status.state}" + (f": {status.reason}" if status.reason else ""))
+            line = f"{name} is {status.state}" + (f": {status.reason}" if status.reason else "")
+        # A state may be heard of twice, by its change and at the end of the output.
+        if self._told.get(name) != line:
+            self._told[name] = line
+            comment(line)
 
     def output(self, name: str, piece: JobOutput) -> None:
         if piece.dropped:

@@ -39,6 +39,8 @@ __all__ = ["deploy_ensemble", "follow_logs", "forward_port", "list_jobs", "stop_
 
 # A command about jobs gives up on a provider sooner than a program does.
 _LIMITS: Final = RequesterLimits(job_patience=10.0)
+# Bids for each node among which the strategy chooses.
+_WANT: Final = 3
 # Providers that are asked at the same time.
 _AT_ONCE: Final = 16
 
@@ -68,6 +70,8 @@ async def deploy_ensemble(
     """
     request = ensemble.asked(deadline=time.time() + timeout)
     rules = AssignmentRules(different_peers=ensemble.different_peers, pins=ensemble.pins)
+    # Where every node has its peer there is nothing to choose.
+    want = 1 if len(ensemble.pins) == len(ensemble.nodes) else _WANT
     jobs = ensemble.jobs if not (detach and remove) else _removed(ensemble.jobs)
     journal, taken = LeaseJournal(home.path), dict[str, str]()
     kept = False
@@ -76,7 +80,7 @@ async def deploy_ensemble(
             stopped_by_signals(),
             open_home_requester(home, settings, token) as requester,
             requester.reserve(
-                request, strategy=strategy, currency=currency, rules=rules, ttl=ttl, wait=wait, keep=detach,
+                request, strategy=strategy, currency=currency, rules=rules, want=want, ttl=ttl, wait=wait, keep=detach,
                 on_progress=on_progress,
             ) as reservation,
         ):  # fmt: skip
