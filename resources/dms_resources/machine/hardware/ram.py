@@ -119,7 +119,8 @@ def _count_bytes() -> int | None:
 def parse_meminfo(text: str) -> dict[str, int]:
     """The numbers of `/proc/meminfo`, sizes in bytes. Invalid lines are left out."""
     found = [match for line in text.splitlines() if (match := _LINE.fullmatch(line)) is not None]
-    return {match[1]: bounded(int(match[2]) * (1024 if match[3] else 1)) for match in found}
+    # Of a line that occurs twice the first one counts.
+    return {match[1]: bounded(int(match[2]) * (1024 if match[3] else 1)) for match in reversed(found)}
 
 
 def parse_ram(files: RAMFiles, cgroups: tuple[Cgroup, ...]) -> Reading[RAM]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -192,10 +193,11 @@ def _machines(draw: st.DrawFn) -> Machine:
     # The kernel keeps every cpuset and the affinity within their enclosing group.
     # Often several nodes, of which a part is a bound.
     nodes = draw(st.one_of(st.lists(_SIZES, min_size=3, max_size=5), st.lists(_SIZES, min_size=1, max_size=2)))
-    gpu_nodes = draw(st.frozensets(st.integers(1, 3), max_size=2)) & frozenset(range(len(nodes)))
-    main_nodes = st.frozensets(st.sampled_from(sorted(frozenset(range(len(nodes))) - gpu_nodes)), min_size=1)
+    gpu_nodes = draw(st.sampled_from([frozenset(), frozenset({1}), frozenset({1, 3})])) & frozenset(range(len(nodes)))
+    main = sorted(frozenset(range(len(nodes))) - gpu_nodes)
+    parts = [frozenset(some) for count in range(1, len(main) + 1) for some in combinations(main, count)]
     # A cpuset may name the nodes of GPUs beside others.
-    some_nodes = st.tuples(main_nodes, st.sampled_from([frozenset(), gpu_nodes])).map(lambda two: two[0] | two[1])
+    some_nodes = st.sampled_from([*parts, *(part | gpu_nodes for part in parts)])
     groups, cpus, node_list = [], online, frozenset(range(len(nodes)))
     for _ in range(draw(st.integers(0, 3))):
         cpus = draw(st.sampled_from([cpus, draw(some_cpus) & cpus or cpus]))
@@ -211,6 +213,7 @@ def _machines(draw: st.DrawFn) -> Machine:
                 node_list=draw(st.sampled_from([None, node_list])),
             )
         )
+    fewer = draw(some_nodes) & node_list or node_list
     total = sum(nodes)
     buses = draw(st.lists(st.integers(1, 31), unique=True, max_size=4))
     cards = [
@@ -225,9 +228,7 @@ def _machines(draw: st.DrawFn) -> Machine:
         groups=groups,
         nodes=nodes,
         gpu_nodes=gpu_nodes,
-        mems_allowed=draw(
-            st.sampled_from([frozenset(range(len(nodes))), node_list, draw(some_nodes) & node_list or node_list])
-        ),
+        mems_allowed=draw(st.sampled_from([frozenset(range(len(nodes))), node_list, fewer, fewer])),
         huge=draw(st.sampled_from([0, 0, nodes[0] // 2 // GIB * GIB])),
         broken=draw(st.sampled_from([0, 0, 0, GIB, total])),
         commit_limit=draw(st.sampled_from([None, None, draw(_SIZES)])),
@@ -244,7 +245,7 @@ def _machines(draw: st.DrawFn) -> Machine:
 
 
 @given(_machines())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_offered_can_be_had(
     tmp_path_factory: pytest.TempPathFactory, build_into: Callable[[str, Path], Roots], machine: Machine
 ) -> None:

@@ -198,6 +198,30 @@ def test_a_sentence_on_one_card_hides_no_other(build_machine: Build, report: GPU
         assert read_gpus(roots, {}, lambda _, unknown=unknown: unknown).problems == report.problems  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(("vendor", "device"), [("0x8086", "0x56a0"), ("0x1002", "0x740f")])
+def test_a_card_that_a_virtual_machine_has_is_said(build_machine: Build, vendor: str, device: str) -> None:
+    driver = f"== {_BUS}/0000:03:00.0/driver -> ../../../bus/pci/drivers/vfio-pci\n\n"
+    report = read_gpus(build_machine(_card("03", vendor, device) + driver), {})
+    (problem,) = report.problems
+    assert problem.endswith("GPU at 0000:03:00.0 is not offered: vfio-pci has it")
+
+
+def test_a_card_without_memory_is_not_offered_and_said(build_machine: Build) -> None:
+    report = read_gpus(build_machine(_card("03", mem_info_vram_total=0, unique_id="1")), {})
+    assert report.devices == ()
+    assert report.problems == ("GPU GPU-0000000000000001: its driver shows no memory: it is not offered",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("0x120000", True), ("0x030200", True), ("0x030000", False), ("0x020000", False)]
+)
+def test_an_accelerator_of_another_vendor_is_said(build_machine: Build, kind: str, said: bool) -> None:
+    report = read_gpus(build_machine(_card("03", "0x1da3", "0x1020", **{"class": kind})), {})
+    assert report.devices == ()
+    sentence = "accelerator at 0000:03:00.0 (1da3:1020) is of a vendor that is not known here: it is not offered"
+    assert report.limits == ((sentence,) if said else ())
+
+
 def test_another_card_in_the_same_slot_is_another_device(build_machine: Build) -> None:
     one = read_gpus(build_machine(_card("03", device="0x73bf", mem_info_vram_total=GIB)), {}).devices[0].gpu.uuid
     two = read_gpus(build_machine(_card("03", device="0x744c", mem_info_vram_total=GIB)), {}).devices[0].gpu.uuid

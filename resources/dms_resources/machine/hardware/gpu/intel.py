@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ....components import GPU, GPUVendor
 from ..roots import Roots, bounded, list_names, parse_amount, parse_hex, read_text
 from .devices import GPUDevice, GPUReport
@@ -11,6 +13,10 @@ from .pci import PCIDevice, model_name
 __all__ = ["read_intel"]
 
 
+# None where the machine does not show it.
+_DRIVERS: Final = frozenset({"", "i915", "xe"})
+
+
 def read_intel(devices: tuple[PCIDevice, ...], roots: Roots) -> GPUReport:
     """Read Intel's devices from sysfs. Never raises."""
     reports = [_read_device(device, roots) for device in devices if device.vendor is GPUVendor.INTEL]
@@ -18,6 +24,8 @@ def read_intel(devices: tuple[PCIDevice, ...], roots: Roots) -> GPUReport:
 
 
 def _read_device(device: PCIDevice, roots: Roots) -> GPUReport:
+    if device.driver not in _DRIVERS:
+        return GPUReport(problems=(f"Intel GPU at {device.address} is not offered: {device.driver} has it",))
     size, tiles = _local_memory(device)
     model = model_name(device, roots)
     if not size:

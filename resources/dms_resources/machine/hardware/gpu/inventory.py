@@ -50,7 +50,7 @@ def merge_reports(nvidia: GPUReport, roots: Roots, environment: Mapping[str, str
     if amd.devices and ask is not None and importlib.util.find_spec("amdsmi") is not None:
         amd = name_amd(amd, ask("amd"))
     ours = _without_shared_memory(nvidia, roots)
-    report = ours + _unseen(nvidia, found, environment) + amd + read_intel(found, roots)
+    report = ours + _unseen(nvidia, found, environment) + amd + read_intel(found, roots) + _unknown(found)
     report = number_devices(_with_identity(_undivided(report, found)))
     visible = visible_devices(report.devices, environment)
     return replace(report, devices=visible.devices, limits=report.limits + visible.limits)
@@ -94,6 +94,9 @@ def _with_identity(report: GPUReport) -> GPUReport:
     )
     problems += tuple(f"{counts[uuid]} GPUs have the uuid {uuid}: none of them is offered" for uuid in twice)
     left = tuple(device for device in report.devices if device.gpu.uuid.strip() and counts[device.gpu.uuid] == 1)
+    empty = [device for device in left if not device.gpu.vram]
+    problems += tuple(f"GPU {device.gpu.uuid}: its driver shows no memory: it is not offered" for device in empty)
+    left = tuple(device for device in left if device.gpu.vram)
     return replace(report, devices=left, problems=report.problems + problems)
 
 
@@ -119,6 +122,13 @@ def _unseen(nvidia: GPUReport, found: tuple[PCIDevice, ...], environment: Mappin
     if listed and environment.get("NVIDIA_VISIBLE_DEVICES"):
         return GPUReport(limits=sentences)
     return GPUReport(problems=sentences)
+
+
+def _unknown(found: tuple[PCIDevice, ...]) -> GPUReport:
+    """A sentence on each accelerator whose vendor this program does not know."""
+    names = [f"{device.address} ({device.vendor_id:04x}:{device.device_id:04x})" for device in found if device.unknown]
+    reason = "is of a vendor that is not known here: it is not offered"
+    return GPUReport(limits=tuple(f"accelerator at {name} {reason}" for name in names))
 
 
 def _why_unseen(card: PCIDevice) -> str:

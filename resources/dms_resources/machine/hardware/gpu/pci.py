@@ -15,6 +15,7 @@ VENDORS: Final = {0x10DE: GPUVendor.NVIDIA, 0x1002: GPUVendor.AMD, 0x8086: GPUVe
 _DISPLAY_CLASS: Final = 0x03
 # A "processing accelerator", as AMD's Instinct cards call themselves.
 _ACCELERATOR_CLASS: Final = 0x12
+_3D_CLASS: Final = 0x0302
 _LONG_ADDRESS: Final = re.compile(r"0000([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])")
 _NAMES: Final = (Path("/usr/share/misc/pci.ids"), Path("/usr/share/hwdata/pci.ids"))
 
@@ -35,6 +36,11 @@ class PCIDevice(NamedTuple):
     virtual: bool = False
 
     @property
+    def unknown(self) -> bool:
+        """Whether its vendor's devices cannot be read here."""
+        return self.vendor is GPUVendor.UNKNOWN
+
+    @property
     def vendor(self) -> GPUVendor:
         """The manufacturer, by the PCI vendor id."""
         return VENDORS.get(self.vendor_id, GPUVendor.UNKNOWN)
@@ -48,7 +54,7 @@ def short_address(address: str) -> str:
 
 
 def read_display_devices(roots: Roots) -> tuple[PCIDevice, ...]:
-    """The display devices and accelerators of the three vendors on the PCI bus."""
+    """The display devices of the three vendors on the PCI bus, and accelerators of all vendors."""
     bus = roots.sys / "bus" / "pci" / "devices"
     found = (_read_device(bus / name) for name in list_names(bus))
     return tuple(device for device in found if device is not None)
@@ -56,9 +62,11 @@ def read_display_devices(roots: Roots) -> tuple[PCIDevice, ...]:
 
 def _read_device(folder: Path) -> PCIDevice | None:
     kind, vendor, device = (parse_hex(read_text(folder / name)) for name in ("class", "vendor", "device"))
-    if kind is None or vendor not in VENDORS or device is None:
+    if kind is None or vendor is None or device is None:
         return None
-    if kind >> 16 not in (_DISPLAY_CLASS, _ACCELERATOR_CLASS):
+    # Of vendors that are not known, a plain display (of a hypervisor, or of a server's console) computes nothing.
+    computes = kind >> 16 == _ACCELERATOR_CLASS or kind >> 8 == _3D_CLASS
+    if not computes and (kind >> 16 != _DISPLAY_CLASS or vendor not in VENDORS):
         return None
     return PCIDevice(
         short_address(folder.name),
