@@ -29,8 +29,13 @@ def to_document(value: Any) -> Any:
 def _fields(value: msgspec.Struct) -> dict[str, Any]:
     config = value.__struct_config__
     document: dict[str, Any] = {} if config.tag_field is None else {config.tag_field: config.tag}
-    for field in msgspec.structs.fields(value):
-        item = getattr(value, field.name)
-        if item is not None or field.default is not None or not config.omit_defaults:
-            document[field.encode_name] = to_document(item)
+    # By the attributes of the struct: `msgspec.structs.fields` evaluates annotations, whose names may be for mypy alone.
+    defaults = value.__struct_defaults__
+    required = len(value.__struct_fields__) - len(defaults)
+    names = zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True)
+    for number, (name, encoded) in enumerate(names):
+        item = getattr(value, name)
+        unknown = number >= required and defaults[number - required] is None
+        if item is not None or not unknown or not config.omit_defaults:
+            document[encoded] = to_document(item)
     return document

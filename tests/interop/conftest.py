@@ -22,7 +22,7 @@ import pytest
 HERE = Path(__file__).parent
 INTEROP = os.environ.get("DMS_INTEROP", "")
 PATIENCE = 120.0
-BUILD_PATIENCE = 600.0
+BUILD_PATIENCE = 1800.0
 
 MACHINE = {
     "cpu": {"cores": 8},
@@ -30,7 +30,7 @@ MACHINE = {
     "disk": {"size": "1TiB"},
     "gpus": [{"uuid": "GPU-a", "vram": "24GiB"}],
 }
-# What all three providers offer.
+# What all providers offer.
 OFFER = ["--cpu", "4", "--ram", "16GiB", "--disk", "100GiB"]
 
 
@@ -67,14 +67,16 @@ class Programs:
     def need(self, *languages: str) -> None:
         """Build what is not built yet. Skips the test if that is not possible."""
         if not INTEROP:
-            pytest.skip("DMS_INTEROP is not set: clients and providers in Go and JavaScript are not tried")
+            pytest.skip("DMS_INTEROP is not set: clients and providers in other languages are not tried")
         for language in languages:
+            if language == "Rust" and INTEROP == "1":
+                pytest.skip("DMS_INTEROP is 1: Rust is tried with `all`")
             if language != "Python":
                 self.command(language)
 
     def command(self, language: str) -> list[str]:
         """The command of a language's program, which is built at the first use."""
-        build = {"Go": self._go, "JavaScript": self._javascript}[language]
+        build = {"Go": self._go, "JavaScript": self._javascript, "Rust": self._rust}[language]
         if language not in self._built:
             self._built[language] = build()
         return self._built[language]
@@ -116,6 +118,14 @@ class Programs:
         if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
             _build(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], HERE / "js")
         return ["node", str(HERE / "js" / "main.js")]
+
+    def _rust(self) -> list[str]:
+        if shutil.which("cargo") is None:
+            pytest.skip("cargo is not installed")
+        _build(["cargo", "build", "--locked", "--quiet"], HERE / "rust")
+        # What was built once is not built again.
+        target = Path(os.environ.get("CARGO_TARGET_DIR", HERE / "rust" / "target"))
+        return [str(target / "debug" / "interop-rust")]
 
     def _dms_peer(self) -> list[str]:
         home, machine = str(self._scratch / "provider"), self._scratch / "machine.json"

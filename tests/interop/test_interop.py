@@ -36,9 +36,9 @@ PAGE = HERE.parents[1] / "docs" / "interop.md"
 BEGIN, END = "<!-- matrix: written by the run -->\n", "<!-- end of the matrix -->\n"
 VECTORS = Path(str(files("dms_protocols") / "test_vectors.json"))
 
-LANGUAGES = ["Python", "Go", "JavaScript"]
-FOREIGN = ["Go", "JavaScript"]
-LIBRARIES = {"Python": "py-libp2p", "Go": "go-libp2p", "JavaScript": "js-libp2p"}
+LANGUAGES = ["Python", "Go", "JavaScript", "Rust"]
+FOREIGN = ["Go", "JavaScript", "Rust"]
+LIBRARIES = {"Python": "py-libp2p", "Go": "go-libp2p", "JavaScript": "js-libp2p", "Rust": "rust-libp2p"}
 AGREED = {"transport": "tcp", "security": "/noise", "muxer": "/yamux/1.0.0"}
 DEMAND = {"cpu": {"cores": 1}, "ram": {"size": GIB}, "disk": {"size": GIB}}
 
@@ -98,8 +98,7 @@ def check_free(report: dict[str, Any]) -> None:
 def check_bid(report: dict[str, Any], provider: str) -> None:
     bid = report["bid"]
     assert (bid["provider"], bid["requester"]) == (provider, report["peer_id"])
-    assert bid["demand"] == DEMAND
-    assert bid["resources"] == {**DEMAND, "gpus": []}
+    assert _without_zeros(bid["demand"]) == _without_zeros(bid["resources"]) == DEMAND
     assert bid["simulated"] is True
     assert bid["valid_until"] > report["committed"]["created"]
     named = {
@@ -114,8 +113,8 @@ def check_bid(report: dict[str, Any], provider: str) -> None:
 def check_lease(report: dict[str, Any]) -> None:
     committed, allocated, released = report["committed"], report["allocated"], report["released"]
     assert (committed["lease_id"], committed["holder"]) == (report["bid"]["lease_id"], report["peer_id"])
-    assert (committed["state"], committed["demand"], committed["ttl"]) == ("committed", DEMAND, 60)
-    assert committed["resources"] == {**DEMAND, "gpus": []}
+    assert (committed["state"], committed["ttl"]) == ("committed", 60)
+    assert _without_zeros(committed["demand"]) == _without_zeros(committed["resources"]) == DEMAND
     assert committed["deadline"] == pytest.approx(committed["created"] + 60)
     assert report["again"] == committed
     timed = {"state", "ttl", "deadline", "longest"}
@@ -134,7 +133,16 @@ def check_refusals(report: dict[str, Any]) -> None:
     (refusal,) = report["refusals"]
     assert refusal["code"] == "resources"
     short = {"dimension": "cpu", "asked": {"cores": 99}, "free": {"cores": 4}, "total": {"cores": 4}}
-    assert refusal["shortages"] == [short]
+    assert _without_zeros(refusal["shortages"]) == [short]
+
+
+def _without_zeros(value: Any) -> Any:
+    """The value without empty fields: the commands write every field, the wire leaves out what has its default."""
+    if isinstance(value, list):
+        return [_without_zeros(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _without_zeros(one) for name, one in value.items() if one not in (0, "", [], None, False)}
+    return value
 
 
 def check_envelope(report: dict[str, Any], provider: str) -> None:
@@ -285,13 +293,24 @@ def test_the_structs_of_a_go_program_are_the_recorded_ones(programs: Any) -> Non
 
 
 def test_the_matrix_is_what_the_run_found(matrix: Matrix, programs: Any) -> None:
-    programs.need(*FOREIGN)
-    found = matrix.result()
+    # Rust is left out of the quick run.
+    tried = LANGUAGES if os.environ.get("DMS_INTEROP") != "1" else [one for one in LANGUAGES if one != "Rust"]
+    programs.need(*tried)
+    found = matrix.result(tried)
     if os.environ.get("DMS_INTEROP") == "write":
         MATRIX.write_text(json.dumps(found, indent=2) + "\n")
         before, _, rest = PAGE.read_text().partition(BEGIN)
         PAGE.write_text(before + BEGIN + render(found) + END + rest.partition(END)[2])
-    assert _lasting(found) == _lasting(json.loads(MATRIX.read_text())), "write it anew: DMS_INTEROP=write"
+    known = json.loads(MATRIX.read_text())
+    assert _lasting(found) == _lasting(_among(known, tried)), "write it anew: DMS_INTEROP=write"
+
+
+def _among(result: dict[str, Any], languages: list[str]) -> dict[str, Any]:
+    """The part of a matrix that is about these languages."""
+    return {
+        "versions": {one: version for one, version in result["versions"].items() if one in languages},
+        "trades": [one for one in result["trades"] if {one["client"], one["provider"]} <= set(languages)],
+    }
 
 
 def test_the_page_shows_the_matrix() -> None:
