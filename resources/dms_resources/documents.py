@@ -29,7 +29,7 @@ def to_document(value: Any) -> Any:
 def _fields(value: msgspec.Struct) -> dict[str, Any]:
     config = value.__struct_config__
     document: dict[str, Any] = {} if config.tag_field is None else {config.tag_field: config.tag}
-    # By the attributes of the struct: `msgspec.structs.fields` evaluates annotations, whose names may be for mypy alone.
+    # `msgspec.structs.fields` evaluates annotations, whose names may be there for the type checker alone.
     defaults = value.__struct_defaults__
     required = len(value.__struct_fields__) - len(defaults)
     names = zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True)
