@@ -26,15 +26,17 @@ from .adverts.classes import CapabilityClass, Dimension
 from .bidding.refusals import refusal
 from .bidding.versions import BID_1_1
 from .derived_vectors import envelope_vectors, number_vectors
-from .errors import BidError, BusyError, ProtocolError
-from .messages import adverts, allocation, bid, broadcast, peers, resources
+from .errors import BidError, BusyError, JobError, ProtocolError
+from .messages import adverts, allocation, bid, broadcast, job, peers, resources, tunnel
 from .messages.bid import BID_DOMAIN, BID_PAYLOAD_TYPE
 from .protocol_ids import (
     ALLOCATION_PROTOCOL_1_1,
     BID_DELIVERY_PROTOCOL,
     BID_PROTOCOL_1_1,
+    JOB_PROTOCOL,
     PEERS_PROTOCOL,
     RESOURCES_PROTOCOL,
+    TUNNEL_PROTOCOL,
 )
 from .rpc.service import CancelRequest
 from .tokens.biscuits import open_token
@@ -181,6 +183,41 @@ _TOKEN: Final = bytes.fromhex(
 )
 _TOKEN_KEY: Final = bytes.fromhex("03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8")
 
+_JOB: Final = job.Job(
+    execution=job.Execution(
+        type="docker",
+        image="docker.io/library/alpine:3.20",
+        cmd=("sh", "-c", "/dms/run.sh"),
+        environment=("EPOCHS=10",),
+        working_directory="/srv",
+    ),
+    ports=(job.JobPort(private=80, public=16385), job.JobPort(private=9000)),
+    files=(job.JobFile(name="run.sh", content=b"#!/bin/sh\n", executable=True),),
+    network="outbound",
+    remove=True,
+)
+_RUNNING: Final = job.JobStatus(
+    lease_id=_LEASE_ID,
+    fence=12,
+    digest=job.job_digest(_JOB),
+    executor="docker",
+    state="running",
+    created=1_700_000_020.0,
+    since=1_700_000_025.0,
+    output=4096,
+    dropped=1024,
+    ports=(job.JobPort(private=80, public=16385),),
+    usage=job.JobConsumption(cpu_seconds=1.5, memory=64 * 2**20),
+)
+_EXITED: Final = replace(
+    _RUNNING,
+    state="exited",
+    since=1_700_000_090.0,
+    exit=job.JobExit(kind="memory", signal=9, oom_kills=1, message="more memory than the lease has"),
+    reason="out of memory",
+    usage=None,
+)
+
 _REQUESTS: Final[tuple[msgspec.Struct, ...]] = (
     resources.FreeRequest(),
     resources.OnboardedRequest(),
@@ -199,6 +236,12 @@ _REQUESTS: Final[tuple[msgspec.Struct, ...]] = (
     peers.AdvertiseRequest(advert=b"envelope"),
     peers.AdvertsRequest(limit=10, after="a-peer", demand=_DEMAND),
     broadcast.DeliverBidsRequest(ensemble_id="ensemble-1", nonce=7, bids=(b"envelope",), refusals=(_REFUSAL,)),
+    job.StartJobRequest(lease_id=_LEASE_ID, fence=12, job=_JOB),
+    job.JobStatusRequest(lease_id=_LEASE_ID),
+    job.JobWatchRequest(lease_id=_LEASE_ID),
+    job.JobLogsRequest(lease_id=_LEASE_ID, offset=1024, follow=True, limit=15),
+    job.StopJobRequest(lease_id=_LEASE_ID, grace=2.5),
+    tunnel.TunnelRequest(lease_id=_LEASE_ID, port=9000),
 )
 _ANSWERS: Final[tuple[tuple[str, str, msgspec.Struct], ...]] = (
     ("the answer to free", RESOURCES_PROTOCOL, _FREE),
@@ -217,6 +260,9 @@ _ANSWERS: Final[tuple[tuple[str, str, msgspec.Struct], ...]] = (
     ("the answer to advertise", PEERS_PROTOCOL, peers.AdvertiseAnswer(again_after=60.0)),
     ("the answer to adverts", PEERS_PROTOCOL, peers.AdvertsAnswer(adverts=(b"envelope",), next="another-peer")),
     ("the answer to deliver_bids", BID_DELIVERY_PROTOCOL, broadcast.DeliverBidsAnswer()),
+    ("the answer to job_start and job_status", JOB_PROTOCOL, job.JobAnswer(job=_RUNNING)),
+    ("the answer to job_stop", JOB_PROTOCOL, job.JobAnswer(job=_EXITED)),
+    ("the answer to tunnel", TUNNEL_PROTOCOL, tunnel.TunnelAnswer()),
 )
 _ERRORS: Final = (
     (1, BusyError("64 operations run already", retry_after=1.0)),
@@ -229,6 +275,8 @@ _OPERATIONS: Final = {
     **dict.fromkeys(("commit", "renew", "allocate", "release", "list"), ALLOCATION_PROTOCOL_1_1),
     **dict.fromkeys(("advertise", "adverts"), PEERS_PROTOCOL),
     "deliver_bids": BID_DELIVERY_PROTOCOL,
+    **dict.fromkeys(("job_start", "job_status", "job_watch", "job_logs", "job_stop"), JOB_PROTOCOL),
+    "tunnel": TUNNEL_PROTOCOL,
 }
 _BAD_LENGTHS: Final = (
     ("a length that is not minimal", "8000", "bad_frame"),
@@ -285,6 +333,9 @@ def make_vectors() -> dict[str, Any]:
                 "public_key": _TOKEN_KEY.hex(),
                 "grants": _plain(to_map(open_token(_TOKEN, _TOKEN_KEY).grants)),
             },
+            "job": _plain(to_map(_JOB)),
+            "job_deterministic": sealed_bytes(_JOB).hex(),
+            "job_digest": job.job_digest(_JOB).hex(),
             "capability_class": {"name": _CLASS.name, "key": _CLASS.key.hex(), "is": str(_CLASS)},
         },
     }
@@ -298,6 +349,15 @@ def _frames() -> Iterator[tuple[str, str, bytes]]:
         yield meaning, protocol, encode_ok(answer_id, to_bytes(answer))
     yield "an event of watch", RESOURCES_PROTOCOL, encode_event(5, to_bytes(_FREE))
     yield "the end of watch", RESOURCES_PROTOCOL, encode_ok(5, b"\xa0")
+    yield "an event of job_watch", JOB_PROTOCOL, encode_event(6, to_bytes(job.JobAnswer(job=_RUNNING)))
+    pieces = (
+        job.JobOutput(offset=1024, data=b""),
+        job.JobOutput(offset=2048, data=b"tick\n", stream="stderr", dropped=1024),
+    )
+    for piece in pieces:
+        yield "an event of job_logs", JOB_PROTOCOL, encode_event(7, to_bytes(piece))
+    refused = JobError("this peer has no executor docker", code="no_executor", hint="ask another peer")
+    yield "error: no_executor", JOB_PROTOCOL, encode_error(8, encode_error_body(refused))
     for error_id, error in _ERRORS:
         yield f"error: {error.code}", ALLOCATION_PROTOCOL_1_1, encode_error(error_id, encode_error_body(error))
     commit = to_bytes(allocation.CommitRequest(bids=(b"envelope",), ttl=60.0))

@@ -23,6 +23,7 @@ from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding.service import BidTerms, bid_operations
 from dms_protocols.clients import BidClient
 from dms_protocols.errors import BusyError, EnvelopeError
+from dms_protocols.jobs import job_operations
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.queries import resource_operations
 from dms_protocols.rpc.access import Access
@@ -48,6 +49,7 @@ from dms_resources.components import (
 from dms_resources.demands import CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
 from dms_resources.manager import ResourceManager, open_manager
 from dms_resources.units import Cores
+from memory_jobs import MemoryJobs
 
 
 class EchoRequest(msgspec.Struct, frozen=True, tag_field="op", tag="echo"):
@@ -306,7 +308,8 @@ class Provider:
             clock=self.clock.wall, shares=self.shares, tokens=self.tokens,
         )  # fmt: skip
         exchange = advert_exchange_operations(self.adverts, lambda: None, lambda: 60.0)
-        return resource_operations(self.manager) | bids | allocations | exchange | self.deliveries.operations
+        jobs = job_operations(MemoryJobs({}, self._nursery, lambda job: None))
+        return resource_operations(self.manager) | bids | allocations | exchange | self.deliveries.operations | jobs
 
     @asynccontextmanager
     async def connect(self, peer_id: str = "local", *, local: bool = False, group: str = "") -> AsyncIterator[Client]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dms_protocols.messages import adverts, allocation, bid, broadcast, peers, resources
+from dms_protocols.messages import adverts, allocation, bid, broadcast, job, peers, resources, tunnel
 from dms_protocols.rpc import service
 from dms_protocols.wire.error_bodies import ErrorBody
 from dms_resources import components, demands
@@ -26,7 +26,7 @@ QUERIES = {"FreeRequest", "OnboardedRequest", "AllocatedRequest", "MachineReques
 
 
 def structs() -> list[type[msgspec.Struct]]:
-    modules = (components, demands, leases, resources, bid, allocation, adverts, peers, broadcast, service)
+    modules = (components, demands, leases, resources, bid, allocation, job, tunnel, adverts, peers, broadcast, service)
     found = {
         kind
         for module in modules
@@ -68,7 +68,7 @@ def test_every_query_is_named() -> None:
 
 
 def test_every_rule_that_is_used_is_there() -> None:
-    known = {*RULES, "uint", "tstr", "bstr", "bool", "null", "any", "number"}
+    known = {*RULES, "uint", "int", "tstr", "bstr", "bool", "null", "any", "number"}
     for body in RULES.values():
         words = re.sub(r'"[^"]*"|\.size|[a-z_]+\s*:', " ", body).replace("::", " ")
         assert set(re.findall(r"[a-z][a-z-]*", words)) <= known
@@ -108,6 +108,7 @@ def test_every_vector_holds_under_a_validator_that_is_not_ours() -> None:
         ("capacity-advert", "advert"),
         ("broadcast-request", "broadcast"),
         ("ensemble-request", "request"),
+        ("job", "job"),
     ):
         payloads.append((rule, name, bytes.fromhex(derived[f"{name}_deterministic"])))
     payloads.append(("ensemble-request", "numbers", bytes.fromhex(derived["hard_numbers"]["map_1_0_deterministic"])))

@@ -66,6 +66,113 @@ type deliverBidsRequest struct {
 	Refusals   []refusal `json:"refusals,omitzero"`
 }
 
+// jobRequest is job_status or job_watch.
+type jobRequest struct {
+	head
+	LeaseID string `json:"lease_id"`
+}
+
+type startJobRequest struct {
+	head
+	LeaseID string `json:"lease_id"`
+	Fence   uint64 `json:"fence"`
+	Job     job    `json:"job"`
+}
+
+type jobLogsRequest struct {
+	head
+	LeaseID string `json:"lease_id"`
+	Offset  uint64 `json:"offset,omitzero"`
+	Follow  bool   `json:"follow,omitzero"`
+	Limit   uint64 `json:"limit,omitzero"`
+}
+
+type stopJobRequest struct {
+	head
+	LeaseID string   `json:"lease_id"`
+	Grace   *float64 `json:"grace,omitzero"`
+}
+
+type tunnelRequest struct {
+	head
+	LeaseID string `json:"lease_id"`
+	Port    uint64 `json:"port"`
+}
+
+type job struct {
+	Execution execution `json:"execution"`
+	Ports     []jobPort `json:"ports,omitzero"`
+	Files     []jobFile `json:"files,omitzero"`
+	Network   string    `json:"network,omitzero"`
+	Remove    bool      `json:"remove,omitzero"`
+}
+
+type execution struct {
+	Type             string   `json:"type"`
+	Image            string   `json:"image,omitzero"`
+	Cmd              []string `json:"cmd,omitzero"`
+	Entrypoint       []string `json:"entrypoint,omitzero"`
+	Environment      []string `json:"environment,omitzero"`
+	WorkingDirectory string   `json:"working_directory,omitzero"`
+}
+
+type jobPort struct {
+	Private uint64 `json:"private"`
+	Public  uint64 `json:"public,omitzero"`
+}
+
+type jobFile struct {
+	Name       string `json:"name"`
+	Content    octets `json:"content"`
+	Executable bool   `json:"executable,omitzero"`
+}
+
+type jobAnswer struct {
+	Job jobStatus `json:"job"`
+}
+
+type jobStatus struct {
+	LeaseID  string          `json:"lease_id"`
+	Fence    uint64          `json:"fence"`
+	Digest   octets          `json:"digest"`
+	Executor string          `json:"executor"`
+	State    string          `json:"state"`
+	Created  float64         `json:"created"`
+	Since    float64         `json:"since"`
+	Exit     *jobExit        `json:"exit,omitzero"`
+	Reason   string          `json:"reason,omitzero"`
+	Output   uint64          `json:"output,omitzero"`
+	Dropped  uint64          `json:"dropped,omitzero"`
+	Ports    []jobPort       `json:"ports,omitzero"`
+	Usage    *jobConsumption `json:"usage,omitzero"`
+}
+
+type jobExit struct {
+	Kind     string `json:"kind"`
+	Code     *int64 `json:"code,omitzero"`
+	Signal   *int64 `json:"signal,omitzero"`
+	OOMKills uint64 `json:"oom_kills,omitzero"`
+	Message  string `json:"message,omitzero"`
+}
+
+type jobConsumption struct {
+	CPUSeconds float64 `json:"cpu_seconds"`
+	Memory     uint64  `json:"memory"`
+}
+
+type jobOutput struct {
+	Offset  uint64 `json:"offset"`
+	Data    octets `json:"data"`
+	Stream  string `json:"stream,omitzero"`
+	Dropped uint64 `json:"dropped,omitzero"`
+}
+
+// jobEvent is an event of job_watch or job_logs.
+type jobEvent[B any] struct {
+	ID    uint64 `json:"id"`
+	Event B      `json:"event"`
+}
+
 type success[B any] struct {
 	ID uint64 `json:"id"`
 	OK B      `json:"ok"`

@@ -116,6 +116,11 @@ func structOf(meaning string, message map[string]any) (any, error) {
 		"the answer to advertise":                                      new(success[advertiseAnswer]),
 		"the answer to adverts":                                        new(success[advertsAnswer]),
 		"the answer to deliver_bids":                                   new(success[struct{}]),
+		"the answer to job_start and job_status":                       new(success[jobAnswer]),
+		"the answer to job_stop":                                       new(success[jobAnswer]),
+		"the answer to tunnel":                                         new(success[struct{}]),
+		"an event of job_watch":                                        new(jobEvent[jobAnswer]),
+		"an event of job_logs":                                         new(jobEvent[jobOutput]),
 		"an event of watch":                                            new(event),
 		"the end of watch":                                             new(success[struct{}]),
 	}
@@ -145,6 +150,16 @@ func requestOf(operation string) (any, error) {
 		return new(advertsRequest), nil
 	case "deliver_bids":
 		return new(deliverBidsRequest), nil
+	case "job_start":
+		return new(startJobRequest), nil
+	case "job_status", "job_watch":
+		return new(jobRequest), nil
+	case "job_logs":
+		return new(jobLogsRequest), nil
+	case "job_stop":
+		return new(stopJobRequest), nil
+	case "tunnel":
+		return new(tunnelRequest), nil
 	}
 	return nil, fmt.Errorf("no struct for the operation %s", operation)
 }

@@ -97,6 +97,34 @@ export const ListAnswer = struct({ leases: list(Lease), more: bool }, { evicted:
 export const AdvertiseAnswer = struct({ again_after: number })
 export const AdvertsAnswer = struct({ adverts: list(bytes) }, { next: text })
 
+// Jobs
+
+const jobPort = struct({ private: uint }, { public: uint })
+const job = struct({
+  execution: struct({ type: text }, {
+    image: text, cmd: list(text), entrypoint: list(text), environment: list(text), working_directory: text
+  })
+}, {
+  ports: list(jobPort),
+  files: list(struct({ name: text, content: bytes }, { executable: bool })),
+  network: text,
+  remove: bool
+})
+const jobStatus = struct({
+  lease_id: text, fence: uint, digest: bytes, executor: text, state: text, created: number, since: number
+}, {
+  exit: nullable(struct({ kind: text }, {
+    code: nullable(number), signal: nullable(number), oom_kills: uint, message: text
+  })),
+  reason: text,
+  output: uint,
+  dropped: uint,
+  ports: list(jobPort),
+  usage: nullable(struct({ cpu_seconds: number, memory: uint }))
+})
+export const JobAnswer = struct({ job: jobStatus })
+export const JobOutput = struct({ offset: uint, data: bytes }, { stream: text, dropped: uint })
+
 // Requests and answers
 
 const asked = { id: uint, op: text }
@@ -116,6 +144,12 @@ export const requests = {
   allocate: leaseRequest,
   release: leaseRequest,
   list: struct(asked, { after: text, limit: uint }),
+  job_start: struct({ ...asked, lease_id: text, fence: uint, job }),
+  job_status: struct({ ...asked, lease_id: text }),
+  job_watch: struct({ ...asked, lease_id: text }),
+  job_logs: struct({ ...asked, lease_id: text }, { offset: uint, follow: bool, limit: uint }),
+  job_stop: struct({ ...asked, lease_id: text }, { grace: number }),
+  tunnel: struct({ ...asked, lease_id: text, port: uint }),
   advertise: struct({ ...asked, advert: bytes }),
   adverts: struct(asked, { limit: uint, after: text, demand: nullable(demand) }),
   deliver_bids: struct({ ...asked, ensemble_id: text, nonce: uint, bids: list(bytes) }, { refusals: list(refusal) })
@@ -123,6 +157,8 @@ export const requests = {
 
 export const Success = (ok) => struct({ id: uint, ok })
 export const Event = struct({ id: uint, event: FreeResources })
+/** An event of job_watch or job_logs. */
+export const JobEvent = (event) => struct({ id: uint, event })
 export const Failure = struct({
   id: nullable(uint),
   error: struct({ code: text, message: text }, {

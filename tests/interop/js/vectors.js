@@ -2,8 +2,8 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { LengthPrefixedDecoder } from '@libp2p/utils'
 import {
-  AdvertiseAnswer, AdvertsAnswer, Bid, BidAnswer, CommitAnswer, Event, Failure, FreeResources, LeaseAnswer, ListAnswer,
-  OfferAnswer, ReleaseAnswer, Resources, Success, requests
+  AdvertiseAnswer, AdvertsAnswer, Bid, BidAnswer, CommitAnswer, Event, Failure, FreeResources, JobAnswer, JobEvent,
+  JobOutput, LeaseAnswer, ListAnswer, OfferAnswer, ReleaseAnswer, Resources, Success, requests
 } from './messages.js'
 import { struct } from './structs.js'
 import { bidLeaseId, decode, decodeAsSent, encode, hexadecimal, printLine, requestDigest, versions } from './wire.js'
@@ -25,6 +25,11 @@ const answers = {
   'the answer to adverts': Success(AdvertsAnswer),
   'the answer to deliver_bids': Success(struct({})),
   'a lease that is charged to the grants of a token': Success(LeaseAnswer),
+  'the answer to job_start and job_status': Success(JobAnswer),
+  'the answer to job_stop': Success(JobAnswer),
+  'the answer to tunnel': Success(struct({})),
+  'an event of job_watch': JobEvent(JobAnswer),
+  'an event of job_logs': JobEvent(JobOutput),
   'an event of watch': Event,
   'the end of watch': Success(struct({}))
 }
