@@ -1,6 +1,7 @@
-"""Peers of three languages as processes, built once: `dms-peer`, and the programs in `go` and `js`.
+"""Peers of four languages as processes, built once: `dms-peer`, and the programs in `go`, `js` and `rust`.
 
-They are used if DMS_INTEROP is 1 (or `write`, which rewrites the matrix) and the language is installed.
+They are used if DMS_INTEROP is set and the language is installed. Rust takes minutes to build: it is used if
+DMS_INTEROP is `all` (or `write`, which rewrites the matrix), and not if it is 1.
 """
 
 from __future__ import annotations

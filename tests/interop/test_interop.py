@@ -193,9 +193,9 @@ class Matrix:
                 assert peer.next_line() == {"connected": report["peer_id"], "connection": AGREED}
         self._agreed[client, provider] = report["connection"]
 
-    def result(self) -> dict[str, Any]:
+    def result(self, languages: list[str]) -> dict[str, Any]:
         """The results when all pairs were tested."""
-        pairs = [(client, provider) for client in LANGUAGES for provider in LANGUAGES]
+        pairs = [(client, provider) for client in languages for provider in languages]
         for client, provider in pairs:
             self.trade(client, provider)
         trades = [

@@ -167,7 +167,7 @@ class Usual:
 
 
 def _without_mutation(tree: Path, layer: Layer) -> Usual:
-    code, output = _pytest(tree, [layer.tests], 0)
+    code, output = _pytest(tree, [layer.tests, *layer.also], 0)
     if code not in (0, 1):
         raise SystemExit(f"{layer.tests} cannot be run:\n{output}")
     failing = tuple(FAILED.findall(output))

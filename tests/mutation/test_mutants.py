@@ -68,11 +68,13 @@ def test_a_mutant_differs_from_its_module_in_one_place_and_can_be_read() -> None
 
 def test_the_tests_of_a_module_begin_with_its_own() -> None:
     layer, windows = LAYERS["resources"], Path("resources/dms_resources/ledger/windows.py")
-    own, near = nearest_tests(windows, layer, ROOT, {"tests/resources/ledger/test_book.py": 60.0})
+    seconds = {"tests/resources/ledger/test_book.py": 60.0, "tests/resources/ledger/test_windows.py": 1.0}
+    own, near = nearest_tests(windows, layer, ROOT, seconds)
     assert own == ["tests/resources/ledger/test_windows.py"]
     assert near[0].startswith("tests/resources/ledger/")
     assert "tests/resources/test_units.py" in near
-    assert not {*own, "tests/resources/ledger/test_book.py"} & set(near)
+    assert near[-1] == "tests/resources/ledger/test_book.py"
+    assert not set(own) & set(near)
 
 
 def test_every_explanation_is_of_a_mutant_that_there_is() -> None:

@@ -2,7 +2,8 @@
 
 An expression or a statement is replaced by another: comparisons and their boundaries, arithmetic, `and` and `or`,
 `not`, numbers, truth values, names in quotes, `min` and `max`, returned values, and statements that are removed.
-Annotations, docstrings, log lines, the text of messages and what only a type checker reads stay as they are.
+Annotations, the keywords of classes, docstrings, log lines, the text of messages and what only a type checker reads
+stay as they are.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _ARITHMETIC: Final[dict[type[ast.operator], type[ast.operator]]] = {
     ast.FloorDiv: ast.Mult,
     ast.Mod: ast.FloorDiv,
 }
+_DECLARING: Final = ("annotation", "returns", "decorator_list")
 _PLAIN_TESTS: Final = (ast.Name, ast.Attribute, ast.Call, ast.NamedExpr, ast.Subscript, ast.Await)
 # A word that a program may compare or look up; the text of messages has blanks.
 _WORD: Final = re.compile(r"[a-z][a-z0-9_.]*")
@@ -83,7 +85,9 @@ def _mutable(node: ast.AST) -> Iterator[ast.AST]:
     """This node and those below it that the running program uses."""
     yield node
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns", "decorator_list"):
+        if name in ("annotation", "returns", "decorator_list") or (
+            name == "keywords" and isinstance(node, ast.ClassDef)
+        ):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not _unused(child):

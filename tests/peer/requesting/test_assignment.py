@@ -194,6 +194,15 @@ def test_bids_of_two_answers_of_one_peer_are_not_taken_together():
     assert assign(("a", "b"), options[:2]).complete is False
 
 
+@pytest.mark.parametrize("bound", [{"steps": 0}, {"complete": True}])
+def test_of_answers_that_exclude_each_other_the_one_that_has_most_nodes_is_kept(bound):
+    options = [option("a", "p", 1, {1}), option("b", "p", 1, {1}), option("c", "p", 1, {2}), option("d", "p", 1, {3})]
+    assert where(assign(("a", "b", "c", "d"), options, **bound)) == {"a": "p", "b": "p"}
+    # The order in which the answers came does not matter.
+    turned = [option(one.node_id, "p", 1, {4 - next(iter(one.answers))}) for one in options]
+    assert where(assign(("a", "b", "c", "d"), turned, **bound)) == {"a": "p", "b": "p"}
+
+
 def test_it_says_of_each_uncovered_node_why():
     rules = AssignmentRules(different_peers=True, pins={"c": "r"})
     assignment = assign(("a", "b", "c", "d"), [option("a", "p"), option("b", "p"), option("c", "q")], rules)

@@ -367,15 +367,18 @@ async def test_a_forged_or_foreign_bid_is_not_believed(provider: Any, requester:
     ensemble = ask()
     (signed,) = (await ask_for_bids(provider, requester, ensemble)).bids
 
-    async def believe(envelope: bytes, *, asked: Any = ensemble) -> str:
+    async def ask_again(envelope: bytes, asked: Any) -> Any:
         class Answering:
             protocol = ""
 
             async def call(self, request: Any, answer_type: Any, **options: Any) -> BidAnswer:
                 return BidAnswer(bids=(envelope,), refusals=())
 
+        return await provider.bidder(Answering(), requester.peer_id).request_bids(asked)
+
+    async def believe(envelope: bytes, *, asked: Any = ensemble) -> str:
         with pytest.raises((BidError, EnvelopeError)) as caught:
-            await provider.bidder(Answering(), requester.peer_id).request_bids(asked)
+            await ask_again(envelope, asked)
         return str(caught.value.code)
 
     def changed(**fields: Any) -> bytes:
@@ -397,6 +400,8 @@ async def test_a_forged_or_foreign_bid_is_not_believed(provider: Any, requester:
     assert await believe(changed(lease_id="0" * 32)) == "bad_bid"
     assert await believe(changed(demand=Demand(gpus=(GPUDemand(vram=1),)))) == "bad_bid"
     assert await believe(changed(valid_until=provider.clock.now - 1)) == "bid_expired"
+    # A bid is valid up to the moment that it names.
+    assert (await ask_again(changed(valid_until=provider.clock.now), ensemble)).bids
     # It could not be decided when these have passed.
     for never in (math.nan, math.inf, -math.inf):
         assert await believe(changed(valid_until=never)) == "bad_envelope"

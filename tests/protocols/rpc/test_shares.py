@@ -438,7 +438,79 @@ async def test_all_streams_of_a_peer_get_their_turn(serve: Any) -> None:
             nursery.start_soon(ask_many)
 
 
-@pytest.mark.parametrize("changes", [{"requests": 0}, {"streams": -1}, {"requests_burst": 0.5}, {"capacity": 1001}])
+async def test_each_count_is_refused_at_its_bound_and_not_before() -> None:
+    limits = shares(
+        streams=2,
+        operations=2,
+        total={"streams": 3, "operations": 3},
+        assured={"assured_streams": 1, "assured_operations": 1},
+    )
+    in_use = SharesInUse(limits)
+    with in_use.stream("one") as one, in_use.stream("one"):
+        with pytest.raises(BusyError, match="2 streams of this peer"), in_use.stream("one"):
+            pass
+        for _ in range(2):
+            one.begin_operation(1)
+        with pytest.raises(BusyError, match="2 operations of this peer"):
+            one.begin_operation(1)
+        with in_use.stream("two") as two:
+            two.begin_operation(1)
+            with pytest.raises(BusyError, match="3 streams of all peers"), in_use.stream("two"):
+                pass
+            with pytest.raises(BusyError, match="3 operations of all peers"):
+                two.begin_operation(1)
+            # What is assured to a peer is beyond what all together may have.
+            with in_use.stream("three") as three:
+                three.begin_operation(1)
+                three.end_operation(1)
+            for share, count in ((one, 2), (two, 1)):
+                for _ in range(count):
+                    share.end_operation(1)
+    with in_use.stream("one"), in_use.stream("one"):
+        pass
+
+
+async def test_bytes_are_refused_at_their_bound_and_not_before() -> None:
+    limits = shares(bytes_in_flight=10, total={"bytes_in_flight": 15}, assured={"assured_bytes": 5})
+    in_use = SharesInUse(limits)
+    with in_use.stream("one") as one, in_use.stream("two") as two:
+        one.hold(9)
+        one.admit()
+        assert not one.crowded
+        one.hold(1)
+        assert one.crowded
+        with pytest.raises(BusyError, match="10 bytes of this peer"):
+            one.admit()
+        two.hold(4)
+        two.admit()
+        # All together have 15 now, and this peer what is assured to it.
+        two.hold(1)
+        with pytest.raises(BusyError, match="15 bytes of all peers"):
+            two.admit()
+        two.hold(-1)
+        one.hold(1)
+        two.admit()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"requests_burst": 1}, {"bids_burst": 1}, {"capacity": 1000}, {"requests": 0.001}, {"streams": 1}]
+)
+def test_a_share_that_lets_one_through_is_taken(changes: dict[str, Any]) -> None:
+    fields = msgspec.structs.asdict(Shares().peer) | changes
+    assert Share(**fields).capacity <= 1000
+
+
+def test_the_least_and_the_most_of_all_shares_are_taken() -> None:
+    least = {name: 1 for name in Shares.__struct_fields__ if name not in ("peer", "total")}
+    assert Shares(**least).remembered == 1
+    assert Shares(stranger_capacity=1000).stranger_capacity == 1000
+    with pytest.raises(ValueError, match="at most 1000"):
+        Shares(stranger_capacity=1001)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"requests": 0}, {"streams": -1}, {"requests_burst": 0.5}, {"bids_burst": 0.5}, {"capacity": 1001}]
+)
 def test_a_share_that_would_let_nothing_through_is_refused(changes: dict[str, Any]) -> None:
     fields = msgspec.structs.asdict(Shares().peer) | changes
     with pytest.raises(ValueError, match=r"must be|at least|at most"):

@@ -52,6 +52,24 @@ def test_hours_of_every_day() -> None:
     assert opening("2026-11-23T18:00", "09:00-18:00") == Opening(open=False, until=at("2026-11-24T09:00"))
 
 
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        ("09:30-18:45", 9 * 60 + 30, 18 * 60 + 45),
+        ("00:59-23:59", 59, 24 * 60 - 1),
+        ("0:01-24:00", 1, 24 * 60),
+    ],
+)
+def test_minutes_count_after_the_hour(text: str, start: int, end: int) -> None:
+    assert Window.parse(text) == Window(days=(0, 1, 2, 3, 4, 5, 6), start=start, end=end)
+
+
+@pytest.mark.parametrize("text", ["24:01-01:00", "22:00-24:01", "10:60-12:00", "25:00-01:00"])
+def test_an_hour_that_no_day_has_is_refused(text: str) -> None:
+    with pytest.raises(AmountError):
+        Window.parse(text)
+
+
 def test_over_midnight() -> None:
     assert opening("2026-11-23T23:00", "22:00-06:00") == Opening(open=True, until=at("2026-11-24T06:00"))
     assert opening("2026-11-24T05:59", "22:00-06:00") == Opening(open=True, until=at("2026-11-24T06:00"))
