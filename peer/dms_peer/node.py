@@ -221,7 +221,7 @@ class Node:
             administration = LocalAdministration(
                 manager, identity.peer_id, partial(host_addresses, host), summary,
                 counts=counts, limits_hit=host.swarm.limits_hit, registration=registration,
-                jobs=jobs.jobs if jobs is not None else list,
+                jobs=jobs.jobs if jobs is not None else list, executors=lambda: offered.capabilities,
             )  # fmt: skip
             local = administration_operations(administration) | revocation_operations(revocations)
             served = peer_operations(manager, identity, terms)

@@ -36,6 +36,7 @@ from .messages import (
     DrainRequest,
     EvictAnswer,
     EvictRequest,
+    ExecutorStatus,
     HistoryAnswer,
     HistoryRequest,
     HistoryRow,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from dms_resources.manager import ResourceManager
 
     from ..config.terms import OwnerTerms
+    from ..executors.executor import Capabilities
 
 __all__ = ["LocalAdministration", "administration_operations", "terms_summary"]
 
@@ -131,12 +133,14 @@ class LocalAdministration:
         free_now: tuple[int | None, int | None] = (None, None),
         registration: Registration | None = None,
         jobs: Callable[[], Sequence[JobStatus]] = list,
+        executors: Callable[[], Mapping[str, Capabilities]] = dict,
     ) -> None:
         self._manager = manager
         self._peer_id = peer_id
         self._free_now = free_now
         self._registration = registration
         self._jobs = jobs
+        self._executors = executors
         self._addrs = addrs
         self.terms = terms
         self._counts = counts or ServiceCounts()
@@ -176,6 +180,12 @@ class LocalAdministration:
             limits_hit=dict(self._limits_hit),
             lease_use=_lease_use(leases, sample) if sample else (),
             jobs=self._jobs_of(leases),
+            executors=tuple(
+                ExecutorStatus(
+                    name=name, works=found.works, problem=found.problem, version=found.version, notes=found.notes
+                )
+                for name, found in sorted(self._executors().items())
+            ),
             other_peers=await self._other_peers(manager.get_onboarded_resources()),
             version=__version__,
         )

@@ -24,6 +24,7 @@ __all__ = [
     "DrainRequest",
     "EvictAnswer",
     "EvictRequest",
+    "ExecutorStatus",
     "HistoryAnswer",
     "HistoryRequest",
     "HistoryRow",
@@ -100,6 +101,16 @@ class LeaseJobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     output: Amount = 0
 
 
+class ExecutorStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One executor: whether it works, or why not (`problem`), and what the owner should know of it (`notes`)."""
+
+    name: str
+    works: bool
+    problem: str = ""
+    version: str = ""
+    notes: tuple[str, ...] = ()
+
+
 class StatusAnswer(Struct, frozen=True, kw_only=True):
     """The state of one peer. `running` is false if the ledger was read without a peer.
 
@@ -110,7 +121,8 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     nothing watches it. `terms` are those of the running peer, None if it has none. Since the peer started, `refusals`
     counts the nodes on which it did not bid and `failures` the requests that it answered with an error, by code;
     `limits_hit` counts what its host refused, by limit. `lease_use` has the leases whose processes are known and have a
-    cgroup of their own. `jobs` has the jobs of `leases`. `other_peers` are sentences on the other running peers of this
+    cgroup of their own. `jobs` has the jobs of `leases`, `executors`
+    what runs jobs here. `other_peers` are sentences on the other running peers of this
     machine. `version` is the release of dms-peer that answers.
     """
 
@@ -140,6 +152,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     limits_hit: dict[str, int] = {}
     lease_use: tuple[LeaseUse, ...] = ()
     jobs: tuple[LeaseJobStatus, ...] = ()
+    executors: tuple[ExecutorStatus, ...] = ()
     other_peers: tuple[str, ...] = ()
     version: str = ""
 

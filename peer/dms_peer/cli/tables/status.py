@@ -66,6 +66,11 @@ def show_status(status: StatusAnswer, *, full: bool = False) -> None:
     ):
         if counted:
             say(f"  {what} since the start: {_counts(counted)}")
+    for executor in status.executors:
+        works = f"works ({executor.version})" if executor.version else "works"
+        say(f"  executor {executor.name}: {works if executor.works else f'not offered: {executor.problem}'}")
+        for note in executor.notes:
+            say(f"    {note}")
     for sentence in (*status.limits, *status.problems):
         say(f"  note: {sentence}")
 

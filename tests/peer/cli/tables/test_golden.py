@@ -17,6 +17,7 @@ from dms_peer.owner.messages import (
     AuditAnswer,
     DrainAnswer,
     EvictAnswer,
+    ExecutorStatus,
     HistoryAnswer,
     HistoryRow,
     LeaseJobStatus,
@@ -119,6 +120,12 @@ TABLES: dict[str, Callable[[], None]] = {
     "status_with_jobs": lambda: status.show_status(
         replace(
             STATUS, leases=(EXITED, ENDING, LEASES[2]), terms=None, refusals={},
+            executors=(
+                ExecutorStatus(name="batch", works=False, problem="/opt/run is not an executable file"),
+                ExecutorStatus(
+                    name="docker", works=True, version="podman 5.4.2", notes=("The disk of jobs is not limited here.",)
+                ),
+            ),
             jobs=(
                 LeaseJobStatus(
                     lease_id=EXITED.lease_id, executor="docker", state="exited", since=NOW - 60,
