@@ -53,18 +53,22 @@ from .executors.loading import open_executors
 from .executors.settings import ExecutorSettings
 from .home.home import RETRY_INTERVAL, Home
 from .home.host import open_listening_host
+from .home.lease_journal import LeaseJournal
 from .home.network import NetworkSettings
 from .jobs.manager import JobManager, open_job_manager
 from .jobs.offered import OfferedExecutors
 from .owner.administration import LocalAdministration, administration_operations, terms_summary
+from .owner.keeping import keep_deployments
 from .owner.peer_list import peer_notes, peers_operations
 from .owner.requesting_peer import requesting_operations
 from .owner.revocations import Revocations, revocation_operations
 from .owner.socket_server import serve_socket
 from .owner.start_marker import StartMark
 from .policies.open import open_policies
+from .requesting.peers import PeerCalls
 from .run_signals import RunSignals, has_terminal
 from .serving import Serving, peer_operations, serve
+from .signing import EnvelopeChecker
 from .telemetry.heap import return_free_memory
 
 __all__ = ["Node", "Ready"]
@@ -235,6 +239,10 @@ class Node:
                     )
                 )  # fmt: skip
                 operations |= requesting_operations(host, discovery, manager, served, jobs, tunnels)
+                calls = PeerCalls(discovery.network, EnvelopeChecker())
+                await stack.enter_async_context(
+                    open_background(partial(keep_deployments, LeaseJournal(home.path), calls))
+                )
                 operations |= peers_operations(partial(peer_notes, discovery), lambda: discovery.peering.connected)
             await stack.enter_async_context(serve_socket(home.socket_path, operations, identity.peer_id))
             start.remove()

@@ -92,7 +92,7 @@ async def deploy_ensemble(
                 taken[lease.lease_id] = reservation.peers[node_id]
                 # A provider of an earlier release does not tell the names back.
                 named = replace(lease, ensemble_id=request.id, node_id=node_id)
-                journal.note(reservation.peers[node_id], [named])
+                journal.note(reservation.peers[node_id], [named], kept=detach)
             started = await reservation.start_all(jobs, on_change=printer.state)
             printer.deployed(reserved_report(request.id, reservation, allocated=True))
             if detach:

@@ -43,12 +43,16 @@ _KEEP_LEASE: Final = 86400.0
 _KEEP_PROVIDER: Final = 30 * 86400.0
 
 
-class HeldLease(Struct, frozen=True, kw_only=True):
-    """A lease at a provider, as it was at `seen` (Unix seconds)."""
+class HeldLease(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A lease at a provider, as it was at `seen` (Unix seconds).
+
+    With `kept` the running peer of the home renews it, because the command that took it has ended.
+    """
 
     peer_id: str
     lease: Lease
     seen: float
+    kept: bool = False
 
 
 class JournalProvider(Struct, frozen=True, kw_only=True):
@@ -87,15 +91,19 @@ class LeaseJournal:
         """Record that something is about to be committed at this peer."""
         self._change(lambda contents: self._with_provider(contents, peer_id, addrs))
 
-    def note(self, peer_id: str, leases: Iterable[Lease]) -> None:
-        """Record leases as their provider reported them."""
+    def note(self, peer_id: str, leases: Iterable[Lease], *, kept: bool = False) -> None:
+        """Record leases as their provider reported them. A lease that is `kept` stays so."""
         noted = {lease.lease_id: lease for lease in leases}
 
         def change(contents: _Contents) -> _Contents:
-            kept = [held for held in contents.leases if held.peer_id != peer_id or held.lease.lease_id not in noted]
+            before = [held for held in contents.leases if held.peer_id == peer_id and held.lease.lease_id in noted]
+            already = {held.lease.lease_id for held in before if held.kept}
             now = self._clock()
-            new = [HeldLease(peer_id=peer_id, lease=lease, seen=now) for lease in noted.values()]
-            return replace(contents, leases=(*kept, *new))
+            new = [
+                HeldLease(peer_id=peer_id, lease=lease, seen=now, kept=kept or lease.lease_id in already)
+                for lease in noted.values()
+            ]
+            return replace(contents, leases=(*(held for held in contents.leases if held not in before), *new))
 
         self._change(change)
 

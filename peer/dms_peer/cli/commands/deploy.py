@@ -66,8 +66,8 @@ def deploy(
 
     Ends with the exit code of the worst job: its own, or 128 and the number of its signal. Ctrl-C stops the jobs and
     releases everything. Ends with 3 when the peers did not take the nodes, and with 1 when a job could not be started.
-    With --detach the jobs run on until they end, are stopped, or their providers' keep-alive runs out: renew it with
-    `renew`. Example: dms-peer deploy -f ensemble.yaml
+    With --detach the jobs run on until they end or are stopped. Where their providers set a keep-alive, this home's
+    running peer renews it; without one they end with it (`renew`). Example: dms-peer deploy -f ensemble.yaml
     """
     from ...config.ensemble import read_ensemble_file
 
