@@ -6,9 +6,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from nacl.signing import SigningKey
 
 from dms_host.errors import IdentityError
-from dms_host.keys.identity import Identity, load_identity, load_or_create_identity, new_identity
+from dms_host.keys.identity import Identity, load_identity, load_or_create_identity, new_identity, public_key_of
 
 ED25519_KEY = b"\x08\x01\x12\x20" + bytes(range(32))
 
@@ -154,3 +155,12 @@ def test_neither_the_identity_nor_the_errors_import_libp2p() -> None:
         [sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_peer_id_gives_its_key_only_where_it_has_one() -> None:
+    identity = new_identity(bytes(32))
+    assert public_key_of(identity.peer_id) == bytes(SigningKey(bytes(32)).verify_key)
+    # A hash of a key, half an id, one with more behind it, and no base58 at all.
+    rsa = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+    for other in (rsa, identity.peer_id[:-2], identity.peer_id + "1", "0OIl", ""):
+        assert public_key_of(other) is None

@@ -1,6 +1,8 @@
 """Connections come and go, and the host continues."""
 
+import errno
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import AsyncExitStack
@@ -148,6 +150,18 @@ async def test_a_port_in_use_is_refused(server) -> None:
             pytest.fail("two hosts on one port")
     assert caught.value.code == "address_in_use"
     assert taken in caught.value.message
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+async def test_a_port_that_the_system_keeps_is_forbidden(monkeypatch, number: int) -> None:
+    def refuse(*values: object, **options: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(ListenError) as caught:
+        async with open_host(new_identity(), ["/ip4/127.0.0.1/tcp/80"]):
+            pass
+    assert caught.value.code == "address_forbidden"
 
 
 async def test_an_address_of_another_machine_is_refused() -> None:
