@@ -13,8 +13,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dms_peer.executors.command.job_files import OutputFiles
 from dms_peer.executors.command.output_reader import OutputReader
-from dms_peer.executors.command.supervisor import OutputFiles
 from executor_jobs import DEADLINE, job_spec, joined, read_all, shell
 
 Running = Callable[..., Any]

@@ -158,6 +158,10 @@ async def test_a_list_is_filtered_again_and_a_failed_one_is_no_empty_one() -> No
         await executor.start(container_spec("sh", name="other"))
         engine.containers["other"]["Config"]["Labels"]["dms.home"] = "another"
         assert [one.name for one in await executor.list(SPEC.peer_id, SPEC.home_id)] == [SPEC.name]
+        for label in ("digest", "fence", "created"):
+            await executor.start(container_spec("sh", name=label))
+            engine.containers[label]["Config"]["Labels"][f"dms.{label}"] = "nonsense"
+        assert [one.name for one in await executor.list(SPEC.peer_id, SPEC.home_id)] == [SPEC.name]
         for answer in ((500, {"message": "locked"}), (200, {"not": "a list"}), (200, b"half a lis")):
             engine.on("GET", "/containers/json", lambda *_, answer=answer: answer)
             assert await code_of(executor.list(SPEC.peer_id, SPEC.home_id)) == "unavailable"

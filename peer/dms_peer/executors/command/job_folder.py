@@ -23,7 +23,7 @@ from dms_protocols.messages.job import JobExit
 from dms_resources.private_files import write_private
 
 from ..executor import FoundJob, JobSpec
-from . import supervisor
+from . import job_files, processes
 from .groups import JobGroups, remove_groups
 from .input_document import input_document
 
@@ -58,7 +58,7 @@ class JobFolder:
     def record(self) -> JobRecord | None:
         """What was written before the start; None where there is no such job, or its start was never reached."""
         try:
-            return msgspec.json.decode((self.path / supervisor.JOB).read_bytes(), type=JobRecord)
+            return msgspec.json.decode((self.path / job_files.JOB).read_bytes(), type=JobRecord)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -73,7 +73,7 @@ class JobFolder:
             with os.fdopen(target, "wb") as stream:
                 stream.write(file.content)
         write_private(self.path / "input.json", input_document(spec, self.path, groups.name))
-        write_private(self.path / supervisor.JOB, msgspec.json.encode(record))
+        write_private(self.path / job_files.JOB, msgspec.json.encode(record))
 
     def is_supervised(self) -> bool:
         """Whether a supervisor of this job lives."""
@@ -84,7 +84,7 @@ class JobFolder:
     def _locked(self) -> Iterator[bool]:
         """Holds the job's lock, so that no supervisor begins; whether it could be taken."""
         try:
-            lock = os.open(self.path / supervisor.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(self.path / job_files.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except (FileNotFoundError, NotADirectoryError):
             yield True
             return
@@ -103,19 +103,19 @@ class JobFolder:
         record = self.record()
         if record is None:
             return None
-        process = self._read(supervisor.PROCESS)
+        process = self._read(job_files.PROCESS)
         supervised = self.is_supervised()
         # Read after the lock: the supervisor writes it before it releases the lock.
-        ended = self._read(supervisor.EXIT)
+        ended = self._read(job_files.EXIT)
         if ended is None and process is not None and not supervised:
-            if process.get("boot") == supervisor.boot_id() and not self.kill():
+            if process.get("boot") == processes.boot_id() and not self.kill():
                 return self._found(record, process, "running")
             ended = {"kind": "lost", "message": "its supervisor ended, and its exit was not seen"}
-            supervisor.write_file(self.path / supervisor.EXIT, ended)
+            job_files.write_file(self.path / job_files.EXIT, ended)
         if ended is not None:
             found = {name: value for name, value in ended.items() if name != "at"}
             return self._found(record, process, "exited", msgspec.convert(found, JobExit))
-        ready = process is not None and (self.path / supervisor.READY).exists()
+        ready = process is not None and (self.path / job_files.READY).exists()
         return self._found(record, process, "running" if ready else "created")
 
     def _found(
@@ -143,16 +143,16 @@ class JobFolder:
 
     def endpoints(self) -> list[dict[str, Any]]:
         """Where the job's ports are, as its program said; unchecked."""
-        said = (self._read(supervisor.READY) or {}).get("endpoints")
+        said = (self._read(job_files.READY) or {}).get("endpoints")
         return [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
 
     def open_supervisor(self) -> int | None:
         """A descriptor of the supervisor's process, readable when it has ended; None where it has."""
-        return _open_process(self._read(supervisor.SUPERVISOR))
+        return _open_process(self._read(job_files.SUPERVISOR))
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to the job's first process, unless it is gone."""
-        descriptor = _open_process(self._read(supervisor.PROCESS))
+        descriptor = _open_process(self._read(job_files.PROCESS))
         if descriptor is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, number)
@@ -164,10 +164,10 @@ class JobFolder:
         if record is None:
             return True
         descriptor = self.open_supervisor()
-        supervising = (self._read(supervisor.SUPERVISOR) or {}).get("pid") if descriptor is not None else None
+        supervising = (self._read(job_files.SUPERVISOR) or {}).get("pid") if descriptor is not None else None
         if descriptor is not None:
             os.close(descriptor)
-        return supervisor.kill_job(list(record.groups), record.name, supervising)
+        return processes.kill_job(list(record.groups), record.name, supervising)
 
     def end_supervisor(self) -> None:
         """Kills the supervisor, which has nothing left to supervise."""
@@ -187,9 +187,9 @@ class JobFolder:
                 return False
             # The record last, so that what is half removed is found again.
             for name in _names(self.path):
-                if name not in (supervisor.JOB, supervisor.LOCK):
+                if name not in (job_files.JOB, job_files.LOCK):
                     _remove(self.path / name)
-            for name in (supervisor.JOB, supervisor.LOCK):
+            for name in (job_files.JOB, job_files.LOCK):
                 (self.path / name).unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 self.path.rmdir()
@@ -204,7 +204,7 @@ def _open_process(found: dict[str, Any] | None) -> int | None:
     except OSError:
         return None
     # The number may belong to a later process; while the descriptor is open it cannot be given out again.
-    if supervisor.start_ticks(found["pid"]) == found["started"]:
+    if processes.start_ticks(found["pid"]) == found["started"]:
         return descriptor
     os.close(descriptor)
     return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..executor import OutputPiece
-from .supervisor import EXIT, OUTPUT, RECORD_HEAD
+from .job_files import EXIT, OUTPUT, RECORD_HEAD
 
 __all__ = ["OutputReader"]
 

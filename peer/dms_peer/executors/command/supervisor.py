@@ -8,8 +8,8 @@ The peer starts it with the job's folder as its argument. It detaches itself and
 4. when the program has exited, kills everything that it started, and writes how it exited.
 
 What happened is in files, each written whole and synced before the next step: so it is known after a crash of the peer,
-of this process, or of the machine. The module uses the standard library only, because it is started with an empty
-module path. Memory: about 10 MiB.
+of this process, or of the machine. It imports nothing but the standard library and two modules beside it, so that it
+starts fast and stays small (about 10 MiB).
 """
 
 from __future__ import annotations
@@ -23,45 +23,13 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = [
-    "EXIT",
-    "JOB",
-    "JOB_MARK",
-    "LOCK",
-    "OUTPUT",
-    "PROCESS",
-    "READY",
-    "RECORD_HEAD",
-    "SEGMENTS",
-    "SUPERVISOR",
-    "OutputFiles",
-    "boot_id",
-    "kill_job",
-    "main",
-    "oom_kills",
-    "start_ticks",
-    "write_file",
-]
+from .job_files import EXIT, JOB, LOCK, PROCESS, READY, SUPERVISOR, OutputFiles, write_file
+from .processes import boot_id, kill_job, oom_kills, start_ticks
 
-JOB: Final = "job.json"
-LOCK: Final = "lock"
-SUPERVISOR: Final = "supervisor.json"
-PROCESS: Final = "process.json"
-READY: Final = "ready.json"
-EXIT: Final = "exit.json"
-OUTPUT: Final = "output"
-JOB_MARK: Final = "DMS_JOB"
-"""The environment variable that marks what a job started, with the job's name."""
-
-RECORD_HEAD: Final = 5
-"""Bytes before each piece of output: 1 or 2 for its stream, and its length in 4 bytes."""
-
-SEGMENTS: Final = 8
-"""Into how many files the kept output is divided. The first is kept, and of the others the last ones."""
+__all__ = ["main"]
 
 _PIECE: Final = 64 * 1024
 _LONGEST_READY: Final = 64 * 1024
@@ -225,10 +193,10 @@ class _Supervisor:
         if stream == 1 and not self._ready:
             self._first += data
             line, found, rest = bytes(self._first).partition(b"\n")
-            if found:
+            if found and len(line) <= _LONGEST_READY:
                 self._accept_ready(line)
                 data = rest
-            elif len(self._first) > _LONGEST_READY:
+            elif len(line) > _LONGEST_READY:
                 self._give_up(f"its first line has more than {_LONGEST_READY} bytes")
                 data = b""
             else:
@@ -301,163 +269,6 @@ class _Child(NamedTuple):
     err: int
 
 
-class OutputFiles:
-    """Keeps output in files named by the offset of their first byte; at most `most` bytes with the first file's."""
-
-    def __init__(self, folder: Path, most: int) -> None:
-        self._folder = folder
-        self._size = max(1, most // SEGMENTS)
-        self._kept: list[int] = []
-        self._offset = 0
-        self._left = 0
-        self._file = -1
-
-    def write(self, stream: int, data: bytes) -> None:
-        """Appends output of one stream. What cannot be written, because the disk is full, is left out."""
-        while data:
-            if self._left <= 0:
-                self._next_file()
-            part, data = data[: self._left], data[self._left :]
-            with contextlib.suppress(OSError):
-                os.write(self._file, bytes([stream]) + len(part).to_bytes(4, "big") + part)
-            self._offset += len(part)
-            self._left -= len(part)
-
-    def close(self) -> None:
-        """Closes the file that is being written."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def _next_file(self) -> None:
-        self.close()
-        if len(self._kept) == SEGMENTS:
-            with contextlib.suppress(OSError):
-                os.unlink(self._folder / f"{OUTPUT}.{self._kept.pop(1):016d}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._file = os.open(self._folder / f"{OUTPUT}.{self._offset:016d}", flags, 0o600)
-        self._kept.append(self._offset)
-        self._left = self._size
-
-
-def write_file(path: Path, content: dict[str, Any]) -> None:
-    """Writes a small file whole or not at all, and waits for the disk. Raises OSError."""
-    draft = path.with_name(f".{path.name}.draft")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(draft, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def start_ticks(pid: int) -> int | None:
-    """The start of a process in clock ticks after boot; None when it is gone. A zombie counts as gone."""
-    fields = _stat(pid)
-    return int(fields[19]) if fields and fields[0] != "Z" else None
-
-
-def _stat(pid: int) -> list[str]:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def boot_id() -> str:
-    """What identifies this run of the machine: after a reboot all process ids mean others."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
-
-
-def kill_job(groups: list[str], name: str, supervisor: int | None) -> bool:
-    """Kills all processes of a job once; whether there were none. Call it until it returns true.
-
-    Those are the members of its cgroups, the descendants of its supervisor and all that have its mark. A job that may
-    change its user or group escapes two of these ways, and a cgroup never.
-    """
-    empty = True
-    for group in groups:
-        empty &= not _kill_group(group)
-    # A program may have moved what it started to other groups, as `systemd-run --scope` does.
-    found = set(_marked(f"{JOB_MARK}={name}".encode()))
-    if supervisor is not None:
-        found |= set(_descendants(supervisor))
-    found.discard(os.getpid())
-    for pid in found:
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-    return empty and not found
-
-
-def _kill_group(group: str) -> bool:
-    """Kills the members of a group and of the groups in it; whether there were any."""
-    found = False
-    for folder, _, files in os.walk(group):
-        members = _members(folder)
-        if not members:
-            continue
-        found = True
-        with contextlib.suppress(OSError):
-            if "cgroup.kill" in files:
-                _write(f"{folder}/cgroup.kill", "1")
-                continue
-            # Frozen processes cannot fork faster than they are killed.
-            if "freezer.state" in files:
-                _write(f"{folder}/freezer.state", "FROZEN")
-            for pid in _members(folder):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        if "freezer.state" in files:
-            with contextlib.suppress(OSError):
-                _write(f"{folder}/freezer.state", "THAWED")
-    return found
-
-
-def _members(folder: str) -> list[int]:
-    try:
-        with open(f"{folder}/cgroup.procs") as file:
-            # A process of another pid namespace is shown as 0, which would be our own group.
-            return [int(line) for line in file if int(line) > 0]
-    except OSError:
-        return []
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-
-
-def _descendants(ancestor: int) -> Iterator[int]:
-    children: dict[int, list[int]] = {}
-    for pid in _processes():
-        fields = _stat(pid)
-        if fields and fields[0] != "Z":
-            children.setdefault(int(fields[1]), []).append(pid)
-    waiting = [ancestor]
-    while waiting:
-        below = children.pop(waiting.pop(), [])
-        yield from below
-        waiting += below
-
-
-def _marked(mark: bytes) -> Iterator[int]:
-    for pid in _processes():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-            if mark in file.read().split(b"\0"):
-                yield pid
-
-
-def _processes() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
-
-
 def _reap(spared: int | None) -> None:
     """Takes note of orphans that have exited, but not of the child `spared`, whose status is still wanted."""
     with contextlib.suppress(ChildProcessError):
@@ -465,18 +276,3 @@ def _reap(spared: int | None) -> None:
             if found.si_pid == spared:
                 return
             os.waitpid(found.si_pid, 0)
-
-
-def oom_kills(groups: list[str]) -> int:
-    """How many processes of these groups the kernel has killed for want of memory."""
-    found = 0
-    for group in groups:
-        for name in ("memory.events", "memory.oom_control"):
-            with contextlib.suppress(OSError, ValueError), open(f"{group}/{name}") as file:
-                counts = dict(line.split() for line in file)
-                found = max(found, int(counts.get("oom_kill", 0)))
-    return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())

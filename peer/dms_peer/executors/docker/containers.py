@@ -15,7 +15,7 @@ from ..executor import ExecutorError, JobSpec
 from .create_body import LABEL
 from .engine import Engine, EngineAnswer
 
-__all__ = ["Containers", "is_ours", "is_started", "process_of", "state_of"]
+__all__ = ["Containers", "has_job_labels", "is_ours", "is_started", "process_of", "state_of"]
 
 Value = TypeVar("Value")
 
@@ -23,6 +23,7 @@ _CHANGE_SECONDS: Final = 60.0
 _NOT_STARTED: Final = ("created", "configured", "initialized", "")
 _RUNNING: Final = ("running", "paused", "stopping", "restarting")
 _GONE: Final = 404
+_DIGEST_BYTES: Final = 32
 
 Container = dict[str, Any]
 """A container as an inspection shows it."""
@@ -120,3 +121,13 @@ def is_ours(container: Container, spec: JobSpec) -> bool:
     labels = (container.get("Config") or {}).get("Labels") or {}
     wanted = {"peer": spec.peer_id, "home": spec.home_id, "lease": spec.lease_id, "fence": str(spec.fence)}
     return all(labels.get(f"{LABEL}{name}") == value for name, value in wanted.items())
+
+
+def has_job_labels(container: Container) -> bool:
+    """Whether its labels can be those of a job."""
+    labels = (container.get("Config") or {}).get("Labels") or {}
+    try:
+        float(labels[f"{LABEL}created"])
+        return len(bytes.fromhex(labels[f"{LABEL}digest"])) == _DIGEST_BYTES and int(labels[f"{LABEL}fence"]) >= 0
+    except (KeyError, ValueError, TypeError):
+        return False

@@ -22,7 +22,7 @@ from dms_protocols.messages.job import JobConsumption
 from ..executor import Capabilities, ExecutorError, FoundJob, JobSpec, OnPull, OutputPiece
 from ..process_groups import consumption, counted_group, process_groups
 from ..settings import DockerSettings
-from .containers import Containers, is_ours, process_of
+from .containers import Containers, has_job_labels, is_ours, process_of
 from .create_body import refused_variable
 from .engine import Engine, open_engine
 from .exits import SurroundingGroup
@@ -135,7 +135,8 @@ class DockerExecutor:
         found: list[FoundJob] = []
         for name in await self._containers.names(peer_id, home_id):
             container = await self._containers.find(name)
-            if container is not None:
+            # What somebody else labelled as ours is not ours to end.
+            if container is not None and has_job_labels(container):
                 found.append(await self._watch.found(name, container))
         return found
 

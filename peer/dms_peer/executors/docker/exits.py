@@ -15,7 +15,7 @@ from dms_protocols.messages.job import JobExit
 from dms_resources.machine.hardware.mounts import read_mounts
 from dms_resources.machine.hardware.roots import HOST, largest, parse_amount, read_text
 
-from ..command.supervisor import oom_kills
+from ..command.processes import oom_kills
 
 __all__ = ["GROUPS_FOLDER", "MemoryEvidence", "SurroundingGroup", "container_exit", "read_evidence"]
 
