@@ -78,8 +78,12 @@ class MDNSPeers:
 
     name = "mdns"
 
-    def __init__(self, own_id: str, opened_at: float) -> None:
+    def __init__(
+        self, own_id: str, opened_at: float, on_own: Callable[[Sequence[str]], None] = lambda addrs: None
+    ) -> None:
+        """`on_own` is called with the addresses of every record that has the id `own_id`."""
         self._own_id = own_id
+        self._on_own = on_own
         self._opened_at = opened_at
         self._deaf = False
         self._entries: BoundedDict[str, _Entry] = BoundedDict(_MOST_PEERS)
@@ -143,9 +147,11 @@ class MDNSPeers:
             return
         found = tuple(_addresses(record.text))
         peers = {address.peer_id.to_base58() for address in found}
+        addrs = tuple(address.text for address in found)
+        if peers == {self._own_id}:
+            self._on_own(addrs)
         if len(peers) != 1 or self._own_id in peers:
             return
-        addrs = tuple(address.text for address in found)
         self._entries[record.name] = _Entry(record.text, peers.pop(), addrs, expires)
         self._wake()
 
@@ -177,15 +183,16 @@ async def open_mdns(
     *,
     interfaces: Sequence[str] | None = None,
     changes: Callable[[], Awaitable[Sequence[str]]] | None = None,
+    on_own: Callable[[Sequence[str]], None] = lambda addrs: None,
 ) -> AsyncIterator[MDNSPeers]:
     """Listen for peers on the local network while the block runs, and announce `addrs` to them, if there are any.
 
     Listening begins in the background. `interfaces` are the IP addresses of the interfaces to use, by default all; only
     loopback if `addrs` are all loopback. `changes` returns the new addresses when they have changed; the interfaces are
-    then opened again. A network without multicast costs one line in the log. At the end a goodbye is sent, which takes
-    a second.
+    then opened again. `on_own` is called with the addresses of every record that has the own id. A network without
+    multicast costs one line in the log. At the end a goodbye is sent, which takes a second.
     """
-    peers = MDNSPeers(peer_id, trio.current_time())
+    peers = MDNSPeers(peer_id, trio.current_time(), on_own)
     async with open_background(partial(_run, peers, tuple(addrs), interfaces, changes or _no_changes)):
         yield peers
 

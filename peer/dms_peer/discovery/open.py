@@ -33,6 +33,7 @@ from ..signing import EnvelopeChecker, host_identity
 from .adverts.open import Adverts, AdvertSetup, Provider, open_adverts
 from .dht.kademlia import Kademlia, open_kademlia
 from .dht.providing import keep_providing
+from .identity_copies import IdentityCopies
 from .known_peers import KnownPeers, open_known_peers
 from .mdns import MDNSPeers, open_mdns
 from .peering import Peering, bootstrap_peers
@@ -109,11 +110,15 @@ async def open_discovery(
         return announced_addresses(host_addresses(host), getattr(host, "announced", ()))
 
     async def moved() -> tuple[str, ...]:
+        copies.note_own()
         await wait_moved()
         return addrs()
 
     wait_moved = host.address_watch.wait_changed if isinstance(host, HardenedHost) else trio.sleep_forever
 
+    copies = IdentityCopies(partial(host_addresses, host))
+    if manager is not None:
+        copies.heard(bootstrap.get(identity.peer_id, ()))
     async with AsyncExitStack() as stack:
         path = home.peers_path if home is not None and settings.known else None
         known = await stack.enter_async_context(open_known_peers(path, most=settings.max_known_peers))
@@ -121,7 +126,9 @@ async def open_discovery(
         mdns = None
         if settings.mdns:
             mdns = await stack.enter_async_context(
-                open_mdns(identity.peer_id, addrs(), changes=moved) if manager else open_mdns(identity.peer_id)
+                open_mdns(identity.peer_id, addrs(), changes=moved, on_own=copies.heard)
+                if manager
+                else open_mdns(identity.peer_id)
             )
         if connections is None:
             book = partial(_addresses, known, mdns)
@@ -147,6 +154,7 @@ async def open_discovery(
                     peering.partners,
                     peering.wait_changed,
                     in_use,
+                    on_own=copies.heard_advert,
                     addrs_changed=wait_moved,
                     trusts=await _trust(home, known),
                 ),

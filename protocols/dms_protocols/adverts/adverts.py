@@ -121,18 +121,20 @@ class AdvertTable:
         most: int = 1024,
         clock: Callable[[], float] = time.time,
         on_new: Callable[[CapacityAdvert], None] = lambda advert: None,
+        on_own: Callable[[CapacityAdvert], None] = lambda advert: None,
         trusts: Callable[[str], bool] = lambda peer_id: False,
         rng: random.Random | None = None,
     ) -> None:
-        """Make an empty table. Adverts of the peer `own_id` are ignored. `on_new` is called with every advert that is
-        kept. `trusts` says whether this peer knows another one by its answers; it must not block. `rng` chooses among
-        the adverts that are worth least.
+        """Make an empty table. Adverts of the peer `own_id` are not kept; `on_own` is called with each. `on_new` is
+        called with every advert that is kept. `trusts` says whether this peer knows another one by its answers; it must not
+        block. `rng` chooses among the adverts that are worth least.
         """
         self._opener = opener
         self._own_id = own_id
         self._most = most
         self._clock = clock
         self._on_new = on_new
+        self._on_own = on_own
         self._trusts = trusts
         self._retention = AdvertRetention(most, rng)
         self._held: dict[str, HeldAdvert] = {}
@@ -167,6 +169,8 @@ class AdvertTable:
         advert = open_advert(raw, self._opener, now=now)
         if sender is not None and advert.peer_id != sender:
             raise AdvertError(f"the advert is {advert.peer_id}'s", code="not_your_advert")
+        if advert.peer_id == self._own_id:
+            self._on_own(advert)
         held = self._held.get(advert.peer_id)
         if advert.peer_id == self._own_id or (held is not None and held.advert.sequence >= advert.sequence):
             return Verdict("old", "old_advert", advert)

@@ -19,6 +19,7 @@ from dms_protocols.adverts.broadcasts import OpenedBroadcast
 from dms_protocols.adverts.exchange import advert_exchange_operations
 from dms_protocols.bidding.service import BidTerms, CurrentTerms
 from dms_protocols.errors import BusyError
+from dms_protocols.messages.adverts import CapacityAdvert
 from dms_protocols.protocol_ids import BID_DELIVERY_PROTOCOL, BID_PROTOCOL_1_1, PEERS_PROTOCOL
 from dms_protocols.rpc.access import CurrentRules
 from dms_protocols.rpc.limits import ServiceLimits, Shares
@@ -75,8 +76,9 @@ class AdvertSetup:
 
     Others reach this peer at `addrs` (multiaddrs) and deliver their bids on a broadcast there. `partners` returns
     connected peers to exchange adverts with, and `partners_changed` returns when these may have changed. Streams of
-    other peers count against `shares`. `trusts` says which peers this one knows by their answers. `addrs_changed`
-    returns when `addrs` have changed.
+    other peers count against `shares`. `trusts` says which peers this one knows by their answers. `on_own`
+    is called with every advert of this peer's own id that others bring, and the sequence number of its newest.
+    `addrs_changed` returns when `addrs` have changed.
     """
 
     host: IHost
@@ -88,6 +90,7 @@ class AdvertSetup:
     partners_changed: Callable[[], Awaitable[None]]
     shares: SharesInUse
     trusts: Callable[[str], bool]
+    on_own: Callable[[CapacityAdvert, int], None]
     addrs_changed: Callable[[], Awaitable[None]] = trio.sleep_forever
 
 
@@ -99,11 +102,21 @@ async def open_adverts(setup: AdvertSetup, provider: Provider | None) -> AsyncIt
     Raises ProtocolTakenError if the host already serves one of the protocols. May be cancelled.
     """
     settings, count = setup.settings, PeerCount(clock=trio.current_time)
+    own: OwnAdvert | None = None
+    if provider is not None:
+        own = OwnAdvert(IdentitySigner(setup.identity), setup.addrs, provider.terms, access=provider.access)
+
+    def heard_own(advert: CapacityAdvert) -> None:
+        # A requester has no advert: what it hears is that of the peer that ran in its home before.
+        if own is not None:
+            setup.on_own(advert, own.sequence)
+
     table = AdvertTable(
         EnvelopeChecker(),
         own_id=setup.identity.peer_id,
         most=settings.max_adverts,
         on_new=lambda advert: count.heard(advert.peer_id),
+        on_own=heard_own,
         trusts=setup.trusts,
     )
     network_of = partial(peer_network, setup.host)
@@ -117,8 +130,8 @@ async def open_adverts(setup: AdvertSetup, provider: Provider | None) -> AsyncIt
             sources.append(AdvertSource(table))
         if settings.exchange:
             sources.append(ExchangeSource(setup.network, table, setup.partners, network_of=network_of))
-        if provider is not None:
-            await stack.enter_async_context(_publishing(setup, provider, table, count, gossip))
+        if provider is not None and own is not None:
+            await stack.enter_async_context(_publishing(setup, provider, own, table, count, gossip))
         broadcast: Broadcast | None = None
         if gossip is not None and settings.broadcast:
             accepted: Callable[[OpenedBroadcast], None] = _nobody_answers
@@ -131,7 +144,12 @@ async def open_adverts(setup: AdvertSetup, provider: Provider | None) -> AsyncIt
 
 @asynccontextmanager
 async def _publishing(
-    setup: AdvertSetup, provider: Provider, table: AdvertTable, count: PeerCount, gossip: Gossip | None
+    setup: AdvertSetup,
+    provider: Provider,
+    own: OwnAdvert,
+    table: AdvertTable,
+    count: PeerCount,
+    gossip: Gossip | None,
 ) -> AsyncIterator[None]:
     """Publish the own advert: by gossip, to partners by exchange, and to peers that request it.
 
@@ -139,7 +157,6 @@ async def _publishing(
     """
     settings = setup.settings
     schedule = AdvertSchedule(interval=settings.advert_interval, ttl=settings.advert_ttl)
-    own = OwnAdvert(IdentitySigner(setup.identity), setup.addrs, provider.terms, access=provider.access)
     publish = partial(gossip.publish, ADVERTS_TOPIC) if gossip is not None else None
     keeper = AdvertKeeper(own, provider.manager, schedule, count, publish, moved=setup.addrs_changed)
     async with AsyncExitStack() as stack:
