@@ -125,9 +125,10 @@ class AdvertTable:
         trusts: Callable[[str], bool] = lambda peer_id: False,
         rng: random.Random | None = None,
     ) -> None:
-        """Make an empty table. Adverts of the peer `own_id` are not kept; `on_own` is called with each. `on_new` is
-        called with every advert that is kept. `trusts` says whether this peer knows another one by its answers; it must not
-        block. `rng` chooses among the adverts that are worth least.
+        """Make an empty table. Adverts of the peer `own_id` are not kept; `on_own` is called with each.
+
+        `on_new` is called with every advert that is kept. `trusts` says whether this peer knows another one by its
+        answers; it must not block. `rng` chooses among the adverts that are worth least.
         """
         self._opener = opener
         self._own_id = own_id
