@@ -112,9 +112,7 @@ async def test_a_job_behind_a_relay_is_read_from_another_network(
     needed = {"cpu": {"cores": 1}, "ram": {"size": "512MiB"}, "disk": {"size": "64MiB"}}
     ensemble = {
         "id": "web",
-        "request": [
-            {"node_id": "web", "resources": {"cpu": {"cores": 1}, "ram": {"size": "512MiB"}, "disk": {"size": "64MiB"}}}
-        ],
+        "request": [{"node_id": "web", "resources": needed}],
         "jobs": {"web": {"execution": {"type": "command", "cmd": server}, "ports": [{"private": 8080}]}},
     }
     (tmp_path / "web.yaml").write_text(json.dumps(ensemble))
