@@ -67,7 +67,7 @@ def home(tmp_path: Path) -> Home:
     return home
 
 
-@pytest.mark.parametrize("name", ["listen", "peers.json", "machine.json"])
+@pytest.mark.parametrize("name", ["listen", "peers.json", "machine.json", "leases.json"])
 @pytest.mark.parametrize(
     "damage",
     [half_written, not_text, fifo, directory, link, huge, other_version, other_owner],
