@@ -10,9 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("peer", "protocols", "resources", "examples") for path in (ROOT / folder).rglob("*.py")]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-# Private words that a newcomer would have to learn, and phrases that have to be read twice.
+# Private words that a new reader would have to learn, and phrases that have to be read twice.
 FORBIDDEN = re.compile(
     r"\b(?:errands?|arrivals|company|conducts?|caged?|guardian|(?<!head)rooms?|quicken|shun(?:s|ned)?|whoever|how-manieth)\b"
+    r"|\b(?:day in hell|first light|in good order|for its sake|nobody's job|tells the Unix time|newcomers?)\b"
     r"|is no (?:multiaddr|field|duration|peer id|number|time)\b"
     r'|"""(?:Nothing|Who asks|Of whom|As the (?:protocol|connection below) says|That it was done)\."""',
     re.IGNORECASE,
