@@ -92,9 +92,12 @@ class Programs:
         return json.loads(done.stdout)
 
     @contextmanager
-    def provider(self, language: str, *options: str) -> Iterator[RunningPeer]:
-        """A provider on loopback that offers 4 cores, 16 GiB and 100 GiB. Ours has no options and offers everything."""
-        command = self._dms_peer() if language == "Python" else [*self.command(language), *options, "provider"]
+    def provider(self, language: str, *options: str, executor: str = "") -> Iterator[RunningPeer]:
+        """A provider on loopback that offers 4 cores, 16 GiB and 100 GiB. Ours has no options and offers everything.
+
+        With `executor`, the path of a program, ours runs jobs with the executor `command`.
+        """
+        command = self._dms_peer(executor) if language == "Python" else [*self.command(language), *options, "provider"]
         with _running(command) as peer:
             yield peer
 
@@ -128,8 +131,12 @@ class Programs:
         target = Path(os.environ.get("CARGO_TARGET_DIR", HERE / "rust" / "target"))
         return [str(target / "debug" / "interop-rust")]
 
-    def _dms_peer(self) -> list[str]:
-        home, machine = str(self._scratch / "provider"), self._scratch / "machine.json"
+    def _dms_peer(self, executor: str = "") -> list[str]:
+        place = self._scratch / ("provider-of-jobs" if executor else "provider")
+        home, machine = str(place), self._scratch / "machine.json"
+        if executor:
+            place.mkdir(mode=0o700, exist_ok=True)
+            (place / "peer.yaml").write_text(f"executors:\n  command: {{command: [{executor}]}}\n")
         machine.write_text(json.dumps(MACHINE))
         dms_peer = [sys.executable, "-m", "dms_peer"]
         onboard = ["onboard", "--home", home, "--machine", str(machine), *OFFER, "--gpu", "all", "--json"]

@@ -6,6 +6,7 @@
 //	                                                       input ends
 //	interop relay                                          connects others until its standard input ends
 //	interop hidden MULTIADDR                               is reached through the relay there and nowhere else
+//	interop job MULTIADDR FILE                             runs the job in the file at a peer, and speaks to its port
 //	interop vectors FILE                                   decodes the test vectors of the wire
 //	interop structs                                        prints the CBOR of the structs of an older DMS
 //	interop load                                           asks many things of a peer for the benchmarks, as each line
@@ -74,6 +75,8 @@ func run(arguments []string) error {
 	switch {
 	case len(arguments) == 2 && arguments[0] == "client":
 		return runClient(arguments[1])
+	case len(arguments) == 3 && arguments[0] == "job":
+		return runJob(arguments[1], arguments[2])
 	case len(arguments) == 1 && arguments[0] == "provider":
 		return runProvider()
 	case len(arguments) == 1 && arguments[0] == "relay":
@@ -87,7 +90,7 @@ func run(arguments []string) error {
 	case len(arguments) == 1 && arguments[0] == "load":
 		return runLoad()
 	}
-	return fmt.Errorf("usage: [-first] [-psk FILE] client MULTIADDR | provider | relay | hidden MULTIADDR | vectors FILE | structs | load")
+	return fmt.Errorf("usage: [-first] [-psk FILE] client MULTIADDR | job MULTIADDR FILE | provider | relay | hidden MULTIADDR | vectors FILE | structs | load")
 }
 
 // openHost makes a host that speaks TCP, Noise and Yamux and nothing else, without bounds: the benchmarks open more

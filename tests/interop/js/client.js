@@ -1,7 +1,7 @@
 import { lpStream } from '@libp2p/utils'
 import { multiaddr } from '@multiformats/multiaddr'
 import {
-  BidAnswer, CommitAnswer, Failure, FreeResources, LeaseAnswer, ReleaseAnswer, Success
+  BidAnswer, CommitAnswer, Failure, FreeResources, JobEvent, LeaseAnswer, ReleaseAnswer, Success
 } from './messages.js'
 import {
   ALLOCATION, BID, GIB, NEWER_BID, RESOURCES, bidLeaseId, decode, describe, encode, hexadecimal, openBid, openHost,
@@ -9,7 +9,7 @@ import {
 } from './wire.js'
 
 const IN_FLIGHT = 64
-const LIMIT = 60_000
+export const LIMIT = 60_000
 
 export const runClient = async ({ first }, address) => {
   const { host } = await openHost()
@@ -72,7 +72,7 @@ const takeAndReturn = async (queries, allocations, found, envelope) => {
   found.free_after = await queries.call('free', {}, FreeResources)
 }
 
-const ensembleOn = (node, cores) => ({
+export const ensembleOn = (node, cores) => ({
   id: 'ensemble-of-js',
   nonce: Date.now(),
   deadline: Math.floor(Date.now() / 1000) + 60,
@@ -86,7 +86,7 @@ const tampered = (envelope) => {
   return changed
 }
 
-const check = (holds, otherwise) => {
+export const check = (holds, otherwise) => {
   if (!holds) throw new Error(otherwise)
 }
 
@@ -97,7 +97,7 @@ class RefusedError extends Error {
   }
 }
 
-const code = async (call) => {
+export const code = async (call) => {
   try {
     await call
     return 'not refused'
@@ -108,7 +108,7 @@ const code = async (call) => {
 }
 
 /** Asks on one stream. */
-class Client {
+export class Client {
   static async open (connection, protocols) {
     const client = new Client()
     client.stream = await connection.newStream(protocols, { signal: AbortSignal.timeout(LIMIT) })
@@ -138,6 +138,18 @@ class Client {
       check(waiting.delete(id), `an answer to ${id}, which was not asked`)
     }
     return count
+  }
+
+  /** The events of a watch, until its end. */
+  async * watch (op, fields, Body) {
+    const id = ++this.last
+    await this.frames.write(encode({ id, op, ...fields }))
+    for (;;) {
+      const message = decode(await this.frames.read({ signal: AbortSignal.timeout(LIMIT) }))
+      if (Object.hasOwn(message, 'error')) throw new RefusedError(Failure(message).error)
+      if (!Object.hasOwn(message, 'event')) return
+      yield JobEvent(Body)(message).event
+    }
   }
 
   async receive (Body) {
