@@ -29,7 +29,7 @@ from .history import Finding
 from .leases import Lease, LeaseState
 from .storage import StoredLease
 
-__all__ = ["AuditSnapshot", "audit_snapshot", "parse_start_ticks", "started_after_boot"]
+__all__ = ["AuditSnapshot", "audit_snapshot", "parse_start_ticks", "runs", "started_after_boot"]
 
 _NOT_STARTED: Final = (LeaseState.HELD, LeaseState.COMMITTED)
 # Drivers and desktops use some memory of every GPU.
@@ -174,7 +174,7 @@ def _program(process: int | None) -> str:
 
 def _processes(snapshot: AuditSnapshot) -> Iterator[Finding]:
     for lease in snapshot.leases:
-        if lease.processes and not any(map(_runs, lease.processes)):
+        if lease.processes and not any(map(runs, lease.processes)):
             message = f"the processes of allocation {lease.lease_id} have ended"
             if lease.job is not None:
                 message += ", and its job is not reported as gone"
@@ -207,7 +207,8 @@ def parse_start_ticks(text: str) -> int | None:
     return parse_amount(fields[19]) if len(fields) > 19 else None
 
 
-def _runs(process: tuple[int, float]) -> bool:
+def runs(process: tuple[int, float]) -> bool:
+    """Whether this process runs that started so many seconds after boot; True if that cannot be known."""
     number, started = process
     try:
         return abs(started_after_boot(number) - started) < _START_TOLERANCE

@@ -226,11 +226,14 @@ def offboard(book: Book, now: Moment) -> Change:
     """Offer nothing any more. Raises `StillPromisedError` while leases exist."""
     if book.leases:
         some = tuple(sorted(book.leases)[:10]) if len(book.leases) <= 1000 else tuple(list(book.leases)[:10])
+        ending = book.totals[LeaseState.ENDING].count
+        wait = "`dms-peer offboard --drain` waits until they have ended"
         raise StillPromisedError(
-            f"leases that have not ended: {len(book.leases)} ({', '.join(some)})",
+            f"leases that have not ended: {len(book.leases)} ({', '.join(some)})"
+            + (f"; {ending} of them wait for the end of their jobs" if ending else ""),
             lease_ids=some,
             count=len(book.leases),
-            hint="`dms-peer offboard --drain` waits until they have ended; `dms-peer evict --all` ends them now",
+            hint=wait if ending == len(book.leases) else f"{wait}; `dms-peer evict --all` ends them now",
         )
     return change_offer(book, NOTHING_OFFERED, now, action="offboard")
 

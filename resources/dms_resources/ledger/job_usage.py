@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from ..machine.hardware.cgroups import own_group
-from .audit import started_after_boot
+from .audit import runs, started_after_boot
 from .jobs import MOST_PROCESSES
 from .leases import Lease
 from .ledger import Ledger
@@ -31,10 +31,10 @@ class JobUsageFollower:
         """Measure the use of the jobs of these leases from now on."""
         leases = tuple(leases)
         groups: dict[str, str | None] = {lease.lease_id: lease.cgroup for lease in leases if lease.cgroup}
-        known = {lease.lease_id: lease.processes[0][0] for lease in leases if lease.processes and not lease.cgroup}
+        known = {lease.lease_id: lease.processes[0] for lease in leases if lease.processes and not lease.cgroup}
         if self._usage_monitor is None or not (known or groups):
             return
-        await self._ledger.work(lambda: groups.update((key, own_group(number)) for key, number in known.items()))
+        await self._ledger.work(lambda: groups.update((key, _group_of(process)) for key, process in known.items()))
         for lease_id, group in groups.items():
             # It may have been released while its group was looked up.
             if group is not None and lease_id in self._ledger.book.leases:
@@ -53,6 +53,11 @@ def start_times(processes: Iterable[int]) -> tuple[tuple[int, float], ...]:
     Not more than one above `MOST_PROCESSES` are read, which is too many for a lease.
     """
     return tuple(_started(islice(processes, MOST_PROCESSES + 1)))
+
+
+def _group_of(process: tuple[int, float]) -> str | None:
+    # After a reboot another process may have the number.
+    return own_group(process[0]) if runs(process) else None
 
 
 def _started(processes: Iterable[int]) -> Iterable[tuple[int, float]]:

@@ -265,9 +265,9 @@ def test_a_process_that_proc_hides_is_not_gone(monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError
 
     monkeypatch.setattr(audit_module, "started_after_boot", not_there)
-    assert not audit_module._runs((2**22 + 7, 1.0))
+    assert not audit_module.runs((2**22 + 7, 1.0))
     monkeypatch.setattr(os, "kill", not_ours)
-    assert audit_module._runs((2**22 + 7, 1.0))
+    assert audit_module.runs((2**22 + 7, 1.0))
 
 
 def test_a_start_that_cannot_be_read_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """The use of a job is reported separately if its process has a cgroup of its own, as long as it is allocated."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +89,11 @@ async def test_a_job_that_an_audit_ended_is_no_longer_followed(tmp_path: Path, m
         await manager.update_onboarded_resources(
             OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=())
         )
-        # A process with an unused number.
-        job = ResourceAllocation(lease_id="job", holder="peer", resources=Demand(), processes=(2**22 + 1,))
-        await manager.allocate_resources(job)
-        assert monitor.followed == {"job": "/jobs/gone"}
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220 - starts at once
+            job = ResourceAllocation(lease_id="job", holder="peer", resources=Demand(), processes=(process.pid,))
+            await manager.allocate_resources(job)
+            assert monitor.followed == {"job": "/jobs/gone"}
+            process.kill()
         await manager.audit(repair=True)
         assert not manager.is_allocated("job")
         assert monitor.followed == {}
@@ -134,4 +137,24 @@ async def test_a_job_is_followed_until_it_is_gone(tmp_path: Path, monkeypatch: p
         assert again.followed == monitor.followed
         for lease in leases:
             await manager.job_gone(lease.lease_id, fence=lease.fence)
+        assert again.followed == {}
+
+
+async def test_another_process_with_the_number_of_a_job_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dms_resources.ledger.job_usage.own_group", lambda process: f"/jobs/{process}")
+    path = tmp_path / "ledger.sqlite3"
+    monitor: Any = Monitor()
+    async with open_manager(path, MACHINE, usage_monitor=monitor) as manager:
+        await manager.update_onboarded_resources(
+            OnboardedResources(cpu=MACHINE.cpu, ram=MACHINE.ram, disk=MACHINE.disk, gpus=())
+        )
+        job = ResourceAllocation(lease_id="job", holder="peer", resources=Demand(), processes=(os.getpid(),))
+        await manager.allocate_resources(job)
+        assert monitor.followed.keys() == {"job"}
+    # As after a reboot.
+    monkeypatch.setattr("dms_resources.ledger.audit.started_after_boot", lambda process: 1e9)
+    again: Any = Monitor()
+    async with open_manager(path, MACHINE, usage_monitor=again):
         assert again.followed == {}

@@ -241,9 +241,16 @@ async def test_draining_waits_for_jobs_and_offboarding_is_refused(
     manager: ResourceManager, new_demand: NewDemand
 ) -> None:
     lease = await run_job(manager, new_demand(1))
-    await manager.drain(evict=True)
-    with pytest.raises(StillPromisedError):
+    await manager.commit_resources("other", new_demand(1), holder="peer", ttl=60.0)
+    await manager.release("lease")
+    with pytest.raises(StillPromisedError, match="1 of them wait for the end of their jobs") as caught:
         await manager.offboard()
+    assert "evict" in caught.value.hint
+    await manager.drain(evict=True)
+    with pytest.raises(StillPromisedError) as caught:
+        await manager.offboard()
+    # An eviction would change nothing now.
+    assert "evict" not in caught.value.hint
     drained = trio.Event()
 
     async def wait() -> None:

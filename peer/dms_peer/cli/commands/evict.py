@@ -41,7 +41,8 @@ def evict(
 ) -> None:
     """End leases of any state, whether the peer runs or not.
 
-    Their holders are told `evicted` and the reason. Example: dms-peer evict 3f2a91c0 --notice 10m --reason maintenance
+    Their holders are told `evicted` and the reason. A job gets the owner's grace to end; its lease counts until then.
+    Example: dms-peer evict 3f2a91c0 --notice 10m --reason maintenance
     """
     from functools import partial
 

@@ -22,7 +22,8 @@ def offboard(
 ) -> None:
     """Offer nothing to the network any more.
 
-    Refused while leases have not ended: see `dms-peer drain` and `dms-peer evict`. Example: dms-peer offboard --drain
+    Refused while leases have not ended, or their jobs still run: see `dms-peer drain` and `dms-peer evict`.
+    Example: dms-peer offboard --drain
     """
     from ...owner.client import withdraw_offer
     from ..tables.owner import show_offer

@@ -105,6 +105,8 @@ def show_drain(answer: DrainAnswer) -> None:
         say(f"of these, {answer.ending} ended for their holders and count until their jobs are gone")
     if not answer.running:
         say("the peer does not run: leases end at their deadlines, or with `dms-peer evict --all`")
+        if answer.ending:
+            say("start it with `dms-peer run`: it ends the jobs that still run")
 
 
 def show_cancelled_drain(answer: CancelDrainAnswer) -> None:

@@ -77,14 +77,24 @@ class MachineJobs:
 
 
 class JobRunner:
-    """What one life of a provider does with the jobs of its leases. `alive` says whether this life still lasts."""
+    """What one life of a provider does with the jobs of its leases.
+
+    `alive` says whether this life still lasts; `before_attach` is called before a job is attached.
+    """
 
     def __init__(
-        self, manager: ResourceManager, jobs: MachineJobs, alive: Callable[[], bool], story: Story, rng: random.Random
+        self,
+        manager: ResourceManager,
+        jobs: MachineJobs,
+        alive: Callable[[], bool],
+        before_attach: Callable[[], None],
+        story: Story,
+        rng: random.Random,
     ) -> None:
         self._manager = manager
         self._jobs = jobs
         self._alive = alive
+        self._before_attach = before_attach
         self._story = story
         self._rng = rng
         self._wishes: dict[str, trio.Event] = {}
@@ -114,6 +124,7 @@ class JobRunner:
         await self._follow(lease)
 
     async def _attach(self, lease_id: str, digest: str, fence: int) -> Lease | None:
+        self._before_attach()
         # Whether it was attached, nobody knows when the disk failed: the same digest again answers that.
         while True:
             try:

@@ -66,6 +66,10 @@ class _Life:
         self.dead = False
         self.seen: tuple[Book, int] | None = None
 
+    def lasts(self) -> bool:
+        """Whether it is not dead."""
+        return not self.dead
+
     @property
     def book(self) -> Book | None:
         """The ledger in memory, without ending leases whose deadlines have passed."""
@@ -104,6 +108,7 @@ class Provider:
         self._tellings = tellings
         self._rng = rng
         self._died = trio.Event()
+        self._killed_in_attach = False
         self._latency = rng.choice((0.0, 0.005, 0.05))
         self._lives = 0
         self._boots = 0
@@ -160,6 +165,16 @@ class Provider:
         """kill -9 in the middle of the next write, which leaves a part of it in the log."""
         if self._life is not None and not self._life.dead:
             self._life.disk.tear = lambda log_bytes: self._torn(log_bytes)
+
+    def kill_in_attach(self, *, wanted: bool = True) -> None:
+        """kill -9 in the write that notes the next job; or no more, if not `wanted`."""
+        self._killed_in_attach = wanted
+
+    def _before_attach(self) -> None:
+        if self._killed_in_attach:
+            self._killed_in_attach = False
+            self._story.say("killed in attach", peer=self.peer_id)
+            self.kill_in_write()
 
     async def wait_dead(self) -> None:
         """Return when it is killed."""
@@ -223,7 +238,8 @@ class Provider:
                     self._open(life, manager, opened)
                     task_status.started()
                     rng = random.Random(f"{self._story.seed} {self.peer_id} {self._lives} jobs")
-                    await JobRunner(manager, self.jobs, lambda: not life.dead, self._story, rng).run()
+                    runner = JobRunner(manager, self.jobs, life.lasts, self._before_attach, self._story, rng)
+                    await runner.run()
         except StorageError:
             if not life.dead:
                 raise

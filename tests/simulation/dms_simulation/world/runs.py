@@ -41,6 +41,8 @@ _SECONDS = 600.0
 # The longest time that a write may take, and then a commitment lasts.
 _LATENESS = 20.0
 _LONGEST_TTL = 60.0
+# So long a fault waits for a job.
+_JOB_SECONDS = 200.0
 # A job that is asked to end is gone by then.
 _LONGEST_GRACE = 61.0
 
@@ -190,6 +192,15 @@ class _World:
         if not waiting.cancelled_caught:
             await self._rest(provider, rng)
 
+    async def _killed_in_attach(self, provider: Provider, rng: random.Random) -> None:
+        """When its next job is noted, if that is soon."""
+        provider.kill_in_attach()
+        with trio.move_on_after(_JOB_SECONDS) as waiting:
+            await provider.wait_dead()
+        provider.kill_in_attach(wanted=False)
+        if not waiting.cancelled_caught:
+            await self._rest(provider, rng)
+
     async def _rest(self, provider: Provider, rng: random.Random) -> None:
         await trio.sleep(rng.choice((0.1, 1.0, 1.0, 5.0, 70.0)))
         await provider.start()
@@ -263,6 +274,9 @@ class _World:
         for lease in [record.lease for record in book.leases.values()]:
             # An allocation has no deadline: its holder or its owner has to release it.
             known = lease.lease_id in self._reported or lease.holder.startswith("a")
+            if lease.state is LeaseState.ENDING:
+                # Its job has its time; below everything has to be free.
+                continue
             if lease.state is not LeaseState.ALLOCATED or not known:
                 self.story.fail(f"{provider.peer_id} still has {lease}")
             self.story.say("left allocated", peer=provider.peer_id, holder=lease.holder)
@@ -282,8 +296,8 @@ class _World:
 _REPEATED = {CommitRequest: CommitAnswer, AllocateRequest: LeaseAnswer, ReleaseRequest: ReleaseAnswer}
 
 _TROUBLES = (
-    "_killed", "_killed", "_killed_in_write", "_killed_in_write", "_rebooted", "_clock_set", "_disk_failed",
-    "_link_changed", "_connection_cut", "_evicted",
+    "_killed", "_killed", "_killed_in_write", "_killed_in_write", "_killed_in_attach", "_rebooted", "_clock_set",
+    "_disk_failed", "_link_changed", "_connection_cut", "_evicted",
 )  # fmt: skip
 
 
