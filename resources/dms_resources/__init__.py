@@ -56,9 +56,10 @@ if TYPE_CHECKING:
     from .ledger.leases import EndedLease, EndReason, Lease, LeaseJob, LeaseRequest, LeaseState, ResourceAllocation
     from .ledger.windows import Window
     from .machine.file import read_machine_file, write_machine_file
+    from .machine.guard import Guard
     from .machine.hardware import measure_machine
     from .machine.usage import JobUsage, UsageMonitor, UsageSample
-    from .manager import Guard, ResourceManager, open_manager
+    from .manager import ResourceManager, open_manager
     from .refusals import (
         AccountError,
         DrainingError,
@@ -223,9 +224,10 @@ _MODULES = {
     ),
     ".ledger.windows": ("Window",),
     ".machine.file": ("read_machine_file", "write_machine_file"),
+    ".machine.guard": ("Guard",),
     ".machine.hardware": ("measure_machine",),
     ".machine.usage": ("JobUsage", "UsageMonitor", "UsageSample"),
-    ".manager": ("Guard", "ResourceManager", "open_manager"),
+    ".manager": ("ResourceManager", "open_manager"),
     ".refusals": (
         "AccountError",
         "DrainingError",
