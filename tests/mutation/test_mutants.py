@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dms_mutation.figures import explanations
+from dms_mutation.figures import BEGIN, END, PAGE, explanations, read_figures, render
 from dms_mutation.mutants import mutants_of
 from dms_mutation.nearest_tests import LAYERS, nearest_tests
 
@@ -85,3 +85,7 @@ def test_every_explanation_is_of_a_mutant_that_there_is() -> None:
         }
         assert (one.text, one.before, one.after) in places, one
         assert len(one.why) > 20
+
+
+def test_the_page_shows_the_figures() -> None:
+    assert BEGIN + render(read_figures()) + END in PAGE.read_text()

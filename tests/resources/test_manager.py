@@ -212,6 +212,28 @@ async def test_nothing_outlives_the_owners_night(
             await commit("early again", 1)
 
 
+async def test_a_window_opens_and_closes_at_its_second(
+    open_ledger: Any,
+    clock: Any,
+    machine: MachineResources,
+    new_offer: Callable[..., OnboardedResources],
+    new_demand: NewDemand,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    clock.jump(datetime(2026, 11, 24, 21, 59, 50).timestamp() - clock.wall())
+    async with open_ledger(onboarded=new_offer(machine, windows=["22:00-22:01"])) as manager:
+
+        def fits() -> bool:
+            return isinstance(manager.would_fit(new_demand(1), ttl=1), Granted)
+
+        # What was found out at one second does not count beyond the next change.
+        assert not fits()
+        await trio.sleep(11)
+        assert fits()
+        await trio.sleep(60)
+        assert not fits()
+
+
 async def test_several_demands_are_tried_beside_each_other(open_ledger: Any, new_demand: NewDemand) -> None:
     async with open_ledger() as manager:
         requests = [
