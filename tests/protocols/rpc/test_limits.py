@@ -18,17 +18,17 @@ def test_the_page_states_the_limits_that_hold() -> None:
     assert rows["request"] == f"{limits.frame_bytes >> 10} KiB"
     jobs = job_limits(limits)
     assert (
-        f"takes a request of {jobs.frame_bytes >> 10} KiB, passes over one of {jobs.skip_bytes >> 10} KiB, "
-        f"and has {jobs.watches} watches under way"
+        f"accepts a request of {jobs.frame_bytes >> 10} KiB, skips one of up to {jobs.skip_bytes >> 10} KiB, "
+        f"and may have {jobs.watches} running watches"
     ) in PAGE
     assert rows["answer"] == f"{limits.answer_bytes >> 20} MiB"
     assert rows["depth, values of a request"] == f"{limits.depth}, {limits.items}"
-    assert rows["slow operations under way"] == str(limits.operations_in_flight)
-    assert rows["watches under way"] == str(limits.watches)
+    assert rows["running slow operations"] == str(limits.operations_in_flight)
+    assert rows["running watches"] == str(limits.watches)
     assert rows["answers that wait to be read"] == f"{limits.outgoing_bytes >> 10} KiB"
     assert rows["a write that stalls"] == f"{limits.write_deadline:g} s"
     assert rows["one operation"] == f"{limits.operation_deadline:g} s"
-    assert rows["no whole request, nothing under way"] == f"{limits.idle_deadline:g} s"
+    assert rows["no whole request, no running operation"] == f"{limits.idle_deadline:g} s"
 
 
 def test_the_page_states_the_shares_that_hold() -> None:
@@ -37,8 +37,8 @@ def test_the_page_states_the_shares_that_hold() -> None:
     for name, say in (
         ("requests per second, at once", lambda share: f"{share.requests:g}, {share.requests_burst:g}"),
         ("requests for bids per second, at once", lambda share: f"{share.bids:g}, {share.bids_burst:g}"),
-        ("requests being answered and answers not taken yet", lambda share: f"{share.bytes_in_flight >> 20} MiB"),
-        ("slow operations and watches under way", lambda share: str(share.operations)),
+        ("requests being answered and answers not read yet", lambda share: f"{share.bytes_in_flight >> 20} MiB"),
+        ("running slow operations and watches", lambda share: str(share.operations)),
         ("streams", lambda share: str(share.streams)),
         ("holds, commitments and allocations", lambda share: str(share.commitments)),
     ):
