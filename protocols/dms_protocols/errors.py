@@ -160,7 +160,7 @@ class BroadcastError(ProtocolError):
 
 
 class JobError(ProtocolError):
-    """What stands against a job, or against what is requested of one.
+    """A job, or a request about one, is refused.
 
     `no_job` (none on this lease), `job_conflict` (another job is on it), `job_refused` (the owner's settings do not
     allow it), `no_executor` (the provider has none of this name), `executor_unavailable` (it does not answer now),

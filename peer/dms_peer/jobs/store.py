@@ -1,7 +1,7 @@
 """What the peer knows of each job, on the disk before anything of the job is done.
 
 Each job has a directory `jobs/NAME` in the home: `job.json` says how far it is, `document` is the CBOR of its job
-document, `output` keeps what it wrote. A record that cannot be read is put aside with a line in the log; what runs of
+document, `output` keeps what it wrote. A record that cannot be read is renamed with a line in the log; what runs of
 its job is then ended, for a job without a record has nobody who may ask for it.
 """
 
@@ -106,11 +106,11 @@ class JobStore:
         shutil.rmtree(directory, ignore_errors=True)
 
     def load(self) -> Iterator[tuple[StoredJob, Job]]:
-        """All jobs that can be read. The directories of others are removed or put aside."""
+        """All jobs that can be read. The directories of others are removed or renamed."""
         if not self.path.is_dir():
             return
         for directory in sorted(self.path.iterdir()):
-            # What was put aside before stays until the owner looks at it.
+            # Damaged directories that were renamed stay until the owner looks at them.
             if not directory.is_dir() or ".damaged-" in directory.name:
                 continue
             if not (directory / "job.json").exists():
