@@ -64,6 +64,8 @@ STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def main() -> int:
     """Runs the command lines; 0 when none failed."""
     options = _options()
+    # The running peer ends with this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         os.environ.update(HOME=scratch, XDG_DATA_HOME=scratch, XDG_CONFIG_HOME=scratch, DMS_HOME=f"{scratch}/default")
@@ -74,7 +76,12 @@ def main() -> int:
             shares = [options.inputs // options.workers] * options.workers
             shares[0] += options.inputs % options.workers
             children = [_child(values, options.seed + number, share) for number, share in enumerate(shares)]
-            return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+            try:
+                return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+            except SystemExit:
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+                raise
 
 
 def _options() -> argparse.Namespace:
@@ -258,6 +265,7 @@ def _become(arguments: Sequence[str], out: int, err: int, modules: str) -> None:
     code: Any = 70
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
         os.dup2(out, 1)
