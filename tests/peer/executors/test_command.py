@@ -159,7 +159,11 @@ trio.run(main)
         process = await trio.lowlevel.open_process([sys.executable, "-c", peer], stdout=subprocess.PIPE)
         assert process.stdout is not None
         with trio.fail_after(DEADLINE):
-            assert await process.stdout.receive_some(100) == b"started\n"
+            said = b""
+            while not said.endswith(b"\n"):
+                part = await process.stdout.receive_some(100)
+                assert part, said
+                said += part
             process.kill()
             await process.wait()
         await process.stdout.aclose()
