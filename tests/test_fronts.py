@@ -91,3 +91,12 @@ def test_examples_import_from_fronts_only(path: Path) -> None:
     for node in imports:
         assert node.module in api_page.PACKAGES, f"{path.name}:{node.lineno}"
         assert {alias.name for alias in node.names} <= set(importlib.import_module(node.module).__all__)
+
+
+ROOTS = {"peer/dms_peer": 10, "peer/dms_host": 12, "protocols/dms_protocols": 12, "resources/dms_resources": 12}
+
+
+@pytest.mark.parametrize(("package", "most"), ROOTS.items(), ids=ROOTS)
+def test_the_root_of_a_package_stays_small(package: str, most: int) -> None:
+    found = sorted(path.name for path in (ROOT / package).glob("*.py"))
+    assert len(found) <= most, found

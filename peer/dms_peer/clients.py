@@ -13,7 +13,7 @@ from libp2p.abc import IHost
 
 from dms_host import open_stream
 from dms_protocols.clients import AllocationClient, BidClient, ResourcesClient
-from dms_protocols.job_client import JOB_CLIENT_LIMITS, JobClient
+from dms_protocols.jobs.client import JOB_CLIENT_LIMITS, JobClient
 from dms_protocols.protocol_ids import ALLOCATION_PROTOCOL, BID_PROTOCOL, JOB_PROTOCOL, RESOURCES_PROTOCOL, versions_of
 from dms_protocols.rpc.client import Client, open_client
 from dms_protocols.rpc.client_limits import ClientLimits

@@ -26,10 +26,10 @@ import trio
 from dms_host import HardenedHost, host_addresses, parse_listen_address
 from dms_host.keys.identity import Identity, load_or_create_identity
 from dms_protocols.bidding.service import CurrentTerms
+from dms_protocols.jobs.tunnels import TunnelsInUse
 from dms_protocols.protocol_ids import newest_of_each
 from dms_protocols.rpc.counts import ServiceCounts
 from dms_protocols.rpc.shares import SharesInUse
-from dms_protocols.tunnels import TunnelsInUse
 from dms_resources.components import MachineResources
 from dms_resources.errors import LedgerInUseError
 from dms_resources.machine.listening import read_used_ports

@@ -17,7 +17,8 @@ from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding.service import BidTerms, CurrentTerms, bid_operations
 from dms_protocols.bidding.versions import BID_VERSIONS
 from dms_protocols.errors import BusyError
-from dms_protocols.jobs import JobService, job_limits, job_operations
+from dms_protocols.jobs.service import JobService, job_limits, job_operations
+from dms_protocols.jobs.tunnels import TunnelConnect, TunnelsInUse, serve_tunnel
 from dms_protocols.protocol_ids import (
     ALLOCATION_PROTOCOL,
     JOB_PROTOCOL,
@@ -33,7 +34,6 @@ from dms_protocols.rpc.operations import Caller, Operations
 from dms_protocols.rpc.service import refuse_stream, serve_stream
 from dms_protocols.rpc.shares import SharesInUse
 from dms_protocols.tokens.checks import TokenChecker
-from dms_protocols.tunnels import TunnelConnect, TunnelsInUse, serve_tunnel
 from dms_resources.manager import ResourceManager
 
 from .signing import EnvelopeChecker, IdentitySigner, host_identity, trusted_keys

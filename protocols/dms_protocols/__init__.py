@@ -38,8 +38,9 @@ if TYPE_CHECKING:
         RemoteError,
         UnknownOperationError,
     )
-    from .job_client import JOB_CLIENT_LIMITS, JobClient
-    from .jobs import JobService, job_limits, job_operations
+    from .jobs.client import JOB_CLIENT_LIMITS, JobClient
+    from .jobs.service import JobService, job_limits, job_operations
+    from .jobs.tunnels import TunnelLimits, TunnelsInUse, open_tunnel, serve_tunnel
     from .messages.adverts import CapacityAdvert
     from .messages.bid import (
         Bid,
@@ -77,7 +78,6 @@ if TYPE_CHECKING:
     from .tokens.biscuits import attenuate_token, create_token, open_token
     from .tokens.checks import TokenChecker
     from .tokens.grants import Grant, GrantTerms
-    from .tunnels import TunnelLimits, TunnelsInUse, open_tunnel, serve_tunnel
 
 __all__ = [
     "ALLOCATION_PROTOCOL",
@@ -212,8 +212,8 @@ _MODULES = {
         "RemoteError",
         "UnknownOperationError",
     ),
-    ".job_client": ("JOB_CLIENT_LIMITS", "JobClient"),
-    ".jobs": ("JobService", "job_limits", "job_operations"),
+    ".jobs.client": ("JOB_CLIENT_LIMITS", "JobClient"),
+    ".jobs.service": ("JobService", "job_limits", "job_operations"),
     ".messages.adverts": ("CapacityAdvert",),
     ".messages.bid": (
         "Bid",
@@ -260,7 +260,7 @@ _MODULES = {
     ".tokens.biscuits": ("attenuate_token", "create_token", "open_token"),
     ".tokens.checks": ("TokenChecker",),
     ".tokens.grants": ("Grant", "GrantTerms"),
-    ".tunnels": ("TunnelLimits", "TunnelsInUse", "open_tunnel", "serve_tunnel"),
+    ".jobs.tunnels": ("TunnelLimits", "TunnelsInUse", "open_tunnel", "serve_tunnel"),
 }
 
 

@@ -10,8 +10,8 @@ import re
 from decimal import Context, Decimal
 from typing import Any, Final
 
+from .encoding.go_structs import nearest_thousandth
 from .errors import AmountError
-from .go_values import nearest_thousandth
 
 __all__ = [
     "GIB",

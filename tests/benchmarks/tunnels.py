@@ -29,9 +29,9 @@ from rich.table import Table
 
 from dms_host import dial, new_identity, open_host, open_stream
 from dms_host.streams.protocols import attach_protocols
+from dms_protocols.jobs.tunnels import TunnelsInUse, open_tunnel, serve_tunnel
 from dms_protocols.protocol_ids import TUNNEL_PROTOCOL
 from dms_protocols.rpc.operations import Caller
-from dms_protocols.tunnels import TunnelsInUse, open_tunnel, serve_tunnel
 
 MIB: Final = 1 << 20
 PIECE: Final = 256 * 1024

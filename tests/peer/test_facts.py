@@ -27,6 +27,7 @@ from dms_protocols.adverts.exchange import PeersClient
 from dms_protocols.bidding.service import BidTerms
 from dms_protocols.clients import ResourcesClient
 from dms_protocols.errors import AccessError, RemoteError
+from dms_protocols.jobs.tunnels import open_tunnel
 from dms_protocols.messages import allocation, job, resources
 from dms_protocols.messages.bid import BidAnswer, BidRequest, Place
 from dms_protocols.protocol_ids import (
@@ -41,7 +42,6 @@ from dms_protocols.rpc.access import NOBODY, Access, AccessRule, AccessRules, Cu
 from dms_protocols.rpc.facts import FACTS
 from dms_protocols.rpc.operations import Caller
 from dms_protocols.tokens.checks import TokenChecker
-from dms_protocols.tunnels import open_tunnel
 from dms_resources.components import CPU, GPU, RAM, Disk, MachineResources, OnboardedResources
 from dms_resources.machine.usage import UsageMonitor
 from dms_resources.manager import ResourceManager, open_manager

@@ -15,11 +15,11 @@ from dms_host.keys.identity import new_identity
 from dms_peer.connections.pool import open_connections
 from dms_peer.serving import serve
 from dms_protocols.errors import RemoteError
-from dms_protocols.job_client import JobClient
+from dms_protocols.jobs.client import JobClient
+from dms_protocols.jobs.tunnels import TunnelsInUse, open_tunnel
 from dms_protocols.messages.job import Execution, Job, JobFile, JobPort
 from dms_protocols.protocol_ids import JOB_PROTOCOL, TUNNEL_PROTOCOL
 from dms_protocols.rpc.counts import ServiceCounts
-from dms_protocols.tunnels import TunnelsInUse, open_tunnel
 from dms_resources.components import CPU, RAM, Disk, MachineResources
 from dms_resources.manager import open_manager
 from dms_resources.units import GIB, Cores

@@ -23,7 +23,7 @@ from dms_protocols.allocations import allocation_operations
 from dms_protocols.bidding.service import BidTerms, bid_operations
 from dms_protocols.clients import BidClient
 from dms_protocols.errors import BusyError, EnvelopeError
-from dms_protocols.jobs import job_operations
+from dms_protocols.jobs.service import job_operations
 from dms_protocols.messages.bid import EnsembleRequest, NodeRequest
 from dms_protocols.queries import resource_operations
 from dms_protocols.rpc.access import Access

@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from dms_protocols.jobs.tunnels import TunnelsInUse, serve_tunnel
 from dms_protocols.protocol_ids import ProtocolID
 from dms_protocols.rpc.operations import Caller
-from dms_protocols.tunnels import TunnelsInUse, serve_tunnel
 from dms_protocols.vectors import make_vectors
 from memory_jobs import MemoryJobs
 

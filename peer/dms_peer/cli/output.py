@@ -11,7 +11,7 @@ from typing import Any, TextIO, TypeVar
 
 import msgspec
 
-from dms_resources.documents import to_document
+from dms_resources.encoding.documents import to_document
 
 from ..errors import OutputError
 from ..text import printable

@@ -22,7 +22,7 @@ from dms_host.streams.stream import PeerStream
 from dms_host.swarm.dialing import has_living_connection
 from dms_host.swarm.peer_locks import PeerLocks
 from dms_host.tasks import shielded
-from dms_protocols.job_client import JOB_CLIENT_LIMITS
+from dms_protocols.jobs.client import JOB_CLIENT_LIMITS
 from dms_protocols.protocol_ids import JOB_PROTOCOL, versions_of
 from dms_protocols.rpc.client import Client
 from dms_resources.tasks import open_background

@@ -10,12 +10,12 @@ import trio
 from libp2p.abc import IHost
 
 from dms_protocols.errors import JobError
-from dms_protocols.jobs import JobService, job_limits, job_operations
+from dms_protocols.jobs.service import JobService, job_limits, job_operations
+from dms_protocols.jobs.tunnels import TunnelsInUse, serve_tunnel
 from dms_protocols.protocol_ids import JOB_PROTOCOL, TUNNEL_PROTOCOL
 from dms_protocols.rpc.limits import ServiceLimits
 from dms_protocols.rpc.operations import Caller, Operations
 from dms_protocols.rpc.service import refuse_stream, serve_stream
-from dms_protocols.tunnels import TunnelsInUse, serve_tunnel
 from dms_resources.manager import ResourceManager
 
 from ..connections.ping import ping_peer

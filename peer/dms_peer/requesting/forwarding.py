@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from dms_protocols.joined_streams import break_stream, join_streams
+from dms_protocols.jobs.joined_streams import break_stream, join_streams
 from dms_resources.tasks import open_background
 
 from ..errors import PeerError

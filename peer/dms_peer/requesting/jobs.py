@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from dms_protocols.job_client import JobClient
+from dms_protocols.jobs.client import JobClient
 from dms_protocols.messages.job import Job, JobOutput, JobStatus
 from dms_resources.tasks import open_background
 

@@ -14,7 +14,8 @@ import trio
 from dms_protocols.bidding.signing import EnvelopeOpener
 from dms_protocols.clients import AllocationClient, BidClient, Bids, ResourcesClient, SignedBid
 from dms_protocols.errors import ProtocolError, RemoteError
-from dms_protocols.job_client import JobClient
+from dms_protocols.jobs.client import JobClient
+from dms_protocols.jobs.tunnels import open_tunnel
 from dms_protocols.messages.bid import EnsembleRequest, OfferAnswer
 from dms_protocols.protocol_ids import (
     ALLOCATION_PROTOCOL,
@@ -32,7 +33,6 @@ from dms_protocols.rpc.answer_checks import (
     check_renewed,
 )
 from dms_protocols.rpc.client import Client
-from dms_protocols.tunnels import open_tunnel
 from dms_resources.components import FreeResources
 from dms_resources.ledger.leases import EndedLease, Lease
 

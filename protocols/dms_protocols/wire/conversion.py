@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dms_resources.go_values import plain_resources
+from dms_resources.encoding.go_structs import plain_resources
 from dms_resources.units import decode_value, encode_value
 
 from ..errors import MessageError

@@ -16,9 +16,9 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from ..components import CPU, GPU, RAM, Disk, GPUVendor, MachineResources, NetworkInfo
-from ..documents import to_document
+from ..encoding.documents import to_document
+from ..encoding.go_structs import plain_resources
 from ..errors import AmountError, MachineFileError
-from ..go_values import plain_resources
 from ..private_files import write_private
 from ..units import decode_value, parse_size
 from .architectures import architecture_name

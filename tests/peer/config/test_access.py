@@ -15,7 +15,7 @@ from dms_host.keys.identity import new_identity
 from dms_peer.config.access import OPERATIONS, OUT_OF_THE_BOX, OwnerAccess, parse_access, read_access_file
 from dms_peer.errors import DocumentError
 from dms_peer.serving import peer_operations
-from dms_protocols.jobs import job_operations
+from dms_protocols.jobs.service import job_operations
 from dms_protocols.rpc.access import ANYONE, AccessRule, AccessRules
 from dms_protocols.rpc.limits import Share, Shares
 from dms_resources.components import CPU, RAM, Disk, MachineResources

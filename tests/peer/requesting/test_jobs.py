@@ -16,11 +16,11 @@ from dms_peer.errors import PeerError
 from dms_peer.requesting.errors import JobRequestError, ReservationError
 from dms_peer.requesting.node_jobs import NodeJob
 from dms_protocols.errors import BusyError, JobError
-from dms_protocols.jobs import job_limits, job_operations
+from dms_protocols.jobs.service import job_limits, job_operations
+from dms_protocols.jobs.tunnels import TunnelsInUse, serve_tunnel
 from dms_protocols.messages.job import Execution, Job, JobExit, JobPort
 from dms_protocols.protocol_ids import JOB_PROTOCOL, TUNNEL_PROTOCOL
 from dms_protocols.rpc.limits import ServiceLimits
-from dms_protocols.tunnels import TunnelsInUse, serve_tunnel
 from dms_resources.demands import PortDemand
 from dms_resources.ledger.leases import LeaseState
 from dms_simulation.market import open_market

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dms_protocols import errors
-from dms_protocols.jobs import job_limits
+from dms_protocols.jobs.service import job_limits
 from dms_protocols.rpc.limits import ServiceLimits, Shares
 from dms_resources import errors as ledger_errors
 from dms_resources import refusals

@@ -21,8 +21,8 @@ from dms_protocols.wire.cbor import decode_map, encode_fast
 from dms_protocols.wire.conversion import from_map
 from dms_resources.components import GPUVendor, Resources
 from dms_resources.demands import NO_PORTS, CPUDemand, Demand, DiskDemand, GPUDemand, RAMDemand
+from dms_resources.encoding.go_structs import nearest_thousandth, plain_resources
 from dms_resources.errors import AmountError
-from dms_resources.go_values import nearest_thousandth, plain_resources
 from dms_resources.machine.file import parse_machine
 from dms_resources.units import GIB, Cores
 

@@ -8,9 +8,8 @@ from typing import Final
 
 import msgspec
 
-from .errors import ConnectionLostError
-from .jobs import MAX_START_BYTES
-from .messages.job import (
+from ..errors import ConnectionLostError
+from ..messages.job import (
     MAX_OUTPUT_BYTES,
     Job,
     JobAnswer,
@@ -23,9 +22,10 @@ from .messages.job import (
     StopJobRequest,
     job_digest,
 )
-from .rpc.answer_checks import check_job, check_output
-from .rpc.client import Client
-from .rpc.client_limits import ClientLimits
+from ..rpc.answer_checks import check_job, check_output
+from ..rpc.client import Client
+from ..rpc.client_limits import ClientLimits
+from .service import MAX_START_BYTES
 
 __all__ = ["JOB_CLIENT_LIMITS", "JobClient"]
 

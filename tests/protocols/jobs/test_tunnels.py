@@ -10,12 +10,12 @@ import trio
 import trio.testing
 
 from dms_protocols.errors import ConnectionLostError, DeadlineExceededError, RemoteError
-from dms_protocols.joined_streams import join_streams
+from dms_protocols.jobs.joined_streams import join_streams
+from dms_protocols.jobs.tunnels import TunnelLimits, TunnelsInUse, open_tunnel, serve_tunnel
 from dms_protocols.messages.job import Execution, Job, JobPort
 from dms_protocols.rpc.access import NOBODY, Access, AccessRules
 from dms_protocols.rpc.operations import Caller
 from dms_protocols.tokens.checks import TokenChecker
-from dms_protocols.tunnels import TunnelLimits, TunnelsInUse, open_tunnel, serve_tunnel
 from memory_jobs import MemoryJobs
 
 LEASE = "lease-1"

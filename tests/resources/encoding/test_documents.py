@@ -6,7 +6,7 @@ from enum import Enum
 
 import msgspec
 
-from dms_resources.documents import to_document
+from dms_resources.encoding.documents import to_document
 from dms_resources.units import Cores
 
 

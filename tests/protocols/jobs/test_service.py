@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from dms_protocols.errors import AccessError, ConnectionLostError, FrameError, RemoteError
-from dms_protocols.job_client import JOB_CLIENT_LIMITS, JobClient
-from dms_protocols.jobs import MAX_START_BYTES, job_limits, job_operations
+from dms_protocols.jobs.client import JOB_CLIENT_LIMITS, JobClient
+from dms_protocols.jobs.service import MAX_START_BYTES, job_limits, job_operations
 from dms_protocols.messages.job import (
     MAX_FILES_BYTES,
     MAX_JOB_BYTES,

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from .units import encode_value
+from ..units import encode_value
 
 __all__ = ["to_document"]
 

@@ -25,7 +25,7 @@ import trio
 
 from dms_resources.errors import ResourcesError
 
-from .errors import (
+from ..errors import (
     BusyError,
     ConnectionLostError,
     DeadlineExceededError,
@@ -34,16 +34,16 @@ from .errors import (
     ProtocolError,
     UnknownOperationError,
 )
+from ..logs import LimitedLog
+from ..messages.tunnel import TunnelAnswer, TunnelRequest
+from ..rpc.access import Access
+from ..rpc.operations import Caller
+from ..wire.cbor import decode_map
+from ..wire.conversion import from_map, to_bytes
+from ..wire.envelope import add_token, encode_error, encode_ok, encode_request, read_id, read_ok
+from ..wire.error_bodies import encode_error_body
+from ..wire.frames import FrameReader
 from .joined_streams import BROKEN, HALF_OPEN_IDLE, PIECE, ContinuedStream, break_stream, join_streams
-from .logs import LimitedLog
-from .messages.tunnel import TunnelAnswer, TunnelRequest
-from .rpc.access import Access
-from .rpc.operations import Caller
-from .wire.cbor import decode_map
-from .wire.conversion import from_map, to_bytes
-from .wire.envelope import add_token, encode_error, encode_ok, encode_request, read_id, read_ok
-from .wire.error_bodies import encode_error_body
-from .wire.frames import FrameReader
 
 __all__ = ["TunnelConnect", "TunnelLimits", "TunnelsInUse", "open_tunnel", "serve_tunnel"]
 

@@ -24,8 +24,8 @@ import trio
 
 from dms_resources.manager import ResourceManager
 
-from .errors import MessageError
-from .messages.job import (
+from ..errors import MessageError
+from ..messages.job import (
     MAX_FILES_BYTES,
     MAX_JOB_BYTES,
     Job,
@@ -38,10 +38,10 @@ from .messages.job import (
     StartJobRequest,
     StopJobRequest,
 )
-from .rpc.limits import ServiceLimits
-from .rpc.operations import Caller, Operations
-from .tokens.checks import TokenChecker
-from .wire.conversion import to_bytes
+from ..rpc.limits import ServiceLimits
+from ..rpc.operations import Caller, Operations
+from ..tokens.checks import TokenChecker
+from ..wire.conversion import to_bytes
 
 __all__ = ["MAX_START_BYTES", "JobService", "job_limits", "job_operations"]
 

@@ -1,0 +1,1 @@
+"""Jobs on leases: starting and following them, and tunnels to their ports."""

@@ -1,0 +1,1 @@
+"""Resources in formats of others: JSON documents, and maps as Go programs write them."""
