@@ -113,7 +113,7 @@ class Client:
     async def job(self, key: str) -> None:
         """Perhaps attaches a job, which may be gone before its lease is released."""
         manager, chance = self.manager, self.chance
-        if chance.random() < 0.6:
+        if chance.random() < 0.9:
             digest = f"{chance.randrange(2**32):08x}"
             await attempt("attach", [key], lambda: manager.attach_job(key, digest, holder=self.name))
             lease = manager.lease(key)
@@ -154,13 +154,12 @@ async def own(manager: ResourceManager, chance: random.Random) -> None:
 
 
 async def clear(manager: ResourceManager, lease: Lease) -> None:
-    """Releases what the killed writer before left, after its job is gone."""
+    """Releases what the killed writer before left, and then reports that its job is gone."""
+    if lease.state is not LeaseState.ENDING:
+        release = manager.deallocate_resources if lease.state is LeaseState.ALLOCATED else manager.uncommit_resources
+        await attempt("release", [lease.lease_id], lambda: release(lease.lease_id, holder=lease.holder))
     if lease.runs_job:
         await attempt("gone", [lease.lease_id], lambda: manager.job_gone(lease.lease_id, fence=lease.fence))
-    if lease.state is LeaseState.ENDING:
-        return
-    release = manager.deallocate_resources if lease.state is LeaseState.ALLOCATED else manager.uncommit_resources
-    await attempt("release", [lease.lease_id], lambda: release(lease.lease_id, holder=lease.holder))
 
 
 async def main(path: Path, seed: str, number: str) -> None:

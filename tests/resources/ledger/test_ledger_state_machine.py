@@ -1326,24 +1326,29 @@ class LedgerMachine(RuleBasedStateMachine):
     def one(self, draft: Draft) -> None:
         self._do(_operation(draft, self.model))
 
-    @rule(draft=drafts)
-    def job_runs(self, draft: Draft) -> None:
-        """An allocation with a job on it: without this few of the leases that end have one."""
+    @rule(draft=drafts, steps=st.sampled_from(("", "gone", "end", "gone end", "end gone")))
+    def job_runs(self, draft: Draft, steps: str) -> None:
+        """An allocation with a job on it, and how both end: without this few of the leases that end have one."""
         free = [lease_id for lease_id in IDS if lease_id not in self.model.live.keys() | self.model.past.keys()]
         if free:
             lease_id, holder = free[0], HOLDERS[draft.holder]
-            self._do(Allocate(lease_id, holder, None, WANTED[draft.wanted], TERMS))
+            self._do(Allocate(lease_id, holder, None, WANTED[draft.wanted % 2], TERMS))
             self._do(Attach(lease_id, holder, None, DIGESTS[0]))
+            self._do(Attach(lease_id, holder, None, DIGESTS[draft.wanted % 2]))
+            self._end_job(lease_id, steps)
 
-    @rule(draft=drafts, gone=st.booleans())
-    def job_ends(self, draft: Draft, gone: bool) -> None:
-        """A job is gone, or the lease under it ends."""
+    @precondition(lambda self: self.model.ending or any(one.job for one in self.model.live.values()))
+    @rule(draft=drafts, steps=st.sampled_from(("gone", "end", "gone end", "end gone")))
+    def job_ends(self, draft: Draft, steps: str) -> None:
+        """A job is gone, or the lease under it ends, or one after the other."""
         live = [lease_id for lease_id, one in self.model.live.items() if one.job is not None]
         known = sorted([*live, *self.model.ending])
-        if known:
-            lease_id = known[draft.id_number % len(known)]
-            one = self.model.live.get(lease_id) or self.model.ending[lease_id]
-            self._do(Gone(lease_id, one.fence or 0) if gone else End(lease_id, one.holder, one.fence))
+        self._end_job(known[draft.id_number % len(known)], steps)
+
+    def _end_job(self, lease_id: str, steps: str) -> None:
+        one = self.model.live.get(lease_id) or self.model.ending.get(lease_id)
+        for step in steps.split() if one is not None else ():
+            self._do(Gone(lease_id, one.fence or 0) if step == "gone" else End(lease_id, one.holder, one.fence))
 
     @rule(draft=drafts)
     def another(self, draft: Draft) -> None:
