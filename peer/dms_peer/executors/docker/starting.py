@@ -30,6 +30,7 @@ __all__ = ["ContainerStarter", "job_network"]
 _CREATE_TRIES: Final = 5
 _PAUSE: Final = 0.05
 _VERIFY_TRIES: Final = 3
+_START_TRIES: Final = 2
 
 
 def job_network(spec: JobSpec) -> str:
@@ -68,9 +69,14 @@ class ContainerStarter:
         if not is_started(container):
             if facts.surrounds:
                 await self._watch.blocking(SurroundingGroup(spec.name).make)
-            answer = await self._containers.start(spec.name)
-            container = await self._containers.find(spec.name) or {}
-            if not is_started(container):
+            for _ in range(_START_TRIES):
+                answer = await self._containers.start(spec.name)
+                container = await self._containers.find(spec.name) or {}
+                if is_started(container):
+                    break
+                # It never ran, so it may be tried again: runtimes fail now and then on a busy machine.
+                await trio.sleep(_PAUSE)
+            else:
                 raise ExecutorError(f"the engine cannot start it: {answer.message}", code="failed")
         await self._verify(spec, container, facts)
 
