@@ -6,7 +6,7 @@ Rules:
    to everything that it started, and if this process is killed with SIGKILL: then a watcher process ends them.
 2. While the command runs, SIGTERM, SIGHUP and SIGINT are for the command. From a terminal the command gets SIGINT
    directly. It has ten seconds to end; a second signal kills it at once.
-3. While no command runs, SIGTERM and SIGHUP end the block as Ctrl-C does, so that what is held is released.
+3. While no command runs, SIGTERM, SIGHUP and SIGINT end the block, and what is held is released.
 4. If a command ends by itself, the processes that it leaves behind are not ended.
 """
 
@@ -135,13 +135,23 @@ async def _hand_on(signals: AsyncIterator[int], process: trio.Process) -> None:
 
 @asynccontextmanager
 async def stopped_by_signals() -> AsyncIterator[None]:
-    """Cancel the block on SIGTERM and SIGHUP, and raise StoppedError when it has ended."""
+    """Cancel the block on SIGTERM, SIGHUP and SIGINT. When it has ended, raise StoppedError, or KeyboardInterrupt for
+    SIGINT.
+
+    The interpreter would raise KeyboardInterrupt in whichever task runs, for example in one of a connection over which
+    something has to be released. A SIGINT that is ignored stays ignored.
+    """
     stopped: list[int] = []
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        numbers.append(signal.SIGINT)
+    with trio.open_signal_receiver(*numbers) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop, signals, nursery.cancel_scope, stopped)
             yield
             nursery.cancel_scope.cancel()
+    if stopped and stopped[0] == signal.SIGINT:
+        raise KeyboardInterrupt
     if stopped:
         raise StoppedError(stopped[0])
 

@@ -77,8 +77,9 @@ async def deploy_ensemble(
     kept = False
     try:
         async with (
-            stopped_by_signals(),
             open_home_requester(home, settings, token) as requester,
+            # Within the host: what is held is released over its connections.
+            stopped_by_signals(),
             requester.reserve(
                 request, strategy=strategy, currency=currency, rules=rules, want=want, ttl=ttl, wait=wait, keep=detach,
                 on_progress=on_progress,

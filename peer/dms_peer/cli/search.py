@@ -96,8 +96,9 @@ async def hold_ensemble(
     request = ensemble.asked(deadline=time.time() + timeout)
     rules = AssignmentRules(different_peers=ensemble.different_peers, pins=ensemble.pins)
     async with (
-        stopped_by_signals(),
         open_home_requester(home, settings, token) as requester,
+        # Within the host: what is held is released over its connections.
+        stopped_by_signals(),
         requester.reserve(
             request, strategy=strategy, currency=currency, rules=rules, ttl=ttl, wait=wait, on_progress=on_progress
         ) as reservation,

@@ -125,6 +125,8 @@ def write_logs(level: str = "warning", *, as_json: bool = False) -> None:
 def show_warnings() -> None:
     """Show warnings during a command as one line each, for example about an unreachable bootstrap peer."""
     logging.basicConfig(handlers=[_Warnings(logging.WARNING)], level=logging.WARNING, force=True)
+    # It warns of each interface that has no way to the group of mDNS, and works on the others.
+    logging.getLogger("zeroconf").setLevel(logging.ERROR)
 
 
 class _Warnings(logging.Handler):

@@ -22,6 +22,8 @@ PROGRAM = Path(__file__).parents[4] / "examples" / "executors" / "run_cmd.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"}
 SMALL = "{cpu: {cores: 0.1}, ram: {size: 64MiB}, disk: {size: 1MiB}}"
 
+STAYS = '{execution: {type: command, cmd: [sh, -c, "echo it runs; exec sleep 3600"]}}'
+
 
 class Peers:
     """A provider that runs, and the home of a requester."""
@@ -114,6 +116,29 @@ def test_a_deployment_ends_with_its_worst_job_and_gives_everything_back(peers: P
     assert sorted(out.splitlines()) == ["bad  | broken", "good | fine"]
     assert peers.leases() == []
     assert json.loads(peers.run("deployments", "--all", "--json")[1]) == {"jobs": [], "unanswered": []}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_deployment_and_gives_everything_back(peers: Peers, number: signal.Signals) -> None:
+    file = peers.ensemble("endless", {"a": STAYS, "b": STAYS})
+    with peers.popen("deploy", "-f", file, *peers.search) as process:
+        try:
+            assert process.stdout is not None
+            seen = ""
+            while seen.count("it runs") < 2:
+                line = process.stdout.readline()
+                assert line, process.communicate(timeout=60)
+                seen += line
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + number
+    assert "not given back" not in err
+    deadline = time.monotonic() + 60
+    while peers.leases():
+        # What ends is there until its processes are gone.
+        assert time.monotonic() < deadline
 
 
 def test_a_job_that_cannot_start_takes_the_others_back(peers: Peers) -> None:
