@@ -300,6 +300,7 @@ class JobTask:
         cut = ""
         with trio.move_on_after(_DRAIN_SECONDS) as draining:
             await self._drain(executor)
+            await self._read_again(executor)
         if draining.cancelled_caught:
             cut = "the end of its output could not be read"
         how = found.exit or JobExit(kind="lost", message=f"{self.record.executor} does not say how it ended")
@@ -359,6 +360,26 @@ class JobTask:
                 await self._keep(piece)
                 await trio.sleep(len(piece.data) / rate)
         self._drained = True
+
+    async def _read_again(self, executor: Executor) -> None:
+        """Puts the output right where it was followed with a gap: what an exited job wrote is read as a whole.
+
+        Podman 4.3 was seen to lose a line of a log that is followed on a busy machine.
+        """
+        if self._spool.end > self._settings.output_bytes:
+            # Parts of it are not kept, here or by the engine.
+            return
+        pieces: list[OutputPiece] = []
+        async with executor.output(self._spec, 0) as output:
+            async for piece in output:
+                pieces.append(piece)
+        size = sum(len(piece.data) for piece in pieces)
+        if size <= self._spool.end or size > self._settings.output_bytes or any(piece.dropped for piece in pieces):
+            return
+        _log.warning("job on lease %s: its output was followed with gaps and is read anew", self.record.lease_id)
+        async with self._spooling:
+            await self._worker(lambda: self._spool.replace(pieces))
+        self._tell()
 
     async def _keep(self, piece: OutputPiece) -> None:
         async with self._spooling:

@@ -107,10 +107,12 @@ class Spool:
                 at = behind
         return found
 
-    def remove(self) -> None:
-        """Forgets everything."""
-        shutil.rmtree(self._path, ignore_errors=True)
+    def replace(self, pieces: Sequence[OutputPiece]) -> None:
+        """Keeps these bytes in place of all that there were."""
+        shutil.rmtree(self._path)
+        self._path.mkdir(mode=0o700)
         self._segments = []
+        self.append(pieces)
 
     def _write(self, records: list[bytes]) -> None:
         """Writes records, which are all of the last segment."""

@@ -332,6 +332,26 @@ async def test_after_a_restart_a_job_is_found_again_with_its_whole_output(
     assert engine.starts == {name: 1}
 
 
+async def test_output_that_was_followed_with_a_gap_is_whole_at_the_end(
+    peer: Any, engine: Engine, job: Job, mock_clock: Any
+) -> None:
+    mock_clock.autojump_threshold = 0
+    engine.lossy = True
+    async with peer.up():
+        lease = await peer.allocate()
+        await peer.jobs.start("lease", lease.fence, job, holder=HOLDER)
+        await until(peer.jobs, "running")
+        (name,) = engine.running
+        for line in (b"one\n", b"two\n", b"three\n"):
+            engine.write(name, line)
+            await trio.sleep(1)
+        assert await output(peer.jobs) == b"one\nthree\n"
+        engine.finish(name, DONE)
+        done = await until(peer.jobs, "exited")
+        assert await output(peer.jobs) == b"one\ntwo\nthree\n"
+        assert (done.output, done.dropped) == (14, 0)
+
+
 async def test_a_job_whose_executor_is_no_longer_named_keeps_its_lease(
     peer: Any, engine: Engine, job: Job, mock_clock: Any
 ) -> None:
