@@ -373,13 +373,18 @@ class JobTask:
         async with executor.output(self._spec, 0) as output:
             async for piece in output:
                 pieces.append(piece)
-        size = sum(len(piece.data) for piece in pieces)
-        if size <= self._spool.end or size > self._settings.output_bytes or any(piece.dropped for piece in pieces):
+        whole = b"".join(piece.data for piece in pieces)
+        if len(whole) > self._settings.output_bytes or any(piece.dropped for piece in pieces):
             return
-        _log.warning("job on lease %s: its output was followed with gaps and is read anew", self.record.lease_id)
         async with self._spooling:
-            await self._worker(lambda: self._spool.replace(pieces))
+            await self._worker(lambda: self._put_right(whole, pieces))
         self._tell()
+
+    def _put_right(self, whole: bytes, pieces: list[OutputPiece]) -> None:
+        kept = b"".join(piece.data for piece in self._spool.read(0, len(whole) + 1))
+        if kept != whole and len(whole) >= len(kept):
+            _log.warning("job on lease %s: its output was followed with gaps and is read anew", self.record.lease_id)
+            self._spool.replace(pieces)
 
     async def _keep(self, piece: OutputPiece) -> None:
         async with self._spooling:
