@@ -317,14 +317,17 @@ class ResourceManager(LedgerView):
 
     async def set_draining(self, draining: bool) -> None:
         """Stop accepting new commitments, or accept them again. Existing leases continue. May be cancelled."""
-        await self._change_offer("drain" if draining else "undrain", "", draining=draining)
+        if draining:
+            await self._change_offer("drain", "", draining=True)
+        else:
+            await self._change_offer("undrain", "", draining=False, drain_deadline=None)
 
     async def drain(self, *, evict: bool = False, deadline: float = 0.0, reason: str = "") -> Eviction:
         """Stop accepting new commitments. Jobs continue, unless `evict` ends every lease, in the same step, at the
         latest after `deadline` seconds; with deadline 0 at once.
 
-        The holders get `evicted` with the reason. Raises `AmountError` or `StorageError`; then nothing has changed. May
-        be cancelled.
+        The holders get `evicted` with the reason. The deadline is recorded (`drain_deadline`).
+        Raises `AmountError` or `StorageError`; then nothing has changed. May be cancelled.
         """
         eviction = await self._ledger.change(
             lambda now: decisions.drain(self._ledger.book, now, evict=evict, deadline=deadline, reason=reason)
@@ -373,7 +376,7 @@ class ResourceManager(LedgerView):
 
     # Internal
 
-    async def _change_offer(self, action: str, detail: str, **terms: OnboardedResources | bool) -> None:
+    async def _change_offer(self, action: str, detail: str, **terms: OnboardedResources | bool | None) -> None:
         def decide(now: Moment) -> tuple[Change, None]:
             # The owner's other decisions are read here, after the wait, so that a change of them meanwhile is not
             # undone.

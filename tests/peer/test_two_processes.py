@@ -344,14 +344,20 @@ async def test_the_owner_evicts_and_drains_where_no_peer_runs(home: Home, tmp_pa
     code, refused = await dms_peer("offboard", "--home", mine)
     assert (code, refused["error"]["code"]) == (1, "still_promised")
     assert "evict --all" in refused["error"]["hint"]
-    assert await dms_peer("drain", "--home", mine) == (0, {"leases": 1, "evicted": 0, "running": False})
+    assert await dms_peer("drain", "--home", mine) == (
+        0,
+        {"leases": 1, "evicted": 0, "running": False, "deadline": None},
+    )
     assert (await dms_peer("release", "ffffffffff", "--home", mine))[1]["error"]["code"] == "unknown_lease"
     code, evicted = await dms_peer("evict", "--all", "--notice", "10m", "--home", mine)
     assert (code, [one["lease_id"] for one in evicted["noticed"]]) == (0, [lease["lease_id"]])
     assert await dms_peer("drain", "--cancel", "--home", mine) == (0, {"drained": True, "withdrawn": 0})
     code, released = await dms_peer("release", lease["lease_id"][:8], "--home", mine)
     assert (code, released["lease_id"], released["reason"]) == (0, lease["lease_id"], "released")
-    assert await dms_peer("drain", "--evict", "--home", mine) == (0, {"leases": 0, "evicted": 0, "running": False})
+    assert await dms_peer("drain", "--evict", "--home", mine) == (
+        0,
+        {"leases": 0, "evicted": 0, "running": False, "deadline": None},
+    )
     code, offer = await dms_peer("offboard", "--home", mine)
     assert (code, offer["onboarded"]) == (0, None)
 
@@ -367,7 +373,18 @@ async def test_a_drain_of_a_running_peer_waits_for_its_leases_and_says_what_is_l
         assert (code, left["error"]["code"]) == (1, "still_promised")
         assert "1 lease has" in left["error"]["message"]
         code, drained = await dms_peer("drain", "--deadline", "1s", "--evict", "--home", mine)
-        assert (code, drained) == (0, {"leases": 0, "evicted": 1, "running": True})
+        assert (code, drained["leases"], drained["evicted"], drained["running"]) == (0, 0, 1, True)
+
+
+async def test_the_deadline_of_a_drain_outlives_the_peer(home: Home, dms_peer: Any) -> None:
+    mine = str(home.path)
+    async with _running(home):
+        assert (await dms_peer("drain", "--deadline", "2h", "--home", mine))[0] == 0
+        _, before = await dms_peer("status", "--home", mine)
+        assert 7000 < before["drain_deadline"] - time.time() <= 7200
+    async with _running(home):
+        _, after = await dms_peer("status", "--home", mine)
+    assert (after["draining"], after["drain_deadline"]) == (True, before["drain_deadline"])
 
 
 async def test_an_interrupted_drain_goes_on_and_says_so(home: Home, tmp_path: Path, dms_peer: Any) -> None:

@@ -188,6 +188,7 @@ class LocalAdministration:
             ),
             other_peers=await self._other_peers(manager.get_onboarded_resources()),
             version=__version__,
+            drain_deadline=manager.drain_deadline,
         )
 
     def _jobs_of(self, leases: Iterable[Lease]) -> tuple[LeaseJobStatus, ...]:
@@ -306,6 +307,7 @@ class LocalAdministration:
             evicted=evicted,
             running=self._addrs is not None,
             ending=self._manager.lease_counts[LeaseState.ENDING],
+            deadline=self._manager.drain_deadline,
         )
 
     async def cancel_drain(self) -> CancelDrainAnswer:

@@ -121,9 +121,9 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     nothing watches it. `terms` are those of the running peer, None if it has none. Since the peer started, `refusals`
     counts the nodes on which it did not bid and `failures` the requests that it answered with an error, by code;
     `limits_hit` counts what its host refused, by limit. `lease_use` has the leases whose processes are known and have a
-    cgroup of their own. `jobs` has the jobs of `leases`, `executors`
-    what runs jobs here. `other_peers` are sentences on the other running peers of this
-    machine. `version` is the release of dms-peer that answers.
+    cgroup of their own. `jobs` has the jobs of `leases`, `executors` what runs jobs here. `other_peers` are sentences
+    on the other running peers of this machine. `version` is the release of dms-peer that answers. `drain_deadline`
+    (Unix seconds) is the time by which a drain is to end.
     """
 
     peer_id: str
@@ -155,6 +155,7 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     executors: tuple[ExecutorStatus, ...] = ()
     other_peers: tuple[str, ...] = ()
     version: str = ""
+    drain_deadline: float | None = None
 
 
 class OnboardRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="onboard"):
@@ -224,12 +225,14 @@ class DrainAnswer(Struct, frozen=True, kw_only=True):
     """How many `leases` have not ended yet, and how many were `evicted`. `running` is set if a running peer answers.
 
     `ending` counts those of the leases that ended for their holders, and whose jobs still run.
+    `deadline` (Unix seconds) is the time by which the drain is to end, None if it has none.
     """
 
     leases: int
     evicted: int
     running: bool
     ending: int = 0
+    deadline: float | None = None
 
 
 class CancelDrainRequest(Struct, frozen=True, kw_only=True, tag_field="op", tag="cancel_drain"):

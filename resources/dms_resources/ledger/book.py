@@ -55,10 +55,14 @@ _MOST_HOLDERS = 1024
 
 
 class OfferState(Struct, frozen=True, kw_only=True):
-    """The owner's decisions: the onboarded resources (None: nothing is offered) and whether the machine drains."""
+    """The owner's decisions: the onboarded resources (None: nothing is offered) and whether the machine drains.
+
+    `drain_deadline` (Unix seconds) is the time by which the owner wants the drain to end, if there is one.
+    """
 
     onboarded: OnboardedResources | None = None
     draining: bool = False
+    drain_deadline: float | None = None
 
 
 NOTHING_OFFERED = OfferState()

@@ -207,8 +207,13 @@ def change_offer(book: Book, offer: OfferState, now: Moment, *, action: str, det
 
 
 def drain(book: Book, now: Moment, *, evict: bool, deadline: float, reason: str) -> tuple[Change, Eviction]:
-    """Accept no more commitments. With `evict`, every lease ends at the latest `deadline` seconds from now."""
-    change = change_offer(book, replace(book.offer, draining=True), now, action="drain", detail=reason)
+    """Accept no more commitments. With `evict`, every lease ends at the latest `deadline` seconds from now.
+
+    Without `evict`, the deadline is only recorded. A drain that goes on keeps its deadline until it gets another one.
+    """
+    until = now.wall + deadline if deadline > 0 else None if evict else book.offer.drain_deadline
+    offer = replace(book.offer, draining=True, drain_deadline=until)
+    change = change_offer(book, offer, now, action="drain", detail=reason)
     if not evict:
         return change, Eviction()
     ends, eviction = endings.evict(book, endings.standing(book), now, reason=reason, notice=deadline, drain=True)
@@ -217,7 +222,7 @@ def drain(book: Book, now: Moment, *, evict: bool, deadline: float, reason: str)
 
 def cancel_drain(book: Book, now: Moment) -> tuple[Change, list[Lease]]:
     """Accept commitments again, and withdraw the notices that the drain gave."""
-    change = change_offer(book, replace(book.offer, draining=False), now, action="undrain")
+    change = change_offer(book, replace(book.offer, draining=False, drain_deadline=None), now, action="undrain")
     notices, leases = endings.withdraw_notices(book, now, drain=True)
     return replace(notices, offer=change.offer, entries=change.entries + notices.entries), leases
 

@@ -55,6 +55,11 @@ class LedgerView:
         return self._ledger.book.offer.draining
 
     @property
+    def drain_deadline(self) -> float | None:
+        """The time (Unix seconds) by which the owner wants the drain to end; None without a drain or a deadline."""
+        return self._ledger.book.offer.drain_deadline
+
+    @property
     def storage_error(self) -> StorageError | None:
         """The last failure of the disk; None if it works."""
         return self._ledger.journal.failed

@@ -171,14 +171,31 @@ async def test_a_drain_evicts_what_it_is_told_to_and_can_be_cancelled(administra
         await committed(manager, "b")
     assert await ours.cancel_drain() == CancelDrainAnswer(drained=True, withdrawn=0)
     await committed(manager, "b")
-    assert await ours.start_drain(StartDrainRequest(evict=True, notice=5)) == DrainAnswer(
-        leases=2, evicted=2, running=False
-    )
+    answer = await ours.start_drain(StartDrainRequest(evict=True, notice=5))
+    assert answer == DrainAnswer(leases=2, evicted=2, running=False, deadline=answer.deadline)
+    assert 0 < answer.deadline - time.time() <= 5
     assert all(lease.deadline - time.time() <= 5 for lease in manager.leases())
     assert await ours.cancel_drain() == CancelDrainAnswer(drained=True, withdrawn=2)
     assert all(lease.deadline - time.time() > 60 for lease in manager.leases())
     assert await ours.cancel_drain() == CancelDrainAnswer(drained=False, withdrawn=0)
     assert (await ours.start_drain(StartDrainRequest(evict=True))).leases == 0
+
+
+async def test_the_deadline_of_a_drain_is_kept_until_the_drain_ends(administration):
+    ours, manager = administration
+    await ours.onboard(OnboardRequest(offer=OFFER))
+    await committed(manager, "a")
+    deadline = (await ours.start_drain(StartDrainRequest(notice=7200))).deadline
+    assert 7100 < deadline - time.time() <= 7200
+    # Nobody is evicted, and a second command waits for the same deadline.
+    assert manager.lease("a").notice is None
+    assert (await ours.start_drain(StartDrainRequest())).deadline == deadline
+    assert (await ours.status()).drain_deadline == deadline
+    await ours.cancel_drain()
+    assert (await ours.status()).drain_deadline is None
+    await ours.start_drain(StartDrainRequest(notice=60))
+    await ours.onboard(OnboardRequest(offer=OFFER))
+    assert ((await ours.status()).draining, (await ours.status()).drain_deadline) == (False, None)
 
 
 async def test_the_owner_releases_a_lease_as_its_holder_would(administration):

@@ -37,7 +37,8 @@ def drain(
 ) -> None:
     """Take no new commitments, and wait until all leases have ended.
 
-    The drain goes on when this command is interrupted, until `onboard` or `drain --cancel`.
+    The drain goes on when this command is interrupted, until `onboard` or `drain --cancel`. It keeps its deadline,
+    also when the peer is restarted.
     With --deadline and without --evict, exit code 1 says that leases are left.
     Example: dms-peer drain --deadline 2h --evict
     """
@@ -50,8 +51,9 @@ def drain(
             raise typer.BadParameter("--cancel stands alone")
         show_answer(as_json, show_cancelled_drain, cancel_drain(place))
         return
-    until = float("inf") if deadline is None else time.monotonic() + deadline
     answer = start_drain(place, evict=evict, notice=deadline or 0.0)
+    # A drain that goes on keeps its deadline, also over a restart of the peer.
+    until = float("inf") if answer.deadline is None else time.monotonic() + answer.deadline - time.time()
     if answer.leases and answer.running:
         # Evicted leases end at the deadline, and the provider says so a moment later.
         answer = _wait(place, answer, until + 30 if evict else until)
@@ -79,7 +81,7 @@ def _wait(home: Home, answer: DrainAnswer, until: float) -> DrainAnswer:
             code="still_promised",
             hint="the drain goes on; `dms-peer evict --all` ends them, `dms-peer drain --cancel` ends the drain",
         ) from None
-    return DrainAnswer(leases=0, evicted=answer.evicted, running=True)
+    return DrainAnswer(leases=0, evicted=answer.evicted, running=True, deadline=answer.deadline)
 
 
 def _leases(count: int) -> str:

@@ -26,7 +26,7 @@ _CPU_TOLERANCE: Final = 1.1
 def show_status(status: StatusAnswer, *, full: bool = False) -> None:
     """Print the state of the home's own peer. `full` shows ids in full."""
     state = "running" if status.running else "not running (start it with `dms-peer run`)"
-    notes = [state, *(["draining"] if status.draining else []), *(["simulated machine"] if status.simulated else [])]
+    notes = [state, *_drain(status), *(["simulated machine"] if status.simulated else [])]
     say(f"peer {status.peer_id}: {', '.join(notes)}")
     if status.version:
         say(f"  dms-peer {status.version}")
@@ -73,6 +73,17 @@ def show_status(status: StatusAnswer, *, full: bool = False) -> None:
             say(f"    {note}")
     for sentence in (*status.limits, *status.problems):
         say(f"  note: {sentence}")
+
+
+def _drain(status: StatusAnswer) -> list[str]:
+    if not status.draining:
+        return []
+    if status.drain_deadline is None:
+        return ["draining"]
+    left = status.drain_deadline - time.time()
+    if left > 0:
+        return [f"draining, deadline in {format_duration(left)}"]
+    return [f"draining, deadline passed {format_duration(-left)} ago"]
 
 
 def _show_leases(status: StatusAnswer, *, full: bool) -> None:

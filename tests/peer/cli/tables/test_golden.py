@@ -114,6 +114,7 @@ STATUS = StatusAnswer(
     lease_use=(LeaseUse(lease_id=LEASES[0].lease_id, cores=Cores.of(2.75), ram=11 * GIB),),
     terms=TermsSummary(currency="EUR", micros_per_hour={"core": 40_000}, location=("Europe", "DE"), executors=()),
     refusals={"resources": 12, "executor": 1}, version="1.2.3",
+    drain_deadline=NOW + 5400,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], None]] = {
     "status": lambda: status.show_status(STATUS),
