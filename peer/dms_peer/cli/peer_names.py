@@ -5,6 +5,7 @@ Ids of Ed25519 keys all begin with `12D3KooW`, so the characters after that also
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from typing import Final
@@ -38,9 +39,9 @@ class NamedPeer(Struct, frozen=True, kw_only=True):
 def find_peer(home: Home, text: str) -> NamedPeer:
     """The peer that `text` names: a multiaddr, a peer id, or the beginning of the id of a known peer.
 
-    Known peers are those of the running peer, otherwise those of the peers file; the providers of the journal of
-    leases; and this home's own running peer. Raises AddressError, and PeerError `unknown_peer` or `ambiguous_peer`.
-    Blocks.
+    Known peers are those of the running peer, otherwise those of the peers file and the bootstrap peers of the
+    configuration; the providers of the journal of leases; and this home's own running peer. Raises AddressError,
+    DocumentError, and PeerError `unknown_peer` or `ambiguous_peer`. Blocks.
     """
     if text.startswith("/") or "/" in text:
         return _at_address(text)
@@ -108,9 +109,13 @@ def _known(home: Home) -> dict[str, tuple[str, ...]]:
     from ..owner.client import read_peers
 
     known: dict[str, tuple[str, ...]] = {}
+    configured: list[tuple[str, tuple[str, ...]]] = []
     journal = [(one.peer_id, one.addrs) for one in LeaseJournal(home.path).providers()]
     try:
-        peers = [(row.peer_id, row.addrs) for row in read_peers(home, 1000).peers]
+        answer = read_peers(home, 1000)
+        peers = [(row.peer_id, row.addrs) for row in answer.peers]
+        if not answer.running:
+            configured = _bootstrap(home)
     except RemoteError:
         # A peer that runs without discovery knows no others.
         peers = []
@@ -119,9 +124,19 @@ def _known(home: Home) -> dict[str, tuple[str, ...]]:
         if error.code != "no_peer":
             raise
         peers = []
-    for peer_id, addrs in _in_order(peers, journal):
+    for peer_id, addrs in _in_order(peers, journal, configured):
         known[peer_id] = tuple(dict.fromkeys((*known.get(peer_id, ()), *addrs)))[:16]
     return known
+
+
+def _bootstrap(home: Home) -> list[tuple[str, tuple[str, ...]]]:
+    """The bootstrap peers of the configuration; a running peer knows its own."""
+    # To read them loads libp2p, so it is not done in vain.
+    if not os.path.lexists(home.path / "peer.yaml") and not {"DMS_CONFIG", "DMS_PEER_BOOTSTRAP"} & os.environ.keys():
+        return []
+    from .options.discovery import discovery_settings
+
+    return [(one.rpartition("/p2p/")[2], (one,)) for one in discovery_settings(home, {}).bootstrap if "/p2p/" in one]
 
 
 def _in_order(*sources: Iterable[tuple[str, tuple[str, ...]]]) -> Iterable[tuple[str, tuple[str, ...]]]:

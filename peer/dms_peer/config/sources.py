@@ -15,8 +15,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
+from ..discovery.settings import DiscoverySettings
 from ..errors import DocumentError
 from ..home.home import MEASURED
 from .access import read_access
@@ -82,6 +83,16 @@ class ConfigSources:
             if (value := _read_section(tree, name, section)) is not None:
                 values[name] = value
         return LoadedConfig(PeerConfig(**values), self.path, tree.origins())
+
+    def discovery(self) -> DiscoverySettings:
+        """Reads the section `discovery` alone; errors of other sections are not found. Raises DocumentError. Blocks on
+        disk.
+        """
+        tree = self._tree()
+        for name, section in _sections(tree):
+            if name == "discovery":
+                return cast(DiscoverySettings, _read_section(tree, name, section))
+        return DiscoverySettings()
 
     def problems(self) -> list[DocumentError]:
         """Reads all sources; returns the first error of every section. Blocks on disk."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...discovery.settings import DiscoverySettings
 from ..options.common import (
     DebugOption,
     ExecutorOption,
@@ -30,11 +29,12 @@ from ..options.common import (
 from ..options.demand import FileOption, asked_ensemble
 from ..options.discovery import (
     BootstrapOption,
-    DHTOption,
-    ExchangeOption,
-    GossipOption,
-    KnownOption,
-    MDNSOption,
+    DHTSetting,
+    ExchangeSetting,
+    GossipSetting,
+    KnownSetting,
+    MDNSSetting,
+    chosen_sources,
     discovery_settings,
 )
 from ..output import print_json, show_answer
@@ -66,11 +66,11 @@ def discover(
         float, typer.Option("--timeout", parser=time_to_live, metavar="TIME", help="Longest time to search.")
     ] = 15.0,
     bootstrap: BootstrapOption = None,
-    known: KnownOption = True,
-    exchange: ExchangeOption = True,
-    mdns: MDNSOption = True,
-    dht: DHTOption = True,
-    gossip: GossipOption = False,
+    known: KnownSetting = None,
+    exchange: ExchangeSetting = None,
+    mdns: MDNSSetting = None,
+    dht: DHTSetting = None,
+    gossip: GossipSetting = None,
     token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
@@ -91,12 +91,12 @@ def discover(
         file, cpu=cpu, ram=ram, disk=disk, gpu=gpu, port=port, ports=ports, executor=executor, location=location,
         not_location=not_location,
     )  # fmt: skip
-    settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
+    chosen = chosen_sources(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
     place = home_at(home)
 
     def look(tell: Callable[[FoundRow, SearchProgress], None], on_progress: OnProgress | None = None) -> Found:
-        # The running peer searches with its own settings: others are for a host of the command's own.
-        if settings == DiscoverySettings():
+        # The running peer searches with its own settings. Others need a host of the command's own.
+        if not chosen:
             from ..peer_search import search_in_peer
 
             found = search_in_peer(
@@ -114,8 +114,8 @@ def discover(
 
         return run_async(
             partial(
-                search_peers, place, settings, ensemble, count=count, timeout=timeout, tell=tell,
-                on_progress=on_progress, token=token,
+                search_peers, place, discovery_settings(place, chosen), ensemble, count=count, timeout=timeout,
+                tell=tell, on_progress=on_progress, token=token,
             )
         )  # fmt: skip
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...discovery.settings import DiscoverySettings
 from ..options.common import DebugOption, HomeOption, JSONOption, TokenOption, home_at, time_to_live
 from ..options.discovery import (
     BootstrapOption,
-    DHTOption,
-    ExchangeOption,
-    GossipOption,
-    KnownOption,
-    MDNSOption,
+    DHTSetting,
+    ExchangeSetting,
+    GossipSetting,
+    KnownSetting,
+    MDNSSetting,
+    chosen_sources,
     discovery_settings,
 )
 from ..output import print_json
@@ -55,11 +55,11 @@ def reserve(
     wait: Annotated[bool, typer.Option("--wait", help="Search until the timeout, even when nobody bids.")] = False,
     allocate: Annotated[bool, typer.Option("--allocate", help="Allocate the nodes before the command runs.")] = False,
     bootstrap: BootstrapOption = None,
-    known: KnownOption = True,
-    exchange: ExchangeOption = True,
-    mdns: MDNSOption = True,
-    dht: DHTOption = True,
-    gossip: GossipOption = False,
+    known: KnownSetting = None,
+    exchange: ExchangeSetting = None,
+    mdns: MDNSSetting = None,
+    dht: DHTSetting = None,
+    gossip: GossipSetting = None,
     token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
@@ -80,7 +80,7 @@ def reserve(
     from ..tables.search import show_reserved, watched_progress
 
     show_warnings()
-    settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
+    chosen = chosen_sources(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
     place, ensemble = home_at(home), read_ensemble_file(file)
 
     def hold(show: Callable[[Reserved], None], on_progress: OnProgress | None = None) -> int:
@@ -89,15 +89,15 @@ def reserve(
             "allocate": allocate, "token": token, "tell": show, "on_progress": on_progress,
         }  # fmt: skip
         words = tuple(command or ())
-        # The running peer searches with its own settings: others are for a host of the command's own.
-        if settings == DiscoverySettings():
+        # The running peer searches with its own settings. Others need a host of the command's own.
+        if not chosen:
             check_command(words)
             code = run_async(partial(hold_in_peer, place, ensemble, words, **options))
             if code is not None:
                 return code
         from ..search import hold_ensemble
 
-        return run_async(partial(hold_ensemble, place, settings, ensemble, words, **options))
+        return run_async(partial(hold_ensemble, place, discovery_settings(place, chosen), ensemble, words, **options))
 
     if as_json:
         return hold(print_json)

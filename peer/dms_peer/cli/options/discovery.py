@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, TypeAlias
+import os
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
-from ...discovery.settings import DiscoverySettings
+if TYPE_CHECKING:
+    from ...discovery.settings import DiscoverySettings
+    from ...home.home import Home
 
 __all__ = [
     "BootstrapOption",
-    "DHTOption",
     "DHTSetting",
-    "ExchangeOption",
     "ExchangeSetting",
-    "GossipOption",
     "GossipSetting",
-    "KnownOption",
     "KnownSetting",
-    "MDNSOption",
     "MDNSSetting",
+    "chosen_sources",
     "discovery_settings",
 ]
 
@@ -38,12 +37,7 @@ _MDNS: Final[Any] = typer.Option("--mdns/--no-mdns", help="Find peers on the loc
 _DHT: Final[Any] = typer.Option("--dht/--no-dht", help="Find peers in the Kademlia DHT.")
 _GOSSIP: Final[Any] = typer.Option("--gossip/--no-gossip", help="Pass adverts and broadcast requests on, by gossipsub.")
 
-KnownOption: TypeAlias = Annotated[bool, _KNOWN]
-ExchangeOption: TypeAlias = Annotated[bool, _EXCHANGE]
-MDNSOption: TypeAlias = Annotated[bool, _MDNS]
-DHTOption: TypeAlias = Annotated[bool, _DHT]
-GossipOption: TypeAlias = Annotated[bool, _GOSSIP]
-# The same for `run`, whose configuration file decides if the option is not given.
+# None leaves the choice to the configuration of the home.
 KnownSetting: TypeAlias = Annotated[bool | None, _KNOWN]
 ExchangeSetting: TypeAlias = Annotated[bool | None, _EXCHANGE]
 MDNSSetting: TypeAlias = Annotated[bool | None, _MDNS]
@@ -51,10 +45,27 @@ DHTSetting: TypeAlias = Annotated[bool | None, _DHT]
 GossipSetting: TypeAlias = Annotated[bool | None, _GOSSIP]
 
 
-def discovery_settings(
-    bootstrap: list[str] | None, *, known: bool, exchange: bool, mdns: bool, dht: bool, gossip: bool
-) -> DiscoverySettings:
-    """The settings from these options."""
-    return DiscoverySettings(
-        bootstrap=tuple(bootstrap or ()), known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip
-    )
+def chosen_sources(
+    bootstrap: list[str] | None,
+    *,
+    known: bool | None,
+    exchange: bool | None,
+    mdns: bool | None,
+    dht: bool | None,
+    gossip: bool | None,
+) -> dict[str, Any]:
+    """The settings that these options choose, by their path in the configuration. Empty if there is no such option."""
+    flags = {"known": known, "exchange": exchange, "mdns": mdns, "dht": dht, "gossip": gossip}
+    chosen: dict[str, Any] = {"discovery.bootstrap": bootstrap} if bootstrap else {}
+    return chosen | {f"discovery.{name}": flag for name, flag in flags.items() if flag is not None}
+
+
+def discovery_settings(home: Home, chosen: dict[str, Any]) -> DiscoverySettings:
+    """The section `discovery` of the home's configuration, overridden by the `chosen` options.
+
+    Raises DocumentError for a section with an error. Blocks on disk.
+    """
+    # It loads libp2p, which a command that asks the running peer does not need.
+    from ...config.sources import ConfigSources
+
+    return ConfigSources(home.path, os.environ, None, chosen).discovery()

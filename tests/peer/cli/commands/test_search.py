@@ -299,3 +299,50 @@ async def test_a_narrow_terminal_shows_what_matters() -> None:
             _LiveView(live).found(row, ProgressLog().snapshot())
         assert ("round trip" in console.file.getvalue()) is shown
         assert "takes it" in console.file.getvalue()
+
+
+async def test_the_home_s_configuration_says_where_to_search(
+    providers: list[Ready], command: Command, tmp_path: Path
+) -> None:
+    home = tmp_path / "requester"
+    home.mkdir(mode=0o700)
+    (home / "peer.yaml").write_text(
+        "discovery:\n"
+        f"  bootstrap: [{providers[2].addrs[0]}]\n"
+        "  mdns: false\n  dht: false\n  exchange: false\n"
+        # An error in a section that a requester does not need keeps it from nothing.
+        "terms: {unknown: 1}\n"
+    )
+    code, out, err = await command("discover", "--cpu", "1", "--count", "1", "--json")
+    assert code == 0, err
+    assert lines(out)[0]["peer_id"] == providers[2].peer_id
+    # An option overrides the file.
+    code, out, err = await command(
+        "discover", "--cpu", "1", "--count", "1", "--json", *bootstrap(providers[:1]), *ALONE
+    )
+    assert code == 0, err
+    assert providers[0].peer_id in {row.get("peer_id") for row in lines(out)}
+    # Its bootstrap peers are known by the start of their ids.
+    demand = ("--cpu", "1", "--ram", "1GiB", "--disk", "1GiB")
+    code, out, err = await command("bid", providers[2].peer_id[8:18], *demand, "--json")
+    assert (code, json.loads(out)["peer_id"]) == (0, providers[2].peer_id), err
+    file = tmp_path / "ensemble.yaml"
+    file.write_text("request:\n- {node_id: a, resources: {cpu: {cores: 1}, ram: {size: 1GiB}, disk: {size: 1GiB}}}\n")
+    code, out, err = await command("reserve", "-f", str(file), "--", sys.executable, "-c", "print('held')")
+    assert (code, "held" in out) == (0, True), err
+
+
+@pytest.mark.parametrize("words", [["discover", "--cpu", "1"], ["reserve", "-f", "ensemble.yaml", "--", "true"]])
+async def test_a_search_names_an_error_in_its_configuration(
+    command: Command, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ensemble.yaml").write_text(
+        "request:\n- {node_id: a, resources: {cpu: {cores: 1}, ram: {size: 1GiB}, disk: {size: 1GiB}}}\n"
+    )
+    home = tmp_path / "requester"
+    home.mkdir(mode=0o700)
+    (home / "peer.yaml").write_text("discovery: {mdns: perhaps}\n")
+    code, _, err = await command(*words)
+    assert code == 1
+    assert "peer.yaml, line 1" in err
