@@ -346,7 +346,7 @@ async def test_the_owner_evicts_and_drains_where_no_peer_runs(home: Home, tmp_pa
     assert "evict --all" in refused["error"]["hint"]
     assert await dms_peer("drain", "--home", mine) == (
         0,
-        {"leases": 1, "evicted": 0, "running": False, "deadline": None},
+        {"leases": 1, "evicted": 0, "running": False, "ending": 0, "deadline": None},
     )
     assert (await dms_peer("release", "ffffffffff", "--home", mine))[1]["error"]["code"] == "unknown_lease"
     code, evicted = await dms_peer("evict", "--all", "--notice", "10m", "--home", mine)
@@ -356,7 +356,7 @@ async def test_the_owner_evicts_and_drains_where_no_peer_runs(home: Home, tmp_pa
     assert (code, released["lease_id"], released["reason"]) == (0, lease["lease_id"], "released")
     assert await dms_peer("drain", "--evict", "--home", mine) == (
         0,
-        {"leases": 0, "evicted": 0, "running": False, "deadline": None},
+        {"leases": 0, "evicted": 0, "running": False, "ending": 0, "deadline": None},
     )
     code, offer = await dms_peer("offboard", "--home", mine)
     assert (code, offer["onboarded"]) == (0, None)
