@@ -13,11 +13,12 @@ import typer
 from ..options.common import DebugOption, HomeOption, JSONOption, TokenOption, home_at, time_to_live
 from ..options.discovery import (
     BootstrapOption,
-    DHTOption,
-    ExchangeOption,
-    GossipOption,
-    KnownOption,
-    MDNSOption,
+    DHTSetting,
+    ExchangeSetting,
+    GossipSetting,
+    KnownSetting,
+    MDNSSetting,
+    chosen_sources,
     discovery_settings,
 )
 from ..output import comment
@@ -52,11 +53,11 @@ def deploy(
     ] = 30.0,
     wait: Annotated[bool, typer.Option("--wait", help="Search until the timeout, even when nobody bids.")] = False,
     bootstrap: BootstrapOption = None,
-    known: KnownOption = True,
-    exchange: ExchangeOption = True,
-    mdns: MDNSOption = True,
-    dht: DHTOption = True,
-    gossip: GossipOption = False,
+    known: KnownSetting = None,
+    exchange: ExchangeSetting = None,
+    mdns: MDNSSetting = None,
+    dht: DHTSetting = None,
+    gossip: GossipSetting = None,
     token: TokenOption = None,
     home: HomeOption = None,
     as_json: JSONOption = False,
@@ -73,14 +74,15 @@ def deploy(
 
     if remove and not detach:
         raise typer.BadParameter("without --detach everything is released at the end; leave --rm out")
-    settings = discovery_settings(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
+    chosen = chosen_sources(bootstrap, known=known, exchange=exchange, mdns=mdns, dht=dht, gossip=gossip)
     ensemble = read_ensemble_file(file)
     for warning in ensemble.warnings:
         comment(f"{file}: {warning}")
     if not ensemble.jobs:
         raise typer.BadParameter("the file names no jobs: add `jobs`, or hold the nodes with `reserve`")
+    place = home_at(home)
     return run_deployment(
-        as_json, list(ensemble.jobs), home_at(home), settings, ensemble,
+        as_json, list(ensemble.jobs), place, discovery_settings(place, chosen), ensemble,
         strategy=strategy, currency=currency, ttl=ttl, timeout=timeout, wait=wait, detach=detach, remove=remove,
         token=token,
     )  # fmt: skip
