@@ -20,7 +20,10 @@ def history(
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show what happened to this machine's resources and leases, newest first."""
+    """Show what happened to this machine's resources and leases, newest first.
+
+    Example: dms-peer history --limit 20
+    """
     from ...owner.client import read_history
     from ..tables.owner import show_history
 

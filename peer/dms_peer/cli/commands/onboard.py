@@ -87,6 +87,8 @@ def onboard(
     """Offer a part of this machine to the network, whether the peer runs or not.
 
     Without --cpu, --ram and --disk it proposes amounts and asks.
+
+    Example: dms-peer onboard --cpu 4 --ram 8GiB --disk 100GiB --gpu all
     """
     from ...owner.client import onboard_resources
     from ..tables.owner import show_offer, show_proposed_offer

@@ -18,7 +18,10 @@ def peers(
     as_json: JSONOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show the peers that this one knows, what each had free, and how old that is."""
+    """Show the peers that this one knows, what each had free, and how old that is.
+
+    Example: dms-peer peers --json
+    """
     from ...owner.client import read_peers
     from ..tables.search import show_peers
 

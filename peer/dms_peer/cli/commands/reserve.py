@@ -71,6 +71,8 @@ def reserve(
     order of the nodes, and everything as JSON in DMS_RESERVATION. Without a command they are held until Ctrl-C. Ends
     with the command's exit code, with 3 when the peers did not take the nodes, or with 1 when the nodes were lost,
     which ends the command.
+
+    Example: dms-peer reserve -f ensemble.yaml --allocate -- ./train.sh
     """
     from ...config.ensemble import read_ensemble_file
     from ...telemetry.logs import show_warnings
