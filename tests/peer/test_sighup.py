@@ -40,7 +40,9 @@ def command(home: Home, *options: str) -> list[str]:
 
 @contextmanager
 def running(home: Home, *options: str, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A running peer without a terminal."""
+    """A running peer without a terminal. SIGHUP has its usual effect, unless `how` says otherwise."""
+    # The suite itself may run under nohup.
+    how.setdefault("preexec_fn", lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     with subprocess.Popen(
         command(home, *options), stdout=-1, stderr=-1, env=ENVIRONMENT, start_new_session=True, **how
     ) as process:
@@ -105,6 +107,11 @@ def test_under_nohup_sighup_is_ignored(home: Home) -> None:
         assert b"configuration" not in process.stderr.read()
 
 
+def take_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_when_the_terminal_goes_away_the_peer_ends_in_good_order(home: Home) -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
@@ -114,7 +121,7 @@ def test_when_the_terminal_goes_away_the_peer_ends_in_good_order(home: Home) -> 
         stderr=theirs,
         env=ENVIRONMENT,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     ) as process:
         os.close(theirs)
         try:

@@ -21,14 +21,18 @@ def read_state(path: Path, most: int) -> bytes:
     Raises FileNotFoundError, and OSError for a file that is not accepted; its `strerror` says why.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         # Root may read the home of a user.
         if status.st_uid not in (os.geteuid(), path.parent.stat().st_uid):
             raise OSError(errno.EPERM, f"it belongs to user {status.st_uid}")
-        content = file.read(most + 1)
+        # Not before it is known to be a file: of a directory the descriptor would stay open.
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(most + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most} bytes")
     return content
