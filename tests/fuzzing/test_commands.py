@@ -24,7 +24,7 @@ def test_every_command_is_a_target() -> None:
 
 def test_the_command_lines_repeat_and_name_every_option() -> None:
     def first() -> list[list[str]]:
-        return list(islice(command_lines(VALUES, random.Random(3)), 3000))
+        return list(islice(command_lines(VALUES, random.Random(3)), 6000))
 
     lines = first()
     assert lines == first()

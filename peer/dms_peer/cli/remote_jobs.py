@@ -87,7 +87,9 @@ async def deploy_ensemble(
         ):  # fmt: skip
             for node_id, peer_id in reservation.peers.items():
                 # Before anything else: what outlives this process is found by the providers' lists.
-                journal.note_provider(peer_id, reservation.addrs[node_id])
+                given = [address for address in settings.bootstrap if address.endswith(f"/p2p/{peer_id}")]
+                # A peer behind a relay may announce nothing that leads to it; what the user gave does.
+                journal.note_provider(peer_id, [*given, *reservation.addrs[node_id]])
             await reservation.allocate()
             for node_id, lease in reservation.leases.items():
                 taken[lease.lease_id] = reservation.peers[node_id]

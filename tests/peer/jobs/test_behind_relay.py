@@ -133,7 +133,8 @@ async def test_a_job_behind_a_relay_is_read_from_another_network(
         forward = await stack.enter_async_context(
             running(requester, homes["requester"], "forward", "web/web", "18080:8080", "--json")
         )
-        await first_line(forward)
+        listening_at = await first_line(forward)
+        assert listening_at.get("port") == 18080, listening_at
         url = "http://127.0.0.1:18080/page"
         with trio.fail_after(60):
             got = await trio.run_process(
@@ -145,6 +146,15 @@ async def test_a_job_behind_a_relay_is_read_from_another_network(
 
 
 FETCH = """
-import sys, urllib.request
-print(len(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(sys.argv[1], timeout=50).read()))
+import sys, time, urllib.request
+opener, until = urllib.request.build_opener(urllib.request.ProxyHandler({})), time.monotonic() + 50
+while True:
+    try:
+        print(len(opener.open(sys.argv[1], timeout=50).read()))
+        break
+    except OSError:
+        # The job runs, and may not listen yet.
+        if time.monotonic() > until:
+            raise
+        time.sleep(0.2)
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dms_protocols import EnsembleRequest, MessageError
@@ -154,6 +154,8 @@ _MAPS = st.dictionaries(
 )
 
 
+# On a busy machine the first example may take seconds.
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(_MAPS)
 def test_no_map_raises_anything_but_the_error(sent: dict[str, Any]) -> None:
     before = repr(sent)

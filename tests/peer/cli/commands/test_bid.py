@@ -113,7 +113,7 @@ async def test_an_ensemble_is_bid_for_written_and_taken_together(
         ("trainer", True), ("store", True),
     ]  # fmt: skip
     assert report["bids"][0]["bid"]["price"] == {"micros_per_hour": 200_000, "currency": "EUR"}
-    assert report["bids"][0]["bid"]["public_ports"] == {"dynamic": 2}
+    assert report["bids"][0]["bid"]["public_ports"] == {"static": [], "dynamic": 2}
     assert (report["not_asked"], report["refusals"], report["file"]) == (["elsewhere"], [], str(bids))
     envelopes = read_bids(bids.read_bytes())
     for envelope in envelopes:
