@@ -23,7 +23,7 @@ del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 LONG = os.environ.get("DMS_TEST_PROFILE") == "long"
-WORLDS = 100_000 if LONG else 1000
+WORLDS = 100_000 if LONG else 400
 
 # What has to happen in a thousand worlds for them to be useful, and how often at least.
 FAULTS = (
