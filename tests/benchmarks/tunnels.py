@@ -2,7 +2,7 @@
 
     python tests/benchmarks/tunnels.py [--mib 100] [--rounds 5] [--delays 0,50] [--json FILE]
 
-Processes on loopback: a program that sends bytes to whoever connects (the job), a provider that serves `/dms/tunnel`,
+Processes on loopback: a program that sends bytes on each connection (the job), a provider that serves `/dms/tunnel`,
 and this requester. With a delay another process stands between requester and provider, or job, and passes everything
 on so many milliseconds of round trip later. In each round all are measured one after the other; figures are medians.
 """
@@ -35,15 +35,13 @@ from dms_protocols.rpc.operations import Caller
 
 MIB: Final = 1 << 20
 PIECE: Final = 256 * 1024
-AIM_RATIO: Final = 0.4
-AIM_FAR: Final = 40.0
 
 
 # The processes
 
 
 async def job() -> None:
-    """Sends bytes to whoever connects, for as long as they are read."""
+    """Sends bytes on each connection, for as long as they are read."""
 
     async def send(stream: trio.SocketStream) -> None:
         data = bytes(PIECE)

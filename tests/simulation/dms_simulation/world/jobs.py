@@ -1,6 +1,6 @@
 """The jobs of one machine: they run on through the lives of its provider, and end with a reboot.
 
-The provider's part is played by the rules for whoever runs jobs: a job is attached before it is started; one task for
+The provider's part is played by these rules: a job is attached before it is started; one task for
 each lease makes all its steps; a job that should end is asked again until it is gone, and only then the ledger is told.
 """
 
@@ -44,7 +44,7 @@ class _Job:
 
 
 class MachineJobs:
-    """What runs on one machine, whoever knows of it."""
+    """What runs on one machine, known to the provider or not."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
